@@ -1,0 +1,1 @@
+"""Parameters from uniform numbers that belong to a sample; pixels apart from randomness."""

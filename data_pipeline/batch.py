@@ -1,0 +1,44 @@
+"""A rank's share of one global batch."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n slots. `data` holds tensors with n rows; a slot that is not `valid` holds zeros and weighs nothing.
+
+    ids (n,) int64: sample numbers, -1 for padding. epoch, slot (n,) int64: slot is the number in the global batch.
+    bad: ledger entries of the slots that were masked.
+    """
+
+    data: dict[str, Tensor]
+    valid: Tensor
+    ids: Tensor
+    epoch: Tensor
+    slot: Tensor
+    bad: tuple[dict, ...] = ()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.data[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.data
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    def _map(self, f) -> "Batch":
+        return replace(self, data={k: f(v) for k, v in self.data.items()}, valid=f(self.valid), ids=f(self.ids),
+                       epoch=f(self.epoch), slot=f(self.slot))
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return self._map(lambda t: t.to(device, non_blocking=True))
+
+    def split(self, micro: int | None) -> list["Batch"]:
+        """Consecutive parts of at most `micro` slots; the whole when None."""
+        if micro is None or micro >= len(self):
+            return [self]
+        return [self._map(lambda t, a=a: t[a : a + micro]) for a in range(0, len(self), micro)]

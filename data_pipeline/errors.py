@@ -1,0 +1,17 @@
+"""The two ways in which input is wrong: a user can mend one, the ledger records the other."""
+
+
+class UserError(Exception):
+    """Wrong input. Its text is one sentence that says what to do; the command line prints it and exits 2."""
+
+
+class BadSample(Exception):
+    """A sample that cannot be used. `reason` is a short word of the detection table (docs/data.md)."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self):
+        return BadSample, (self.reason, self.detail)

@@ -1,0 +1,133 @@
+"""The order of samples: a pure function of (chunk sizes, seed, lanes, window). NumPy only, no I/O.
+
+Chunks are permuted an epoch and cut in L lanes; a lane is shuffled in windows of V samples whose phases differ
+from lane to lane; positions deal over the lanes in turn. Golden vectors fix it to the byte (docs/data.md).
+"""
+
+import hashlib
+import struct
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNKS, WINDOW, AUGMENT, MIX = 1, 2, 3, 4  # purposes of draws
+Int = NDArray[np.int64]
+
+_philox = np.random.Philox(key=[0, 0])
+
+
+def draws(seed: int, purpose: int, a: int, b: int, c: int, n: int) -> NDArray[np.uint64]:
+    """The first n words of Philox4x64-10 with key (seed, purpose) and counter (i, a, b, c), i = 1, 2, 3 ..."""
+    state = _philox.state  # setting the state of one generator costs a third of making another
+    state["state"]["counter"][:] = (0, a, b, c)
+    state["state"]["key"][:] = (seed, purpose)
+    state["buffer_pos"] = 4
+    state["has_uint32"] = 0
+    _philox.state = state
+    return _philox.random_raw(n)
+
+
+def perm(words: NDArray[np.uint64]) -> Int:
+    """Stable argsort, ascending."""
+    return np.argsort(words, kind="stable")
+
+
+def bit_reverse(lane: Int, lanes: int) -> Int:
+    """The bit_length(L-1) low bits of a lane's number, reversed."""
+    bits = (lanes - 1).bit_length()
+    out = np.zeros_like(lane)
+    for i in range(bits):
+        out |= ((lane >> i) & 1) << (bits - 1 - i)
+    return out
+
+
+def defaults(n: int) -> tuple[int, int]:
+    """(L, V) for N samples: V = 256 where at least 8 windows exist, L = clamp(2^floor(log2(N/V)), 1, 1024)."""
+    window = 256
+    while window > 1 and n // window < 8:
+        window //= 2
+    # L keeps N/V of a full window, so that small sets have few lanes of several windows
+    ratio = n / 256 if n >= 256 else 1
+    lanes = 1 << max(0, int(np.floor(np.log2(ratio)))) if ratio >= 1 else 1
+    return max(1, min(1024, lanes)), window
+
+
+class Order:
+    """Sample numbers by global position, over all epochs.
+
+    chunk_samples (K,): samples a chunk, in tar order. Sample numbers are 0..N-1 through the chunks.
+    """
+
+    def __init__(self, chunk_samples: NDArray, seed: int, lanes: int | None = None, window: int | None = None,
+                 source: int = 0) -> None:
+        self.sizes = np.asarray(chunk_samples, np.int64)
+        self.n = int(self.sizes.sum())
+        if self.n < 1:
+            raise ValueError("an order needs at least one sample")
+        auto = defaults(self.n)
+        self.seed, self.source = seed, source
+        self.lanes, self.window = lanes or auto[0], window or auto[1]
+        self.first = np.concatenate([[0], np.cumsum(self.sizes)])[:-1]
+        lane = np.arange(self.lanes, dtype=np.int64)
+        self.reversed = bit_reverse(lane, self.lanes)
+        self.phase = (self.reversed * self.window) >> (self.lanes - 1).bit_length()
+        q, r = divmod(self.n, self.lanes)
+        self.length = q + (lane < r)
+        self.start = lane * q + np.minimum(lane, r)
+        self._epoch = lru_cache(2)(self._make_epoch)
+        self._window = lru_cache(4 * self.lanes + 64)(self._make_window)
+
+    def __getstate__(self) -> dict:
+        return {"sizes": self.sizes, "seed": self.seed, "lanes": self.lanes, "window": self.window, "source": self.source}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["sizes"], state["seed"], state["lanes"], state["window"], state["source"])  # type: ignore[misc]
+
+    def _make_epoch(self, epoch: int) -> tuple[Int, Int]:
+        pi = perm(draws(self.seed, CHUNKS + 256 * self.source, 0, 0, epoch, len(self.sizes)))
+        return pi, np.concatenate([[0], np.cumsum(self.sizes[pi])])
+
+    def _make_window(self, epoch: int, lane: int, w: int) -> tuple[int, Int]:
+        """(elements before the window in its lane, sample numbers of the window in their shuffled order)."""
+        phase, length = int(self.phase[lane]), int(self.length[lane])
+        a, b = max(0, w * self.window - phase), min(length, (w + 1) * self.window - phase)
+        sigma = perm(draws(self.seed, WINDOW + 256 * self.source, w, lane, epoch, b - a))
+        x = int(self.start[lane]) + a + sigma
+        pi, sums = self._epoch(epoch)
+        k = np.searchsorted(sums, x, side="right") - 1
+        return a, self.first[pi[k]] + x - sums[k]
+
+    def epochs(self, positions: Int) -> Int:
+        return np.asarray(positions, np.int64) // self.n
+
+    def ids(self, positions: Int) -> Int:
+        """Sample numbers of global positions (any shape (n,), any order)."""
+        positions = np.asarray(positions, np.int64)
+        epoch, p = positions // self.n, positions % self.n
+        lane, j = p % self.lanes, p // self.lanes
+        w = (j + self.phase[lane]) // self.window
+        out = np.empty(len(positions), np.int64)
+        get = self._window
+        for i, (e, ln, ww, jj) in enumerate(zip(epoch.tolist(), lane.tolist(), w.tolist(), j.tolist(), strict=True)):
+            a, numbers = get(e, ln, ww)
+            out[i] = numbers[jj - a]
+        return out
+
+    def slots(self, step: int, batch: int) -> Int:
+        """The positions of a global batch in the order of its slots: by reversed lane, then position."""
+        at = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
+        return at[np.argsort(self.reversed[(at % self.n) % self.lanes], kind="stable")]
+
+    def share(self, step: int, batch: int, rank: int, world: int) -> Int:
+        """The positions of one rank's slots, ceil(B/W) of them, -1 for padding."""
+        cap = -(-batch // world)
+        mine = self.slots(step, batch)[rank * cap : (rank + 1) * cap]
+        out = np.full(cap, -1, np.int64)
+        out[: len(mine)] = mine
+        return out
+
+    def fingerprint(self, digests: list[bytes]) -> str:
+        """32 hex digits that name data and order; world, batch size, workers and paths are not in it."""
+        head = b"vtx-order-1\0" + struct.pack("<QIII", self.seed, self.lanes, self.window, len(digests))
+        return hashlib.sha256(head + b"".join(digests)).hexdigest()[:32]

@@ -1,0 +1,148 @@
+"""Captions to token ids: bytes, CLIP's byte-level BPE, or a tokenizer.json trained on one's own captions.
+
+Every tokenizer frames a text as start, tokens, end, then zeros; the end token has the largest id, so that a
+text tower finds it by argmax.
+"""
+
+import gzip
+import hashlib
+import html
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """vocab: ids are 0..vocab-1. `ids` and `words` turn text to ids and back, without the frame."""
+
+    name: str
+    vocab: int
+    start: int
+    end: int
+    fingerprint: str
+    ids: Callable[[str], list[int]]
+    words: Callable[[list[int]], str]
+
+    def encode(self, text: str, context: int) -> NDArray[np.int32]:
+        """(context,) int32; a longer text is cut and still ends with the end token."""
+        out = np.zeros(context, np.int32)
+        ids = [self.start, *self.ids(text)[: context - 2], self.end]
+        out[: len(ids)] = ids
+        return out
+
+    def encode_all(self, texts: Iterable[str], context: int) -> NDArray[np.int32]:
+        return np.stack([self.encode(t, context) for t in texts])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text between start and end."""
+        kept = []
+        for i in ids:
+            if i == self.end:
+                break
+            if i != self.start:
+                kept.append(int(i))
+        return self.words(kept)
+
+
+def of_bytes() -> Tokenizer:
+    return Tokenizer("bytes", 258, 256, 257, "bytes-1", lambda t: list(t.encode("utf-8", "replace")),
+                     lambda ids: bytes(ids).decode("utf-8", "replace"))
+
+
+def clean(text: str) -> str:
+    """CLIP's cleaning: mended encoding, html unescaped twice, white space collapsed, lower case."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).strip().lower()
+
+
+def byte_letters() -> list[str]:
+    """GPT-2's printable letter for each byte, in the order of its vocabulary."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {b: chr(b) for b in shown}
+    hidden = (b for b in range(256) if b not in letters)
+    letters |= {b: chr(256 + i) for i, b in enumerate(hidden)}
+    order = shown + [b for b in range(256) if b not in shown]
+    return [letters[b] for b in order]
+
+
+def of_merges(path: Path) -> Tokenizer:
+    """CLIP's vocabulary: 256 bytes, 256 bytes that end a word, 48,894 merges, start, end."""
+    from tokenizers import Regex, pre_tokenizers
+    from tokenizers import Tokenizer as Engine
+    from tokenizers.models import BPE
+
+    body = path.read_bytes()
+    text = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+    lines = [line.split() for line in text.decode().split("\n")[1 : 49_152 - 256 - 2 + 1]]
+    if any(len(line) != 2 for line in lines):
+        raise UserError(f"{path} is no merges file of CLIP (two words a line expected): give bpe_simple_vocab_16e6.txt.gz.")
+    merges = [(a, b) for a, b in lines]
+    letters = byte_letters()
+    names = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {name: i for i, name in enumerate(names)}
+    engine = Engine(BPE(vocab, merges, end_of_word_suffix="</w>"))
+    pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    engine.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(pattern, behavior="removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    back = {letter: byte for letter, byte in zip(letters, [*range(33, 127), *range(161, 173), *range(174, 256),
+            *(b for b in range(256) if b not in {*range(33, 127), *range(161, 173), *range(174, 256)})], strict=True)}
+
+    def words(ids: list[int]) -> str:
+        joined = "".join(names[i] for i in ids)
+        pieces = joined.replace("</w>", " ")
+        return bytearray(back.get(c, 32) for c in pieces).decode("utf-8", "replace").strip()
+
+    return Tokenizer("clip", len(names), len(names) - 2, len(names) - 1, hashlib.sha256(text).hexdigest()[:16],
+                     lambda t: engine.encode(clean(t), add_special_tokens=False).ids, words)
+
+
+def of_json(path: Path) -> Tokenizer:
+    """A tokenizer.json with <|start|> and <|end|> as its last two ids (`vtx data tokenizer` writes one)."""
+    from tokenizers import Tokenizer as Engine
+
+    try:
+        engine = Engine.from_file(str(path))
+    except Exception as e:
+        raise UserError(f"{path} is no tokenizer file ({e}): make one with 'vtx data tokenizer'.") from None
+    start, end = engine.token_to_id("<|start|>"), engine.token_to_id("<|end|>")
+    vocab = engine.get_vocab_size()
+    if end is None or end != vocab - 1 or start is None:
+        raise UserError(f"{path} lacks <|start|> and <|end|> as its last ids: make it with 'vtx data tokenizer'.")
+    return Tokenizer(str(path), vocab, start, end, hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+                     lambda t: engine.encode(t, add_special_tokens=False).ids,
+                     lambda ids: engine.decode(ids))
+
+
+def open_clip_merges() -> Path:
+    """The merges file that an installed open_clip brings; the package itself is not imported."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+        if path.exists():
+            return path
+    raise UserError("data.tokenizer=clip needs CLIP's merges: pip install open_clip_torch, or give the path of "
+                    "bpe_simple_vocab_16e6.txt.gz as data.tokenizer.")
+
+
+@lru_cache(8)
+def tokenizer(name: str) -> Tokenizer:
+    """ "bytes", "clip", or the path of a tokenizer.json or of CLIP's merges. Raises UserError for what is none."""
+    if name == "bytes":
+        return of_bytes()
+    if name == "clip":
+        return of_merges(open_clip_merges())
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"data.tokenizer={name} is neither bytes, clip nor a file: give the path of a tokenizer.json.")
+    return of_json(path) if path.suffix == ".json" else of_merges(path)

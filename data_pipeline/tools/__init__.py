@@ -1,0 +1,1 @@
+"""What `vtx data` does: each a function over folders of tars."""

@@ -1,0 +1,28 @@
+"""`vtx data inspect`: what shards hold."""
+
+from collections import Counter
+from typing import Any
+
+from data_pipeline.errors import BadSample
+from data_pipeline.index import open_index
+from data_pipeline.order import defaults
+from data_pipeline.read import ChunkReader
+
+
+def inspect(shards: str, look: int = 1000) -> dict[str, Any]:
+    """Counts of the whole set, and the members of its first `look` samples."""
+    index = open_index(shards)
+    reader, first = ChunkReader(index), ""
+    members: Counter[str] = Counter()
+    for g in range(min(index.n, look)):
+        try:
+            _, sample = reader.sample(g)
+        except BadSample:
+            continue
+        members.update(sample.keys())
+        if not first and "txt" in sample:
+            first = sample["txt"].decode("utf-8", "replace")
+    lanes, window = defaults(max(1, index.n))
+    return {"shards": len(index.names), "samples": index.n, "bytes": int(index.shard_bytes.sum()),
+            "chunks": len(index.chunk_bytes), "known_bad": len(index.bad), "members": dict(members), "lanes": lanes,
+            "window": window, "digest": index.digest.hex()[:32], "caption": first}

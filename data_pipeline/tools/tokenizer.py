@@ -1,0 +1,47 @@
+"""`vtx data tokenizer`: a byte-level BPE trained on the captions of shards."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipeline.errors import BadSample, UserError
+from data_pipeline.index import open_index
+from data_pipeline.read import ChunkReader
+
+
+def captions(shards: str) -> Iterator[str]:
+    index = open_index(shards)
+    reader = ChunkReader(index)
+    for g in range(index.n):
+        try:
+            _, members = reader.sample(g)
+        except BadSample:
+            continue
+        if "txt" in members:
+            yield members["txt"].decode("utf-8", "replace")
+
+
+def train_tokenizer(shards: str, out: Path, vocab: int = 8192) -> Path:
+    """Write tokenizer.json with <|start|> and <|end|> as its last two ids; the same file for the same captions."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+
+    if vocab < 258:
+        raise UserError(f"--vocab {vocab} is too small: 256 bytes, start and end need 258.")
+    engine = Tokenizer(BPE())
+    engine.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    engine.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(vocab_size=vocab - 2, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+                         show_progress=False)
+    texts = list(captions(shards))
+    if not texts:
+        raise UserError(f"{shards} holds no captions (txt members) to train a tokenizer on.")
+    engine.train_from_iterator(texts, trainer)
+    engine.add_special_tokens(["<|start|>", "<|end|>"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}")
+    engine.save(str(part))
+    os.replace(part, out)
+    return out

@@ -1,0 +1,111 @@
+"""From a recipe to live parts: the one place that follows the dotted paths of the specs."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_pipeline.errors import UserError
+from data_pipeline.index import open_index
+from data_pipeline.loader import Batches, InOrder
+from data_pipeline.order import Order
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.run import Run, Spec
+
+
+def follow(path: str) -> Any:
+    """The object behind "package.module:Name". Raises UserError where there is none."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise UserError(f"{path!r} cannot be imported ({e}): put its folder on PYTHONPATH or beside the recipe.") from e
+
+
+def build_objective(run: Run, dtype: torch.dtype, ranks: Any = None) -> nn.Module:
+    """The objective on the meta device."""
+    with torch.device("meta"):
+        objective = follow(type(run.objective).build)(run.objective, ranks or Ranks())
+    objective.to(dtype)
+    objective.micro_batch, objective.tokenizer = run.system.micro_batch, run.data.tokenizer
+    return objective
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """An indexed set of samples, and where its shards lie."""
+
+    index: Any
+    folder: Path
+
+    @property
+    def classes(self) -> list[str] | None:
+        """classes.txt beside the shards, or one folder up."""
+        for at in (self.folder, self.folder.parent):
+            if (at / "classes.txt").exists():
+                return (at / "classes.txt").read_text().splitlines()
+        return None
+
+
+def resolve_data(run: Run, say: Callable[[str], None] = lambda line: None) -> Run:
+    """`data.shards=toy` becomes a folder of toy shards, made once in the cache."""
+    from launch.toys import toy_shards
+
+    if run.data.shards != "toy":
+        return run
+    train, val = toy_shards(say)
+    return replace(run, data=replace(run.data, shards=str(train), val_shards=run.data.val_shards or str(val)))
+
+
+def open_data(run: Run, train: bool, say: Callable[[str], None] = lambda line: None) -> DataSet | None:
+    """The training or validation samples of a recipe; None where it names no validation samples."""
+    data = run.data
+    if not train and data.val_shards:
+        return data_set(data.val_shards, say)
+    if not train and not data.hold_out:
+        return None
+    whole = data_set(data.shards, say)
+    if not data.hold_out:
+        return whole
+    kept, held = whole.index.split(data.hold_out)
+    return replace(whole, index=kept if train else held)
+
+
+def data_set(shards: str, say: Callable[[str], None]) -> DataSet:
+    index = open_index(shards, say=say)
+    if index.n == 0:
+        raise UserError(f"{shards} holds no samples: every shard is empty.")
+    return DataSet(index, Path(index.root))
+
+
+def order_of(run: Run, index: Any) -> Order:
+    return Order(index.chunk_samples, seed=run.seed, lanes=run.data.lanes, window=run.data.window)
+
+
+def reader_of(run: Run, train: bool) -> Any:
+    return follow(type(run.objective).build).reader(run.objective, run.data, train)
+
+
+def train_batches(run: Run, data: DataSet, rank: int, world: int) -> Batches:
+    return Batches(data.index, order_of(run, data.index), reader_of(run, True), run.global_batch, rank, world, run.seed)
+
+
+def eval_batches(run: Run, data: DataSet, size: int = 64) -> tuple[Batches, int]:
+    """Every validation sample once, in tar order, on every rank alike; and the number of batches."""
+    n = data.index.n
+    return Batches(data.index, InOrder(n), reader_of(run, False), size, 0, 1, run.seed), -(-n // size)
+
+
+def stranger(path: str) -> None:
+    """Let a recipe from a stranger's folder import its neighbours, here and in the processes started from here."""
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+

@@ -1,0 +1,84 @@
+"""N workers on this machine: started, watched, started again together when one dies, ended together."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vtx_scale.checkpoints.format import steps
+
+RETRIES = 3  # starts in a row that save nothing new
+
+
+def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) -> int:
+    """Run `python -m launch.worker REQUEST` on `world` ranks until they finish; the exit code of the run.
+
+    A rank that dies (a signal, a lost peer) ends the others and all start again from the newest checkpoint; a
+    rank that says why it stopped (codes 2, 3, 4, 75) is believed.
+    """
+    asked: list[int] = []
+    before = {s: signal.signal(s, lambda n, _: asked.append(n)) for s in (signal.SIGINT, signal.SIGTERM)}
+    best, failures = newest(folder), 0
+    try:
+        while True:
+            code = once(request, world, asked)
+            if code in (0, 2, 3, 4, 75, 130) or asked:
+                return code
+            now = newest(folder)
+            failures = 1 if now > best else failures + 1
+            best = max(best, now)
+            if failures > RETRIES:
+                say(f"the workers failed {failures} times without a new checkpoint: see log.txt in {folder}")
+                return 1
+            say(f"a worker ended with {code}: starting again from {'step ' + str(now) if now else 'the beginning'}")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def newest(folder: Path) -> int:
+    return max(steps(folder / "checkpoints"), default=0)
+
+
+def once(request: Path, world: int, asked: list[int]) -> int:
+    """One start of all ranks; the first code that is not 0, or 0."""
+    with tempfile.TemporaryDirectory(prefix="vtx-") as meet:
+        ranks = [subprocess.Popen([sys.executable, "-m", "launch.worker", str(request)],
+                                  env={**os.environ, **rank_environment(rank, world, meet)}) for rank in range(world)]
+        try:
+            told, first = False, 0
+            deadline = None
+            while any(r.poll() is None for r in ranks):
+                if asked and not told:
+                    told = True
+                    for r in ranks:
+                        if r.poll() is None:
+                            r.send_signal(signal.SIGTERM)
+                codes = [r.poll() for r in ranks]
+                failed = [c for c in codes if c not in (None, 0)]
+                if failed and not first:
+                    first = failed[0]
+                    # a rank that ended by decision decided with the others: they have time to follow
+                    deadline = time.monotonic() + (10 if first == 75 else 1)
+                if deadline is not None and time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+            codes = [c for r in ranks if (c := r.poll()) not in (None, 0)]
+            said = [c for c in codes if c in (2, 3, 4, 75)]
+            return said[0] if said else first or (codes[0] if codes else 0)
+        finally:
+            for r in ranks:
+                if r.poll() is None:
+                    r.kill()
+            for r in ranks:
+                r.wait()
+
+
+def rank_environment(rank: int, world: int, meet: str) -> dict[str, str]:
+    """What torchrun would set, but for a meeting file in place of a port that somebody else could take."""
+    return {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
+            "VTX_MEET": f"file://{meet}/store", "VTX_PARENT": str(os.getpid())}

@@ -1,0 +1,69 @@
+"""Recipes by name or as `path.py:function`: plain functions that return a frozen Run."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from vtx_scale.specs.run import Run
+
+FILES = ("clip",)
+
+
+def named() -> Iterator[tuple[str, Callable[[], Run]]]:
+    """Every recipe of the package, smoke siblings included."""
+    for file in FILES:
+        module = importlib.import_module(f"launch.recipes.{file}")
+        for name, value in vars(module).items():
+            if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_"):
+                yield name, value
+
+
+def names() -> list[str]:
+    """Without the smoke siblings."""
+    return [n for n, _ in named() if not n.endswith("_smoke")]
+
+
+def from_file(path: Path, function: str) -> Callable[[], Run]:
+    """A stranger's recipe; its folder comes on the path, so that it finds its neighbours."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give path.py:function.")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(path.stem)
+    except Exception as e:
+        raise UserError(f"{path} cannot be imported ({type(e).__name__}: {e}).") from e
+    made = getattr(module, function, None)
+    if not callable(made):
+        have = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path.stem]
+        raise UserError(f"{path} has no function {function!r}; it has {', '.join(have) or 'none'}.")
+    return made
+
+
+def find(recipe: str, smoke: bool = False) -> Run:
+    """The Run of a recipe, or of its smoke sibling. Raises UserError, naming the nearest recipe."""
+    path, colon, function = recipe.rpartition(":")
+    if colon and path.endswith(".py"):
+        made = from_file(Path(path), f"{function}_smoke" if smoke else function)()
+        if not isinstance(made, Run):
+            raise UserError(f"{recipe} returns {type(made).__name__}, not a Run.")
+        return made
+    have = dict(named())
+    wanted = f"{recipe}_smoke" if smoke else recipe
+    if wanted not in have:
+        if recipe in have:
+            raise UserError(f"{recipe} has no smoke size: run it without --smoke.")
+        near = difflib.get_close_matches(recipe, names(), 1)
+        hint = f"did you mean {near[0]}?" if near else "'vtx show recipes' lists them."
+        raise UserError(f"There is no recipe {recipe!r}: {hint}")
+    return have[wanted]()
+
+
+def summary(function: Callable[[], Run]) -> str:
+    """The first line of a recipe's docstring."""
+    return (function.__doc__ or "").strip().split("\n")[0]

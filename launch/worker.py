@@ -1,0 +1,389 @@
+"""What every process of a run does, under `vtx train`, torchrun, srun and Ray alike: build, resume, train, exit code.
+
+    0 finished   2 wrong input   3 not finite   4 out of memory   75 asked to leave, saved   1 anything else
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from launch import override, run_folder
+from vtx_scale.specs.run import Run
+
+
+def run_local(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> int:
+    """`vtx train`: become one rank where a launcher says so, else start as many as the system wants."""
+    from launch.build import resolve_data
+
+    folder = folder.resolve()
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return work(run, folder, fork=fork, debug=debug, prepare=True)
+    run = resolve_data(run, say)
+    world = run.system.world or automatic_world()
+    if world < 1:
+        raise UserError(f"system.world={world}: give the number of processes, 1 or more.")
+    held = run_folder.hold(folder)
+    try:
+        prepared(run, folder, fork)
+        if world == 1:
+            return work(run, folder, debug=debug)
+        from launch.local import launch
+
+        with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="vtx-request-") as request:
+            json.dump({"recipe": override.to_dict(run), "folder": str(folder), "debug": debug, "path": sys.path[:2]}, request)
+            request.flush()
+            return launch(Path(request.name), folder, world, say)
+    finally:
+        held.close()
+
+
+def automatic_world() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def prepared(run: Run, folder: Path, fork: bool = False) -> None:
+    """Index the data, refuse what does not fit the folder, write run.json. Before any rank starts."""
+    from launch.build import open_data, order_of
+
+    (folder / "control" / "stop").unlink(missing_ok=True)  # a request to the start before this one
+    data = open_data(run, True, say)
+    assert data is not None
+    run_folder.prepare(run, folder, order_of(run, data.index).fingerprint([data.index.digest]), fork)
+
+
+def work(run: Run, folder: Path, *, fork: bool = False, debug: bool = False, prepare: bool = False) -> int:
+    """One rank from start to exit code; a sentence on stderr in place of a traceback unless `debug`."""
+    import torch
+
+    from vtx_scale.trainer.control import NotFinite
+
+    try:
+        return train(run, folder, fork, prepare)
+    except UserError as e:
+        code, text = 2, str(e)
+    except NotFinite as e:
+        code, text = 3, str(e)
+    except (torch.cuda.OutOfMemoryError, MemoryError) as e:
+        code, text = 4, f"out of memory ({str(e).splitlines()[0] if str(e) else 'host'}): lower system.micro_batch, " \
+                        "set system.recompute=true, or use system.strategy=fsdp on more ranks."
+    except OSError as e:
+        code, text = 1, str(e)
+    except Exception as e:
+        code, text = 1, f"{type(e).__name__}: {e} (log.txt has the traceback; --debug shows it)"
+        keep_traceback(folder)
+    if debug:
+        traceback.print_exc()
+    if int(os.environ.get("RANK", 0)) == 0 or code == 1:
+        say(f"vtx: {text}")
+    return code
+
+
+def keep_traceback(folder: Path) -> None:
+    try:
+        with (folder / "log.txt").open("a") as f:
+            f.write(f"rank {os.environ.get('RANK', 0)}\n{traceback.format_exc()}")
+    except OSError:
+        pass  # the sentence still reaches stderr
+
+
+def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
+    import torch
+    import torch.distributed as dist
+
+    from data_pipeline.loader import Loader, die_with_parent
+    from launch import build
+    from vtx_scale.checkpoints.write import Writer
+    from vtx_scale.objectives.ranks import GroupRanks, Ranks
+    from vtx_scale.strategies.apply import apply, strategy_of
+    from vtx_scale.trainer.control import Control, Ledger
+    from vtx_scale.trainer.init import initialise
+    from vtx_scale.trainer.log import Log
+    from vtx_scale.trainer.loop import Progress, Trainer
+    from vtx_scale.trainer.optim import adamw
+    from vtx_scale.trainer.precision import precision_of
+
+    if "VTX_PARENT" in os.environ:
+        die_with_parent(int(os.environ["VTX_PARENT"]))
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    control = Control(folder, rank, run.system.skip_limit)
+    control.listen()
+    device = meet(run, rank, world)
+    held = None
+    try:
+        if prepare:  # a launcher started us: rank 0 does what `vtx train` would have done before
+            if rank == 0:
+                run = build.resolve_data(run, say)
+                held = run_folder.hold(folder)
+                prepared(run, folder, fork)
+            if world > 1:
+                dist.barrier()
+            run = replace(build.resolve_data(run), system=run.system)
+        precision = precision_of(run.system, device)
+        strategy = strategy_of(run.system, world, device, precision.compute)
+        ranks = GroupRanks() if dist.is_initialized() and world > 1 else Ranks()
+        objective: Any = build.build_objective(run, precision.weights, ranks)
+        initial = objective.initial
+        apply(objective, strategy, run.system)
+        initialise(objective, initial, run.seed)
+        optimizer = adamw(objective, objective.undecayed, run.optim)
+        data = build.open_data(run, True)
+        assert data is not None
+        batches = build.train_batches(run, data, strategy.rank, strategy.world)
+        fingerprint = batches.order.fingerprint([data.index.digest])
+        progress = Progress()
+        resumed = resume(folder, strategy, optimizer, progress, precision, fingerprint, fork, run)
+        if not resumed and run.init.from_:
+            start_from(run.init.from_, run, strategy)
+        if rank == 0:
+            cut(folder, progress.step)
+        if world > 1:
+            dist.barrier()
+        log = Log(folder, run.steps, on=rank == 0, device=device)
+        if resumed:
+            log.say(f"resumed at step {progress.step} of {run.steps}")
+        loader = Loader(batches, start=progress.step, stop=run.steps, workers=run.system.workers, device=device)
+        writer = Writer(folder / "checkpoints", rank, world, common_attempt(device, world), run.checkpoint.keep,
+                        patience=run.system.timeout)
+
+        def state() -> dict[str, Any]:
+            return {"applied": progress.applied, "samples": progress.samples, "scale": precision.scale,
+                    "good": precision.good, "strategy": strategy.name, "world": world,
+                    "data": {"version": 1, "position": progress.step * run.global_batch, "fingerprint": fingerprint},
+                    "hash": override.recipe_hash(run, fingerprint), "versions": run_folder.versions()}
+
+        def evaluate_now(name: str, step: int) -> None:
+            scores = evaluators(run, objective, [name]).get(name)
+            if scores:
+                log.scores(step, name, scores)
+
+        trainer = Trainer(run, objective, strategy, optimizer, loader, writer, precision, control, Ledger(folder), log,
+                          state, progress, evaluate_now)
+        try:
+            if rank == 0 and progress.step == 0:
+                show_inputs(run, batches, log)
+            if progress.step >= run.steps:
+                log.say(f"finished already: {progress.step} of {run.steps} steps")
+                return 0
+            how = trainer.train()
+            log.say(f"{how} at step {progress.step}: checkpoint in {folder / 'checkpoints'}")
+            return 0 if how == "finished" else 75
+        finally:
+            loader.close()
+            log.close()
+    finally:
+        if held is not None:
+            held.close()
+        if dist.is_initialized() and sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+
+
+def meet(run: Run, rank: int, world: int) -> Any:
+    """The device of this rank, and the process group where there is more than one or the strategy shards."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    system = run.system
+    cuda = system.device == "cuda" or (system.device == "auto" and torch.cuda.is_available())
+    if system.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("system.device=cuda, but torch sees no GPU: run 'vtx doctor', or leave the device out.")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = False
+    else:
+        torch.set_num_threads(system.threads)
+    if system.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if world > 1 or system.strategy in ("fsdp", "hsdp"):
+        where = os.environ.get("VTX_MEET")
+        if where is None and "MASTER_ADDR" not in os.environ:
+            where = f"file://{tempfile.mkdtemp(prefix='vtx-')}/store"
+        dist.init_process_group("nccl" if cuda else "gloo", init_method=where, rank=rank, world_size=world,
+                                timeout=timedelta(seconds=system.timeout))
+    return device
+
+
+def common_attempt(device: Any, world: int) -> str:
+    """A name of this start of the run, the same on every rank."""
+    import torch
+    import torch.distributed as dist
+
+    word = torch.randint(1 << 30, (1,), generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little")))
+    word = word.to(device)
+    if world > 1:
+        dist.broadcast(word, 0)
+    return f"{word.item():08x}"
+
+
+def resume(folder: Path, strategy: Any, optimizer: Any, progress: Any, precision: Any, fingerprint: str, fork: bool,
+           run: Run) -> bool:
+    """Load the newest whole checkpoint, the same on every rank; False where there is none."""
+    import torch
+
+    from vtx_scale.checkpoints.format import folder_name, read_manifest
+    from vtx_scale.checkpoints.read import Tensors, load, newest
+
+    at = folder / "checkpoints"
+    step = -1
+    if strategy.rank == 0:
+        found = newest(at, say)
+        step = found[1]["step"] if found else -1
+    step = int(strategy.sum(torch.tensor([float(step) if strategy.rank == 0 else 0.0], dtype=torch.float64,
+                                         device=strategy.device)).item())
+    if step < 0:
+        return False
+    path = at / folder_name(step)
+    manifest = read_manifest(path)
+    data = manifest["data"]
+    if data["fingerprint"] != fingerprint and not forked(folder):
+        raise UserError(f"{path} was made from another data set or order (fingerprint {data['fingerprint']}, now "
+                        f"{fingerprint}): give data.shards as it was, or train in another folder.")
+    if data["position"] != step * run.global_batch and not forked(folder):
+        raise UserError(f"{path} is at sample {data['position']}, not at a step of global_batch={run.global_batch}.")
+    load(strategy.slices(optimizer), Tensors(path, manifest))
+    progress.step, progress.applied, progress.samples = step, manifest["applied"], manifest["samples"]
+    precision.scale, precision.good = manifest["scale"], manifest["good"]
+    return True
+
+
+def forked(folder: Path) -> bool:
+    """Whether the owner told this run to go on under another recipe."""
+    ledger = folder / "ledger.jsonl"
+    return ledger.exists() and '"kind": "fork"' in ledger.read_text()
+
+
+def start_from(source: str, run: Run, strategy: Any) -> None:
+    """`init.from`: parameters of a run folder or of exported weights."""
+    import torch
+
+    from vtx_scale.strategies.base import Slice
+
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"init.from={source}: there is no such file or folder.")
+    if (path / "run.json").exists():
+        from vtx_scale.checkpoints.read import Tensors, newest
+
+        found = newest(path / "checkpoints", say)
+        if found is None:
+            raise UserError(f"init.from={source} has no whole checkpoint.")
+        state = Tensors(*found).state("param")
+    else:
+        from vtx_scale.interop import import_clip
+
+        state = import_clip(path)
+
+    def copy(s: Slice) -> None:
+        kind, _, name = s.key.partition("/")
+        if kind != "param":
+            return
+        if name not in state or tuple(state[name].shape) != s.shape:
+            have = tuple(state[name].shape) if name in state else "nothing"
+            raise UserError(f"init.from={source}: {name} is {s.shape} in the recipe and {have} there.")
+        s.tensor.copy_(state[name][tuple(slice(a, b) for a, b in s.box)])
+
+    with torch.no_grad():
+        for s in strategy.slices():
+            copy(s)
+
+
+def cut(folder: Path, step: int) -> None:
+    """Lines beyond the step that a run resumes at will be written again."""
+    from vtx_scale.trainer.control import cut_after
+
+    for name in ("metrics.jsonl", "ledger.jsonl", "evaluations.jsonl"):
+        cut_after(folder / name, step)
+
+
+def show_inputs(run: Run, batches: Any, log: Any) -> None:
+    """A grid of the first batch in TensorBoard, with captions where there are any."""
+    from data_pipeline.batch import Batch
+
+    batch = Batch(**batches[0])
+    captions = []
+    if "tokens" in batch:
+        from data_pipeline.text import tokenizer
+
+        words = tokenizer(run.data.tokenizer)
+        captions = [words.decode(row.tolist()) for row in batch["tokens"][:16]]
+    log.pictures(0, batch, captions)
+
+
+def evaluators(run: Run, objective: Any, names: list[str]) -> dict[str, dict[str, float]]:
+    """The numbers of each evaluator on the validation samples; every rank computes all of them alike."""
+    from data_pipeline.loader import Loader
+    from launch import build
+
+    data = build.open_data(run, False)
+    if data is None:
+        return {}
+    was = objective.training
+    objective.eval()
+    try:
+        out = {}
+        for name in names:
+            batches, count = build.eval_batches(run, data)
+            loader = Loader(batches, stop=count, workers=0)
+            out[name] = build.follow(f"vtx_scale.evaluators.{name}:{name}")(objective.probes, loader, data.classes)
+        return out
+    finally:
+        objective.train(was)
+
+
+def evaluate(folder: Path, names: list[str], run: Run | None = None) -> dict[str, dict[str, float]]:
+    """`vtx evaluate`: evaluators on the newest checkpoint of a run folder."""
+    from launch import build
+
+    opened = run_folder.open_run(folder)
+    run = run or opened.recipe
+    if build.open_data(run, False) is None:
+        raise UserError(f"{folder} names no validation samples: add data.val_shards=FOLDER.")
+    return evaluators(run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"])
+
+
+def export_run(folder: Path, to: str, out: Path) -> list[Path]:
+    """`vtx export`: the newest checkpoint in another library's layout."""
+    from vtx_scale.interop import export_clip
+
+    opened = run_folder.open_run(folder)
+    state = {k: v.detach() for k, v in opened.model.state_dict().items()}
+    return export_clip(opened.recipe.objective, state, to, out)  # type: ignore[arg-type]
+
+
+def main(argv: list[str]) -> int:
+    """`python -m launch.worker REQUEST.json`: one rank of `launch.local`."""
+    request = json.loads(Path(argv[0]).read_text())
+    for entry in request["path"]:
+        if entry not in sys.path:
+            sys.path.append(entry)
+    return work(override.from_dict(request["recipe"]), Path(request["folder"]), debug=request["debug"])
+
+
+def ray_worker(payload: dict[str, Any]) -> int:
+    """The same under Ray, which calls a function."""
+    return work(override.from_dict(payload["recipe"]), Path(payload["folder"]))
+
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # daemon threads of libraries must not hold up the end

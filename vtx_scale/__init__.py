@@ -1,0 +1,1 @@
+"""The learning: pure torch. Reading order: specs, objectives, backbones, trainer, strategies, checkpoints."""

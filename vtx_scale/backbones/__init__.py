@@ -1,0 +1,1 @@
+"""Networks that turn images or tokens into features, a file each."""

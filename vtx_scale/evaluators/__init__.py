@@ -1,0 +1,1 @@
+"""(probes, batches, classes) -> numbers. The same code in the loop and on a finished run."""

@@ -1,0 +1,46 @@
+"""Zero-shot classification (Radford et al. 2021, section 3.1): the class whose prompts lie nearest to the image."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from data_pipeline.errors import UserError
+
+TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a handwritten {}", "the digit {}",
+             "a small {}", "a large {}")
+
+
+def class_embeddings(encode_text: Callable[..., torch.Tensor], classes: list[str], templates: tuple[str, ...]) -> torch.Tensor:
+    """(classes, E): each prompt of unit length, their mean, unit length again."""
+    prompts = [t.format(c) for c in classes for t in templates]
+    made = torch.cat([encode_text(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
+    return F.normalize(made.view(len(classes), len(templates), -1).mean(1), dim=-1)
+
+
+def zero_shot(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None,
+              templates: tuple[str, ...] = TEMPLATES) -> dict[str, float]:
+    """top1, top5 (where there are more than five classes) and the number of labelled samples.
+
+    Raises UserError without class names or labels.
+    """
+    if not classes:
+        raise UserError("zero_shot needs classes.txt beside the validation shards: a class name a line, in the order of cls.")
+    text_KE = class_embeddings(probes["encode_text"], classes, templates)
+    seen = top1 = top5 = 0
+    for batch in batches:
+        labelled = batch.valid & (batch["label"] >= 0) & (batch["label"] < len(classes))
+        if not labelled.any():
+            continue
+        image = batch["image"][labelled]
+        label = batch["label"][labelled].cpu()
+        rank = (probes["encode_image"](image) @ text_KE.T).topk(min(5, len(classes)), dim=1).indices
+        hit = rank == label[:, None]
+        seen += len(label)
+        top1 += int(hit[:, 0].sum())
+        top5 += int(hit.any(1).sum())
+    if not seen:
+        raise UserError("zero_shot found no labels (cls members) in the validation shards.")
+    scores = {"top1": top1 / seen, "samples": seen}
+    return scores | ({"top5": top5 / seen} if len(classes) > 5 else {})

@@ -1,0 +1,24 @@
+"""Faults on demand, for tests: VTX_KILL="NAME:RANK,..." ends that rank by SIGKILL when it reaches a point, once each.
+
+VTX_KILL_ONCE is a folder that remembers which have happened. Points: `step-N` (step N is done, its save not
+begun), `backward-N`, and in a save `before-table`, `before-manifest`, `before-rename`, each as `NAME-STEP`.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+ASKED = [tuple(x.rsplit(":", 1)) for x in os.environ.get("VTX_KILL", "").split(",") if x]
+
+
+def failpoint(name: str) -> None:
+    if not ASKED:
+        return
+    rank = os.environ.get("RANK", "0")
+    if (name, rank) in ASKED:
+        mark = Path(os.environ["VTX_KILL_ONCE"]) / f"{name}.{rank}"
+        try:
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)

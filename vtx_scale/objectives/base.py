@@ -1,0 +1,53 @@
+"""What an objective is: modules, a reader of samples, a loss."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.run import Spec
+
+
+class Objective(nn.Module):
+    """Built on the meta device: `__init__` depends on the spec alone and computes no values.
+
+    A subclass gives `reader`, `forward`, `units`, `initial`, and where they differ the rest. Trained parameters
+    have at least one dimension (a scale has shape (1,)), because FSDP shards no scalars.
+    """
+
+    separable: bool = True  # may the batch be cut into micro-batches whose losses add up?
+    micro_batch: int | None = None  # set by the trainer; an objective that is not separable heeds it itself
+
+    def __init__(self, spec: Spec, ranks: Ranks) -> None:
+        super().__init__()
+        self.spec, self.ranks = spec, ranks
+        self.probes: dict[str, Callable[..., Any]] = {}
+
+    @staticmethod
+    def reader(spec: Any, data: Any, train: bool) -> Any:
+        """A picklable `data_pipeline.loader.Reader`."""
+        raise TypeError("an objective needs a reader")
+
+    def units(self) -> Iterable[nn.Module]:
+        """Blocks that are sharded, compiled and recomputed as one."""
+        return ()
+
+    def count(self, batch: Any) -> Tensor:
+        """What the summed loss is divided by, before the ranks are added up: valid slots."""
+        return batch.valid.sum()
+
+    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
+        """The kind of a tensor's initial values and its number (`vtx_scale.trainer.init`)."""
+        raise TypeError(f"{type(self).__name__}.initial says nothing of {name}")
+
+    def undecayed(self, name: str, parameter: Tensor) -> bool:
+        """Whether weight decay leaves a parameter alone: vectors and scales."""
+        return parameter.ndim < 2
+
+    def after_step(self) -> None:
+        """What is clamped after a step that counted."""
+
+    def follow(self, step: int) -> None:
+        """What moves after a step that counted, other than by the optimizer."""

@@ -1,0 +1,178 @@
+"""CLIP (Radford et al. 2021, arXiv:2103.00020): images and their captions meet in one space.
+
+n slots of this rank, A = W n of all ranks, E embedding. Every rank computes the rows of its own slots in both
+directions against all A columns; a masked slot is nobody's negative and weighs nothing. The loss couples the whole
+batch, so the towers run in micro-batches under recomputation: memory is one micro-batch's, the loss the batch's.
+Departs from the paper: the logit scale is clamped after the step to [0, ln 100], as open_clip does.
+The sigmoid loss is SigLIP's (Zhai et al. 2023, arXiv:2303.15343), after the authors' code where it differs from Eq. 1.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from data_pipeline.text import tokenizer
+from vtx_scale.backbones.text import Text
+from vtx_scale.backbones.vit import ViT
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.clip_reader import ClipReader
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.clip import Clip as Spec
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Clip(Objective):
+    separable = False
+
+    def __init__(self, spec: Spec, ranks: Ranks) -> None:
+        super().__init__(spec, ranks)
+        self.spec: Spec = spec
+        self.image = ViT(spec.image)
+        self.text = Text(spec.text)
+        self.image_proj = nn.Parameter(torch.empty(spec.image.width, spec.embed))
+        self.text_proj = nn.Parameter(torch.empty(spec.text.width, spec.embed))
+        self.logit_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = nn.Parameter(torch.empty(1)) if spec.loss == "sigmoid" else None
+        self.tokenizer = "bytes"
+        self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
+
+    @staticmethod
+    def reader(spec: Spec, data: Any, train: bool) -> ClipReader:
+        return ClipReader(spec.image.resolution, spec.text.context, data.crop, data.ratio, data.flip, data.tokenizer, train)
+
+    def units(self) -> Iterable[nn.Module]:
+        return [*self.image.blocks, *self.text.blocks]
+
+    def undecayed(self, name: str, parameter: Tensor) -> bool:
+        """Gains, biases, the scale, and the class token (a vector in the published models)."""
+        return parameter.ndim < 2 or name.endswith("cls_token")
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if self.spec.loss == "softmax":
+            local = getattr(self.logit_scale, "_local_tensor", self.logit_scale)
+            local.clamp_(0, math.log(self.spec.scale_limit))
+
+    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
+        """The published initial values: torch's defaults in the image blocks, OpenAI's in the text tower."""
+        if name == "logit_scale":
+            return "constant", math.log(self.spec.scale)
+        if name == "logit_bias":
+            return "constant", -10.0
+        if "norm" in name:
+            return ("ones" if name.endswith("weight") else "zeros"), 0.0
+        if name.endswith("_proj"):
+            return "normal", shape[0] ** -0.5
+        tower, rest = name.split(".", 1)
+        width = (self.spec.image if tower == "image" else self.spec.text).width
+        if tower == "image":
+            if rest in ("cls_token", "positions"):
+                return "normal", width**-0.5
+            if "attn" in rest and rest.endswith("bias"):
+                return "zeros", 0.0
+            if rest.endswith("qkv.weight"):
+                return "uniform", math.sqrt(6 / (shape[0] + shape[1]))
+            fan_in = math.prod(shape[1:]) if len(shape) > 1 else (width if "fc1" in rest else self.spec.image.mlp)
+            return "uniform", 1 / math.sqrt(fan_in)
+        depth = self.spec.text.depth
+        if rest == "embedding.weight":
+            return "normal", 0.02
+        if rest == "positions":
+            return "normal", 0.01
+        if rest.endswith("bias"):
+            if "attn" in rest:
+                return "zeros", 0.0
+            return "uniform", 1 / math.sqrt(width if "fc1" in rest else 4 * width)
+        if "qkv" in rest:
+            return "normal", width**-0.5
+        if "fc1" in rest:
+            return "normal", (2 * width) ** -0.5
+        return "normal", width**-0.5 * (2 * depth) ** -0.5
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32."""
+        dtype = torch.promote_types(self.image_proj.dtype, torch.float32)
+        mean, std = (torch.tensor(x, device=pixels.device, dtype=dtype) * 255 for x in (MEAN, STD))
+        x = ((pixels.to(dtype) - mean) / std).permute(0, 3, 1, 2).to(self.image_proj.dtype)
+        return unit(self.image(x) @ self.image_proj)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(n, T) -> (n, E) of unit length, at least float32."""
+        return unit(self.text(tokens.long()) @ self.text_proj)
+
+    def encode(self, what: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """All rows, in micro-batches whose activations are computed again in the backward pass."""
+        micro = self.micro_batch
+        if micro is None or micro >= len(rows):
+            return what(rows)
+        with set_checkpoint_early_stop(False):  # a forward cut short would leave a sharded unit half done
+            return torch.cat([checkpoint(what, rows[a : a + micro], use_reentrant=False)  # type: ignore[misc]
+                              for a in range(0, len(rows), micro)])
+
+    def forward(self, batch: Any, step: int = 0, probe: str | None = None) -> Any:
+        """The sum of the loss over this rank's valid slots, and what to log; or a probe of `batch` as raw rows."""
+        if probe is not None:
+            return (self.encode_image if probe == "encode_image" else self.encode_text)(batch)
+        image_nE = self.encode(self.encode_image, batch["image"])
+        text_nE = self.encode(self.encode_text, batch["tokens"])
+        scale = self.logit_scale.to(image_nE.dtype).exp()
+        valid_A = self.ranks.gather_plain(batch.valid)
+        image_AE, text_AE = self.ranks.gather(image_nE), self.ranks.gather(text_nE)
+        seen = {"logit_scale": scale.detach()}
+        if self.logit_bias is not None:
+            loss_n = self._sigmoid(image_nE, text_AE, scale, batch.valid, valid_A)
+            return loss_n.sum(), seen
+        loss_n = (self._rows(image_nE, text_AE, scale, batch.valid, valid_A)
+                  + self._rows(text_nE, image_AE, scale, batch.valid, valid_A)) / 2
+        return loss_n.sum(), seen
+
+    def _own(self, n: int, device: torch.device) -> Tensor:
+        """Columns of this rank's slots."""
+        return self.ranks.rank * n + torch.arange(n, device=device)
+
+    def _rows(self, x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor) -> Tensor:
+        """Cross-entropy of each valid row against its own column; 0 on rows that are not valid."""
+        logits_nA = (scale * x_nE @ y_AE.T).masked_fill(~valid_A, float("-inf"))
+        logits_nA = torch.where(valid_n[:, None], logits_nA, torch.zeros_like(logits_nA))
+        loss_n = F.cross_entropy(logits_nA, self._own(len(x_nE), x_nE.device), reduction="none")
+        return torch.where(valid_n, loss_n, torch.zeros_like(loss_n))
+
+    def _sigmoid(self, x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor) -> Tensor:
+        assert self.logit_bias is not None
+        logits_nA = scale * x_nE @ y_AE.T + self.logit_bias.to(x_nE.dtype)
+        sign_nA = -torch.ones_like(logits_nA)
+        rows = torch.arange(len(x_nE), device=x_nE.device)
+        sign_nA[rows, self._own(len(x_nE), x_nE.device)] = 1
+        loss_nA = -F.logsigmoid(sign_nA * logits_nA)
+        return torch.where(valid_n[:, None] & valid_A, loss_nA, torch.zeros_like(loss_nA)).sum(1)
+
+    def _ask(self, rows: Tensor, probe: str) -> Tensor:
+        was = self.training
+        self.eval()
+        with torch.no_grad():
+            made = self(rows.to(self.image_proj.device), probe=probe)
+        self.train(was)
+        return made.detach().float().cpu()
+
+    def _probe_image(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """uint8 (N, S, S, 3) at the model's size -> (N, E) float32 of unit length, on the CPU."""
+        return self._ask(torch.as_tensor(pixels), "encode_image")
+
+    def _probe_text(self, texts: list[str] | Tensor) -> Tensor:
+        """Captions or token ids (N, T) -> (N, E) float32 of unit length, on the CPU."""
+        if not isinstance(texts, Tensor):
+            texts = torch.from_numpy(tokenizer(self.tokenizer).encode_all(texts, self.spec.text.context))
+        return self._ask(texts, "encode_text")
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of unit length, in at least float32: a dot product of many terms is too coarse in half precision."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)

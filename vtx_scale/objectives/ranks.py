@@ -1,0 +1,69 @@
+"""What an objective sees of the other ranks: sums, and gathers with gradient."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """One process: every collective is the identity."""
+
+    rank = 0
+    world = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, without gradient."""
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """(n, ...) of every rank -> (W n, ...), in rank order; the gradient is summed over ranks."""
+        return tensor
+
+    def gather_plain(self, tensor: Tensor) -> Tensor:
+        """The same without gradient."""
+        return tensor
+
+
+class GroupRanks(Ranks):
+    """The ranks of a process group; all of them must call, with tensors of one shape."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        out = tensor.detach().clone()
+        dist.all_reduce(out, group=self.group)
+        return out
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return Gather.apply(tensor, self.group)
+
+    def gather_plain(self, tensor: Tensor) -> Tensor:
+        bits = tensor.dtype is torch.bool
+        made = gathered(tensor.to(torch.uint8) if bits else tensor, self.group)
+        return made.bool() if bits else made
+
+
+def gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    out = tensor.new_empty((dist.get_world_size(group) * len(tensor), *tensor.shape[1:]))
+    dist.all_gather_into_tensor(out, tensor.contiguous(), group=group)
+    return out
+
+
+class Gather(torch.autograd.Function):
+    """All-gather along the first dimension; backward sums what every rank sends home."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        return gathered(tensor, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        world = dist.get_world_size(ctx.group)
+        out = grad.new_empty((len(grad) // world, *grad.shape[1:]))
+        dist.reduce_scatter_tensor(out, grad.contiguous(), group=ctx.group)
+        return out, None

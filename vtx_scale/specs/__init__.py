@@ -1,0 +1,1 @@
+"""What can be configured: frozen dataclasses and size tables, standard library only. Begin with `run`."""

@@ -1,0 +1,49 @@
+"""Size tables of the backbones. Standard library only."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from vtx_scale.specs.run import Spec
+
+# name: width, depth, mlp, heads (big_vision's decode_variant; docs name the papers)
+VIT_SIZES: dict[str, tuple[int, int, int, int]] = {
+    "s": (256, 6, 1024, 8),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
+    "e": (1792, 56, 15360, 16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViT(Spec):
+    """Vision transformer (Dosovitskiy et al. 2021); CLIP's has no patch bias and a norm before the blocks."""
+
+    build: ClassVar[str] = "vtx_scale.backbones.vit:ViT"
+
+    width: int = 768
+    depth: int = 12
+    mlp: int = 3072
+    heads: int = 12
+    patch: int = 16
+    resolution: int = 224
+    pool: Literal["tok", "gap", "map", "none"] = "tok"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    eps: float = 1e-6
+    class_token: bool = True
+    patch_bias: bool = True
+    pre_norm: bool = False  # CLIP's norm between positions and blocks
+    classes: int = 0  # of a linear classifier; 0 for none
+
+    @staticmethod
+    def size(name: str, **changes) -> "ViT":
+        """`ViT.size("B/16")`, `ViT.size("L/14", resolution=336)`."""
+        letters, _, patch = name.partition("/")
+        width, depth, mlp, heads = VIT_SIZES[letters]
+        return ViT(**{"width": width, "depth": depth, "mlp": mlp, "heads": heads, "patch": int(patch), **changes})

@@ -1,0 +1,128 @@
+"""What a run is: frozen dataclasses, standard library only, so that help and refusals are quick.
+
+Reading order: `Data`, `Optimizer`, `Schedule`, `Init` say what is learned; `System`, `Checkpoint`,
+`Evaluation` say how it is computed and watched; `Run` holds them all. A field whose name is a Python
+keyword carries a trailing underscore here and none on the command line (`init.from`).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Anything configurable. `build` is the dotted path "package.module:Class" of what it configures."""
+
+    build: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Spec):
+    """The samples. Shards: a folder, a brace pattern, a glob, a comma list, or "toy"."""
+
+    shards: str = "toy"
+    val_shards: str = ""
+    hold_out: float = 0.0  # share of the keys, by their hash, that are kept for validation
+    lanes: int | None = None  # L of the order; automatic when None
+    window: int | None = None  # V of the order; automatic when None
+    crop: tuple[float, float] = (0.9, 1.0)  # area range of RandomResizedCrop
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: float = 0.0
+    tokenizer: str = "bytes"  # "bytes", "clip", or the path of a tokenizer.json or a merges file
+    bad_limit: float = 0.01  # share of bad samples in the last 10,000 slots beyond which the run stops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Spec):
+    """AdamW (Loshchilov & Hutter 2019). `lr` is the peak; `clip` the global gradient norm, None for none."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    decay: float = 0.0
+    clip: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Spec):
+    """The shape of the learning rate: a factor in [0, 1] of the peak, by the number of finished steps."""
+
+    kind: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
+    warmup: int = 0
+    floor: float = 0.0
+    timescale: int = 10_000  # of rsqrt
+    cooldown: int = 0  # of rsqrt
+
+    def __call__(self, step: int, steps: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        if self.kind == "cosine":
+            return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        if self.kind == "linear":
+            return self.floor + (1 - self.floor) * max(0.0, 1 - done)
+        if self.kind == "rsqrt":
+            factor = 1 / math.sqrt(1 + (step - self.warmup) / self.timescale)
+            return factor * min(1.0, (steps - step) / self.cooldown) if self.cooldown else factor
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init(Spec):
+    """Where the values start: keyed by seed and parameter name, or `from` a run folder or exported weights."""
+
+    from_: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class System(Spec):
+    """How it is computed. Nothing here counts in the hash; None is automatic (docs/tour.md)."""
+
+    world: int | None = None
+    strategy: Literal["auto", "single", "ddp", "fsdp", "hsdp"] = "auto"
+    replicas: int = 2  # hsdp: how many copies of the sharded model
+    micro_batch: int | None = None  # slots a rank encodes at once
+    workers: int = 1  # loader processes a rank
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    recompute: bool = False
+    threads: int = 1  # intra-op threads a rank on CPU
+    deterministic: bool = True
+    timeout: int = 120  # seconds a collective may take
+    leave_after: int | None = None  # steps after which this start saves and leaves with 75: for slots of a queue
+    skip_limit: int = 10  # steps in a row that may be skipped for not being finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Spec):
+    """When to save, in steps (0: at the end alone), and how many to keep."""
+
+    every: int = 0
+    keep: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Spec):
+    """One evaluator in the loop: its name in `vtx_scale.evaluators` and how often (0: at the end)."""
+
+    name: str = "zero_shot"
+    every: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Spec):
+    """A whole training. The hash counts `objective` to `seed`, the data by its fingerprint."""
+
+    objective: Spec
+    data: Data = field(default_factory=Data)
+    optim: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    init: Init = field(default_factory=Init)
+    steps: int = 100
+    global_batch: int = 64
+    seed: int = 0
+    system: System = field(default_factory=System)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluate: tuple[Evaluation, ...] = ()

@@ -1,0 +1,1 @@
+"""How modules, gradients and optimizer state lie on the ranks. Reading order: base, single, ddp, fsdp, apply."""

@@ -1,0 +1,38 @@
+"""Parallelism from outside, in one order: recompute -> compile -> shard -> values."""
+
+import functools
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from data_pipeline.errors import UserError
+from vtx_scale.specs.run import System
+from vtx_scale.strategies.base import Base
+from vtx_scale.strategies.ddp import DDP
+from vtx_scale.strategies.fsdp import FSDP
+from vtx_scale.strategies.single import Single
+
+
+def strategy_of(system: System, world: int, device: torch.device, compute: torch.dtype | None) -> Base:
+    """The strategy that `system` names; automatic: single for one process, else fsdp on GPUs and ddp on CPU."""
+    name = system.strategy
+    if name == "auto":
+        name = "single" if world == 1 else "fsdp" if device.type == "cuda" else "ddp"
+    if name == "single" and world > 1:
+        raise UserError(f"system.strategy=single runs on one process, the world is {world}: choose ddp, fsdp or hsdp.")
+    if name == "single":
+        return Single(device)
+    if name == "ddp":
+        return DDP(device)
+    return FSDP(device, compute=compute, replicas=system.replicas if name == "hsdp" else 1)
+
+
+def apply(objective: nn.Module, strategy: Base, system: System) -> None:
+    """Wrap the units of a module on the meta device, shard it, and give it memory on the device."""
+    for unit in objective.units():  # type: ignore[operator]
+        if system.recompute:  # wraps forward, not the module: names never change
+            unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
+        if system.compile:
+            unit.compile()
+    strategy.prepare(objective)

@@ -1,0 +1,123 @@
+"""What the loop needs of a strategy, and what all of them share.
+
+Gradients are sums over ranks: the loop divides by the global count once, and no factor of the world appears.
+The step is norm -> verdict -> step: the norm is ours under every strategy, the same number on every rank.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ContextManager, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from vtx_scale.trainer.init import Box, box_of, local
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of one tensor of the state: read when saving, written when loading. `tensor` is a view."""
+
+    key: str  # param/NAME, buffer/NAME, exp_avg/NAME, exp_avg_sq/NAME
+    shape: tuple[int, ...]
+    box: Box
+    tensor: Tensor
+    replicas: int = 1
+    replica: int = 0
+
+
+class Strategy(Protocol):
+    """The verbs of the loop (module docstring of each file says how it does them)."""
+
+    name: str
+    world: int  # ranks that share a batch
+    rank: int
+
+    def prepare(self, objective: nn.Module) -> None: ...  # on the meta device; afterwards empty tensors on the device
+    def micro(self, last: bool) -> ContextManager: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def norm(self) -> Tensor: ...
+    def scale(self, factor: Tensor) -> None: ...
+    def sum(self, tensor: Tensor) -> Tensor: ...
+    def slices(self, optimizer: torch.optim.Optimizer) -> Iterator[Slice]: ...
+
+
+class Base:
+    """One process: the whole state here. The others replace what differs."""
+
+    name = "single"
+
+    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+        self.device = device
+        self.group = group
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.objective: nn.Module
+
+    def prepare(self, objective: nn.Module) -> None:
+        self.objective = objective.to_empty(device=self.device)
+
+    def micro(self, last: bool) -> ContextManager:
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.objective.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """The global norm of the gradients, float32, accumulated in float64; the same on every rank."""
+        grads = [p.grad for p in self.trained() if p.grad is not None]
+        if not grads:
+            return torch.zeros((), device=self.device)
+        sharded = [local(g) for g in grads if isinstance(g, DTensor)]
+        plain = [g for g in grads if not isinstance(g, DTensor)]
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        if sharded:
+            total += square_sum(sharded)
+            dist.all_reduce(total, group=self.shard_group())
+        if plain:
+            total += square_sum(plain)
+        return total.sqrt().float()
+
+    def shard_group(self) -> dist.ProcessGroup | None:
+        return None
+
+    @torch.no_grad()
+    def scale(self, factor: Tensor | float) -> None:
+        """Multiply all gradients."""
+        torch._foreach_mul_([local(p.grad) for p in self.trained() if p.grad is not None], factor)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def replicas(self) -> tuple[int, int]:
+        """How many ranks hold the same slice, and which of them this is."""
+        return self.world, self.rank
+
+    def slices(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Slice]:
+        replicas, replica = self.replicas()
+        for name, p in self.objective.named_parameters():
+            states = {"param": p}
+            if optimizer is not None and p in optimizer.state:
+                states |= {k: v for k, v in optimizer.state[p].items() if k != "step"}
+            for kind, tensor in states.items():
+                yield Slice(f"{kind}/{name}", tuple(p.shape), box_of(p), local(tensor.detach()), replicas, replica)
+        for name, b in self.objective.named_buffers():
+            yield Slice(f"buffer/{name}", tuple(b.shape), box_of(b), local(b), self.world, self.rank)
+
+
+def square_sum(tensors: list[Tensor]) -> Tensor:
+    """Sum of squares in float64, so that no strategy's order of addition shows in the norm."""
+    total = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
+    for t in tensors:
+        if t.numel():
+            total += torch.linalg.vector_norm(t, dtype=torch.float64).square()
+    return total

@@ -1,0 +1,57 @@
+"""FSDP2: each unit's parameters, gradients and optimizer state are sharded over the ranks (`fsdp`), or over the
+ranks of one replica while replicas hold copies (`hsdp`). Gradients are summed, never averaged."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from data_pipeline.errors import UserError
+from vtx_scale.strategies.base import Base
+
+
+class FSDP(Base):
+    name = "fsdp"
+
+    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None,
+                 compute: torch.dtype | None = None, replicas: int = 1) -> None:
+        super().__init__(device, group)
+        if self.world % replicas:
+            raise UserError(f"hsdp with system.replicas={replicas} needs a world that it divides, not {self.world}.")
+        self.copies = replicas
+        self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32) if compute else None
+        self.mesh: DeviceMesh
+        if replicas > 1:
+            self.mesh = init_device_mesh(device.type, (replicas, self.world // replicas),
+                                         mesh_dim_names=("replicate", "shard"))
+        else:
+            self.mesh = init_device_mesh(device.type, (self.world,), mesh_dim_names=("shard",))
+
+    def prepare(self, objective: nn.Module) -> None:
+        extra = {"mp_policy": self.policy} if self.policy else {}
+        for unit in objective.units():  # type: ignore[operator]
+            fully_shard(unit, mesh=self.mesh, **extra)
+        fully_shard(objective, mesh=self.mesh, **extra)
+        self.parts = [m for m in objective.modules() if isinstance(m, FSDPModule)]
+        for part in self.parts:  # both are needed for a sum on gloo
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+        super().prepare(objective)
+
+    @contextlib.contextmanager
+    def micro(self, last: bool) -> Iterator[None]:
+        root = self.objective
+        assert isinstance(root, FSDPModule)
+        root.set_requires_gradient_sync(last)
+        root.set_is_last_backward(last)
+        yield
+
+    def shard_group(self) -> dist.ProcessGroup:
+        return self.mesh.get_group("shard")
+
+    def replicas(self) -> tuple[int, int]:
+        return self.copies, self.rank // (self.world // self.copies)

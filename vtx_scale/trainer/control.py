@@ -1,0 +1,106 @@
+"""Whether a step counts, whether to leave, and the ledger that says so."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+
+
+class NotFinite(Exception):
+    """More steps in a row than allowed had a loss or a gradient that is not finite."""
+
+
+class Control:
+    """Requests to leave (signals, `control/stop` in the run folder) and the count of skipped steps."""
+
+    def __init__(self, folder: Path, rank: int, skip_limit: int = 10) -> None:
+        self.folder, self.rank, self.skip_limit = folder, rank, skip_limit
+        self.asked = False
+        self.skipped = 0
+        self.stop_file = folder / "control" / "stop"
+
+    def listen(self) -> None:
+        """Take SIGTERM and Ctrl-C as the wish to save and leave; a second Ctrl-C leaves at once.
+
+        Under Ray the worker is not in the main thread: there the stop file and the launcher speak.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def ask(number: int, _: Any) -> None:
+            if self.asked and number == signal.SIGINT:
+                os._exit(130)
+            self.asked = True
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, ask)
+
+    def wants_to_leave(self) -> bool:
+        """This rank's view; the loop makes it common."""
+        return self.asked or (self.rank == 0 and self.stop_file.exists())
+
+    def skip(self, step: int) -> None:
+        """Count a skipped step. Raises NotFinite beyond the limit."""
+        self.skipped += 1
+        if self.skipped > self.skip_limit:
+            raise NotFinite(f"{self.skipped} steps in a row up to step {step} were not finite: "
+                            "lower optim.lr or look at the samples that ledger.jsonl names.")
+
+
+class Ledger:
+    """`ledger.jsonl`: one line for everything masked, skipped, retried, repaired. Every rank appends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "ledger.jsonl"
+        self.counts: dict[str, int] = {}
+
+    def write(self, **entry: Any) -> None:
+        line = json.dumps(entry, separators=(",", ":"), default=str).encode()[:4000] + b"\n"
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(fd, line)
+        finally:
+            os.close(fd)
+        reason = str(entry.get("reason", entry.get("kind")))
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+
+
+class BadLimit:
+    """Stops the run when more than a share of the last 10,000 slots were masked for bad samples."""
+
+    WINDOW = 10_000
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.recent: list[tuple[int, int]] = []
+
+    def add(self, bad: int, slots: int) -> None:
+        """Count a step's masked and all slots, of all ranks. Raises UserError beyond the limit."""
+        self.recent.append((bad, slots))
+        while sum(s for _, s in self.recent) - self.recent[0][1] >= self.WINDOW:
+            self.recent.pop(0)
+        masked, seen = sum(b for b, _ in self.recent), sum(s for _, s in self.recent)
+        if masked > self.share * self.WINDOW:
+            raise UserError(f"{masked} of the last {seen} samples were bad, more than data.bad_limit={self.share}: "
+                            f"see ledger.jsonl, or run 'vtx data verify' on the shards.")
+
+
+def cut_after(path: Path, step: int, field: str = "step") -> None:
+    """Remove the lines of a JSON-lines file beyond `step`, torn ones too: a resumed run writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith(b"\n") and entry.get(field, 0) <= step:
+            kept.append(line)
+    part = path.with_suffix(".part")
+    part.write_bytes(b"".join(kept))
+    os.replace(part, path)

@@ -1,0 +1,174 @@
+"""The step: defined here and nowhere else. Everything it calls is one file away."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter as clock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.loader import Loader
+from vtx_scale.checkpoints.write import Writer
+from vtx_scale.failpoint import failpoint
+from vtx_scale.specs.run import Run
+from vtx_scale.strategies.base import Base
+from vtx_scale.trainer.control import BadLimit, Control, Ledger
+from vtx_scale.trainer.log import Log
+from vtx_scale.trainer.optim import set_applied
+from vtx_scale.trainer.precision import Precision
+
+
+@dataclass
+class Progress:
+    """What a checkpoint must carry beside tensors and the position of the data."""
+
+    step: int = 0  # finished steps
+    applied: int = 0  # of them, those that moved the weights
+    samples: int = 0  # valid samples seen
+
+
+@dataclass
+class Trainer:
+    """The parts of a run, put together by the worker."""
+
+    run: Run
+    objective: Any
+    strategy: Base
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    writer: Writer
+    precision: Precision
+    control: Control
+    ledger: Ledger
+    log: Log
+    state: Callable[[], dict[str, Any]]  # JSON that goes into the manifest
+    progress: Progress = field(default_factory=Progress)
+    evaluate: Callable[[str, int], None] = lambda name, step: None
+    saved: int = -1  # the newest step handed to the writer
+
+    def train(self) -> str:
+        """Run to the end, or to the request to leave: "finished" or "left"."""
+        run, p, peak = self.run, self.progress, self.run.optim.lr
+        set_applied(self.optimizer, p.applied)
+        limit, first = BadLimit(run.data.bad_limit), p.step
+        leaving = False
+        while p.step < run.steps and not leaving:
+            began = clock()
+            batch = self.loader.next()
+            waited = clock() - began
+            rate = peak * run.schedule(p.step, run.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            for bad in batch.bad:
+                self.ledger.write(**bad, step=p.step + 1)
+
+            counts = self.objective.count(batch)  # known before the forward pass: a masked slot weighs nothing
+            masked = (~batch.valid & (batch.ids >= 0)).sum()
+            heads = torch.stack([counts.double(), batch.valid.sum().double(), masked.double()])
+            total, valid, bad = self.strategy.sum(heads).tolist()
+            limit.add(int(bad), int(valid + bad))
+
+            loss, seen = self.forward_backward(batch, total)
+            flags = torch.tensor([self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64)
+            failpoint(f"backward-{p.step + 1}")
+            common = self.strategy.sum(torch.cat([loss.double().reshape(1), flags.to(loss.device)]))
+            norm = self.strategy.norm() / self.precision.scale
+            (loss_value, leave, failed), norm_value = common.tolist(), norm.item()
+            leaving = leave > 0 or p.step + 1 - first == run.system.leave_after
+            if failed:
+                self.save_failed()
+
+            if self.sound(batch, loss, loss_value, norm_value, valid):
+                self.apply(norm_value)
+            self.optimizer.zero_grad(set_to_none=True)
+            p.step += 1
+            p.samples += int(valid)
+
+            failpoint(f"step-{p.step}")
+            seconds = clock() - began
+            self.log.step(p.step, samples=p.samples, loss=loss_value, lr=rate, grad_norm=norm_value,
+                          samples_per_second=valid / seconds, data_wait=waited, seconds=seconds,
+                          **{k: v.item() for k, v in seen.items()})
+            for e in run.evaluate:
+                if (e.every and p.step % e.every == 0) or p.step == run.steps:
+                    self.evaluate(e.name, p.step)
+            if p.step == run.steps or leaving or (run.checkpoint.every and p.step % run.checkpoint.every == 0):
+                self.save()
+        self.finish()
+        return "left" if leaving and p.step < run.steps else "finished"
+
+    def forward_backward(self, batch: Any, total: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of the sum over the global batch divided by its count; returns this rank's part of the loss."""
+        micros = batch.split(self.run.system.micro_batch if self.objective.separable else None)
+        loss = torch.zeros((), device=self.strategy.device)
+        seen: dict[str, Tensor] = {}
+        for i, micro in enumerate(micros):
+            with self.strategy.micro(last=i == len(micros) - 1):
+                with self.precision.cast(self.strategy.device):
+                    part, seen = self.objective(micro, self.progress.step)
+                part = part / max(total, 1.0)
+                self.strategy.backward(part * self.precision.scale if self.precision.scale != 1 else part)
+                loss = loss + part.detach()
+        return loss, seen
+
+    def sound(self, batch: Any, mine: Tensor, loss: float, norm: float, valid: float) -> bool:
+        """The same verdict on every rank; a step that is not finite is skipped and its samples are named."""
+        step = self.progress.step + 1
+        if not valid:
+            if self.strategy.rank == 0:
+                self.ledger.write(kind="skip", reason="no valid sample", step=step)
+            return False
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        self.precision.update(finite)
+        if finite:
+            self.control.skipped = 0
+            return True
+        if not math.isfinite(mine.item()) or math.isfinite(loss):
+            ids = batch.ids[batch.valid].tolist()
+            self.ledger.write(kind="skip", reason="loss" if not math.isfinite(loss) else "gradient", step=step,
+                              rank=self.strategy.rank, samples=ids)
+        self.log.say(f"step {step} is not finite (loss {loss}, gradient norm {norm}): skipped, see ledger.jsonl")
+        self.control.skip(step)
+        return False
+
+    def apply(self, norm: float) -> None:
+        clip, factor = self.run.optim.clip, 1 / self.precision.scale
+        if clip is not None and norm > clip:
+            factor *= clip / norm
+        if factor != 1:
+            self.strategy.scale(factor)
+        self.optimizer.step()
+        self.progress.applied += 1
+        self.objective.after_step()
+        self.objective.follow(self.progress.step)
+
+    def save(self) -> None:
+        self.settle()
+        self.writer.save(self.progress.step, self.strategy.slices(self.optimizer), self.state())
+        self.saved = self.progress.step
+
+    def save_failed(self) -> None:
+        """On every rank at the same step: drop the save, say so, go on; the last good checkpoint stays."""
+        self.writer.abandon()
+        if self.writer.error:
+            self.ledger.write(kind="save_failed", reason=self.writer.error, step=self.saved, rank=self.strategy.rank)
+            self.log.say(f"saving step {self.saved} failed ({self.writer.error}): the checkpoint before it stays")
+        self.writer.error = None
+
+    def settle(self) -> str | None:
+        """Wait for the save under way on every rank; why it failed, or None."""
+        self.writer.wait()
+        failed = torch.tensor([float(self.writer.error is not None)], device=self.strategy.device)
+        if not self.strategy.sum(failed).item():
+            return None
+        reason = self.writer.error or "another rank's part failed"
+        self.save_failed()
+        return reason
+
+    def finish(self) -> None:
+        """See that the last save is there. Raises OSError where it is not."""
+        reason = self.settle()
+        if reason:
+            raise OSError(f"The last checkpoint could not be saved ({reason}): make room and run the same command again.")
