@@ -41,6 +41,7 @@ class Index:
     chunk_crc: NDArray
     bad: dict[int, str] = field(default_factory=dict)
     keep: NDArray | None = None  # sorted sample numbers
+    file: Path | None = None  # where the index itself is stored
 
     def __post_init__(self) -> None:
         first = np.repeat(np.cumsum([0, *self.shard_chunks])[:-1], self.shard_chunks)
@@ -219,12 +220,15 @@ def open_index(shards: str, chunk: int = CHUNK, say: Callable[[str], None] = lam
                 say(f"index {path} cannot be read ({type(e).__name__}): made again")
                 break
             if fresh(index):
+                index.file = path
                 return index
             say(f"index {path} is stale (a shard changed): made again")
             break
     index = build(paths, chunk)
     try:
         save(index, beside)
+        index.file = beside
     except OSError:  # read-only data
         save(index, aside)
+        index.file = aside
     return index

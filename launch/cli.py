@@ -1,0 +1,85 @@
+"""The `vtx` command. Standard library only at the top: help and refusals must be quick."""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+from data_pipeline.errors import UserError
+
+COMMANDS = ("train", "submit", "evaluate", "export", "show", "data", "checkpoints", "doctor")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence and leaves with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]}: '{self.prog} --help' shows how.")
+
+
+def parser() -> Parser:
+    top = Parser(prog="vtx", description="Distributed pretraining of vision and vision-language models.",
+                 epilog="exit codes: 0 finished, 2 wrong input, 3 not finite, 4 out of memory, "
+                        "75 asked to leave and saved, 1 anything else")
+    top.add_argument("--debug", action="store_true", help="show the traceback behind an error")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name in COMMANDS:
+        module = importlib.import_module(f"launch.commands.{name}")
+        made = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback behind an error")
+        module.arguments(made)
+        made.set_defaults(run=module.run)
+    return top
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Options and key=value in any order."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    keys = [x for x in rest if not x.startswith("-")]
+    if len(keys) < len(rest) or (keys and not hasattr(args, "keys")):
+        wrong = next(x for x in rest if x.startswith("-") or x in keys)
+        raise UserError(f"'vtx {args.command}' does not take {wrong!r}: 'vtx {args.command} --help' shows what it takes.")
+    if hasattr(args, "keys"):
+        args.keys = [*args.keys, *keys]
+        odd = [x for x in args.keys if "=" not in x]
+        if odd:
+            raise UserError(f"{odd[0]!r} is not key=value: 'vtx show keys' lists the keys.")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        args = parse(arguments)
+        return int(args.run(args) or 0)
+    except UserError as e:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"vtx: {e}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `vtx ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("vtx: interrupted", file=sys.stderr)
+        return 130
+    except OSError as e:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"vtx: {e}", file=sys.stderr)
+        return 1
+
+
+def end() -> NoReturn:
+    """The entry point: daemon threads of libraries must not hold up the end."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    end()

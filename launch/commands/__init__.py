@@ -1,0 +1,49 @@
+"""A file per command: HELP, arguments(parser), run(args). What is heavy is imported when the command runs."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command that names a recipe takes."""
+    parser.add_argument("recipe", help="a name of 'vtx show recipes', or path.py:function")
+    parser.add_argument("--smoke", action="store_true", help="the tiny sibling of the recipe")
+    parser.add_argument("keys", nargs="*", metavar="key=value", help="change any field; 'vtx show keys' lists them")
+
+
+def run_of(args: argparse.Namespace) -> Any:
+    """The Run that recipe, --smoke and key=value mean. Raises UserError."""
+    from launch import override, recipes
+
+    return override.override(recipes.find(args.recipe, args.smoke), args.keys)
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """--run, else runs/<recipe>."""
+    if args.run_folder:
+        return Path(args.run_folder)
+    name = args.recipe.rpartition(":")[2]
+    return Path("runs") / (f"{name}-smoke" if args.smoke else name)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value), flush=False)
+
+
+def print_table(rows: list[dict[str, Any]], columns: list[str] | None = None) -> None:
+    """Rows for people; numbers stand right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    columns = columns or list(rows[0])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for c in columns:
+        right = isinstance(rows[0].get(c), int | float) and not isinstance(rows[0].get(c), bool)
+        table.add_column(c, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{row[c]:,}" if isinstance(row[c], int) and not isinstance(row[c], bool) else str(row[c]) for c in columns))
+    Console().print(table)

@@ -1,0 +1,20 @@
+"""`vtx export RUN --to LIBRARY DIR`: the newest checkpoint in another library's layout."""
+
+import argparse
+from pathlib import Path
+
+HELP = "write a run's weights for transformers, open_clip, timm or as plain safetensors"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="a run folder")
+    parser.add_argument("--to", required=True, choices=("transformers", "open_clip", "timm", "safetensors"))
+    parser.add_argument("out", metavar="DIR", help="where the files go")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launch.worker import export_run
+
+    for path in export_run(Path(args.folder), args.to, Path(args.out)):
+        print(path)
+    return 0

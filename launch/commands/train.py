@@ -1,0 +1,24 @@
+"""`vtx train RECIPE`: train, or go on with the run that is in the folder."""
+
+import argparse
+
+from launch.commands import folder_of, recipe_arguments, run_of
+
+HELP = "train a recipe; the same command on the same folder resumes"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    recipe_arguments(parser)
+    parser.add_argument("--run", dest="run_folder", metavar="DIR", help="the run folder (default: runs/RECIPE)")
+    parser.add_argument("--fork", action="store_true", help="go on from the folder's checkpoint under another recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe, folder = run_of(args), folder_of(args)
+    if recipe.data.shards == "required":
+        from data_pipeline.errors import UserError
+
+        raise UserError(f"{args.recipe} needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards.")
+    from launch.worker import run_local
+
+    return run_local(recipe, folder, fork=args.fork, debug=args.debug)
