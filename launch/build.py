@@ -1,7 +1,6 @@
 """From a recipe to live parts: the one place that follows the dotted paths of the specs."""
 
 import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,16 +95,10 @@ def train_batches(run: Run, data: DataSet, rank: int, world: int) -> Batches:
     return Batches(data.index, order_of(run, data.index), reader_of(run, True), run.global_batch, rank, world, run.seed)
 
 
-def eval_batches(run: Run, data: DataSet, size: int = 64) -> tuple[Batches, int]:
-    """Every validation sample once, in tar order, on every rank alike; and the number of batches."""
-    n = data.index.n
-    return Batches(data.index, InOrder(n), reader_of(run, False), size, 0, 1, run.seed), -(-n // size)
+def eval_batches(run: Run, data: DataSet, rank: int = 0, world: int = 1, size: int = 64) -> tuple[Batches, int]:
+    """Every validation sample once over all ranks, in tar order; and the number of batches, the same on every rank.
 
-
-def stranger(path: str) -> None:
-    """Let a recipe from a stranger's folder import its neighbours, here and in the processes started from here."""
-    folder = str(Path(path).resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-
-
+    size: slots of a rank in a batch.
+    """
+    n, whole = data.index.n, size * world
+    return Batches(data.index, InOrder(n), reader_of(run, False), whole, rank, world, run.seed), -(-n // whole)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from data_pipeline.errors import UserError
-from launch import override
+from launch import override, recipes
 from vtx_scale.specs.run import Run
 
 if TYPE_CHECKING:
@@ -71,7 +71,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def recipe_of(folder: Path) -> Run:
-    return override.from_dict(read(folder)["recipe"])
+    """The recipe of a run; the folders of a stranger's recipe come on the path."""
+    body = read(folder)
+    recipes.let_import(body.get("paths", []))
+    return override.from_dict(body["recipe"])
 
 
 def prepare(run: Run, folder: Path, fingerprint: str, fork: bool = False) -> None:
@@ -79,7 +82,7 @@ def prepare(run: Run, folder: Path, fingerprint: str, fork: bool = False) -> Non
 
     Raises UserError with the fields that differ where the recipe is another and `fork` is false.
     """
-    digest = override.recipe_hash(run, fingerprint)
+    digest, forks = override.recipe_hash(run, fingerprint), []
     if (folder / "run.json").exists():
         old = read(folder)
         if old["hash"] != digest and not fork:
@@ -89,10 +92,13 @@ def prepare(run: Run, folder: Path, fingerprint: str, fork: bool = False) -> Non
                 fields = "; ".join(filter(None, [fields, f"the data set was {old['data']}, is {fingerprint}"]))
             raise UserError(f"{folder} holds another run ({fields}): choose another --run folder, "
                             "or pass --fork to go on from its checkpoint with the new recipe.")
+        forks = old.get("forks", [])
         if old["hash"] != digest:
+            forks = [*forks, old["hash"]]
             with (folder / "ledger.jsonl").open("a") as f:
                 f.write(json.dumps({"kind": "fork", "from": old["hash"], "to": digest}) + "\n")
-    body = {"recipe": override.to_dict(run), "hash": digest, "data": fingerprint, "versions": versions()}
+    body = {"recipe": override.to_dict(run), "hash": digest, "forks": forks, "data": fingerprint, "paths": recipes.STRANGERS,
+            "versions": versions()}
     write_whole(folder / "run.json", json.dumps(body, indent=1) + "\n")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from launch import override, run_folder
+from launch import override, recipes, run_folder
 from vtx_scale.specs.run import Run
 
 
@@ -37,7 +37,8 @@ def run_local(run: Run, folder: Path, fork: bool = False, debug: bool = False) -
         from launch.local import launch
 
         with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="vtx-request-") as request:
-            json.dump({"recipe": override.to_dict(run), "folder": str(folder), "debug": debug, "path": sys.path[:2]}, request)
+            json.dump({"recipe": override.to_dict(run), "folder": str(folder), "debug": debug,
+                       "paths": recipes.STRANGERS}, request)
             request.flush()
             return launch(Path(request.name), folder, world, say)
     finally:
@@ -64,8 +65,9 @@ def prepared(run: Run, folder: Path, fork: bool = False) -> None:
     run_folder.prepare(run, folder, order_of(run, data.index).fingerprint([data.index.digest]), fork)
 
 
-def work(run: Run, folder: Path, *, fork: bool = False, debug: bool = False, prepare: bool = False) -> int:
-    """One rank from start to exit code; a sentence on stderr in place of a traceback unless `debug`."""
+def work(run: Run, folder: Path, *, fork: bool = False, debug: bool = False, prepare: bool = False,
+         tell: Callable[[str], None] = say) -> int:
+    """One rank from start to exit code; a sentence to `tell` in place of a traceback unless `debug`."""
     import torch
 
     from vtx_scale.trainer.control import NotFinite
@@ -87,7 +89,7 @@ def work(run: Run, folder: Path, *, fork: bool = False, debug: bool = False, pre
     if debug:
         traceback.print_exc()
     if int(os.environ.get("RANK", 0)) == 0 or code == 1:
-        say(f"vtx: {text}")
+        tell(f"vtx: {text}")
     return code
 
 
@@ -105,6 +107,7 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
 
     from data_pipeline.loader import Loader, die_with_parent
     from launch import build
+    from launch.evaluate import scores
     from vtx_scale.checkpoints.write import Writer
     from vtx_scale.objectives.ranks import GroupRanks, Ranks
     from vtx_scale.strategies.apply import apply, strategy_of
@@ -144,14 +147,16 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
         batches = build.train_batches(run, data, strategy.rank, strategy.world)
         fingerprint = batches.order.fingerprint([data.index.digest])
         progress = Progress()
-        resumed = resume(folder, strategy, optimizer, progress, precision, fingerprint, fork, run)
+        resumed = resume(folder, strategy, optimizer, progress, precision, fingerprint, run)
         if not resumed and run.init.from_:
             start_from(run.init.from_, run, strategy)
         if rank == 0:
             cut(folder, progress.step)
         if world > 1:
             dist.barrier()
-        log = Log(folder, run.steps, on=rank == 0, device=device)
+        ledger = Ledger(folder)
+        log = Log(folder, run.steps, on=rank == 0, device=device,
+                  slot_share=slot_share(run, batches, precision, device, world) if rank == 0 else 0.0)
         if resumed:
             log.say(f"resumed at step {progress.step} of {run.steps}")
         loader = Loader(batches, start=progress.step, stop=run.steps, workers=run.system.workers, device=device)
@@ -165,15 +170,24 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
                     "hash": override.recipe_hash(run, fingerprint), "versions": run_folder.versions()}
 
         def evaluate_now(name: str, step: int) -> None:
-            scores = evaluators(run, objective, [name]).get(name)
-            if scores:
-                log.scores(step, name, scores)
+            try:
+                made = scores(run, objective, [name]).get(name)
+                if made:
+                    log.scores(step, name, made)
+            except UserError as e:  # an evaluation that cannot be had must not end a training
+                if rank == 0:
+                    ledger.write(kind="evaluation_failed", reason=str(e), name=name, step=step)
+                    log.say(f"step {step}  {name} cannot be computed: {e}")
+            finally:
+                strategy.rest()
 
-        trainer = Trainer(run, objective, strategy, optimizer, loader, writer, precision, control, Ledger(folder), log,
+        trainer = Trainer(run, objective, strategy, optimizer, loader, writer, precision, control, ledger, log,
                           state, progress, evaluate_now)
         try:
             if rank == 0 and progress.step == 0:
                 show_inputs(run, batches, log)
+            for name in overdue(run, folder, progress.step, strategy):
+                evaluate_now(name, progress.step)
             if progress.step >= run.steps:
                 log.say(f"finished already: {progress.step} of {run.steps} steps")
                 return 0
@@ -215,7 +229,7 @@ def meet(run: Run, rank: int, world: int) -> Any:
         where = os.environ.get("VTX_MEET")
         if where is None and "MASTER_ADDR" not in os.environ:
             where = f"file://{tempfile.mkdtemp(prefix='vtx-')}/store"
-        dist.init_process_group("nccl" if cuda else "gloo", init_method=where, rank=rank, world_size=world,
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=where, rank=rank, world_size=world,
                                 timeout=timedelta(seconds=system.timeout))
     return device
 
@@ -232,18 +246,23 @@ def common_attempt(device: Any, world: int) -> str:
     return f"{word.item():08x}"
 
 
-def resume(folder: Path, strategy: Any, optimizer: Any, progress: Any, precision: Any, fingerprint: str, fork: bool,
+def resume(folder: Path, strategy: Any, optimizer: Any, progress: Any, precision: Any, fingerprint: str,
            run: Run) -> bool:
     """Load the newest whole checkpoint, the same on every rank; False where there is none."""
     import torch
 
     from vtx_scale.checkpoints.format import folder_name, read_manifest
     from vtx_scale.checkpoints.read import Tensors, load, newest
+    from vtx_scale.trainer.control import Ledger
+
+    def damaged(line: str) -> None:
+        say(line)
+        Ledger(folder).write(kind="checkpoint_damaged", reason=line)
 
     at = folder / "checkpoints"
     step = -1
     if strategy.rank == 0:
-        found = newest(at, say)
+        found = newest(at, damaged)
         step = found[1]["step"] if found else -1
     step = int(strategy.sum(torch.tensor([float(step) if strategy.rank == 0 else 0.0], dtype=torch.float64,
                                          device=strategy.device)).item())
@@ -252,10 +271,11 @@ def resume(folder: Path, strategy: Any, optimizer: Any, progress: Any, precision
     path = at / folder_name(step)
     manifest = read_manifest(path)
     data = manifest["data"]
-    if data["fingerprint"] != fingerprint and not forked(folder):
+    forked = bool(run_folder.read(folder).get("forks"))
+    if data["fingerprint"] != fingerprint and not forked:
         raise UserError(f"{path} was made from another data set or order (fingerprint {data['fingerprint']}, now "
                         f"{fingerprint}): give data.shards as it was, or train in another folder.")
-    if data["position"] != step * run.global_batch and not forked(folder):
+    if data["position"] != step * run.global_batch and not forked:
         raise UserError(f"{path} is at sample {data['position']}, not at a step of global_batch={run.global_batch}.")
     load(strategy.slices(optimizer), Tensors(path, manifest))
     progress.step, progress.applied, progress.samples = step, manifest["applied"], manifest["samples"]
@@ -263,16 +283,11 @@ def resume(folder: Path, strategy: Any, optimizer: Any, progress: Any, precision
     return True
 
 
-def forked(folder: Path) -> bool:
-    """Whether the owner told this run to go on under another recipe."""
-    ledger = folder / "ledger.jsonl"
-    return ledger.exists() and '"kind": "fork"' in ledger.read_text()
-
-
 def start_from(source: str, run: Run, strategy: Any) -> None:
     """`init.from`: parameters of a run folder or of exported weights."""
     import torch
 
+    from vtx_scale.interop import import_clip, resize_positions
     from vtx_scale.strategies.base import Slice
 
     path = Path(source)
@@ -286,9 +301,11 @@ def start_from(source: str, run: Run, strategy: Any) -> None:
             raise UserError(f"init.from={source} has no whole checkpoint.")
         state = Tensors(*found).state("param")
     else:
-        from vtx_scale.interop import import_clip
-
         state = import_clip(path)
+    resized = resize_positions(state, run.objective)
+    if resized is not state and strategy.rank == 0:
+        say(f"init.from={source}: its position embeddings are resized to the recipe's resolution")
+    state = resized
 
     def copy(s: Slice) -> None:
         kind, _, name = s.key.partition("/")
@@ -304,12 +321,44 @@ def start_from(source: str, run: Run, strategy: Any) -> None:
             copy(s)
 
 
+def overdue(run: Run, folder: Path, step: int, strategy: Any) -> list[str]:
+    """Evaluators that were due at `step` but did not come to write their line; the same on every rank."""
+    import torch
+
+    from vtx_scale.trainer.loop import due
+
+    names, file = due(run, step), folder / "evaluations.jsonl"
+    done = set()
+    if strategy.rank == 0 and file.exists():
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        done = {r["name"] for r in rows if r["step"] == step}
+    flags = torch.tensor([float(strategy.rank == 0 and n not in done) for n in names], device=strategy.device)
+    missing = strategy.sum(flags).tolist() if names else []
+    return [n for n, m in zip(names, missing, strict=True) if m]
+
+
 def cut(folder: Path, step: int) -> None:
     """Lines beyond the step that a run resumes at will be written again."""
     from vtx_scale.trainer.control import cut_after
 
     for name in ("metrics.jsonl", "ledger.jsonl", "evaluations.jsonl"):
         cut_after(folder / name, step)
+
+
+def slot_share(run: Run, batches: Any, precision: Any, device: Any, world: int) -> float:
+    """What one sample a second uses of the peak of all ranks: samples a second times this is the model FLOP utilisation."""
+    import torch
+
+    from data_pipeline.batch import Batch
+    from launch import build
+    from vtx_scale.trainer.flops import peak_flops, training_flops
+
+    row = {k: torch.from_numpy(v) for k, v in batches.reader.blank().items()}
+    two = torch.arange(2)
+    batch = Batch({k: torch.stack([v, v]) for k, v in row.items()}, torch.ones(2, dtype=torch.bool), two, two, two)
+    need = training_flops(lambda: build.build_objective(run, torch.float32), batch)
+    peak = peak_flops(device, precision.compute or precision.weights)
+    return need / (world * peak) if peak else 0.0
 
 
 def show_inputs(run: Run, batches: Any, log: Any) -> None:
@@ -326,60 +375,11 @@ def show_inputs(run: Run, batches: Any, log: Any) -> None:
     log.pictures(0, batch, captions)
 
 
-def evaluators(run: Run, objective: Any, names: list[str]) -> dict[str, dict[str, float]]:
-    """The numbers of each evaluator on the validation samples; every rank computes all of them alike."""
-    from data_pipeline.loader import Loader
-    from launch import build
-
-    data = build.open_data(run, False)
-    if data is None:
-        return {}
-    was = objective.training
-    objective.eval()
-    try:
-        out = {}
-        for name in names:
-            batches, count = build.eval_batches(run, data)
-            loader = Loader(batches, stop=count, workers=0)
-            out[name] = build.follow(f"vtx_scale.evaluators.{name}:{name}")(objective.probes, loader, data.classes)
-        return out
-    finally:
-        objective.train(was)
-
-
-def evaluate(folder: Path, names: list[str], run: Run | None = None) -> dict[str, dict[str, float]]:
-    """`vtx evaluate`: evaluators on the newest checkpoint of a run folder."""
-    from launch import build
-
-    opened = run_folder.open_run(folder)
-    run = run or opened.recipe
-    if build.open_data(run, False) is None:
-        raise UserError(f"{folder} names no validation samples: add data.val_shards=FOLDER.")
-    return evaluators(run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"])
-
-
-def export_run(folder: Path, to: str, out: Path) -> list[Path]:
-    """`vtx export`: the newest checkpoint in another library's layout."""
-    from vtx_scale.interop import export_clip
-
-    opened = run_folder.open_run(folder)
-    state = {k: v.detach() for k, v in opened.model.state_dict().items()}
-    return export_clip(opened.recipe.objective, state, to, out)  # type: ignore[arg-type]
-
-
 def main(argv: list[str]) -> int:
     """`python -m launch.worker REQUEST.json`: one rank of `launch.local`."""
     request = json.loads(Path(argv[0]).read_text())
-    for entry in request["path"]:
-        if entry not in sys.path:
-            sys.path.append(entry)
+    recipes.let_import(request["paths"])
     return work(override.from_dict(request["recipe"]), Path(request["folder"]), debug=request["debug"])
-
-
-def ray_worker(payload: dict[str, Any]) -> int:
-    """The same under Ray, which calls a function."""
-    return work(override.from_dict(payload["recipe"]), Path(payload["folder"]))
-
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = Path(args.folder)
     recipe = override.override(run_folder.recipe_of(folder), args.keys)
-    from launch.worker import evaluate
+    from launch.evaluate import evaluate
 
     names = [n for n in args.names.split(",") if n]
     rows = [{"name": n, **values} for n, values in evaluate(folder, names, recipe).items()]

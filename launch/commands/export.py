@@ -13,8 +13,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launch.worker import export_run
+    from launch.run_folder import open_run
+    from vtx_scale.interop import export_clip
 
-    for path in export_run(Path(args.folder), args.to, Path(args.out)):
+    opened = open_run(args.folder)
+    state = {k: v.detach() for k, v in opened.model.state_dict().items()}
+    for path in export_clip(opened.recipe.objective, state, args.to, Path(args.out)):  # type: ignore[arg-type]
         print(path)
     return 0

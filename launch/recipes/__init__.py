@@ -4,13 +4,14 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from data_pipeline.errors import UserError
 from vtx_scale.specs.run import Run
 
 FILES = ("clip",)
+STRANGERS: list[str] = []  # folders of recipes that came from files: what else they import lies there
 
 
 def named() -> Iterator[tuple[str, Callable[[], Run]]]:
@@ -27,17 +28,25 @@ def names() -> list[str]:
     return [n for n, _ in named() if not n.endswith("_smoke")]
 
 
+def let_import(folders: Iterable[str]) -> None:
+    """Put the folders of strangers' recipes on the path, here and in the processes that are started from here."""
+    for folder in folders:
+        if folder not in STRANGERS:
+            STRANGERS.append(folder)
+            sys.path.insert(0, folder)
+
+
 def from_file(path: Path, function: str) -> Callable[[], Run]:
     """A stranger's recipe; its folder comes on the path, so that it finds its neighbours."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: give path.py:function.")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    let_import([str(path.resolve().parent)])
     try:
         module = importlib.import_module(path.stem)
     except Exception as e:
         raise UserError(f"{path} cannot be imported ({type(e).__name__}: {e}).") from e
+    if Path(module.__file__ or "").resolve() != path.resolve():
+        raise UserError(f"{path} has the name of another module ({module.__file__}): rename the file.")
     made = getattr(module, function, None)
     if not callable(made):
         have = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path.stem]

@@ -8,23 +8,79 @@ from pathlib import Path
 
 import torch
 
+from launch import override, recipes, worker
+from launch.build import resolve_data
+from tests.ranks import on_ranks
 from vtx_scale.checkpoints.read import Tensors, newest
+from vtx_scale.specs.run import Run
+
+SMALL = ("system.workers=0",)
+COLOUR = f"{Path(__file__).parent.parent / 'surfaces' / 'stranger' / 'average_colour.py'}:average_colour"
 
 
-def vtx(*arguments: object, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})}
+
+
+def vtx(*arguments: object, env: dict[str, str] | None = None, timeout: float = 240,
+        cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command as a user would type it."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     return subprocess.run([sys.executable, "-m", "launch.cli", *map(str, arguments)], text=True, capture_output=True,
-                          timeout=timeout, env={**clean, **(env or {})})
+                          timeout=timeout, env=environment(env), cwd=cwd)
 
 
 def train(folder: Path, *keys: str, env: dict[str, str] | None = None, recipe: str = "clip_vit_b32",
           code: int = 0) -> subprocess.CompletedProcess[str]:
-    """A smoke run that must end with `code` and never with a traceback."""
-    done = vtx("train", recipe, "--smoke", "--run", folder, "system.workers=0", *keys, env=env)
+    """`vtx train RECIPE --smoke`: must end with `code` and never with a traceback."""
+    done = vtx("train", recipe, "--smoke", "--run", folder, *SMALL, *keys, env=env)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def smoke(*keys: str, recipe: str = "clip_vit_b32") -> Run:
+    return resolve_data(override.override(recipes.find(recipe, smoke=True), [*SMALL, *keys]))
+
+
+def train_on_ranks(folder: Path, world: int, strategy: str, *keys: str, recipe: str = "clip_vit_b32", code: int = 0) -> None:
+    """The same training on ranks of this test's server: the worker itself, without the start of a new Python."""
+    run = smoke(f"system.strategy={strategy}", *keys, recipe=recipe)
+    worker.prepared(run, folder)
+    codes = on_ranks(world, one_rank, override.to_dict(run), folder, recipes.STRANGERS)
+    assert codes == [code] * world, (codes, (folder / "log.txt").read_text())
+
+
+def one_rank(recipe: dict, folder: Path, paths: list[str]) -> int:
+    """The worker, which also writes down which sample stood in which slot."""
+    from data_pipeline.loader import Loader
+    from data_pipeline.order import Order
+
+    recipes.let_import(paths)
+    plain = Loader.next
+
+    def told(self):
+        batch = plain(self)
+        if not isinstance(self.batches.order, Order):  # an evaluation reads too
+            return batch
+        row = {"step": self.step, "slots": dict(zip(batch.slot.tolist(), batch.ids.tolist(), strict=True))}
+        with (folder / f"ids-{os.environ['RANK']}.jsonl").open("a") as f:
+            f.write(json.dumps(row) + "\n")
+        return batch
+
+    Loader.next = told
+    return worker.work(override.from_dict(recipe), folder)
+
+
+def ids(folder: Path) -> dict[int, dict[int, int]]:
+    """step -> slot -> sample number, of all ranks together; padding left out."""
+    out: dict[int, dict[int, int]] = {}
+    for file in folder.glob("ids-*.jsonl"):
+        for row in lines(file):
+            for slot, sample in row["slots"].items():
+                if sample >= 0:
+                    assert int(slot) not in out.setdefault(row["step"], {}), "a slot stands on two ranks"
+                    out[row["step"]][int(slot)] = sample
+    return out
 
 
 def lines(path: Path) -> list[dict]:

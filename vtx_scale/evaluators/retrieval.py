@@ -6,23 +6,25 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from vtx_scale.objectives.ranks import Ranks
 
 
-def retrieval(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None = None,
+def retrieval(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None, ranks: Ranks,
               ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
     """image_to_text@k and text_to_image@k over all valid samples. A caption that stands twice counts as found with either.
 
     Raises UserError where there are no samples.
     """
-    images, texts, tokens = [], [], []
+    images, texts, tokens, valid = [], [], [], []
     for batch in batches:
-        if batch.valid.any():
-            images.append(probes["encode_image"](batch["image"][batch.valid]))
-            tokens.append(batch["tokens"][batch.valid].cpu())
-            texts.append(probes["encode_text"](batch["tokens"][batch.valid]))
-    if not images:
-        raise UserError("retrieval found no valid validation sample.")
-    image_NE, text_NE, token_NT = torch.cat(images), torch.cat(texts), torch.cat(tokens)
+        images.append(ranks.gather_plain(probes["encode_image"](batch["image"])))
+        texts.append(ranks.gather_plain(probes["encode_text"](batch["tokens"])))
+        tokens.append(ranks.gather_plain(batch["tokens"]))
+        valid.append(ranks.gather_plain(batch.valid))
+    keep = torch.cat(valid) if valid else torch.zeros(0, dtype=torch.bool)
+    if not keep.any():
+        raise UserError("retrieval found no valid validation sample: look at them with 'vtx data verify'.")
+    image_NE, text_NE, token_NT = torch.cat(images)[keep], torch.cat(texts)[keep], torch.cat(tokens)[keep]
     caption_N = torch.unique(token_NT, dim=0, return_inverse=True)[1]
     similar_NN = image_NE @ text_NE.T
     scores: dict[str, float] = {"samples": len(image_NE)}

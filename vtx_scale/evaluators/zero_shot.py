@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from data_pipeline.errors import UserError
+from vtx_scale.objectives.ranks import Ranks
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a handwritten {}", "the digit {}",
              "a small {}", "a large {}")
@@ -19,7 +20,7 @@ def class_embeddings(encode_text: Callable[..., torch.Tensor], classes: list[str
     return F.normalize(made.view(len(classes), len(templates), -1).mean(1), dim=-1)
 
 
-def zero_shot(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None,
+def zero_shot(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None, ranks: Ranks,
               templates: tuple[str, ...] = TEMPLATES) -> dict[str, float]:
     """top1, top5 (where there are more than five classes) and the number of labelled samples.
 
@@ -28,18 +29,14 @@ def zero_shot(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], cla
     if not classes:
         raise UserError("zero_shot needs classes.txt beside the validation shards: a class name a line, in the order of cls.")
     text_KE = class_embeddings(probes["encode_text"], classes, templates)
-    seen = top1 = top5 = 0
+    counts = torch.zeros(3, dtype=torch.int64)  # samples with a label, of them first, of them among five
     for batch in batches:
-        labelled = batch.valid & (batch["label"] >= 0) & (batch["label"] < len(classes))
-        if not labelled.any():
-            continue
-        image = batch["image"][labelled]
-        label = batch["label"][labelled].cpu()
-        rank = (probes["encode_image"](image) @ text_KE.T).topk(min(5, len(classes)), dim=1).indices
-        hit = rank == label[:, None]
-        seen += len(label)
-        top1 += int(hit[:, 0].sum())
-        top5 += int(hit.any(1).sum())
+        label = batch["label"]
+        near = (probes["encode_image"](batch["image"]) @ text_KE.T).topk(min(5, len(classes)), dim=1).indices
+        hit = near == label[:, None]
+        labelled = batch.valid & (label >= 0) & (label < len(classes))
+        counts += torch.stack([labelled, labelled & hit[:, 0], labelled & hit.any(1)]).sum(1)
+    seen, top1, top5 = ranks.sum(counts).tolist()
     if not seen:
         raise UserError("zero_shot found no labels (cls members) in the validation shards.")
     scores = {"top1": top1 / seen, "samples": seen}

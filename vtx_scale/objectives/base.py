@@ -1,6 +1,7 @@
 """What an objective is: modules, a reader of samples, a loss."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,19 @@ from torch import Tensor, nn
 
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.run import Spec
+
+
+@dataclass(frozen=True)
+class Follower:
+    """An average of another module's weights, moved after each step that counted and never by the optimizer.
+
+    teacher, student: submodules of one layout; momentum(step) is the share of its own value that the teacher keeps.
+    The teacher starts from the student's values, and its units belong in `Objective.units` too.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    momentum: Callable[[int], float]
 
 
 class Objective(nn.Module):
@@ -38,6 +52,10 @@ class Objective(nn.Module):
         """What the summed loss is divided by, before the ranks are added up: valid slots."""
         return batch.valid.sum()
 
+    def followers(self) -> Iterable[Follower]:
+        """Modules that follow others; the strategy moves them on its local shards."""
+        return ()
+
     def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
         """The kind of a tensor's initial values and its number (`vtx_scale.trainer.init`)."""
         raise TypeError(f"{type(self).__name__}.initial says nothing of {name}")
@@ -46,8 +64,23 @@ class Objective(nn.Module):
         """Whether weight decay leaves a parameter alone: vectors and scales."""
         return parameter.ndim < 2
 
+    def ask(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """function(*rows), float32 on the CPU, without gradient: what a probe does.
+
+        It runs as a forward pass of the whole objective, because that is where a sharded one gathers its parameters.
+        """
+        device, was = next(self.parameters()).device, self.training
+        self.eval()
+        self.forward = function  # type: ignore[method-assign]
+        try:
+            with torch.no_grad():
+                return self(*(r.to(device) for r in rows)).float().cpu()
+        finally:
+            del self.forward
+            self.train(was)
+
     def after_step(self) -> None:
         """What is clamped after a step that counted."""
 
     def follow(self, step: int) -> None:
-        """What moves after a step that counted, other than by the optimizer."""
+        """What else moves after a step that counted (a centre)."""

@@ -117,10 +117,8 @@ class Clip(Objective):
             return torch.cat([checkpoint(what, rows[a : a + micro], use_reentrant=False)  # type: ignore[misc]
                               for a in range(0, len(rows), micro)])
 
-    def forward(self, batch: Any, step: int = 0, probe: str | None = None) -> Any:
-        """The sum of the loss over this rank's valid slots, and what to log; or a probe of `batch` as raw rows."""
-        if probe is not None:
-            return (self.encode_image if probe == "encode_image" else self.encode_text)(batch)
+    def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the loss over this rank's valid slots, and what to log."""
         image_nE = self.encode(self.encode_image, batch["image"])
         text_nE = self.encode(self.encode_text, batch["tokens"])
         scale = self.logit_scale.to(image_nE.dtype).exp()
@@ -154,23 +152,15 @@ class Clip(Objective):
         loss_nA = -F.logsigmoid(sign_nA * logits_nA)
         return torch.where(valid_n[:, None] & valid_A, loss_nA, torch.zeros_like(loss_nA)).sum(1)
 
-    def _ask(self, rows: Tensor, probe: str) -> Tensor:
-        was = self.training
-        self.eval()
-        with torch.no_grad():
-            made = self(rows.to(self.image_proj.device), probe=probe)
-        self.train(was)
-        return made.detach().float().cpu()
-
     def _probe_image(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (N, S, S, 3) at the model's size -> (N, E) float32 of unit length, on the CPU."""
-        return self._ask(torch.as_tensor(pixels), "encode_image")
+        return self.ask(self.encode_image, torch.as_tensor(pixels))
 
     def _probe_text(self, texts: list[str] | Tensor) -> Tensor:
         """Captions or token ids (N, T) -> (N, E) float32 of unit length, on the CPU."""
         if not isinstance(texts, Tensor):
             texts = torch.from_numpy(tokenizer(self.tokenizer).encode_all(texts, self.spec.text.context))
-        return self._ask(texts, "encode_text")
+        return self.ask(self.encode_text, texts)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -7,6 +7,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+# the second name came with torch 2.13, which warns at the first
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
 class Ranks:
     """One process: every collective is the identity."""
 
@@ -65,5 +69,5 @@ class Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         world = dist.get_world_size(ctx.group)
         out = grad.new_empty((len(grad) // world, *grad.shape[1:]))
-        dist.reduce_scatter_tensor(out, grad.contiguous(), group=ctx.group)
+        reduce_scatter(out, grad.contiguous(), group=ctx.group)
         return out, None

@@ -41,6 +41,8 @@ class Strategy(Protocol):
     def backward(self, loss: Tensor) -> None: ...
     def norm(self) -> Tensor: ...
     def scale(self, factor: Tensor) -> None: ...
+    def follow(self, step: int) -> None: ...
+    def rest(self) -> None: ...
     def sum(self, tensor: Tensor) -> Tensor: ...
     def slices(self, optimizer: torch.optim.Optimizer) -> Iterator[Slice]: ...
 
@@ -92,6 +94,19 @@ class Base:
     def scale(self, factor: Tensor | float) -> None:
         """Multiply all gradients."""
         torch._foreach_mul_([local(p.grad) for p in self.trained() if p.grad is not None], factor)
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the followers on this rank's shards: no communication."""
+        for f in self.objective.followers():  # type: ignore[operator]
+            mine = [local(t) for t in f.teacher.parameters()]
+            theirs = [local(s.detach()) for s in f.student.parameters()]
+            torch._foreach_lerp_(mine, theirs, 1 - f.momentum(step))
+            for t, s in zip(f.teacher.buffers(), f.student.buffers(), strict=True):
+                t.copy_(s)
+
+    def rest(self) -> None:
+        """After a forward pass without a backward pass: back to the state between two steps."""
 
     def sum(self, tensor: Tensor) -> Tensor:
         if self.world > 1:

@@ -50,6 +50,10 @@ class FSDP(Base):
         root.set_is_last_backward(last)
         yield
 
+    def rest(self) -> None:
+        for part in self.parts:  # the root keeps its whole parameters until a backward pass comes
+            part.reshard()
+
     def shard_group(self) -> dist.ProcessGroup:
         return self.mesh.get_group("shard")
 

@@ -55,10 +55,19 @@ def keyed_flat(name: str, lo: int, hi: int, initial: Initial, seed: int) -> Tens
     return out
 
 
+def sources(objective: nn.Module) -> dict[str, str]:
+    """Name of a follower's parameter -> name of the one that it follows, whose initial values it shares."""
+    names = {id(p): n for n, p in objective.named_parameters()}
+    return {names[id(t)]: names[id(s)] for f in objective.followers()  # type: ignore[operator]
+            for t, s in zip(f.teacher.parameters(), f.student.parameters(), strict=True)}
+
+
 @torch.no_grad()
 def initialise(module: nn.Module, initial: Callable[[str, torch.Size], Initial], seed: int) -> None:
-    """Fill every parameter's local part, in place."""
+    """Fill every parameter's local part, in place; a follower's as its source's."""
+    source = sources(module) if hasattr(module, "followers") else {}
     for name, parameter in module.named_parameters():
+        name = source.get(name, name)
         box, here = box_of(parameter), local(parameter)
         if here.numel() == 0:
             continue

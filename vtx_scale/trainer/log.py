@@ -14,8 +14,9 @@ from data_pipeline.batch import Batch
 class Log:
     """Written at every step; TensorBoard at most 200 times a run unless the run is short."""
 
-    def __init__(self, folder: Path, steps: int, *, on: bool = True, flops: float = 0.0, device: torch.device) -> None:
-        self.folder, self.steps, self.on, self.flops, self.device = folder, steps, on, flops, device
+    def __init__(self, folder: Path, steps: int, *, on: bool = True, device: torch.device, slot_share: float = 0.0) -> None:
+        """slot_share: of all devices' peak, what one sample a second uses; 0 where it is not known."""
+        self.folder, self.steps, self.on, self.device, self.slot_share = folder, steps, on, device, slot_share
         self.every = max(1, min(10, steps // 200))
         self.board: Any = None
         self.live: Any = None
@@ -66,6 +67,8 @@ class Log:
             board.add_scalar(f"train/{name}", value, step)
         if values["seconds"] > 0:
             board.add_scalar("train/data_wait_share", values["data_wait"] / values["seconds"], step)
+        if self.slot_share:
+            board.add_scalar("train/model_flop_utilisation", values["samples_per_second"] * self.slot_share, step)
         if self.device.type == "cuda":
             board.add_scalar("system/memory_gib", torch.cuda.max_memory_allocated() / 2**30, step)
         else:

@@ -29,6 +29,11 @@ class Progress:
     samples: int = 0  # valid samples seen
 
 
+def due(run: Run, step: int) -> list[str]:
+    """The evaluators that look at the model after `step` finished steps."""
+    return [e.name for e in run.evaluate if step == run.steps or (e.every and step and step % e.every == 0)]
+
+
 @dataclass
 class Trainer:
     """The parts of a run, put together by the worker."""
@@ -91,11 +96,10 @@ class Trainer:
             self.log.step(p.step, samples=p.samples, loss=loss_value, lr=rate, grad_norm=norm_value,
                           samples_per_second=valid / seconds, data_wait=waited, seconds=seconds,
                           **{k: v.item() for k, v in seen.items()})
-            for e in run.evaluate:
-                if (e.every and p.step % e.every == 0) or p.step == run.steps:
-                    self.evaluate(e.name, p.step)
             if p.step == run.steps or leaving or (run.checkpoint.every and p.step % run.checkpoint.every == 0):
                 self.save()
+            for name in due(run, p.step):
+                self.evaluate(name, p.step)
         self.finish()
         return "left" if leaving and p.step < run.steps else "finished"
 
@@ -142,6 +146,7 @@ class Trainer:
         self.optimizer.step()
         self.progress.applied += 1
         self.objective.after_step()
+        self.strategy.follow(self.progress.step)
         self.objective.follow(self.progress.step)
 
     def save(self) -> None:

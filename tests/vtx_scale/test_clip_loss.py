@@ -1,0 +1,132 @@
+"""CLIP's loss and gradients over ranks, strategies and micro-batches, against the plain sum over pairs in float64."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data_pipeline.batch import Batch
+from launch.build import build_objective
+from launch.recipes.clip import clip_vit_b32_smoke
+from tests.ranks import gathered, on_ranks
+from vtx_scale.specs.run import System
+
+SLOTS = 11
+PATTERNS = {"some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1], "a rank masked": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
+            "all valid": [1] * 11}
+WAYS = [("softmax", None), ("softmax", 2), ("sigmoid", None)]  # loss, micro-batch
+CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4),
+         ("hsdp", 2), ("hsdp", 4)]
+
+
+def recipe(loss, strategy="single", micro=None):
+    run = clip_vit_b32_smoke()
+    image = replace(run.objective.image, width=32, heads=2, mlp=64, depth=2)
+    text = replace(run.objective.text, width=32, heads=2, depth=2, context=16)
+    return replace(run, objective=replace(run.objective, image=image, text=text, loss=loss, embed=16),
+                   system=System(strategy=strategy, precision="fp64", micro_batch=micro, recompute=micro is not None))
+
+
+def samples(pattern):
+    """All slots of a global batch; a masked slot holds numbers that must not show."""
+    g = torch.Generator().manual_seed(5)
+    tokens = torch.randint(1, 250, (SLOTS, 16), generator=g, dtype=torch.int32)
+    tokens[:, 9] = 257
+    data = {"image": torch.randint(0, 256, (SLOTS, 32, 32, 3), generator=g, dtype=torch.uint8), "tokens": tokens}
+    valid = torch.tensor(PATTERNS[pattern], dtype=torch.bool)
+    return Batch(data, valid, torch.arange(SLOTS), torch.zeros(SLOTS, dtype=torch.int64), torch.arange(SLOTS))
+
+
+def share(batch, rank, world):
+    """This rank's slots, padded with masked ones."""
+    cap = -(-SLOTS // world)
+    at = torch.arange(rank * cap, (rank + 1) * cap)
+    inside = at < SLOTS
+    rows = at.clamp(max=SLOTS - 1)
+    return Batch({k: v[rows] for k, v in batch.data.items()}, batch.valid[rows] & inside, torch.where(inside, batch.ids[rows], -1),
+                 batch.epoch[rows], at)
+
+
+def brute_force(loss, pattern):
+    """Loss and gradients by the definition: a double loop over the valid pairs."""
+    from vtx_scale.strategies.single import Single
+    from vtx_scale.trainer.init import initialise
+
+    run = recipe(loss)
+    objective = build_objective(run, torch.float64)
+    Single(torch.device("cpu")).prepare(objective)
+    initialise(objective, objective.initial, run.seed)
+    batch = samples(pattern)
+    x, y = objective.encode_image(batch["image"][batch.valid]), objective.encode_text(batch["tokens"][batch.valid])
+    scale, n, total = objective.logit_scale.exp(), len(x), 0.0
+    for i in range(n):
+        if loss == "softmax":
+            for a, b in ((x, y), (y, x)):
+                logits = [scale * (a[i] * b[j]).sum() for j in range(n)]
+                total = total - (logits[i] - torch.cat(logits).logsumexp(0)) / 2
+        else:
+            for j in range(n):
+                z = 1 if i == j else -1
+                total = total - F.logsigmoid(z * (scale * (x[i] * y[j]).sum() + objective.logit_bias))
+    (total / n).backward()
+    return (total / n).item(), {k: p.grad for k, p in objective.named_parameters()}
+
+
+def cell(strategy):
+    """On a rank: loss, whole gradients and their norm for every way and mask pattern."""
+    return {way: one_way(strategy, *way) for way in WAYS}
+
+
+def one_way(strategy, loss, micro):
+    from vtx_scale.objectives.ranks import GroupRanks
+    from vtx_scale.strategies.apply import apply, strategy_of
+    from vtx_scale.trainer.init import initialise
+
+    dist = gathered()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    run = recipe(loss, strategy, micro)
+    made = strategy_of(run.system, world, torch.device("cpu"), None)
+    objective = build_objective(run, torch.float64, GroupRanks())
+    initial = objective.initial
+    apply(objective, made, run.system)
+    initialise(objective, initial, run.seed)
+    out = {}
+    for pattern in PATTERNS:
+        batch = share(samples(pattern), rank, world)
+        total = made.sum(objective.count(batch).double())
+        with made.micro(last=True):
+            part, _ = objective(batch, 0)
+            made.backward(part / total)
+        value = made.sum((part / total).detach().clone())
+        grads = {k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
+                 for k, p in objective.named_parameters()}
+        norm = made.norm().item()
+        objective.zero_grad()
+        out[pattern] = (value.item(), grads, norm)
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {(loss, p): brute_force(loss, p) for loss in ("softmax", "sigmoid") for p in PATTERNS}
+
+
+@pytest.mark.parametrize(("strategy", "world"), CELLS)
+def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
+    seen = 0
+    for rank, found in enumerate(on_ranks(world, cell, strategy)):
+        for (loss, micro), patterns in found.items():
+            for pattern, (value, grads, norm) in patterns.items():
+                where = (rank, loss, micro, pattern)
+                wanted, wanted_grads = expected[loss, pattern]
+                assert value == pytest.approx(wanted, rel=1e-9, abs=1e-9), where
+                assert grads.keys() == wanted_grads.keys()
+                for name, grad in grads.items():
+                    error = (torch.tensor(grad, dtype=torch.float64) - wanted_grads[name]).abs().max().item()
+                    assert error < 1e-9, (*where, name, error)
+                whole = math.sqrt(sum(g.square().sum().item() for g in wanted_grads.values()))
+                assert norm == pytest.approx(whole, rel=1e-6), where
+                seen += 1
+    assert seen == world * len(WAYS) * len(PATTERNS)
