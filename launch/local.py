@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vtx_scale.checkpoints.format import steps
+from vtx_scale.trainer.control import Ledger
 
 RETRIES = 3  # starts in a row that save nothing new
 
@@ -34,7 +35,9 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
             if failures > RETRIES:
                 say(f"the workers failed {failures} times without a new checkpoint: see log.txt in {folder}")
                 return 1
-            say(f"a worker ended with {code}: starting again from {'step ' + str(now) if now else 'the beginning'}")
+            why = f"signal {-code}" if code < 0 else f"exit code {code}"
+            Ledger(folder).write(kind="restart", reason=f"a worker ended with {why}", step=now, time=time.time())
+            say(f"a worker ended with {why}: starting again from {'step ' + str(now) if now else 'the beginning'}")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -69,7 +72,7 @@ def once(request: Path, world: int, asked: list[int]) -> int:
                 time.sleep(0.05)
             codes = [c for r in ranks if (c := r.poll()) not in (None, 0)]
             said = [c for c in codes if c in (2, 3, 4, 75)]
-            return said[0] if said else first or (codes[0] if codes else 0)
+            return said[0] if said else first or next(iter(codes), 0) or 0
         finally:
             for r in ranks:
                 if r.poll() is None:

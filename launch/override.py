@@ -98,7 +98,8 @@ def override(run: Run, changes: Iterable[str]) -> Run:
 def check(run: Run) -> None:
     """What a type cannot say. Raises UserError."""
     positive = {"steps": run.steps, "global_batch": run.global_batch, "optim.lr": run.optim.lr,
-                "system.threads": run.system.threads, "system.timeout": run.system.timeout}
+                "system.threads": run.system.threads, "system.timeout": run.system.timeout,
+                "system.replicas": run.system.replicas}
     for key, value in positive.items():
         if value <= 0:
             raise UserError(f"{key}={value}: give a number above 0.")
@@ -110,6 +111,11 @@ def check(run: Run) -> None:
         raise UserError(f"checkpoint.keep={run.checkpoint.keep}: keep at least 1.")
     if not 0 <= run.data.hold_out < 1:
         raise UserError(f"data.hold_out={run.data.hold_out}: give a share from 0 to below 1.")
+    world, strategy = run.system.world, run.system.strategy
+    if strategy == "single" and world and world > 1:
+        raise UserError(f"system.strategy=single runs on one process, the world is {world}: choose ddp, fsdp or hsdp.")
+    if strategy == "hsdp" and world and world % run.system.replicas:
+        raise UserError(f"hsdp with system.replicas={run.system.replicas} needs a world that it divides, not {world}.")
     for key, maybe in {"system.world": run.system.world, "system.micro_batch": run.system.micro_batch,
                        "data.lanes": run.data.lanes, "data.window": run.data.window}.items():
         if maybe is not None and maybe < 1:

@@ -88,9 +88,24 @@ def work(run: Run, folder: Path, *, fork: bool = False, debug: bool = False, pre
         keep_traceback(folder)
     if debug:
         traceback.print_exc()
-    if int(os.environ.get("RANK", 0)) == 0 or code == 1:
+    if tell is not say or first_to_say(code):
         tell(f"vtx: {text}")
     return code
+
+
+def first_to_say(code: int) -> bool:
+    """Whether no other rank has said why the run ends: the first to fail knows best.
+
+    Where ranks did not meet in a file (torchrun), what all of them see alike is rank 0's to say.
+    """
+    meeting = os.environ.get("VTX_MEET", "").removeprefix("file://")
+    if not meeting:
+        return int(os.environ.get("RANK", 0)) == 0 or code in (1, 4)
+    try:
+        Path(meeting).with_name("said").touch(exist_ok=False)
+        return True
+    except OSError:
+        return False
 
 
 def keep_traceback(folder: Path) -> None:

@@ -55,7 +55,8 @@ class Writer:
     def save(self, step: int, slices: Iterable[Slice], state: dict[str, Any]) -> None:
         """Stage this rank's share and return; `state` is JSON and counts on rank 0 alone."""
         self.wait()
-        data, table = {}, []
+        data: dict[str, torch.Tensor] = {}
+        table: list[dict[str, Any]] = []
         for s in slices:
             if s.tensor.numel() == 0 or zlib.crc32(s.key.encode()) % s.replicas != s.replica:
                 continue

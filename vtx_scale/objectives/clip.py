@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from data_pipeline.errors import UserError
 from data_pipeline.text import tokenizer
 from vtx_scale.backbones.text import Text
 from vtx_scale.backbones.vit import ViT
@@ -46,6 +47,10 @@ class Clip(Objective):
 
     @staticmethod
     def reader(spec: Spec, data: Any, train: bool) -> ClipReader:
+        words = tokenizer(data.tokenizer)
+        if words.vocab != spec.text.vocab:
+            raise UserError(f"data.tokenizer={data.tokenizer} has {words.vocab} ids and objective.text.vocab is "
+                            f"{spec.text.vocab}: set objective.text.vocab={words.vocab}.")
         return ClipReader(spec.image.resolution, spec.text.context, data.crop, data.ratio, data.flip, data.tokenizer, train)
 
     def units(self) -> Iterable[nn.Module]:

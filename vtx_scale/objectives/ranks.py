@@ -7,8 +7,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-# the second name came with torch 2.13, which warns at the first
+# torch 2.13 renamed them and warns at the old names
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Ranks:
@@ -53,7 +54,7 @@ class GroupRanks(Ranks):
 
 def gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     out = tensor.new_empty((dist.get_world_size(group) * len(tensor), *tensor.shape[1:]))
-    dist.all_gather_into_tensor(out, tensor.contiguous(), group=group)
+    all_gather(out, tensor.contiguous(), group=group)
     return out
 
 

@@ -1,10 +1,21 @@
-"""CLIP's hyperparameters (Radford et al. 2021). Standard library only."""
+"""CLIP's hyperparameters (Radford et al. 2021) and its published sizes. Standard library only."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.run import Spec
+
+# name: image tower, its pixels; the text tower's width, depth, heads; embedding; activation. OpenAI's, then OpenCLIP's
+CLIP_SIZES: dict[str, tuple[str, int, int, int, int, int, Literal["gelu", "quick_gelu"]]] = {
+    "ViT-B/32": ("B/32", 224, 512, 12, 8, 512, "quick_gelu"),
+    "ViT-B/16": ("B/16", 224, 512, 12, 8, 512, "quick_gelu"),
+    "ViT-L/14": ("L/14", 224, 768, 12, 12, 768, "quick_gelu"),
+    "ViT-L/14@336": ("L/14", 336, 768, 12, 12, 768, "quick_gelu"),
+    "ViT-H/14": ("H/14", 224, 1024, 24, 16, 1024, "gelu"),
+    "ViT-g/14": ("g/14", 224, 1024, 24, 16, 1024, "gelu"),
+    "ViT-bigG/14": ("G/14", 224, 1280, 32, 20, 1280, "gelu"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +32,11 @@ class TextTower(Spec):
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "quick_gelu"
 
 
+def image_tower(name: str, **changes: Any) -> ViT:
+    """A ViT in CLIP's form: no patch bias, a norm before the blocks, eps 1e-5, QuickGELU."""
+    return ViT.size(name, **{"activation": "quick_gelu", "eps": 1e-5, "patch_bias": False, "pre_norm": True, **changes})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clip(Spec):
     """Two towers, one embedding space. `loss` "softmax" is CLIP's, "sigmoid" SigLIP's (Zhai et al. 2023)."""
@@ -33,3 +49,10 @@ class Clip(Spec):
     loss: Literal["softmax", "sigmoid"] = "softmax"
     scale: float = 1 / 0.07  # where the logit scale starts
     scale_limit: float = 100.0
+
+    @staticmethod
+    def size(name: str) -> "Clip":
+        """`Clip.size("ViT-B/32")`, `Clip.size("ViT-L/14@336")`."""
+        image, pixels, width, depth, heads, embed, activation = CLIP_SIZES[name]
+        return Clip(image=image_tower(image, resolution=pixels, activation=activation),
+                    text=TextTower(width=width, depth=depth, heads=heads, activation=activation), embed=embed)

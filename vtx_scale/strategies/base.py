@@ -7,7 +7,7 @@ The step is norm -> verdict -> step: the norm is ours under every strategy, the 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ContextManager, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,7 @@ class Strategy(Protocol):
     rank: int
 
     def prepare(self, objective: nn.Module) -> None: ...  # on the meta device; afterwards empty tensors on the device
-    def micro(self, last: bool) -> ContextManager: ...
+    def micro(self, last: bool) -> contextlib.AbstractContextManager: ...
     def backward(self, loss: Tensor) -> None: ...
     def norm(self) -> Tensor: ...
     def scale(self, factor: Tensor) -> None: ...
@@ -62,7 +62,7 @@ class Base:
     def prepare(self, objective: nn.Module) -> None:
         self.objective = objective.to_empty(device=self.device)
 
-    def micro(self, last: bool) -> ContextManager:
+    def micro(self, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:

@@ -46,7 +46,7 @@ class DDP(Base):
                 self._send(len(self.sent))
             for work, flat, bucket in self.sent:
                 work.wait()
-                torch._foreach_copy_([p.grad for p in bucket], list(views(flat, bucket)))
+                torch._foreach_copy_(grads(bucket), list(views(flat, bucket)))
             self.sent = []
             self.live = False
 
@@ -59,11 +59,16 @@ class DDP(Base):
 
     def _send(self, k: int) -> None:
         bucket = self.buckets[k]
-        for p in bucket:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        flat = torch.cat([p.grad.reshape(-1) for p in bucket])
+        flat = torch.cat([g.reshape(-1) for g in grads(bucket)])
         self.sent.append((dist.all_reduce(flat, group=self.group, async_op=True), flat, bucket))
+
+
+def grads(bucket: list[nn.Parameter]) -> list[Tensor]:
+    """The gradients of a bucket; a parameter without one gets zeros."""
+    for p in bucket:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    return [p.grad for p in bucket if p.grad is not None]
 
 
 def views(flat: Tensor, bucket: list[nn.Parameter]) -> Iterator[Tensor]:

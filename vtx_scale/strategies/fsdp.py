@@ -23,7 +23,7 @@ class FSDP(Base):
         if self.world % replicas:
             raise UserError(f"hsdp with system.replicas={replicas} needs a world that it divides, not {self.world}.")
         self.copies = replicas
-        self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32) if compute else None
+        self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
         self.mesh: DeviceMesh
         if replicas > 1:
             self.mesh = init_device_mesh(device.type, (replicas, self.world // replicas),
@@ -32,10 +32,8 @@ class FSDP(Base):
             self.mesh = init_device_mesh(device.type, (self.world,), mesh_dim_names=("shard",))
 
     def prepare(self, objective: nn.Module) -> None:
-        extra = {"mp_policy": self.policy} if self.policy else {}
-        for unit in objective.units():  # type: ignore[operator]
-            fully_shard(unit, mesh=self.mesh, **extra)
-        fully_shard(objective, mesh=self.mesh, **extra)
+        for unit in [*objective.units(), objective]:  # type: ignore[operator]
+            fully_shard(unit, mesh=self.mesh, mp_policy=self.policy)
         self.parts = [m for m in objective.modules() if isinstance(m, FSDPModule)]
         for part in self.parts:  # both are needed for a sum on gloo
             part.set_gradient_divide_factor(1.0)

@@ -43,7 +43,7 @@ class Log:
         """One finished step (1..N)."""
         if not self.on:
             return
-        self.metrics.write(json.dumps({"step": step, **values}).encode() + b"\n")
+        self.metrics.write(json.dumps({"step": step, **values, "time": time.time()}).encode() + b"\n")
         if step % self.every == 0 or step == self.steps:
             self._board_step(step, values)
         line = (f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  norm {values['grad_norm']:.3f}  "

@@ -1,9 +1,9 @@
 """The step: defined here and nowhere else. Everything it calls is one file away."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import perf_counter as clock
 from typing import Any
 
 import torch
@@ -60,9 +60,9 @@ class Trainer:
         limit, first = BadLimit(run.data.bad_limit), p.step
         leaving = False
         while p.step < run.steps and not leaving:
-            began = clock()
+            began = time.perf_counter()
             batch = self.loader.next()
-            waited = clock() - began
+            waited = time.perf_counter() - began
             rate = peak * run.schedule(p.step, run.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -92,7 +92,7 @@ class Trainer:
             p.samples += int(valid)
 
             failpoint(f"step-{p.step}")
-            seconds = clock() - began
+            seconds = time.perf_counter() - began
             self.log.step(p.step, samples=p.samples, loss=loss_value, lr=rate, grad_norm=norm_value,
                           samples_per_second=valid / seconds, data_wait=waited, seconds=seconds,
                           **{k: v.item() for k, v in seen.items()})
@@ -163,14 +163,22 @@ class Trainer:
         self.writer.error = None
 
     def settle(self) -> str | None:
-        """Wait for the save under way on every rank; why it failed, or None."""
-        self.writer.wait()
-        failed = torch.tensor([float(self.writer.error is not None)], device=self.strategy.device)
-        if not self.strategy.sum(failed).item():
-            return None
-        reason = self.writer.error or "another rank's part failed"
-        self.save_failed()
-        return reason
+        """Wait for the save under way on every rank; why it failed, or None.
+
+        The ranks ask each other while they wait: one that failed must not keep the others waiting for its part.
+        """
+        while True:
+            busy = self.writer.busy  # read before the error: a writer sets its error and then ends
+            now = torch.tensor([float(busy), float(self.writer.error is not None)], device=self.strategy.device)
+            some_busy, some_failed = self.strategy.sum(now).tolist()
+            if some_failed:
+                reason = self.writer.error or "another rank's part failed"
+                self.save_failed()
+                return reason
+            if not some_busy:
+                self.writer.wait()
+                return None
+            time.sleep(0.02)
 
     def finish(self) -> None:
         """See that the last save is there. Raises OSError where it is not."""

@@ -2,7 +2,6 @@
 
 import contextlib
 from dataclasses import dataclass
-from typing import ContextManager
 
 import torch
 
@@ -23,7 +22,7 @@ class Precision:
 
     GROW = 2_000
 
-    def cast(self, device: torch.device) -> ContextManager:
+    def cast(self, device: torch.device) -> contextlib.AbstractContextManager:
         if self.compute is None:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.compute)

@@ -1,0 +1,58 @@
+"""Parameters and multiply-accumulates of a model, on the meta device: no value is computed, no memory taken.
+
+Counted are the products of matrices, of convolutions and the two of attention, for one sample forward; norms,
+activations and look-ups are free. Scaling ViT and open_clip print twice this number as FLOPs; DeiT, DINO and ResNet
+print this number.
+"""
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.backbones import ViT
+from vtx_scale.specs.clip import Clip, TextTower
+from vtx_scale.specs.run import Spec
+
+
+def built(spec: Spec) -> Any:
+    """What a spec names, on the meta device."""
+    module, _, name = spec.build.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    with torch.device("meta"):
+        return kind(spec, Ranks()) if issubclass(kind, Objective) else kind(spec)
+
+
+def parameters(spec: Spec) -> int:
+    """Trained numbers of an objective or a backbone."""
+    return sum(p.numel() for p in built(spec).parameters())
+
+
+def macs(spec: Spec) -> int:
+    """Multiply-accumulates of one sample forward, at the resolution and context of the spec."""
+    if isinstance(spec, Clip):
+        return macs(spec.image) + macs(spec.text) + (spec.image.width + spec.text.width) * spec.embed
+    if isinstance(spec, ViT | TextTower) and spec.depth > 2:  # blocks are alike: the second tells of all that follow
+        one, two = (macs(replace(spec, depth=depth)) for depth in (1, 2))
+        return one + (spec.depth - 1) * (two - one)
+    return counted(built(spec), sample(spec))
+
+
+def counted(model: Any, inputs: torch.Tensor) -> int:
+    """Multiply-accumulates of `model(inputs)`, by torch's counter."""
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # without gradients the counter trips
+        model(inputs)
+    return counter.get_total_flops() // 2
+
+
+def sample(spec: Spec) -> torch.Tensor:
+    """One sample as a backbone takes it."""
+    if isinstance(spec, TextTower):
+        return torch.empty(1, spec.context, dtype=torch.int64, device="meta")
+    if isinstance(spec, ViT):
+        return torch.empty(1, 3, spec.resolution, spec.resolution, device="meta")
+    raise TypeError(f"vtx_scale.count knows no sample for {type(spec).__name__}")

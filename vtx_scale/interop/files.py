@@ -1,0 +1,69 @@
+"""Folders of weights: written whole or not at all, read without ever opening a pickle."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def write_folder(out: Path, weights: dict[str, dict[str, Tensor]], texts: dict[str, Any]) -> list[Path]:
+    """Safetensors and JSON files by name; the paths. `out` appears when all of them are on the disk.
+
+    Raises UserError where `out` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder: give another one to export to.")
+    whole = out.absolute()
+    part = whole.with_name(f".{whole.name}.{os.getpid()}")
+    part.mkdir(parents=True)
+    try:
+        for name, tensors in weights.items():
+            save_file(tensors, part / name, metadata={"format": "pt"})  # transformers before 5 asks
+        for name, body in texts.items():
+            (part / name).write_text(json.dumps(body, indent=2) + "\n")
+        os.rename(part, whole)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return [out / name for name in (*weights, *texts)]
+
+
+def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a folder: the first of `names` in it, else its one safetensors file.
+
+    A name that ends in .index.json lists the files that hold the parts. Raises UserError.
+    """
+    if path.is_dir():
+        found = [path / name for name in names if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+        if not found:
+            pickles = sorted(p for p in path.iterdir() if p.suffix in PICKLES)
+            if pickles:
+                refuse_pickle(pickles[0])
+            raise UserError(f"{path} holds no .safetensors file: give a folder that 'vtx export', transformers or "
+                            "open_clip wrote.")
+        path = found[0]
+    if path.suffix in PICKLES:
+        refuse_pickle(path)
+    try:
+        if path.name.endswith(".index.json"):
+            files = sorted({Path(name).name for name in json.loads(path.read_text())["weight_map"].values()})
+            return {k: v for name in files for k, v in load_file(path.with_name(name)).items()}
+        return load_file(path)
+    except FileNotFoundError as e:
+        raise UserError(f"{path} cannot be read: {e}; give the whole folder.") from None
+    except (SafetensorError, ValueError, KeyError, AttributeError) as e:
+        raise UserError(f"{path} is no safetensors file ({e}): give one, or export it again.") from None
+
+
+def refuse_pickle(path: Path) -> None:
+    raise UserError(f"{path} is a pickle, which is never read here because opening one runs code: convert it to "
+                    "safetensors first (transformers: from_pretrained(FOLDER).save_pretrained(NEW)).")
