@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -14,8 +13,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.index import open_index
 from data_pipeline.loader import Batches, InOrder
 from data_pipeline.order import Order
+from data_pipeline.text import tokenizer
+from launch.override import recipe_hash
 from vtx_scale.objectives.ranks import Ranks
-from vtx_scale.specs.run import Run, Spec
+from vtx_scale.specs.run import Run
 
 
 def follow(path: str) -> Any:
@@ -85,6 +86,11 @@ def data_set(shards: str, say: Callable[[str], None]) -> DataSet:
 
 def order_of(run: Run, index: Any) -> Order:
     return Order(index.chunk_samples, seed=run.seed, lanes=run.data.lanes, window=run.data.window)
+
+
+def hash_of(run: Run, fingerprint: str) -> str:
+    """The name of a run whose data has this fingerprint."""
+    return recipe_hash(run, fingerprint, tokenizer(run.data.tokenizer).fingerprint)
 
 
 def reader_of(run: Run, train: bool) -> Any:

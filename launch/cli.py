@@ -52,6 +52,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["--"]:  # torchrun takes --run for one of its own options unless "--" stands before our words
+        arguments = arguments[1:]
     try:
         args = parse(arguments)
         return int(args.run(args) or 0)

@@ -169,15 +169,19 @@ def from_dict(value: Any) -> Any:
     return kind(**{names[k]: from_dict(v) for k, v in value.items() if k in names})
 
 
+UNCOUNTED = ("data.shards", "data.val_shards", "data.bad_limit")  # of what stands beside the data in a recipe
+
+
 def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def recipe_hash(run: Run, data: str = "") -> str:
-    """16 hex digits over what is learned; the data set counts by its fingerprint `data`, not by its path."""
+def recipe_hash(run: Run, data: str = "", words: str = "") -> str:
+    """16 hex digits over what is learned; data set and tokenizer count by their fingerprints, not by their paths."""
     body = to_dict(run)
     for key in ("system", "checkpoint", "evaluate"):
         body.pop(key)
-    for key in ("shards", "val_shards", "bad_limit"):
-        body["data"].pop(key)
+    for key in UNCOUNTED:
+        body["data"].pop(key.removeprefix("data."))
+    body["data"]["tokenizer"] = words or run.data.tokenizer
     return hashlib.sha256(canonical({**body, "fingerprint": data}).encode()).hexdigest()[:16]

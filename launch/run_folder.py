@@ -77,12 +77,12 @@ def recipe_of(folder: Path) -> Run:
     return override.from_dict(body["recipe"])
 
 
-def prepare(run: Run, folder: Path, fingerprint: str, fork: bool = False) -> None:
+def prepare(run: Run, folder: Path, fingerprint: str, digest: str, fork: bool = False) -> None:
     """Write run.json, or see that the run in the folder is this one.
 
     Raises UserError with the fields that differ where the recipe is another and `fork` is false.
     """
-    digest, forks = override.recipe_hash(run, fingerprint), []
+    forks = []
     if (folder / "run.json").exists():
         old = read(folder)
         if old["hash"] != digest and not fork:
@@ -105,7 +105,7 @@ def prepare(run: Run, folder: Path, fingerprint: str, fork: bool = False) -> Non
 def learned(key: str) -> bool:
     """Whether a field counts in the hash."""
     head = key.split(".")[0]
-    return head not in ("system", "checkpoint", "evaluate") and key not in ("data.shards", "data.val_shards")
+    return head not in ("system", "checkpoint", "evaluate") and key not in override.UNCOUNTED
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,12 @@ def open_run(folder: str | Path) -> OpenRun:
 
     Raises UserError where the folder is no run folder or has no whole checkpoint.
     """
+    import torch
+
     from launch.build import build_objective
     from vtx_scale.checkpoints.read import Tensors, load, newest
     from vtx_scale.strategies.single import Single
     from vtx_scale.trainer.precision import precision_of
-
-    import torch
 
     folder = Path(folder)
     run = recipe_of(folder)

@@ -57,12 +57,13 @@ def say(line: str) -> None:
 
 def prepared(run: Run, folder: Path, fork: bool = False) -> None:
     """Index the data, refuse what does not fit the folder, write run.json. Before any rank starts."""
-    from launch.build import open_data, order_of
+    from launch.build import hash_of, open_data, order_of
 
     (folder / "control" / "stop").unlink(missing_ok=True)  # a request to the start before this one
     data = open_data(run, True, say)
     assert data is not None
-    run_folder.prepare(run, folder, order_of(run, data.index).fingerprint([data.index.digest]), fork)
+    fingerprint = order_of(run, data.index).fingerprint([data.index.digest])
+    run_folder.prepare(run, folder, fingerprint, hash_of(run, fingerprint), fork)
 
 
 def work(run: Run, folder: Path, *, fork: bool = False, debug: bool = False, prepare: bool = False,
@@ -117,7 +118,6 @@ def keep_traceback(folder: Path) -> None:
 
 
 def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
-    import torch
     import torch.distributed as dist
 
     from data_pipeline.loader import Loader, die_with_parent
@@ -182,7 +182,7 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
             return {"applied": progress.applied, "samples": progress.samples, "scale": precision.scale,
                     "good": precision.good, "strategy": strategy.name, "world": world,
                     "data": {"version": 1, "position": progress.step * run.global_batch, "fingerprint": fingerprint},
-                    "hash": override.recipe_hash(run, fingerprint), "versions": run_folder.versions()}
+                    "hash": build.hash_of(run, fingerprint), "versions": run_folder.versions()}
 
         def evaluate_now(name: str, step: int) -> None:
             try:
@@ -241,11 +241,16 @@ def meet(run: Run, rank: int, world: int) -> Any:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     if world > 1 or system.strategy in ("fsdp", "hsdp"):
-        where = os.environ.get("VTX_MEET")
+        where, limit = os.environ.get("VTX_MEET"), timedelta(seconds=system.timeout)
+        store = None
         if where is None and "MASTER_ADDR" not in os.environ:
             where = f"file://{tempfile.mkdtemp(prefix='vtx-')}/store"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=where, rank=rank, world_size=world,
-                                timeout=timedelta(seconds=system.timeout))
+        elif where is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun keeps one store over its restarts, where a new rank may find the address of a dead one
+            whole = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, limit)
+            store = dist.PrefixStore(f"vtx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", whole)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=where, store=store, rank=rank,
+                                world_size=world, timeout=limit)
     return device
 
 

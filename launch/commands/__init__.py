@@ -45,5 +45,9 @@ def print_table(rows: list[dict[str, Any]], columns: list[str] | None = None) ->
         right = isinstance(rows[0].get(c), int | float) and not isinstance(rows[0].get(c), bool)
         table.add_column(c, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{row[c]:,}" if isinstance(row[c], int) and not isinstance(row[c], bool) else str(row[c]) for c in columns))
+        table.add_row(*(cell(row[c]) for c in columns))
     Console().print(table)
+
+
+def cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

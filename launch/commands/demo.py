@@ -17,7 +17,8 @@ WORLD, WANTED = 2, 0.90
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", dest="folder", metavar="DIR", default="runs/demo", help="where all of it goes (default: runs/demo)")
+    parser.add_argument("--run", dest="folder", metavar="DIR", default="runs/demo",
+                        help="where all of it goes (default: runs/demo)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +56,8 @@ def heading(line: str) -> None:
 
 def train(folder: Path, shards: Path, **env: str) -> int:
     """The command that a user would type, in a process of its own."""
-    keys = [f"system.world={WORLD}", "system.strategy=fsdp", f"data.shards={shards / 'train'}", f"data.val_shards={shards / 'val'}"]
+    keys = [f"system.world={WORLD}", "system.strategy=fsdp", f"data.shards={shards / 'train'}",
+            f"data.val_shards={shards / 'val'}"]
     return subprocess.call([sys.executable, "-m", "launch.cli", "train", "clip_digits", "--run", str(folder), *keys],
                            env={**os.environ, **env})
 
@@ -81,7 +83,8 @@ def difference(opened: Any, exported: Path, shards: Path) -> float:
     with torch.no_grad():
         normal = ((pixels / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
         made = model(input_ids=tokens.long(), pixel_values=normal)
-    pairs = ((opened.probes["encode_image"](pixels), made.image_embeds), (opened.probes["encode_text"](tokens), made.text_embeds))
+    pairs = ((opened.probes["encode_image"](pixels), made.image_embeds),
+             (opened.probes["encode_text"](tokens), made.text_embeds))
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
@@ -103,7 +106,8 @@ def report(folder: Path, error: float) -> int:
     same_weights = len({digests(found) for found in stored}) == 1
     checks = {
         "throughput": (f"{statistics.median(r['samples_per_second'] for r in calm):,.0f} samples/s on {WORLD} processes", True),
-        "zero-shot on held-out digits": (f"{last['top1']:.1%} of {last['samples']} (wanted: {WANTED:.0%})", last["top1"] >= WANTED),
+        "zero-shot on held-out digits": (f"{last['top1']:.1%} of {last['samples']} (wanted: {WANTED:.0%})",
+                                         last["top1"] >= WANTED),
         f"recovery after the kill in step {killed}": (
             f"{recovery:.1f} s to be there again, from the checkpoint of step {restart['step']}", True),
         "curve of the killed run": (f"{'equal' if same_curve else 'NOT equal'} in all {len(calm)} losses", same_curve),

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     for name in NEEDED:
         rows.append({"what": name, "value": version(name) or "missing: pip install vtx-scale", "well": bool(version(name))})
     for name, extra in EXTRA.items():
-        rows.append({"what": name, "value": version(name) or f"absent (optional: pip install 'vtx-scale[{extra}]')", "well": True})
+        absent = f"absent (optional: pip install 'vtx-scale[{extra}]')"
+        rows.append({"what": name, "value": version(name) or absent, "well": True})
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,7 +1,7 @@
 """`vtx show recipes|models|keys|RECIPE`."""
 
 import argparse
-from typing import Any
+from typing import Any, get_args
 
 from launch.commands import print_json, print_table, run_of
 
@@ -53,12 +53,12 @@ def model_rows() -> list[dict[str, Any]]:
 
 
 def key_rows() -> list[dict[str, Any]]:
-    """Every key that some recipe has, with its type and the default of its class."""
+    """Every key that some recipe has, with its type and the first recipe's value."""
     from launch import override, recipes
 
     rows: dict[str, dict[str, Any]] = {}
     for _, function in recipes.named():
         for key, value, kind in override.walk(function()):
-            rows.setdefault(key, {"key": key, "type": getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind).replace("typing.", ""),
-                                  "example": str(value)})
+            named = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+            rows.setdefault(key, {"key": key, "type": named, "example": str(value)})
     return [rows[k] for k in sorted(rows)]

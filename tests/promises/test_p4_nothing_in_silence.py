@@ -1,5 +1,6 @@
 """P4, nothing lost in silence: a fault is a sentence or a ledger line, never a hang, a traceback or a quiet loss."""
 
+import json
 import os
 import signal
 import subprocess
@@ -84,7 +85,7 @@ def test_bad_samples_are_masked_and_named(broken, tmp_path, world):
 def test_verify_names_the_bad_and_no_other(broken):
     shards, reasons = broken
     done = vtx("data", "verify", shards, "--json")
-    found = [__import__("json").loads(line) for line in done.stdout.splitlines()]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
     samples = {f"{r['shard']}/{r['key']}": r["reason"] for r in found if r["key"]}
     assert samples == reasons
     assert {(r["shard"], r["reason"]) for r in found if not r["key"]} <= {("empty.tar", "tar_tail")}
@@ -113,7 +114,7 @@ def test_another_recipe_in_the_folder(tmp_path):
 def test_another_system_is_the_same_run(tmp_path):
     folder = tmp_path / "run"
     train_on_ranks(folder, 1, "single", "system.leave_after=3", code=75)
-    assert "resumed at step 3" in train(folder, "system.world=2", "checkpoint.every=2", "evaluate=x" * 0 or "system.threads=1").stderr
+    assert "resumed at step 3" in train(folder, "system.world=2", "checkpoint.every=2").stderr
 
 
 def start(*arguments, env=None):

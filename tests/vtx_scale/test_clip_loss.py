@@ -45,8 +45,8 @@ def share(batch, rank, world):
     at = torch.arange(rank * cap, (rank + 1) * cap)
     inside = at < SLOTS
     rows = at.clamp(max=SLOTS - 1)
-    return Batch({k: v[rows] for k, v in batch.data.items()}, batch.valid[rows] & inside, torch.where(inside, batch.ids[rows], -1),
-                 batch.epoch[rows], at)
+    data = {k: v[rows] for k, v in batch.data.items()}
+    return Batch(data, batch.valid[rows] & inside, torch.where(inside, batch.ids[rows], -1), batch.epoch[rows], at)
 
 
 def brute_force(loss, pattern):

@@ -123,4 +123,5 @@ def load(slices: Iterable[Slice], tensors: Tensors) -> None:
         seen.add(s.key)
     extra = sorted(set(tensors.keys()) - seen)
     if extra:
-        raise UserError(f"The checkpoint {tensors.folder.name} holds {extra[0]} and {len(extra) - 1} more that the model lacks.")
+        raise UserError(f"The checkpoint {tensors.folder.name} holds {extra[0]} and {len(extra) - 1} more that the model "
+                        "lacks: it is of another model.")

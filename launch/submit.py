@@ -1,0 +1,154 @@
+"""`vtx submit`: the same worker under Ray, which starts it again when a process or a machine dies.
+
+This process holds the run folder and speaks to the user; what the workers say comes through the folder's log.txt.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.job import Died, Ended, Event, GaveUp, Job
+from cluster.ray_settings import settings
+from data_pipeline.errors import UserError
+from launch import override, recipes, run_folder
+from launch.local import newest
+from launch.worker import prepared, say, work
+from vtx_scale.specs.run import Run
+from vtx_scale.trainer.control import Ledger
+
+
+def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = False) -> int:
+    """Train until the end, or until SIGTERM or Ctrl-C asks to save and leave (75); a second Ctrl-C leaves at once."""
+    from launch.build import resolve_data
+
+    if failures < 0:
+        raise UserError(f"--failures={failures}: give 0 or more.")
+    folder = folder.resolve()
+    run = resolve_data(run, say)
+    held = run_folder.hold(folder)
+    try:
+        with requests() as asked:
+            prepared(run, folder)
+            return 75 if asked else on_ray(run, folder, address, failures, debug, asked)
+    finally:
+        held.close()
+
+
+def on_ray(run: Run, folder: Path, address: str, failures: int, debug: bool, asked: list[int]) -> int:
+    payload = {"recipe": override.to_dict(run), "folder": str(folder), "paths": recipes.STRANGERS, "cwd": os.getcwd(),
+               "debug": debug}
+    try:
+        with settings(address) as home:
+            say("starting Ray on this machine" if home else f"joining the Ray cluster at {address}")
+            from cluster import ray_train  # Ray reads its settings when it is imported
+
+            job = Job(ray_worker, payload, run.system.world, run.system.device != "cpu", failures,
+                      partial(newest, folder))
+            with ray_train.connected(address, home, run.system.world or os.cpu_count() or 1, worker_environment(run)):
+                listen(asked)  # Ray has put a handler of its own in our place
+                return follow(ray_train.run(job, home), folder, failures, debug, asked)
+    except GaveUp as e:
+        Ledger(folder).write(kind="gave_up", reason=str(e), step=newest(folder))
+        say(f"vtx: {e}")
+        return 1
+
+
+def follow(events: Iterator[Event | None], folder: Path, failures: int, debug: bool, asked: list[int]) -> int:
+    """Tell the user what happens, pass the wish to leave on, return the exit code of the run."""
+    news, told, last, code = News(folder / "log.txt", debug), False, "", 1
+    for event in events:
+        news.show()
+        if asked and last in ("", "asked", "failed"):
+            say("asked to leave: no worker runs, and what there was to save has been saved")
+            return 75
+        if asked and last == "started" and not told:
+            told = True
+            say("asked to leave: the workers save and end")
+            run_folder.write_whole(folder / "control" / "stop", "asked to leave\n")
+        if event is None:
+            continue
+        if event.kind == "asked":
+            say("no room for the workers yet: asking again" if last == "asked" else "starting the workers")
+        elif event.kind == "failed":
+            Ledger(folder).write(kind="restart", reason=event.why, step=event.saved)
+            say(f"{event.why}: starting again from {f'step {event.saved}' if event.saved else 'the beginning'} "
+                f"(restart {event.failures} of {failures})")
+        elif event.kind == "ended":
+            if event.why:
+                say(event.why)
+            code = next((c for c in event.codes.values() if c), 0)
+        last = event.kind
+    return code
+
+
+@contextmanager
+def requests() -> Iterator[list[int]]:
+    """The signals that asked to leave."""
+    asked: list[int] = []
+    before = listen(asked)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def listen(asked: list[int]) -> dict[int, Any]:
+    """Keep signals in `asked`; returns the handlers that were there."""
+
+    def ask(number: int, _: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    return {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+
+class News:
+    """The new lines of log.txt, for the terminal."""
+
+    def __init__(self, path: Path, debug: bool) -> None:
+        self.path, self.debug = path, debug
+        self.seen = path.stat().st_size if path.exists() else 0
+
+    def show(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as f:
+            f.seek(self.seen)
+            whole, newline, _ = f.read().rpartition(b"\n")
+        self.seen += len(whole) + len(newline)
+        for line in whole.decode(errors="replace").splitlines():
+            date, _, rest = line.partition(" ")
+            clock, _, text = rest.partition(" ")
+            if len(date) == 10 and len(clock) == 8 and date[:4].isdigit():
+                say(text)
+            elif self.debug:  # a traceback
+                say(line)
+
+
+def worker_environment(run: Run) -> dict[str, str]:
+    """What the workers' environment needs and a cluster's nodes do not have."""
+    ours = {k: v for k, v in os.environ.items() if k.startswith("VTX_") and k not in ("VTX_PARENT", "VTX_MEET")}
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(run.system.threads)), **ours}
+
+
+def ray_worker(payload: dict[str, Any]) -> Ended:
+    """One rank, in a thread of a Ray actor that was made for it."""
+    recipes.let_import(payload["paths"])
+    if os.path.isdir(payload["cwd"]):  # a path in the recipe means what it meant to the user
+        os.chdir(payload["cwd"])
+    said: list[str] = []
+    try:
+        run = override.from_dict(payload["recipe"])
+    except UserError as e:  # this node lacks what the driver has
+        return Ended(2, f"vtx: {e}")
+    code = work(run, Path(payload["folder"]), debug=payload["debug"], tell=said.append)
+    text = said[-1] if said else ""
+    if code not in (0, 2, 3, 4, 75):
+        raise Died(text.removeprefix("vtx: "))
+    return Ended(code, text)

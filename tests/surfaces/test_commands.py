@@ -1,0 +1,174 @@
+"""The commands as a user types them: what they print, what they leave, how fast they answer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from launch import open_run
+from tests.promises.harness import environment, lines, losses, train, train_on_ranks, vtx
+from tests.surfaces.survivors import assert_none_survives
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands") / "run"
+    train(folder, "checkpoint.every=6")
+    return folder
+
+
+def test_a_run_folder(run):
+    about = json.loads((run / "run.json").read_text())
+    assert about["hash"] and about["recipe"]["steps"] == 12 and about["versions"]["torch"]
+    rows = lines(run / "metrics.jsonl")
+    wanted = {"step", "samples", "loss", "lr", "grad_norm", "samples_per_second", "data_wait"}
+    assert all(wanted <= row.keys() for row in rows)
+    assert "finished at step 12" in (run / "log.txt").read_text()
+    assert (run / "checkpoints" / "step-00000012" / "manifest.json").exists()
+
+
+def test_tensorboard(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 10})
+    board.Reload()
+    scalars = set(board.Tags()["scalars"])
+    assert {"train/loss", "train/lr", "train/grad_norm", "train/samples_per_second", "train/data_wait_share",
+            "train/model_flop_utilisation", "system/memory_gib", "zero_shot/top1"} <= scalars
+    assert [e.step for e in board.Scalars("train/loss")] == list(range(1, 13))
+    assert [e.value for e in board.Scalars("train/loss")] == pytest.approx(losses(run))
+    assert 0 < max(e.value for e in board.Scalars("train/model_flop_utilisation")) < 1
+    assert board.Images("inputs")[0].width == 4 * 32
+    text = board.Tensors("captions/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text.count("a small") + text.count("a large") >= 16
+
+
+def test_order(run):
+    one = vtx("data", "order", "clip_vit_b32", "--smoke", "--world", "1", "--steps", "20", "--json")
+    many = vtx("data", "order", "clip_vit_b32", "--smoke", "--world", "5", "--steps", "20", "--json")
+    late = vtx("data", "order", "clip_vit_b32", "--smoke", "--world", "5", "--steps", "2", "--start", "18", "--json")
+    rows = [json.loads(line) for line in one.stdout.splitlines()]
+    parts = [json.loads(line) for line in many.stdout.splitlines()]
+    assert len(rows) == 20 and len(parts) == 100
+    for row in rows:
+        mine = [i for p in parts if p["step"] == row["step"] for i in p["ids"]]
+        assert [i for i in mine if i is not None] == row["ids"]
+        assert mine.count(None) == 4  # 5 ranks of 4 slots, 16 samples
+    assert sorted(i for row in rows[:16] for i in row["ids"]) == sorted({i for row in rows[:16] for i in row["ids"]})
+    assert late.stdout.splitlines() == many.stdout.splitlines()[90:]
+    assert rows[0]["ids"][0].startswith("toy-00")
+
+
+def test_evaluate_equals_the_loop(run, tmp_path):
+    done = vtx("evaluate", run, "--with", "zero_shot,retrieval", "--json")
+    rows = {r["name"]: r for r in map(json.loads, done.stdout.splitlines())}
+    inside = lines(run / "evaluations.jsonl")[-1]
+    assert rows["zero_shot"]["top1"] == inside["top1"] and rows["zero_shot"]["samples"] == 64
+    assert 0 <= rows["retrieval"]["text_to_image@1"] <= rows["retrieval"]["text_to_image@10"] <= 1
+    train_on_ranks(tmp_path / "three", 3, "fsdp")  # 64 samples over 3 ranks
+    shared = lines(tmp_path / "three" / "evaluations.jsonl")[-1]
+    assert shared["samples"] == 64 and shared["top1"] == pytest.approx(inside["top1"], abs=1 / 64)
+
+
+def test_checkpoints(run):
+    done = vtx("checkpoints", run, "--verify", "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and [r["step"] for r in rows] == [6, 12] and all(r["valid"] for r in rows)
+
+
+def test_export_and_back(run, tmp_path):
+    done = vtx("export", run, "--to", "safetensors", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    again = train(tmp_path / "again", f"init.from={tmp_path / 'out'}", "steps=1", "optim.lr=1e-9")
+    assert again.returncode == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    a, b = (open_run(f).probes["encode_image"](pixels) for f in (run, tmp_path / "again"))
+    assert (a - b).abs().max() < 1e-4
+    assert np.allclose(a.norm(dim=1), 1, atol=1e-6) and a.shape == (3, 32)
+
+
+def test_show():
+    recipes = json.loads(vtx("show", "recipes", "--json").stdout)
+    assert {"clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336", "clip_vit_h14"} <= {r["name"] for r in recipes}
+    assert all(r.keys() == {"name", "objective", "summary"} and r["summary"] for r in recipes)
+    assert not any(r["name"].endswith("_smoke") for r in recipes)
+    shown = json.loads(vtx("show", "clip_vit_l14", "steps=7", "--json").stdout)
+    assert shown["changed"] == {"steps": {"from": 390625, "to": 7}}
+
+
+def test_the_keys_are_those_that_were_reviewed():
+    """A new or another key shows in tests/surfaces/keys.txt: `vtx show keys` makes it."""
+    rows = json.loads(vtx("show", "keys", "--json").stdout)
+    text = "".join(f"{r['key']}  {r['type']}\n" for r in rows)
+    stored = (os.path.join(os.path.dirname(__file__), "keys.txt"))
+    assert text == open(stored).read()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "clip_vit_b23"], ["show", "recipes"],
+                                       ["train", "clip_vit_b32", "--smoke", "system.wolrd=2"]])
+def test_help_and_refusals_are_quick(arguments):
+    """1.5 s, the best of three: another process may hold the machine at any one of them."""
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        vtx(*arguments)
+        took.append(time.perf_counter() - began)
+    assert min(took) < 1.5
+
+
+def test_the_worker_runs_under_torchrun(tmp_path):
+    """Started by torchrun instead of by vtx: the same run, also after a worker was killed."""
+    folder, marks = tmp_path / "run", tmp_path / "marks"
+    marks.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2",
+               "-m", "launch.cli", "--", "train", "clip_vit_b32", "--smoke", "--run", folder, "system.workers=0",
+               "system.strategy=fsdp", "checkpoint.every=2"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=240,
+                          env=environment({"VTX_KILL": "backward-6:1", "VTX_KILL_ONCE": str(marks)}))
+    assert done.returncode == 0, done.stderr
+    assert list(marks.iterdir()) and "resumed at step 4" in done.stderr
+    train_on_ranks(tmp_path / "other", 2, "fsdp")
+    assert losses(folder) == losses(tmp_path / "other")
+    assert_none_survives(folder)
+
+
+def test_output_into_a_closed_pipe():
+    done = subprocess.run(f"{sys.executable} -m launch.cli data order clip_vit_b32 --smoke --steps 200 | head -1", shell=True,
+                          text=True, capture_output=True, env=environment(), timeout=60)
+    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_ctrl_c_in_a_command():
+    process = subprocess.Popen([sys.executable, "-m", "launch.cli", "data", "order", "clip_vit_b32", "--smoke", "--steps",
+                                "1000000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and err == "vtx: interrupted\n"
+
+
+def test_a_terminal_sees_a_live_line(tmp_path):
+    """On a terminal the progress is one line that is drawn again; in a log it is plain lines."""
+    import pty
+
+    parent, child = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "launch.cli", "train", "clip_vit_b32", "--smoke", "--run",
+                                tmp_path / "run", "system.workers=0"], stdout=child, stderr=child,
+                               env=environment({"TERM": "xterm", "COLUMNS": "120"}))
+    os.close(child)
+    seen = b""
+    while True:
+        try:
+            part = os.read(parent, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    assert process.wait(60) == 0
+    assert b"\x1b[" in seen and b"12/12" in seen and b"finished at step 12" in seen
