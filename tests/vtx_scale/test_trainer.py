@@ -1,0 +1,201 @@
+"""The trainer's parts: groups, schedules, precision, micro-batches, recomputation, compilation, followers."""
+
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from launch.build import build_objective
+from launch.recipes.clip import clip_vit_b32, clip_vit_b32_smoke
+from tests.promises.harness import COLOUR, losses, smoke, tensors, train_on_ranks
+from tests.require import need
+from vtx_scale.objectives.base import Follower, Objective
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.run import Schedule, Spec
+from vtx_scale.strategies.single import Single
+from vtx_scale.trainer.flops import training_flops
+from vtx_scale.trainer.init import initialise
+from vtx_scale.trainer.optim import adamw, groups
+from vtx_scale.trainer.precision import Precision
+
+
+def test_every_parameter_is_in_exactly_one_group():
+    """CLIP's rule: gains, biases, scales and the class token are left alone, every matrix is decayed."""
+    objective = build_objective(clip_vit_b32(), torch.float32)
+    made = groups(objective, objective.undecayed, 0.2)
+    names = [n for g in made for n in g["names"]]
+    assert sorted(names) == sorted(n for n, _ in objective.named_parameters())
+    decayed, rest = made
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.2, 0.0)
+    assert all("norm" not in n and not n.endswith("bias") and "logit" not in n for n in decayed["names"])
+    assert {"image.positions", "text.positions", "text.embedding.weight", "image_proj"} <= set(decayed["names"])
+    assert "image.cls_token" in rest["names"] and "logit_scale" in rest["names"]
+
+
+@pytest.mark.parametrize(("schedule", "values"), [
+    (Schedule(kind="cosine", warmup=4), {0: 0.25, 3: 1.0, 4: 1.0, 54: 0.5, 104: 0.0}),
+    (Schedule(kind="cosine", warmup=0, floor=0.1), {0: 1.0, 52: 0.55, 104: 0.1}),
+    (Schedule(kind="linear", warmup=4), {1: 0.5, 54: 0.5, 104: 0.0}),
+    (Schedule(kind="constant", warmup=2), {0: 0.5, 2: 1.0, 100: 1.0}),
+    (Schedule(kind="rsqrt", warmup=4, timescale=25, cooldown=10), {4: 1.0, 79: 0.5, 99: 0.5 / math.sqrt(4.8)}),
+])
+def test_schedules(schedule, values):
+    for step, value in values.items():
+        assert schedule(step, 104) == pytest.approx(value, abs=1e-12), step
+
+
+def test_adamw_is_torchs():
+    """Our state made beforehand changes nothing: the same steps as a plain torch.optim.AdamW."""
+    torch.manual_seed(0)
+    a = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    b = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    b.load_state_dict(a.state_dict())
+    spec = replace(clip_vit_b32().optim, decay=0.1, lr=1e-2)
+    mine = adamw(a, lambda n, p: p.ndim < 2, spec)
+    plain = torch.optim.AdamW([{"params": [b[0].weight, b[1].weight], "weight_decay": 0.1},
+                               {"params": [b[0].bias, b[1].bias], "weight_decay": 0.0}], lr=1e-2, betas=spec.betas, eps=spec.eps)
+    for _ in range(5):
+        x = torch.randn(6, 4)
+        for net, opt in ((a, mine), (b, plain)):
+            opt.zero_grad()
+            net(x).square().sum().backward()
+            opt.step()
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    train_on_ranks(folder, 1, "single")
+    return folder
+
+
+@pytest.mark.parametrize("keys", [("system.micro_batch=3",), ("system.recompute=true",),
+                                  ("system.micro_batch=5", "system.recompute=true")])
+def test_micro_batches_and_recomputation_change_no_curve(plain, tmp_path, keys):
+    train_on_ranks(tmp_path / "run", 2, "fsdp", *keys)
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_accumulation_of_a_separable_objective(tmp_path):
+    for name, world, keys in (("whole", 1, ()), ("parts", 2, ("system.micro_batch=3",))):
+        train_on_ranks(tmp_path / name, world, "single" if world == 1 else "fsdp", *keys, recipe=COLOUR)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(("world", "strategy"), [(1, "single"), (2, "ddp"), (2, "fsdp")])
+def test_half_precision_follows_the_curve(plain, tmp_path, world, strategy, precision):
+    """Products in half precision, weights and optimizer in float32; float16's first scale may cost some steps."""
+    folder = tmp_path / "run"
+    train_on_ranks(folder, world, strategy, f"system.precision={precision}", "system.skip_limit=12")
+    assert all(t.dtype is torch.float32 for t in tensors(folder).values())
+    ledger = folder / "ledger.jsonl"
+    assert not ledger.exists() or precision == "fp16"
+    assert losses(folder)[0] == pytest.approx(losses(plain)[0], rel=2e-2)
+    assert losses(folder) != losses(plain)
+
+
+def test_the_scale_of_float16():
+    made = Precision(torch.float32, torch.float16, scale=2.0**16)
+    made.update(False)
+    assert made.scale == 2.0**15
+    for _ in range(Precision.GROW):
+        made.update(True)
+    assert made.scale == 2.0**16
+    bf16 = Precision(torch.float32, torch.bfloat16)
+    bf16.update(False)
+    assert bf16.scale == 1.0
+
+
+def test_compiled_units_keep_curve_and_names(plain, tmp_path):
+    if shutil.which("g++") is None:
+        need("compile")
+    train_on_ranks(tmp_path / "run", 1, "fsdp", "system.compile=true", "system.recompute=true", "steps=3", "schedule.warmup=2")
+    train_on_ranks(tmp_path / "other", 1, "single", "steps=3")
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "other"), rel=1e-5)
+    assert tensors(tmp_path / "run").keys() == tensors(plain).keys()
+
+
+def test_memory_is_that_of_one_micro_batch():
+    """Between the passes nothing is kept of the towers but their input, counted by autograd's own hooks."""
+
+    def kept(micro):
+        run = clip_vit_b32_smoke()
+        objective = build_objective(replace(run, system=replace(run.system, micro_batch=micro)), torch.float32)
+        Single(torch.device("cpu")).prepare(objective)
+        initialise(objective, objective.initial, 0)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            objective.encode(objective.encode_image, torch.zeros(64, 32, 32, 3, dtype=torch.uint8))
+        return sum(sizes)
+
+    assert kept(4) == 64 * 32 * 32 * 3
+    assert kept(None) > 10 * kept(4)
+
+
+class Pair(Objective):
+    """A teacher that follows a student, with a buffer."""
+
+    def __init__(self, spec, ranks):
+        super().__init__(spec, ranks)
+        self.student, self.teacher = nn.BatchNorm1d(3), nn.BatchNorm1d(3).requires_grad_(False)
+
+    def followers(self):
+        return [Follower(self.teacher, self.student, lambda step: 0.9 if step else 0.5)]
+
+    def initial(self, name, shape):
+        return ("normal", 1.0) if name.endswith(("weight", "bias")) else ("ones", 0.0)
+
+
+def test_followers_start_from_their_source_and_move_by_their_momentum():
+    with torch.device("meta"):
+        pair = Pair(Spec(), Ranks())
+    strategy = Single(torch.device("cpu"))
+    strategy.prepare(pair)
+    initialise(pair, pair.initial, 3)
+    assert torch.equal(pair.teacher.weight, pair.student.weight) and pair.teacher.weight.std() > 0
+    start = pair.teacher.weight.clone()
+    with torch.no_grad():
+        pair.student.weight.add_(1)
+        pair.student.running_mean.add_(2)
+    strategy.follow(0)
+    assert torch.allclose(pair.teacher.weight, start + 0.5)
+    assert torch.equal(pair.teacher.running_mean, pair.student.running_mean)
+    strategy.follow(1)
+    assert torch.allclose(pair.teacher.weight, start + 0.5 + 0.05)
+
+
+def test_initial_values_do_not_hang_on_the_sharding():
+    """A rank makes its rows alone; a seed or a name changes all of them."""
+    from vtx_scale.trainer.init import keyed_flat
+
+    whole = keyed_flat("a.weight", 0, 100_000, ("normal", 0.02), 1)
+    assert torch.equal(torch.cat([keyed_flat("a.weight", a, min(a + 7_777, 100_000), ("normal", 0.02), 1)
+                                  for a in range(0, 100_000, 7_777)]), whole)
+    assert whole.std() == pytest.approx(0.02, rel=0.02) and abs(whole.mean()) < 3e-4
+    for name, seed in (("b.weight", 1), ("a.weight", 2)):
+        assert (keyed_flat(name, 0, 1000, ("normal", 0.02), seed) == whole[:1000]).float().mean() < 0.01
+
+
+def test_flops_of_a_step():
+    """Three times the forward pass, whose count is that of the published models (two operations a product)."""
+    from data_pipeline.batch import Batch
+    from vtx_scale.count import macs
+
+    run = clip_vit_b32()
+    two = torch.arange(2)
+    batch = Batch({"image": torch.zeros(2, 224, 224, 3, dtype=torch.uint8), "tokens": torch.zeros(2, 77, dtype=torch.int32)},
+                  torch.ones(2, dtype=torch.bool), two, two, two)
+    counted = training_flops(lambda: build_objective(run, torch.float32), batch)
+    assert counted == pytest.approx(6 * macs(run.objective), rel=1e-3)
+
+
+def test_smoke_recipes_are_small():
+    """A smoke size is the same code with smaller numbers."""
+    big, small = clip_vit_b32(), smoke()
+    assert type(big.objective) is type(small.objective) and big.objective.build == small.objective.build
+    assert small.steps == 12 and small.global_batch == 16
