@@ -20,7 +20,6 @@ from data_pipeline.batch import Batch
 from launch.build import build_objective
 from launch.recipes.clip import clip_vit_b32_smoke
 from vtx_scale.checkpoints.write import Writer
-from vtx_scale.specs.backbones import ViT
 from vtx_scale.strategies.apply import apply
 from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.control import Control, Ledger
@@ -75,8 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(args.device)
     run = clip_vit_b32_smoke()
-    image = ViT(**{**{k: getattr(run.objective.image, k) for k in run.objective.image.__dataclass_fields__},
-                   "width": args.width, "mlp": 4 * args.width, "depth": 6, "heads": args.width // 32, "resolution": 64})
+    image = replace(run.objective.image, width=args.width, mlp=4 * args.width, depth=6, heads=args.width // 32, resolution=64)
     run = replace(run, objective=replace(run.objective, image=image), global_batch=args.batch, evaluate=(),
                   steps=10**9, optim=replace(run.optim, clip=1.0))
     g = torch.Generator().manual_seed(0)
@@ -84,7 +82,8 @@ def main() -> None:
     tokens = torch.randint(1, 200, (n, text.context), generator=g, dtype=torch.int32)
     tokens[:, -1] = text.vocab - 1
     batch = Batch({"image": torch.randint(0, 256, (n, 64, 64, 3), generator=g, dtype=torch.uint8), "tokens": tokens},
-                  torch.ones(n, dtype=torch.bool), torch.arange(n), torch.zeros(n, dtype=torch.int64), torch.arange(n)).to(device)
+                  torch.ones(n, dtype=torch.bool), torch.arange(n), torch.zeros(n, dtype=torch.int64),
+                  torch.arange(n)).to(device)
 
     folder = Path(tempfile.mkdtemp(prefix="vtx-bench-"))
     precision, strategy, objective, optimizer = parts(run, device)

@@ -1,1 +1,4 @@
-"""From tars to batches. Reading order: storage, tar, index, order, read, decode, augment, text, batch, loader, wds, tools."""
+"""From tars to batches.
+
+Reading order: errors, storage, tar, index, order, read, members, decode, augment, text, batch, loader, wds, tools.
+"""

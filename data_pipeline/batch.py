@@ -1,6 +1,7 @@
 """A rank's share of one global batch."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ class Batch:
     """n slots. `data` holds tensors with n rows; a slot that is not `valid` holds zeros and weighs nothing.
 
     ids (n,) int64: sample numbers, -1 for padding. epoch, slot (n,) int64: slot is the number in the global batch.
-    bad: ledger entries of the slots that were masked.
+    bad: ledger entries of the slots that were masked, and of what was read twice.
+    notes: how often something was let pass that deserves a count (an animated picture, a text that is no UTF-8).
     """
 
     data: dict[str, Tensor]
@@ -20,6 +22,7 @@ class Batch:
     epoch: Tensor
     slot: Tensor
     bad: tuple[dict, ...] = ()
+    notes: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.data[name]
@@ -30,7 +33,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.valid)
 
-    def _map(self, f) -> "Batch":
+    def _map(self, f: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(self, data={k: f(v) for k, v in self.data.items()}, valid=f(self.valid), ids=f(self.ids),
                        epoch=f(self.epoch), slot=f(self.slot))
 
@@ -41,4 +44,8 @@ class Batch:
         """Consecutive parts of at most `micro` slots; the whole when None."""
         if micro is None or micro >= len(self):
             return [self]
-        return [self._map(lambda t, a=a: t[a : a + micro]) for a in range(0, len(self), micro)]
+        return [self.part(a, a + micro) for a in range(0, len(self), micro)]
+
+    def part(self, a: int, b: int) -> "Batch":
+        """Slots a .. b-1 of these."""
+        return self._map(lambda t: t[a:b])

@@ -1,5 +1,9 @@
 """The two ways in which input is wrong: a user can mend one, the ledger records the other."""
 
+from collections import Counter
+
+notes: Counter[str] = Counter()  # what this process let pass and counts: animated, text_replaced, text_cut
+
 
 class UserError(Exception):
     """Wrong input. Its text is one sentence that says what to do; the command line prints it and exits 2."""

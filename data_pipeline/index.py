@@ -5,25 +5,31 @@ shard, at most C of them and 8 MiB, and is what is read, checked (CRC-32) and ke
 """
 
 import hashlib
-import mmap
 import os
 import struct
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from data_pipeline.errors import UserError
-from data_pipeline.storage import expand, short_hash
+from data_pipeline.storage import File, expand, short_hash, whole
 from data_pipeline.tar import COMPRESSED, Problem, samples
 
 CHUNK, CAP = 256, 8 << 20
+EXTENT_LIMIT = 1 << 32
 VERSION = "1"
+TAG = 32  # bytes a shard
+REASONS = ("", "tar_truncated", "member_size", "empty")  # known from headers alone; numbered in the file
+PROBLEMS_SHOWN = 20  # lines a reason, then counts
 
 
 @dataclass
@@ -32,24 +38,35 @@ class Index:
 
     root: Path
     names: list[str]
-    shard_bytes: NDArray
-    shard_first: NDArray
-    shard_chunks: NDArray
-    shard_tag: NDArray  # mtime_ns: staleness only, not in the digest
-    chunk_samples_all: NDArray
-    chunk_bytes: NDArray
-    chunk_crc: NDArray
-    bad: dict[int, str] = field(default_factory=dict)
+    shard_bytes: NDArray  # (S,)
+    shard_first: NDArray  # (S,) offset of the first sample
+    shard_chunks: NDArray  # (S,)
+    shard_tag: NDArray  # (S, 32) uint8, mtime_ns and zeros: staleness only, not in the digest
+    chunk_samples_all: NDArray  # (K,)
+    chunk_bytes: NDArray  # (K,)
+    chunk_crc: NDArray  # (K,)
+    bad: dict[int, str] = field(default_factory=dict)  # sample number -> reason
+    again: dict[int, int] = field(default_factory=dict)  # sample number -> 2 for the second with its key in the shard
     keep: NDArray | None = None  # sorted sample numbers
     file: Path | None = None  # where the index itself is stored
 
     def __post_init__(self) -> None:
-        first = np.repeat(np.cumsum([0, *self.shard_chunks])[:-1], self.shard_chunks)
+        self.chunk_first = np.concatenate([[0], np.cumsum(self.shard_chunks.astype(np.int64))])  # (S + 1,)
+        first = np.repeat(self.chunk_first[:-1], self.shard_chunks)
         self.chunk_shard = np.repeat(np.arange(len(self.names)), self.shard_chunks)
         ends = np.concatenate([[0], np.cumsum(self.chunk_bytes.astype(np.int64))])
-        self.chunk_offset = (ends[:-1] - ends[first] + self.shard_first[self.chunk_shard].astype(np.int64)).astype(np.int64)
+        self.chunk_offset = ends[:-1] - ends[first] + self.shard_first[self.chunk_shard].astype(np.int64)
         self.sample_first = np.concatenate([[0], np.cumsum(self.chunk_samples_all.astype(np.int64))])
-        self._starts = self.sample_first.tolist()
+        # for single look-ups: numbers out of a view come three times as fast as out of an array
+        self._sample_first, self._chunk_shard = self.sample_first.data, self.chunk_shard.data
+        self._chunk_offset = self.chunk_offset.data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # the rest follows from these
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
 
     @property
     def n(self) -> int:
@@ -70,8 +87,12 @@ class Index:
 
     def locate(self, g: int) -> tuple[int, int]:
         """(chunk, place in the chunk) of a sample of the whole set."""
-        k = bisect_right(self._starts, g) - 1
-        return k, g - self._starts[k]
+        k = bisect_right(self._sample_first, g) - 1
+        return k, g - self._sample_first[k]
+
+    def extent(self, k: int) -> tuple[int, int]:
+        """(shard, offset) of a chunk."""
+        return self._chunk_shard[k], self._chunk_offset[k]
 
     @property
     def digest(self) -> bytes:
@@ -80,120 +101,211 @@ class Index:
         for array, dtype in ((self.shard_bytes, "<u8"), (self.shard_first, "<u8"), (self.shard_chunks, "<u4"),
                              (self.chunk_samples_all, "<u2"), (self.chunk_bytes, "<u4"), (self.chunk_crc, "<u4")):
             h.update(np.asarray(array).astype(dtype).tobytes())
-        h.update("\n".join(self.names).encode())
+        h.update("\n".join(self.names).encode("utf-8", "surrogateescape"))
         if self.keep is not None:
             h.update(b"keep\0" + self.keep.astype("<i8").tobytes())
         return h.digest()
+
+    def keys(self) -> Iterator[str]:
+        """The key of every sample of the whole set, from the headers alone. Raises UserError where they changed."""
+        expected = np.diff(self.sample_first[self.chunk_first])
+        for name, count in zip(self.names, expected.tolist(), strict=True):
+            with open_shard(self.root / name) as shard:
+                found = [item.key for item in samples(shard) if not isinstance(item, Problem)]
+            if len(found) != count:
+                raise UserError(f"{self.root / name} holds {len(found)} samples and held {count} when it was indexed: "
+                                "put the shard back, or remove its index to begin anew.")
+            yield from found
 
     def split(self, share: float) -> tuple["Index", "Index"]:
         """(training, validation): a sample is held out where the SHA-256 of its key, in [0, 1), is below `share`.
 
         Raises UserError where one side would be empty.
         """
-        from dataclasses import replace
-
-        from data_pipeline.read import ChunkReader
-
-        reader, held = ChunkReader(self), []
-        for k in range(len(self.chunk_bytes)):
-            for key in reader.keys(k):
-                word = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
-                held.append(word / 2**64 < share)
-        mask = np.array(held, bool)
-        if mask.all() or not mask.any():
-            raise UserError(f"data.hold_out={share} leaves one side of {self.n} samples empty: choose another share.")
-        return replace(self, keep=np.flatnonzero(~mask)), replace(self, keep=np.flatnonzero(mask))
+        which = (self.digest, share)
+        if which not in _splits:
+            words = (hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in self.keys())
+            mask = np.array([int.from_bytes(word[:8], "big") / 2**64 < share for word in words], bool)
+            if mask.all() or not mask.any():
+                raise UserError(f"data.hold_out={share} leaves one side of {self.n} samples empty: give another share.")
+            _splits.clear()
+            _splits[which] = np.flatnonzero(~mask), np.flatnonzero(mask)
+        kept, held = _splits[which]
+        return replace(self, keep=kept), replace(self, keep=held)
 
 
-def scan(path: Path, chunk: int = CHUNK) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, str]], list[Problem]]:
-    """One shard: (offset of its first sample, [(samples, bytes, crc)], [(sample, reason)], problems)."""
-    size = path.stat().st_size
-    if size == 0:
-        return 0, [], [], [Problem("tar_tail", 0, "the file is empty")]
-    with path.open("rb") as f:
-        data = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))  # unmapped with its last view
-        for magic, kind in COMPRESSED.items():
-            if data[: len(magic)] == magic:
-                raise UserError(f"{path} is compressed with {kind}: unpack it first, samples are read by offset.")
-        found, problems, end = [], [], 0
-        for item in samples(data):
+_splits: dict[tuple[bytes, float], tuple[NDArray, NDArray]] = {}  # the last: every evaluation asks again
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One shard as its headers and bytes say."""
+
+    size: int
+    mtime_ns: int
+    first: int  # offset of its first sample
+    chunks: list[tuple[int, int, int]]  # samples, bytes, CRC-32
+    bad: dict[int, str]  # place in the shard -> reason
+    again: dict[int, int]
+    problems: list[Problem]  # the first of each reason
+    counts: Counter[str]  # all of them
+
+    @property
+    def samples(self) -> int:
+        return sum(c[0] for c in self.chunks)
+
+
+def open_shard(path: Path) -> File:
+    """A tar for reading. Raises UserError for a compressed one."""
+    shard = File(path)
+    for magic, kind in COMPRESSED.items():
+        if shard[: len(magic)] == magic:
+            shard.close()
+            plain = path.with_suffix("" if path.suffix in (".gz", ".bz2", ".xz", ".zst") else ".plain.tar")
+            raise UserError(f"{path} is compressed with {kind}, but samples are read by offset: unpack it with "
+                            f"'{kind} -dc {path} > {plain}'.")
+    return shard
+
+
+def crc(shard: File, offset: int, length: int) -> int:
+    value = 0
+    for at in range(offset, offset + length, CAP):
+        value = zlib.crc32(shard.read(at, min(CAP, offset + length - at)), value)
+    return value
+
+
+def scan(path: Path, chunk: int = CHUNK) -> Scan:
+    """Read one shard. Raises UserError where it cannot be indexed."""
+    problems: list[Problem] = []
+    counts: Counter[str] = Counter()
+    starts: list[int] = []
+    bad: dict[int, str] = {}
+    again: dict[int, int] = {}
+    keys: Counter[str] = Counter()
+    end = 0
+    with open_shard(path) as shard:
+        if not len(shard):
+            problems, counts = [Problem("tar_tail", 0, "the file is empty")], Counter(tar_tail=1)
+        for item in samples(shard):
             if isinstance(item, Problem):
-                problems.append(item)
-            else:
-                found.append(item)
-        if not found:
-            return 0, [], [], problems
-        last = max(o + s for o, s in found[-1].members.values())
-        end = min(size, -(-last // 512) * 512)
-        starts = [s.start for s in found] + [end]
+                counts[item.reason] += 1
+                if counts[item.reason] <= PROBLEMS_SHOWN:
+                    problems.append(item)
+                continue
+            keys[item.key] += 1
+            if keys[item.key] > 1:
+                again[len(starts)] = keys[item.key]
+            if item.reason:
+                bad[len(starts)] = item.reason
+            starts.append(item.start)
+            end = item.end
         chunks: list[tuple[int, int, int]] = []
-        bad = [(i, s.reason) for i, s in enumerate(found) if s.reason]
-        a = 0
-        while a < len(found):
+        n, a = len(starts), 0
+        if n:
+            starts.append(min(len(shard), -(-end // 512) * 512))
+        while a < n:
             b = a + 1
-            while b < len(found) and b - a < chunk and starts[b + 1] - starts[a] <= CAP:
+            while b < n and b - a < chunk and starts[b + 1] - starts[a] <= CAP:
                 b += 1
-            extent = data[starts[a] : starts[b]]
-            chunks.append((b - a, len(extent), zlib.crc32(extent)))
+            extent = starts[b] - starts[a]
+            if extent >= EXTENT_LIMIT:
+                raise UserError(f"{path}: the sample at byte {starts[a]} spans {extent} bytes, 4 GiB is the limit: "
+                                "write the shard without it.")
+            chunks.append((b - a, extent, crc(shard, starts[a], extent)))
             a = b
-        return starts[0], chunks, bad, problems
+        return Scan(len(shard), shard.mtime_ns, starts[0] if n else 0, chunks, bad, again, problems, counts)
 
 
-def build(paths: list[Path], chunk: int = CHUNK) -> Index:
-    """Index shards by reading them once."""
-    root = Path(os.path.commonpath([p.parent for p in paths]))
+def build(paths: list[Path], chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None) -> Index:
+    """Index shards by reading them once; what is wrong with a shard is said, a line each and then in counts."""
+    root = common_root(paths)
     ordered = sorted(paths, key=lambda p: p.relative_to(root).as_posix().encode("utf-8", "surrogateescape"))
-    firsts, counts, rows, bad, total = [], [], [], {}, 0
+    scans: list[Scan] = []
+    bad: dict[int, str] = {}
+    again: dict[int, int] = {}
+    counts: Counter[str] = Counter()
+    total = 0
     for path in ordered:
-        first, chunks, wrong, _ = scan(path, chunk)
-        firsts.append(first)
-        counts.append(len(chunks))
-        rows += chunks
-        bad |= {total + i: reason for i, reason in wrong}
-        total += sum(c[0] for c in chunks)
-    table = np.array(rows, np.int64).reshape(-1, 3)
-    return Index(root, [p.relative_to(root).as_posix() for p in ordered],
-                 np.array([p.stat().st_size for p in ordered], np.uint64), np.array(firsts, np.uint64),
-                 np.array(counts, np.uint32), np.array([p.stat().st_mtime_ns for p in ordered], np.uint64),
-                 table[:, 0].astype(np.uint16), table[:, 1].astype(np.uint32), table[:, 2].astype(np.uint32), bad)
+        found = scan(path, chunk)
+        for problem in found.problems:
+            counts[problem.reason] += 1
+            if counts[problem.reason] <= PROBLEMS_SHOWN:
+                say(f"{path.name} byte {problem.offset}: {problem.reason} {shown(problem.detail)}".rstrip())
+        counts.update({k: v - sum(p.reason == k for p in found.problems) for k, v in found.counts.items()})
+        bad |= {total + i: reason for i, reason in found.bad.items()}
+        again |= {total + i: times for i, times in found.again.items()}
+        total += found.samples
+        scans.append(found)
+    if any(v > PROBLEMS_SHOWN for v in counts.values()):
+        say("in all: " + ", ".join(f"{v} {k}" for k, v in sorted(counts.items())))
+    table = np.array([row for s in scans for row in s.chunks], np.int64).reshape(-1, 3)
+    return Index(root, [p.relative_to(root).as_posix() for p in ordered], np.array([s.size for s in scans], np.uint64),
+                 np.array([s.first for s in scans], np.uint64), np.array([len(s.chunks) for s in scans], np.uint32),
+                 np.stack([tag(s.mtime_ns) for s in scans]), table[:, 0].astype(np.uint16),
+                 table[:, 1].astype(np.uint32), table[:, 2].astype(np.uint32), bad, again)
+
+
+def common_root(paths: list[Path]) -> Path:
+    return Path(os.path.commonpath([p.parent for p in paths]))
+
+
+def tag(mtime_ns: int) -> NDArray[np.uint8]:
+    """(32,): what tells that a local shard was written again."""
+    return np.frombuffer(struct.pack("<q", mtime_ns).ljust(TAG, b"\0"), np.uint8)
+
+
+def shown(name: str) -> str:
+    """A name from a tar as it is printed and kept in the ledger: no control characters, at most 256 letters."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:256])
 
 
 def save(index: Index, path: Path) -> None:
     """Write whole or not at all."""
-    reasons = "\n".join(index.bad.values()).encode()
+    bad, again = sorted(index.bad.items()), sorted(index.again.items())
     tensors = {
         "names": np.frombuffer("\n".join(index.names).encode("utf-8", "surrogateescape"), np.uint8),
         "shard_bytes": index.shard_bytes, "shard_first": index.shard_first, "shard_chunks": index.shard_chunks,
-        "shard_tag": index.shard_tag, "chunk_samples": index.chunk_samples_all, "chunk_bytes": index.chunk_bytes,
-        "chunk_crc": index.chunk_crc, "bad_sample": np.array(list(index.bad), np.uint64),
-        "bad_reason": np.frombuffer(reasons, np.uint8),
+        "shard_tag": index.shard_tag.reshape(-1), "chunk_samples": index.chunk_samples_all,
+        "chunk_bytes": index.chunk_bytes, "chunk_crc": index.chunk_crc,
+        "bad_sample": np.array([g for g, _ in bad], np.uint64),
+        "bad_reason": np.array([REASONS.index(r) for _, r in bad], np.uint8),
+        "again_sample": np.array([g for g, _ in again], np.uint64),
+        "again_times": np.array([t for _, t in again], np.uint32),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, part, metadata={"format": "vtx-index", "version": VERSION})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part:
+        save_file(tensors, part, metadata={"format": "vtx-index", "version": VERSION, "cap": str(CAP)})
 
 
-def read(path: Path, root: Path) -> Index:
-    t = load_file(path)
-    names = t["names"].tobytes().decode("utf-8", "surrogateescape").split("\n")
-    reasons = t["bad_reason"].tobytes().decode().split("\n")
-    bad = dict(zip(t["bad_sample"].tolist(), reasons, strict=False))
-    return Index(root, names, t["shard_bytes"], t["shard_first"], t["shard_chunks"], t["shard_tag"], t["chunk_samples"],
-                 t["chunk_bytes"], t["chunk_crc"], bad)
+def read(path: Path, root: Path, names: list[str]) -> Index:
+    """A stored index of these shards. Raises ValueError or what the container raises where it is torn or another's."""
+    with safe_open(path, "numpy") as f:
+        about = f.metadata() or {}
+        if about.get("format") != "vtx-index" or about.get("version") != VERSION:
+            raise ValueError("no index of this version")
+        t = {k: f.get_tensor(k) for k in f.keys()}
+    shards, chunks = len(names), len(t["chunk_samples"])
+    sound = (t["names"].tobytes().decode("utf-8", "surrogateescape").split("\n") == names
+             and len(t["shard_tag"]) == TAG * shards and int(t["shard_chunks"].sum()) == chunks
+             and all(len(t[k]) == shards for k in ("shard_bytes", "shard_first", "shard_chunks"))
+             and all(len(t[k]) == chunks for k in ("chunk_bytes", "chunk_crc"))
+             and all(0 < r < len(REASONS) for r in t["bad_reason"].tolist()))
+    if not sound:
+        raise ValueError("an index of other shards")
+    bad = {g: REASONS[r] for g, r in zip(t["bad_sample"].tolist(), t["bad_reason"].tolist(), strict=True)}
+    again = dict(zip(t["again_sample"].tolist(), t["again_times"].tolist(), strict=True))
+    return Index(root, names, t["shard_bytes"], t["shard_first"], t["shard_chunks"], t["shard_tag"].reshape(-1, TAG),
+                 t["chunk_samples"], t["chunk_bytes"], t["chunk_crc"], bad, again)
 
 
 def fresh(index: Index) -> bool:
     """Whether every shard has the size and time that were indexed."""
-    for name, size, tag in zip(index.names, index.shard_bytes, index.shard_tag, strict=True):
+    for name, size, known in zip(index.names, index.shard_bytes.tolist(), index.shard_tag, strict=True):
         try:
             stat = (index.root / name).stat()
         except OSError:
             return False
-        if stat.st_size != size or stat.st_mtime_ns != tag:
+        if stat.st_size != size or tag(stat.st_mtime_ns).tobytes() != known.tobytes():
             return False
     return True
 
@@ -205,30 +317,38 @@ def cache_folder() -> Path:
 def open_index(shards: str, chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None) -> Index:
     """The index of a shard list, made on first use; a stale one is made again with one line.
 
+    It lies in `.vtx` beside the data, or in the cache where that cannot be written.
     Raises UserError where shards are missing, compressed or of a scheme that is not opened.
     """
     paths = expand(shards)
-    root = Path(os.path.commonpath([p.parent for p in paths]))
-    listed = "\n".join(sorted(p.relative_to(root).as_posix() for p in paths))
+    root = common_root(paths)
+    names = sorted((p.relative_to(root).as_posix() for p in paths), key=lambda x: x.encode("utf-8", "surrogateescape"))
+    listed = "\n".join(names)
     name = f"index-{short_hash(f'{chunk}/{listed}')}.safetensors"
-    beside, aside = root / ".vtx" / name, cache_folder() / short_hash(str(root)) / name
-    for path in (beside, aside):
+    places = [root / ".vtx" / name, cache_folder() / short_hash(str(root)) / name]
+    if root == Path(root.anchor):  # shards with nothing in common: a folder at the root of the disk is nobody's
+        places = places[1:]
+    news = ""
+    for path in places:
         if path.exists():
             try:
-                index = read(path, root)
+                index = read(path, root, names)
             except Exception as e:  # a torn or foreign file: made again, never trusted
-                say(f"index {path} cannot be read ({type(e).__name__}): made again")
-                break
+                news = f"index {path} cannot be read ({e}): made again"
+                continue
             if fresh(index):
                 index.file = path
                 return index
-            say(f"index {path} is stale (a shard changed): made again")
-            break
-    index = build(paths, chunk)
-    try:
-        save(index, beside)
-        index.file = beside
-    except OSError:  # read-only data
-        save(index, aside)
-        index.file = aside
+            news = f"index {path} is stale (a shard changed): made again"
+    if news:
+        say(news)
+    index = build(paths, chunk, say)
+    for path in places:
+        try:
+            save(index, path)
+        except OSError:  # a read-only folder
+            continue
+        index.file = path
+        return index
+    say(f"the index could not be stored ({places[-1].parent} is not writable): it is made again at each start")
     return index

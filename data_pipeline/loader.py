@@ -5,11 +5,15 @@ and the only state is one integer: the position after the last batch that was ha
 """
 
 import ctypes
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,22 +22,30 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline.batch import Batch
-from data_pipeline.errors import BadSample
+from data_pipeline.errors import BadSample, UserError, notes
+from data_pipeline.index import CHUNK
 from data_pipeline.order import AUGMENT, draws
-from data_pipeline.read import ChunkReader
+from data_pipeline.read import CHUNKS_KEPT, ChunkReader, Members
 
 PR_SET_PDEATHSIG = 1
+FOREVER = 1 << 62  # steps
 
 
 class Reader(Protocol):
-    """Sample bytes and keyed randomness in, arrays out; picklable."""
+    """Sample bytes and keyed randomness in, arrays out; picklable.
 
-    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]: ...
+    members: extension -> bytes, with `__key__` and `__url__`; one that is missing raises BadSample by itself.
+    draw(view, n): n numbers in [0, 1) that belong to the seed, the epoch and the sample.
+    """
+
+    def __call__(self, members: Members, draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]: ...
     def blank(self) -> dict[str, np.ndarray]: ...
 
 
 class InOrder:
     """Every sample once in tar order: the order of an evaluation."""
+
+    lanes = window = 1
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -44,10 +56,10 @@ class InOrder:
     def epochs(self, positions: np.ndarray) -> np.ndarray:
         return np.zeros_like(positions)
 
-    def share(self, step: int, batch: int, rank: int, world: int) -> np.ndarray:
+    def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> np.ndarray:
         cap = -(-batch // world)
         inside = np.arange(rank * cap, min(batch, (rank + 1) * cap))
-        at = step * batch + inside
+        at = offset + step * batch + inside
         out = np.full(cap, -1, np.int64)
         out[: len(at)] = np.where(at < self.n, at, -1)
         return out
@@ -75,41 +87,71 @@ class Batches(TorchDataset):
     world: int
     seed: int = 0
     source: int = 0
+    offset: int = 0  # of the first batch; not 0 where the batch size changed on the way
     chunks: ChunkReader | None = field(default=None, repr=False)
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "chunks": None}  # memory maps and caches belong to one process
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "chunks": None}  # descriptors and tables belong to one process
+
+    @property
+    def fingerprint(self) -> str:
+        """Names data and order."""
+        return self.order.fingerprint([self.index.digest])
+
+    def chunk_reader(self) -> ChunkReader:
+        if self.chunks is None:
+            in_use = self.order.lanes * (self.order.window // CHUNK + 3)
+            self.chunks = ChunkReader(self.index, max(CHUNKS_KEPT, in_use))
+        return self.chunks
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        if self.chunks is None:
-            self.chunks = ChunkReader(self.index)
-        positions = self.order.share(step, self.global_batch, self.rank, self.world)
+        return self.make(step)
+
+    def make(self, step: int, skip: Collection[int] = (),
+             before: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """The batch of a step. skip: slots masked unread. before: is called with each slot before it is read."""
+        chunks = self.chunk_reader()
+        positions = self.order.share(step, self.global_batch, self.rank, self.world, self.offset)
         n = len(positions)
         inside = positions >= 0
         ids = np.full(n, -1, np.int64)
         epochs = np.zeros(n, np.int64)
         ids[inside] = self.order.ids(positions[inside])
         epochs[inside] = self.order.epochs(positions[inside])
+        slot = np.where(inside, self.rank * n + np.arange(n), -1)
         valid = np.zeros(n, bool)
-        blank = self.reader.blank()
-        data = {k: np.zeros((n, *v.shape), v.dtype) for k, v in blank.items()}
+        data = {k: np.zeros((n, *v.shape), v.dtype) for k, v in self.reader.blank().items()}
         bad = []
-        for i in np.flatnonzero(inside):
+        notes.clear()
+        for i in np.flatnonzero(inside).tolist():
             g, epoch = int(ids[i]), int(epochs[i])
+            if before is not None:
+                before(int(slot[i]))
             try:
-                _, members = self.chunks.sample(g)
-                row = self.reader(members, uniforms(self.seed, self.source, g, epoch))
+                if slot[i] in skip:
+                    raise BadSample("worker_died")
+                row = self.reader(chunks.sample(g), uniforms(self.seed, self.source, g, epoch))
             except BadSample as e:
-                bad.append({"kind": "sample", "reason": e.reason, "id": self.chunks.id(g), "sample": g,
-                            "epoch": epoch, "position": int(positions[i]), "slot": self.rank * n + int(i)})
+                bad.append({"kind": "sample", "reason": e.reason, "source": self.source, **chunks.place(g), "sample": g,
+                            "epoch": epoch, "position": int(positions[i]), "slot": int(slot[i]),
+                            **({"detail": e.detail[:200]} if e.detail else {})})
                 continue
             for k, v in row.items():
                 data[k][i] = v
             valid[i] = True
-        tensors = {k: torch.from_numpy(v) for k, v in data.items()}
-        slot = np.where(inside, self.rank * n + np.arange(n), -1)
-        return {"data": tensors, "valid": torch.from_numpy(valid), "ids": torch.from_numpy(ids),
-                "epoch": torch.from_numpy(epochs), "slot": torch.from_numpy(slot), "bad": tuple(bad)}
+        return tensors({"data": data, "valid": valid, "ids": ids, "epoch": epochs, "slot": slot, "bad": tuple(bad),
+                        "notes": dict(notes)})
+
+
+def tensors(made: dict[str, Any]) -> dict[str, Any]:
+    """Arrays as tensors, also those one level down."""
+    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else tensors(v) if k == "data" else v
+            for k, v in made.items()}
+
+
+def arrays(made: dict[str, Any]) -> dict[str, Any]:
+    """The way back."""
+    return {k: v.numpy() if isinstance(v, torch.Tensor) else arrays(v) if k == "data" else v for k, v in made.items()}
 
 
 def same(x: Any) -> Any:
@@ -123,57 +165,115 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-class WorkerStart:
-    """Runs first in each loader worker."""
-
-    def __init__(self) -> None:
-        self.trainer = os.getpid()
-
-    def __call__(self, worker: int) -> None:
-        torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        watch_parent(self.trainer)
+def start_worker(worker: int = 0) -> None:
+    """Runs first in each loader process."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=watch_trainer, daemon=True).start()
 
 
-def watch_parent(trainer: int) -> None:
-    """A worker of a fork server is no child of the trainer: a thread looks whether the trainer still lives."""
-    import threading
+def watch_trainer() -> None:
+    """A worker is the fork server's child and not the trainer's, so it watches the trainer's end of a pipe."""
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)
 
-    def look() -> None:
-        while True:
-            time.sleep(1)
-            try:
-                os.kill(trainer, 0)
-            except ProcessLookupError:
-                os._exit(1)
 
-    threading.Thread(target=look, daemon=True).start()
+def preload(module: str) -> None:
+    """Let the fork server, if it does not run yet, import this once for all of its children."""
+    known = getattr(multiprocessing.forkserver._forkserver, "_preload_modules", [])
+    if module not in known:
+        multiprocessing.set_forkserver_preload([*known, module])
+
+
+def alone(batches: Batches, step: int) -> dict[str, Any]:
+    """The batch of a step, made in a process of its own; the sample at which that process dies twice is masked."""
+    died: Counter[int] = Counter()  # by the slot that was being read, -1 before the first
+    context = multiprocessing.get_context("forkserver")
+    while died[-1] < 2:
+        here, there = context.Pipe()
+        skip = [slot for slot, times in died.items() if times >= 2]
+        process = context.Process(target=_make_alone, args=(there, batches, step, skip), daemon=True)
+        process.start()
+        there.close()
+        slot = -1
+        try:
+            while isinstance(said := here.recv(), int):
+                slot = said
+        except EOFError:
+            died[slot] += 1
+            continue
+        finally:
+            process.join(5)
+            process.kill()
+            here.close()
+        if isinstance(said, UserError):
+            raise said
+        return tensors(said)
+    raise OSError("A loader process cannot be started: look at the memory and at 'ulimit -u'.")
+
+
+def _make_alone(pipe: Any, batches: Batches, step: int, skip: Collection[int]) -> None:
+    start_worker()
+    try:
+        made = arrays(batches.make(step, skip, pipe.send))  # a tensor is a descriptor of this process, which ends
+        pipe.send(made)
+    except UserError as e:
+        pipe.send(e)
 
 
 class Loader:
-    """Batches `start`, `start + 1`, ... `stop - 1` of one rank, on `device`.
+    """Batches `start`, `start + 1`, ... `stop - 1` of one rank, on `device`; without `stop` they never end.
 
-    `workers` processes read ahead (0: in this process). Ids and pixels do not depend on their number.
+    `workers` processes read ahead (0: in this process). Ids and pixels do not depend on their number. Iterating goes
+    on where it left off; `state_dict` names the next batch that was not handed out, whatever was read ahead.
     """
 
-    def __init__(self, batches: Batches, *, start: int = 0, stop: int, workers: int = 0,
+    def __init__(self, batches: Batches, *, start: int = 0, stop: int | None = None, workers: int = 0,
                  device: torch.device | str = "cpu") -> None:
-        self.batches, self.step, self.stop, self.device = batches, start, stop, torch.device(device)
-        extra: dict[str, Any] = {}
-        if workers:
-            extra = {"multiprocessing_context": "forkserver", "worker_init_fn": WorkerStart(), "prefetch_factor": 2}
-        self._torch = DataLoader(batches, batch_size=None, sampler=range(start, stop), num_workers=workers,  # type: ignore[arg-type]
-                                 collate_fn=same, pin_memory=self.device.type == "cuda", **extra)
+        self.batches, self.step, self.stop, self.workers = batches, start, FOREVER if stop is None else stop, workers
+        self.device = torch.device(device)
         self._it: Iterator | None = None
 
+    def _start(self) -> Iterator:
+        extra: dict[str, Any] = {}
+        if self.workers:
+            preload("data_pipeline.loader")
+            extra = {"multiprocessing_context": "forkserver", "worker_init_fn": start_worker, "prefetch_factor": 2}
+        steps: Any = range(self.step, self.stop)
+        made = DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers, collate_fn=same,
+                          pin_memory=self.device.type == "cuda",
+                          generator=torch.Generator(), **extra)  # else its seed is drawn from the global one
+        return iter(made)
+
     def next(self) -> Batch:
-        """The next batch; StopIteration after the last."""
+        """The next batch; StopIteration after the last. Raises UserError where the data can no longer be read."""
         if self._it is None:
-            self._it = iter(self._torch)
-        batch = Batch(**next(self._it))
+            self._it = self._start()
+        try:
+            batch = Batch(**next(self._it))
+        except UserError as e:  # from a worker it comes with a traceback in its text
+            raise UserError(str(e).rpartition("UserError: ")[2].strip()) from None
+        except (RuntimeError, OSError, EOFError) as e:  # the last two where it died while a tensor was handed over
+            if not self._worker_died():
+                raise
+            batch = self._without_worker(str(e))
         self.step += 1
         return batch.to(self.device) if self.device.type != "cpu" else batch
+
+    def _worker_died(self) -> bool:
+        """Whether a worker has ended, or does within a second."""
+        workers = getattr(self._it, "_workers", [])
+        return bool(workers and multiprocessing.connection.wait([w.sentinel for w in workers], timeout=1))
+
+    def _without_worker(self, said: str) -> Batch:
+        """After a worker's death: the batch that is due is made apart, and reading ahead begins anew behind it."""
+        self.close()
+        batch = Batch(**alone(self.batches, self.step))
+        return replace(batch, bad=(*batch.bad, {"kind": "retry", "reason": "worker_died", "position": self.position,
+                                                "detail": said[:200]}))
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -185,7 +285,20 @@ class Loader:
     @property
     def position(self) -> int:
         """Samples handed out since the beginning of the run: the whole state of the data."""
-        return self.step * self.batches.global_batch
+        return self.batches.offset + self.step * self.batches.global_batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"version", "position", "fingerprint"}: JSON, and the same on every rank."""
+        return {"version": 1, "position": self.position, "fingerprint": self.batches.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the state's position, also under another batch size, world or number of workers.
+
+        Raises UserError for the state of another data set or order.
+        """
+        position = checked(state, self.batches.fingerprint)
+        self.close()
+        self.step, self.batches.offset = divmod(position, self.batches.global_batch)
 
     def close(self) -> None:
         """End the workers."""
@@ -193,3 +306,15 @@ class Loader:
         if stop is not None:
             stop()
         self._it = None
+
+
+def checked(state: dict[str, Any], fingerprint: str) -> int:
+    """The position of a state. Raises UserError, naming what differs, for the state of another data set or order."""
+    for name, now in (("version", 1), ("fingerprint", fingerprint)):
+        if state.get(name) != now:
+            raise UserError(f"This state of the data has {name} {state.get(name)} and the loader has {now}: give the "
+                            "shards, seed, lanes and window that the state was made with.")
+    position = state.get("position")
+    if not isinstance(position, int) or isinstance(position, bool) or position < 0:
+        raise UserError(f"This state of the data has position {position!r}: a number of samples is wanted.")
+    return position

@@ -6,7 +6,9 @@ from lane to lane; positions deal over the lanes in turn. Golden vectors fix it 
 
 import hashlib
 import struct
+import threading
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +16,27 @@ from numpy.typing import NDArray
 CHUNKS, WINDOW, AUGMENT, MIX = 1, 2, 3, 4  # purposes of draws
 Int = NDArray[np.int64]
 
-_philox = np.random.Philox(key=[0, 0])
+
+class _Generator(threading.local):
+    """One a thread: between setting its state and drawing from it nobody else may come."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox(key=np.zeros(2, np.uint64))
+
+
+_generator = _Generator()
 
 
 def draws(seed: int, purpose: int, a: int, b: int, c: int, n: int) -> NDArray[np.uint64]:
     """The first n words of Philox4x64-10 with key (seed, purpose) and counter (i, a, b, c), i = 1, 2, 3 ..."""
-    state = _philox.state  # setting the state of one generator costs a third of making another
+    philox = _generator.philox
+    state: Any = philox.state  # setting the state of one generator costs a third of making another
     state["state"]["counter"][:] = (0, a, b, c)
     state["state"]["key"][:] = (seed, purpose)
     state["buffer_pos"] = 4
     state["has_uint32"] = 0
-    _philox.state = state
-    return _philox.random_raw(n)
+    philox.state = state
+    return philox.random_raw(n)
 
 
 def perm(words: NDArray[np.uint64]) -> Int:
@@ -43,14 +54,11 @@ def bit_reverse(lane: Int, lanes: int) -> Int:
 
 
 def defaults(n: int) -> tuple[int, int]:
-    """(L, V) for N samples: V = 256 where at least 8 windows exist, L = clamp(2^floor(log2(N/V)), 1, 1024)."""
+    """(L, V) for N samples: L = 2^floor(log2(N/256)) within 1..1024; V = 256, of small sets so that 8 windows exist."""
     window = 256
     while window > 1 and n // window < 8:
         window //= 2
-    # L keeps N/V of a full window, so that small sets have few lanes of several windows
-    ratio = n / 256 if n >= 256 else 1
-    lanes = 1 << max(0, int(np.floor(np.log2(ratio)))) if ratio >= 1 else 1
-    return max(1, min(1024, lanes)), window
+    return min(1024, 1 << max(0, (n // 256).bit_length() - 1)), window
 
 
 class Order:
@@ -79,10 +87,11 @@ class Order:
         self._window = lru_cache(4 * self.lanes + 64)(self._make_window)
 
     def __getstate__(self) -> dict:
-        return {"sizes": self.sizes, "seed": self.seed, "lanes": self.lanes, "window": self.window, "source": self.source}
+        return {"chunk_samples": self.sizes, "seed": self.seed, "lanes": self.lanes, "window": self.window,
+                "source": self.source}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["sizes"], state["seed"], state["lanes"], state["window"], state["source"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def _make_epoch(self, epoch: int) -> tuple[Int, Int]:
         pi = perm(draws(self.seed, CHUNKS + 256 * self.source, 0, 0, epoch, len(self.sizes)))
@@ -114,15 +123,18 @@ class Order:
             out[i] = numbers[jj - a]
         return out
 
-    def slots(self, step: int, batch: int) -> Int:
-        """The positions of a global batch in the order of its slots: by reversed lane, then position."""
-        at = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
+    def slots(self, step: int, batch: int, offset: int = 0) -> Int:
+        """The positions of a global batch in the order of its slots: by reversed lane, then position.
+
+        Batch t is the positions offset + [tB, (t+1)B); the offset is 0 unless the batch size changed on the way.
+        """
+        at = np.arange(offset + step * batch, offset + (step + 1) * batch, dtype=np.int64)
         return at[np.argsort(self.reversed[(at % self.n) % self.lanes], kind="stable")]
 
-    def share(self, step: int, batch: int, rank: int, world: int) -> Int:
+    def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> Int:
         """The positions of one rank's slots, ceil(B/W) of them, -1 for padding."""
         cap = -(-batch // world)
-        mine = self.slots(step, batch)[rank * cap : (rank + 1) * cap]
+        mine = self.slots(step, batch, offset)[rank * cap : (rank + 1) * cap]
         out = np.full(cap, -1, np.int64)
         out[: len(mine)] = mine
         return out

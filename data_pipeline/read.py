@@ -1,74 +1,157 @@
-"""Reading samples by number: a chunk is mapped, its CRC checked once a process, its headers walked once."""
+"""Reading samples by number: a chunk is read and its CRC checked once a process, then its samples by offset."""
 
-import mmap
+import os
+import time
 import zlib
+from array import array
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from data_pipeline.errors import BadSample
-from data_pipeline.index import Index
+from data_pipeline.errors import BadSample, UserError
+from data_pipeline.index import Index, shown
+from data_pipeline.storage import File
 from data_pipeline.tar import Sample, samples
 
 CHUNKS_KEPT = 4096
-FILES_KEPT = 64
+FILES_KEPT = 128
+READS = 4  # of a chunk whose CRC differs or that cannot be read, before its samples are masked
+UNREADABLE, SECONDS = 3, 60.0  # so many chunks that cannot be read in so short a time end the run
+NAMES_ONLY = 1 << 20
+
+
+class Members(dict[str, Any]):
+    """A sample: `__key__`, `__url__`, and extension -> bytes. What it lacks makes it a bad sample, not a KeyError."""
+
+    def __missing__(self, name: str) -> Any:
+        raise BadSample("member_missing", name)
 
 
 @dataclass(slots=True)
 class Chunk:
-    """A verified chunk: its samples with offsets from its beginning, or why it cannot be used."""
+    """A chunk as a table of some 12 KB: where keys and members lie, or why it cannot be used.
 
-    found: list[Sample]
+    Sample i has keys[key_end[i-1] : key_end[i]] and the members first[i] .. first[i+1]; member m has the
+    extension `kinds[kind[m]]` and lies at spots[2m], spots[2m+1] bytes long.
+    """
+
     reason: str = ""
+    keys: str = ""
+    key_end: array = field(default_factory=lambda: array("I", [0]))
+    starts: array = field(default_factory=lambda: array("I"))
+    first: array = field(default_factory=lambda: array("I", [0]))
+    kind: array = field(default_factory=lambda: array("I"))
+    spots: array = field(default_factory=lambda: array("I"))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def key(self, i: int) -> str:
+        return self.keys[self.key_end[i] : self.key_end[i + 1]]
 
 
 class ChunkReader:
-    """Samples of an index. Holds memory maps: made in the process that uses it."""
+    """Samples of an index. Holds descriptors and tables: made in the process that uses it.
 
-    def __init__(self, index: Index) -> None:
+    chunks: how many tables to keep; an order's lanes decide how many are in use at a time.
+    """
+
+    def __init__(self, index: Index, chunks: int = CHUNKS_KEPT) -> None:
         self.index = index
-        self._files: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._kept = chunks
+        self._files: OrderedDict[int, File] = OrderedDict()
         self._chunks: OrderedDict[int, Chunk] = OrderedDict()
-        self._seen: dict[int, dict[str, int]] = {}
+        self._kinds: dict[str, int] = {}
+        self._names: list[str] = []
+        self._unreadable: dict[int, float] = {}  # chunk -> when it could not be read
+        self._urls = [os.fspath(index.root / name) for name in index.names]
 
-    def _file(self, shard: int) -> mmap.mmap:
+    def _file(self, shard: int) -> File:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        with (self.index.root / self.index.names[shard]).open("rb") as f:
-            self._files[shard] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        path, size = self._urls[shard], int(self.index.shard_bytes[shard])
+        try:
+            file = File(self.index.root / self.index.names[shard])
+        except FileNotFoundError:
+            raise UserError(f"{path} is gone (shard_changed), so that the order cannot be kept: put it back and run "
+                            "the same command again.") from None
+        if len(file) != size:
+            file.close()
+            raise UserError(f"{path} has {len(file)} bytes and had {size} when it was indexed (shard_changed), so that "
+                            "the order cannot be kept: put it back and run the same command again.")
+        self._files[shard] = file
         if len(self._files) > FILES_KEPT:
             self._files.popitem(last=False)[1].close()
-        return self._files[shard]
+        return file
 
-    def _bytes(self, k: int, offset: int, length: int) -> bytes:
-        """Bytes of chunk k, counted from its beginning."""
-        base = int(self.index.chunk_offset[k]) + offset
-        return self._file(int(self.index.chunk_shard[k]))[base : base + length]
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
 
     def _chunk(self, k: int) -> Chunk:
         if k in self._chunks:
             self._chunks.move_to_end(k)
             return self._chunks[k]
-        made = self._read_chunk(k)
-        self._chunks[k] = made
-        if len(self._chunks) > CHUNKS_KEPT:
+        made = self._chunks[k] = self._read_chunk(k)
+        if len(self._chunks) > self._kept:
             self._chunks.popitem(last=False)
         return made
 
     def _read_chunk(self, k: int) -> Chunk:
-        try:
-            body = self._bytes(k, 0, int(self.index.chunk_bytes[k]))
-        except (OSError, ValueError):
-            return Chunk([], "read_error")
-        if zlib.crc32(body) != int(self.index.chunk_crc[k]):
-            return Chunk([], "chunk_crc")
-        found = [s for s in samples(memoryview(body), whole=False) if isinstance(s, Sample)]
+        shard, offset = self.index.extent(k)
+        length = int(self.index.chunk_bytes[k])
+        body, reason = b"", ""
+        if int(self.index.sample_first[k]) in self.index.bad and int(self.index.chunk_samples_all[k]) == 1:
+            length = min(length, NAMES_ONLY)  # it may be as long as a disk: nothing of it is used but its name
+            reason = "bad"
+        for attempt in range(READS):
+            try:
+                file = self._file(shard)
+                if attempt:
+                    file.forget(offset, length)
+                body = file.read(offset, length)
+            except OSError:
+                reason = "read_error"
+                continue
+            if reason == "bad" or zlib.crc32(body) == int(self.index.chunk_crc[k]):
+                reason = ""
+                break
+            reason = "chunk_crc"
+        if reason == "read_error":
+            self._count_unreadable(k)
+        found = [s for s in samples(memoryview(body)) if isinstance(s, Sample)]
         if len(found) != int(self.index.chunk_samples_all[k]):
-            return Chunk([], "chunk_walk")
-        return Chunk(found)
+            return Chunk(reason or "chunk_walk")
+        return self._table(found, reason)
 
-    def sample(self, g: int) -> tuple[str, dict[str, bytes]]:
-        """(key, extension -> bytes) of sample g of the (restricted) index. Raises BadSample."""
+    def _table(self, found: list[Sample], reason: str) -> Chunk:
+        chunk = Chunk(reason, "".join(s.key for s in found))
+        at = 0
+        for s in found:
+            at += len(s.key)
+            chunk.key_end.append(at)
+            chunk.starts.append(s.start)
+            for extension, (offset, size) in s.members.items():
+                if extension not in self._kinds:
+                    self._kinds[extension] = len(self._names)
+                    self._names.append(extension)
+                chunk.kind.append(self._kinds[extension])
+                chunk.spots.append(offset)
+                chunk.spots.append(min(size, 0xFFFFFFFF))  # what is longer is known to be bad
+            chunk.first.append(len(chunk.kind))
+        return chunk
+
+    def _count_unreadable(self, k: int) -> None:
+        now = time.monotonic()
+        self._unreadable.setdefault(k, now)
+        if sum(now - t < SECONDS for t in self._unreadable.values()) >= UNREADABLE:
+            raise UserError(f"{UNREADABLE} chunks could not be read within a minute, the last of "
+                            f"{self._urls[self.index.extent(k)[0]]}: look at the disk or the mount, then run the "
+                            "same command again.")
+
+    def sample(self, g: int) -> Members:
+        """Sample g of the (restricted) index. Raises BadSample."""
         g = self.index.number(g)
         if g in self.index.bad:
             raise BadSample(self.index.bad[g])
@@ -76,36 +159,31 @@ class ChunkReader:
         chunk = self._chunk(k)
         if chunk.reason:
             raise BadSample(chunk.reason)
-        sample = chunk.found[i]
-        if sample.reason:
-            raise BadSample(sample.reason)
-        return sample.key, {x: self._bytes(k, o, n) for x, (o, n) in sample.members.items()}
+        shard, base = self.index.extent(k)
+        out = Members(__key__=chunk.key(i), __url__=self._urls[shard])
+        file, names, spots = self._file(shard), self._names, chunk.spots
+        try:
+            for m in range(chunk.first[i], chunk.first[i + 1]):
+                out[names[chunk.kind[m]]] = file.read(base + spots[2 * m], spots[2 * m + 1])
+        except OSError as e:
+            self._count_unreadable(k)
+            raise BadSample("read_error", str(e)) from None
+        return out
 
-    def keys(self, k: int) -> list[str]:
-        """Keys of chunk k of the whole set; a chunk that cannot be read has numbered ones."""
-        chunk = self._chunk(k)
-        if chunk.reason:
-            return [f"?{k}-{i}" for i in range(int(self.index.chunk_samples_all[k]))]
-        return [s.key for s in chunk.found]
+    def place(self, g: int) -> dict[str, Any]:
+        """{"shard", "key", "offset"} of a sample; a chunk whose headers cannot be read has numbered keys.
+
+        The second sample with a key in its shard is `key#2`.
+        """
+        g = self.index.number(g)
+        k, i = self.index.locate(g)
+        chunk, (shard, offset) = self._chunk(k), self.index.extent(k)
+        known = i < len(chunk)
+        key, times = chunk.key(i) if known else f"?{k}-{i}", self.index.again.get(g, 1)
+        return {"shard": shown(self.index.names[shard]), "key": shown(key) + (f"#{times}" if times > 1 else ""),
+                "offset": offset + (chunk.starts[i] if known else 0)}
 
     def id(self, g: int) -> str:
-        """`part-000.tar/key`; the second sample with a key in its shard is `key#2`."""
-        k, i = self.index.locate(self.index.number(g))
-        shard = int(self.index.chunk_shard[k])
-        names = self.keys(k)
-        if i >= len(names):
-            return f"{self.index.names[shard]}/?{k}-{i}"
-        key = names[i]
-        earlier = self._counts_before(shard, k).get(key, 0) + names[: i + 1].count(key)
-        return f"{self.index.names[shard]}/{key}" + (f"#{earlier}" if earlier > 1 else "")
-
-    def _counts_before(self, shard: int, k: int) -> dict[str, int]:
-        """How often each key stands in the shard before chunk k."""
-        if k not in self._seen:
-            counts: dict[str, int] = {}
-            begin = int(self.index.shard_chunks[:shard].sum())
-            for c in range(begin, k):
-                for key in self.keys(c):
-                    counts[key] = counts.get(key, 0) + 1
-            self._seen[k] = counts
-        return self._seen[k]
+        """`part-000.tar/key`."""
+        at = self.place(g)
+        return f"{at['shard']}/{at['key']}"

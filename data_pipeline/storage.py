@@ -4,9 +4,12 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +36,18 @@ class Storage(Protocol):
     def delete(self, name: str) -> None: ...
 
 
+@contextmanager
+def whole(path: Path, publish: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place at the end, or is gone: nobody sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")  # another host may have the same pid
+    try:
+        yield part
+        publish(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 class Folder:
     """A local folder as a `Storage`."""
 
@@ -44,25 +59,17 @@ class Folder:
             f.seek(offset)
             return f.read(length)
 
-    def _part(self, name: str, body: bytes) -> Path:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_bytes(body)
-        return part
-
     def put(self, name: str, body: bytes) -> None:
-        os.replace(self._part(name, body), self.root / name)
+        with whole(self.root / name) as part:
+            part.write_bytes(body)
 
     def put_if_absent(self, name: str, body: bytes) -> bool:
-        part = self._part(name, body)
         try:
-            os.link(part, self.root / name)  # exclusive on local disks and NFS
-            return True
+            with whole(self.root / name, os.link) as part:  # a link is exclusive on local disks and NFS
+                part.write_bytes(body)
         except FileExistsError:
             return False
-        finally:
-            part.unlink()
+        return True
 
     def replace_if(self, name: str, body: bytes, tag: str) -> str | None:
         """Only the holder of an object may call it: a local replace compares, but does not lock."""
@@ -90,21 +97,79 @@ class Folder:
         (self.root / name).unlink(missing_ok=True)
 
 
+class File:
+    """A local file that is sliced like bytes, by positioned reads through a small window.
+
+    Not a memory map: a file that is cut while it is mapped ends the process, a short read is an error one can catch.
+    """
+
+    WINDOW = 16 << 10
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stat = os.fstat(self.fd)
+        self.size, self.mtime_ns = stat.st_size, stat.st_mtime_ns
+        self._window, self._at = b"", 0
+
+    def __enter__(self) -> "File":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        a, b, _ = part.indices(self.size)
+        if b <= a:
+            return b""
+        if not self._at <= a <= b <= self._at + len(self._window):
+            if b - a > self.WINDOW:
+                return self.read(a, b - a)
+            self._window, self._at = self.read(a, min(self.WINDOW, self.size - a)), a
+        return self._window[a - self._at : b - self._at]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly these bytes. Raises OSError where the file ends before."""
+        body = os.pread(self.fd, length, offset)
+        while len(body) < length:  # one call gives at most 2 GiB
+            more = os.pread(self.fd, length - len(body), offset + len(body))
+            if not more:
+                raise OSError(f"{self.path} ends at byte {offset + len(body)}, {length - len(body)} bytes too early")
+            body += more
+        return body
+
+    def forget(self, offset: int, length: int) -> None:
+        """Let the next read of this range come from the disk and not from the page cache."""
+        os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+NAMES_LIMIT = 1_000_000
+
+
 def braces(pattern: str) -> list[str]:
-    """Every name of a pattern such as `a-{000..012}.tar` or `{x,y}.tar`."""
+    """Every name of a pattern such as `a-{000..012}.tar` or `{x,y}.tar`. Raises UserError beyond a million."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = []
+    choices: list[list[str] | range] = []
+    widths = []
     for i, part in enumerate(parts):
-        span = re.fullmatch(r"(\d+)\.\.(\d+)", part)
-        if i % 2 == 0:
-            choices.append([part])
-        elif span:
+        span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", part)
+        if i % 2 and span:
             a, b = span.groups()
-            width = len(a) if a.startswith("0") or len(a) == len(b) else 0
-            choices.append([f"{n:0{width}d}" for n in range(int(a), int(b) + 1)])
+            widths.append(len(a) if a.startswith("0") or len(a) == len(b) else 0)
+            choices.append(range(int(a), int(b) + 1))
         else:
-            choices.append(part.split(","))
-    return ["".join(x) for x in product(*choices)]
+            widths.append(0)
+            choices.append(part.split(",") if i % 2 else [part])
+    if prod(map(len, choices)) > NAMES_LIMIT:
+        raise UserError(f"{pattern} means more than {NAMES_LIMIT:,} shards: look at the numbers in its braces.")
+    return ["".join(x if isinstance(x, str) else f"{x:0{w}d}" for x, w in zip(row, widths, strict=True))
+            for row in product(*choices)]
 
 
 def expand(shards: str) -> list[Path]:
@@ -114,32 +179,40 @@ def expand(shards: str) -> list[Path]:
     """
     found: list[Path] = []
     for part in re.split(r",(?![^{]*\})", shards):
-        scheme = re.match(r"^([A-Za-z][A-Za-z0-9+]*):", part)
+        scheme = re.match(r"^([A-Za-z][A-Za-z0-9+.-]*):", part)
         if scheme and scheme[1].lower() == "s3":
             raise UserError(f"{part}: this version reads local shards; copy them to a folder and give that.")
         if scheme:
             raise UserError(f"{part}: {scheme[1]}: is never opened; give a local folder, pattern or list of tars.")
+        if not part.strip() or "\0" in part or "\n" in part:
+            raise UserError(f"{shards!r} has an empty or unprintable name of a shard: give a folder, pattern or list.")
         path = Path(part).expanduser()
         if path.is_dir():
-            inside = sorted(path.glob("*.tar"))
+            inside = sorted(p for p in path.glob("*.tar") if p.is_file())
             if not inside:
-                raise UserError(f"{path} holds no *.tar: give the folder of the shards, or a pattern.")
+                packed = any(p.suffix == ".tgz" or ".tar." in p.name for p in path.iterdir())
+                raise UserError(f"{path} holds no *.tar{' but compressed ones: unpack them' if packed else ''}: "
+                                "give the folder of the shards, or a pattern.")
             found += inside
         elif glob.has_magic(part) and "{" not in part:
-            matched = sorted(Path(p) for p in glob.glob(str(path)))
+            matched = sorted(Path(p) for p in glob.glob(str(path)) if os.path.isfile(p))
             if not matched:
                 raise UserError(f"{part} matches no file: look at the path and the pattern.")
             found += matched
         else:
-            for name in braces(str(path)):
+            names = braces(str(path))
+            if not names:
+                raise UserError(f"{part} means no shard: the numbers in its braces run from the lower to the higher.")
+            for name in names:
                 if not Path(name).is_file():
                     raise UserError(f"{name} does not exist: give a folder, pattern or list of shards that does.")
                 found.append(Path(name))
-    doubled = {p for p in found if found.count(p) > 1} if len(found) < 5000 else set()
+    found = [p.absolute() for p in found]
+    doubled = [p for p, times in Counter(found).items() if times > 1]
     if doubled:
-        raise UserError(f"{sorted(doubled)[0]} is named twice: give each shard once.")
-    return [p.absolute() for p in found]
+        raise UserError(f"{min(doubled)} is named twice: give each shard once.")
+    return found
 
 
 def short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]

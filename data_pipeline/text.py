@@ -34,6 +34,8 @@ class Tokenizer:
     def encode(self, text: str, context: int) -> NDArray[np.int32]:
         """(context,) int32; a longer text is cut and still ends with the end token."""
         out = np.zeros(context, np.int32)
+        if not text.isascii():  # half a surrogate pair, which JSON can spell, is no text
+            text = text.encode("utf-8", "replace").decode()
         ids = [self.start, *self.ids(text)[: context - 2], self.end]
         out[: len(ids)] = ids
         return out
@@ -64,18 +66,19 @@ def clean(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).strip().lower()
 
 
-def byte_letters() -> list[str]:
+def byte_letters() -> dict[str, int]:
     """GPT-2's printable letter for each byte, in the order of its vocabulary."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {b: chr(b) for b in shown}
-    hidden = (b for b in range(256) if b not in letters)
-    letters |= {b: chr(256 + i) for i, b in enumerate(hidden)}
-    order = shown + [b for b in range(256) if b not in shown]
-    return [letters[b] for b in order]
+    hidden = [b for b in range(256) if b not in shown]
+    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
 def of_merges(path: Path) -> Tokenizer:
-    """CLIP's vocabulary: 256 bytes, 256 bytes that end a word, 48,894 merges, start, end."""
+    """CLIP's vocabulary: 256 bytes, 256 bytes that end a word, 48,894 merges, start, end.
+
+    Departs from open_clip's tokenizer in one thing: a caption that spells the name of the start or end token gets
+    ordinary tokens, so that it cannot end itself early.
+    """
     from tokenizers import Regex, pre_tokenizers
     from tokenizers import Tokenizer as Engine
     from tokenizers.models import BPE
@@ -84,24 +87,25 @@ def of_merges(path: Path) -> Tokenizer:
     text = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
     lines = [line.split() for line in text.decode().split("\n")[1 : 49_152 - 256 - 2 + 1]]
     if any(len(line) != 2 for line in lines):
-        raise UserError(f"{path} is no merges file of CLIP (two words a line expected): give bpe_simple_vocab_16e6.txt.gz.")
+        raise UserError(f"{path} is no merges file of CLIP (two words a line expected): "
+                        "give bpe_simple_vocab_16e6.txt.gz.")
     merges = [(a, b) for a, b in lines]
     letters = byte_letters()
-    names = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
+    frame = ["<|startoftext|>", "<|endoftext|>"]
+    names = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges), *frame]
     vocab = {name: i for i, name in enumerate(names)}
     engine = Engine(BPE(vocab, merges, end_of_word_suffix="</w>"))
-    pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    # CLIP's pattern ignores case, and so Python's regex takes U+0345 neither for a letter nor for anything else
+    pattern = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+")
     engine.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(pattern, behavior="removed", invert=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
-    back = {letter: byte for letter, byte in zip(letters, [*range(33, 127), *range(161, 173), *range(174, 256),
-            *(b for b in range(256) if b not in {*range(33, 127), *range(161, 173), *range(174, 256)})], strict=True)}
 
     def words(ids: list[int]) -> str:
         joined = "".join(names[i] for i in ids)
         pieces = joined.replace("</w>", " ")
-        return bytearray(back.get(c, 32) for c in pieces).decode("utf-8", "replace").strip()
+        return bytearray(letters.get(c, 32) for c in pieces).decode("utf-8", "replace").strip()
 
     return Tokenizer("clip", len(names), len(names) - 2, len(names) - 1, hashlib.sha256(text).hexdigest()[:16],
                      lambda t: engine.encode(clean(t), add_special_tokens=False).ids, words)

@@ -13,7 +13,7 @@ CROP_WORDS = 4 * TRIES  # uniform numbers a random resized crop takes, whatever 
 
 def random_resized_crop_box(height: int, width: int, u: NDArray[np.float64], scale: tuple[float, float],
                             ratio: tuple[float, float]) -> Box:
-    """RandomResizedCrop (Szegedy et al. 2015): area and log aspect uniform; after 5 tries the centre at the nearest ratio.
+    """RandomResizedCrop (Szegedy et al. 2015): area and log aspect uniform; after 5 tries the centre, nearest in ratio.
 
     u: CROP_WORDS uniform numbers in [0, 1).
     """

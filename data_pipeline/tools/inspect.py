@@ -16,10 +16,10 @@ def inspect(shards: str, look: int = 1000) -> dict[str, Any]:
     members: Counter[str] = Counter()
     for g in range(min(index.n, look)):
         try:
-            _, sample = reader.sample(g)
+            sample = reader.sample(g)
         except BadSample:
             continue
-        members.update(sample.keys())
+        members.update(x for x in sample if not x.startswith("__"))
         if not first and "txt" in sample:
             first = sample["txt"].decode("utf-8", "replace")
     lanes, window = defaults(max(1, index.n))

@@ -1,12 +1,13 @@
 """`vtx data tokenizer`: a byte-level BPE trained on the captions of shards."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.errors import BadSample, UserError
 from data_pipeline.index import open_index
+from data_pipeline.members import caption
 from data_pipeline.read import ChunkReader
+from data_pipeline.storage import whole
 
 
 def captions(shards: str) -> Iterator[str]:
@@ -14,11 +15,9 @@ def captions(shards: str) -> Iterator[str]:
     reader = ChunkReader(index)
     for g in range(index.n):
         try:
-            _, members = reader.sample(g)
+            yield caption(reader.sample(g))
         except BadSample:
             continue
-        if "txt" in members:
-            yield members["txt"].decode("utf-8", "replace")
 
 
 def train_tokenizer(shards: str, out: Path, vocab: int = 8192) -> Path:
@@ -37,11 +36,9 @@ def train_tokenizer(shards: str, out: Path, vocab: int = 8192) -> Path:
                          show_progress=False)
     texts = list(captions(shards))
     if not texts:
-        raise UserError(f"{shards} holds no captions (txt members) to train a tokenizer on.")
+        raise UserError(f"{shards} holds no captions (txt, or caption in json) to train a tokenizer on.")
     engine.train_from_iterator(texts, trainer)
     engine.add_special_tokens(["<|start|>", "<|end|>"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    engine.save(str(part))
-    os.replace(part, out)
+    with whole(out) as part:
+        engine.save(str(part))
     return out

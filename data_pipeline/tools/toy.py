@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,7 +17,8 @@ RELATIONS = ("left of", "above")
 CLASSES = [f"{c} {s}" for c in COLOURS for s in SHAPES]
 
 
-def draw_shape(picture: ImageDraw.ImageDraw, shape: str, box: tuple[float, ...], fill: object) -> None:
+def draw_shape(picture: ImageDraw.ImageDraw, shape: str, box: tuple[float, ...],
+               fill: int | tuple[int, ...]) -> None:
     x0, y0, x1, y1 = box
     if shape == "circle":
         picture.ellipse(box, fill=fill)
@@ -33,7 +35,7 @@ def compose(rng: np.random.Generator, size: int) -> dict[str, bytes]:
     noise = rng.integers(-8, 9, (size, size, 3)) + ground
     image = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
     mask = Image.new("L", (size, size), 0)
-    objects = []
+    objects: list[dict[str, Any]] = []
     for i in range(2):
         colour, shape = list(COLOURS)[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]
         name = list(SIZES)[rng.integers(len(SIZES))]

@@ -1,0 +1,267 @@
+"""`vtx submit`: the same worker under a real Ray, left, killed and started again; and nothing of Ray remains."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.guard import family, living, processes
+from cluster.job import Died, Ended, Event, GaveUp
+from cluster.policy import Failures, after_failure, give_up
+from cluster.ray_settings import OWN, QUIET, TRAIN, settings
+from data_pipeline.errors import UserError
+from tests.promises.harness import SMALL, assert_same_bits, environment, lines, losses, train, vtx
+from tests.require import need
+
+STEPS, KILLED = 120, 100
+KEYS = (*SMALL, "system.world=2", f"steps={STEPS}", "checkpoint.every=10")
+
+
+class Submitted:
+    """A `vtx submit` in another process, and every process that came of it."""
+
+    def __init__(self, folder: Path, home: Path, **env: str) -> None:
+        self.family: set[tuple[int, int]] = set()
+        self.ports: set[str] = set()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", "submit", "clip_vit_b32", "--smoke", "--run", str(folder), *KEYS],
+            env={**environment({"HOME": str(home)}), **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def watch(self, until=lambda: False) -> None:
+        """Look on until the process ends or `until` holds."""
+        deadline = time.monotonic() + 200
+        while self.process.poll() is None and not until():
+            self.family |= family(self.process.pid)
+            self.ports |= listening(self.family)
+            assert time.monotonic() < deadline, "vtx submit does not end"
+            time.sleep(0.2)
+
+    def end(self) -> None:
+        self.watch()
+        self.code = self.process.returncode
+        self.left = living(self.family)
+        self.out, self.err = self.process.communicate()
+
+
+def listening(known: set[tuple[int, int]]) -> set[str]:
+    """The addresses on which these processes wait for connections, as /proc/net writes them."""
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == "0A":
+                sockets[f"socket:[{fields[9]}]"] = fields[1].rpartition(":")[0]
+    found = set()
+    for pid, _ in known:
+        try:
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                found.add(sockets.get(os.readlink(fd), ""))
+        except OSError:
+            continue
+    return found - {""}
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """A run that is asked to leave by SIGTERM and, by the same command, goes on and loses a rank; and the run as it
+    would have been."""
+    need("ray")
+    at = tmp_path_factory.mktemp("submit")
+    train(at / "undisturbed", *KEYS[len(SMALL):])
+    left = Submitted(at / "run", at / "home")
+    left.watch((at / "run" / "metrics.jsonl").exists)
+    left.process.terminate()
+    left.end()
+    until = len(lines(at / "run" / "metrics.jsonl"))
+    (at / "once").mkdir()
+    again = Submitted(at / "run", at / "home", VTX_KILL=f"backward-{KILLED}:1", VTX_KILL_ONCE=str(at / "once"))
+    again.end()
+    return SimpleNamespace(at=at, left=left, until=until, again=again)
+
+
+def test_sigterm_saves_and_leaves_with_75(story):
+    assert story.left.code == 75, story.left.err
+    assert 0 < story.until < KILLED
+    assert f"left at step {story.until}" in story.left.err
+
+
+def test_the_same_command_goes_on_and_a_lost_rank_is_started_again(story):
+    assert story.again.code == 0, story.again.err
+    assert f"resumed at step {story.until} of {STEPS}" in story.again.err
+    assert (story.at / "once" / f"backward-{KILLED}.1").exists()
+    assert f"rank 1 died: starting again from step {KILLED - 10} (restart 1 of 8)" in story.again.err
+    entries = lines(story.at / "run" / "ledger.jsonl")
+    assert {"kind": "restart", "reason": "rank 1 died", "step": KILLED - 10} in entries
+
+
+def test_the_curve_and_every_tensor_are_those_of_the_undisturbed_run(story):
+    assert losses(story.at / "run") == losses(story.at / "undisturbed")
+    assert_same_bits(story.at / "run", story.at / "undisturbed")
+
+
+def test_the_terminal_shows_the_run_and_not_ray(story):
+    known = ("making toy shards", "index ", "starting", "step ", "resumed at", "asked to leave", "left at",
+             "rank 1 died", "finished at")
+    for done in (story.left, story.again):
+        assert done.out == ""
+        assert all(line.startswith(known) for line in done.err.splitlines()), done.err
+    assert f"step {STEPS}/{STEPS}" in story.again.err
+
+
+def test_no_process_survives(story):
+    for done in (story.left, story.again):
+        assert len(done.family) > 5
+        assert not done.left
+
+
+def test_ray_listens_on_the_loopback_alone_and_leaves_the_home_folder_alone(story):
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert story.left.ports and story.left.ports <= loopback
+    assert not (story.at / "home").exists()
+
+
+def test_wrong_input_is_refused_before_ray_starts(tmp_path):
+    for wrong, word in (("data.shards=/nowhere", "/nowhere"), ("--failures=-1", "--failures")):
+        done = vtx("submit", "clip_vit_b32", "--smoke", "--run", tmp_path / "run", *SMALL, wrong)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1 and word in done.stderr, done.stderr
+
+
+def test_an_address_where_nobody_listens_is_refused(tmp_path):
+    need("ray")
+    done = vtx("submit", "clip_vit_b32", "--smoke", "--run", tmp_path / "run", *SMALL, "--address", "localhost:9")
+    assert done.returncode == 2
+    assert "No Ray cluster lets us in at --address=localhost:9" in done.stderr
+
+
+def test_the_names_of_ray_that_may_change_are_there():
+    need("ray")
+    from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
+    from ray.train.backend import Backend
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE, METRICS_ENABLED_ENV_VAR
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+    from ray.train.v2._internal.execution.context import DistributedContext
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupPollStatus
+    from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+    from ray.train.v2.api.exceptions import ControllerError
+
+    from cluster.ray_train import TorchrunVariables, Watch
+
+    assert set(TRAIN) | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"} <= ENV_VARS_TO_PROPAGATE
+    assert {ENABLE_RAY_CLUSTERS_ENV_VAR, METRICS_ENABLED_ENV_VAR} <= set(OWN) and "RAY_USAGE_STATS_ENABLED" in QUIET
+    for ours, theirs in ((Watch, WorkerGroupCallback), (TorchrunVariables, Backend)):
+        for name in vars(ours):
+            assert hasattr(theirs, name) or name in ("tell", "__module__", "__doc__", "__init__"), name
+    for name in ("execute_single", "execute_single_async", "get_workers"):
+        assert callable(getattr(WorkerGroup, name))
+    ranks = {f.name for f in dataclasses.fields(DistributedContext)}
+    assert {"world_rank", "local_rank", "local_world_size", "node_rank"} <= ranks
+    assert "return_value" in {f.name for f in dataclasses.fields(WorkerStatus)}
+    assert WorkerGroupPollStatus({0: WorkerStatus(running=False, error=Died("why"))}).errors.keys() == {0}
+    assert isinstance(ControllerError(GaveUp("why")).controller_failure, GaveUp)
+
+
+def status(*ranks: Ended | Exception | None) -> SimpleNamespace:
+    """What Ray's controller sees: per rank what it returned, what ended it, or None while it runs."""
+    statuses = {r: SimpleNamespace(return_value=x if isinstance(x, Ended) else None) for r, x in enumerate(ranks)}
+    errors = {r: x for r, x in enumerate(ranks) if isinstance(x, Exception)}
+    return SimpleNamespace(worker_statuses=statuses, errors=errors)
+
+
+@pytest.fixture
+def watch(tmp_path):
+    need("ray")
+    from cluster.ray_train import Watch, event_of
+
+    saved = [0]
+    made = Watch(tmp_path / "events", lambda: saved[0], allowed=5)
+    made.saved_steps = saved
+    made.told = lambda: [event_of(json.loads(line)) for line in (tmp_path / "events").read_text().splitlines()]
+    return made
+
+
+def test_a_rank_that_ended_by_decision_is_believed(watch, monkeypatch):
+    with pytest.raises(GaveUp):  # in Ray's controller: no restart
+        watch.after_worker_group_poll_status(status(Died("connection closed"), Ended(4, "vtx: out of memory")))
+    assert watch.told() == [Event("ended", "vtx: out of memory", codes={1: 4})]
+
+    watch.before_worker_group_start(None)
+    watch.after_worker_group_poll_status(status(None, Ended(3)))  # the other has time to follow
+    watch.after_worker_group_poll_status(status(Ended(3), Ended(3)))
+    assert watch.told()[-1] == Event("ended", codes={0: 3, 1: 3})
+
+    watch.before_worker_group_start(None)
+    monkeypatch.setattr("cluster.ray_train.GRACE", 0.2)
+    watch.after_worker_group_poll_status(status(None, Ended(75)))
+    time.sleep(0.3)
+    with pytest.raises(GaveUp):  # but not for ever: it may wait for the one that has ended
+        watch.after_worker_group_poll_status(status(None, Ended(75)))
+    assert watch.told()[-1] == Event("ended", codes={1: 75})
+
+
+def test_a_lost_rank_is_named_before_those_that_it_took_along(watch):
+    watch.saved_steps[0] = 30
+    watch.after_worker_group_poll_status(status(Died("connection closed"), RuntimeError("actor died")))
+    watch.after_worker_group_poll_status(status(Died("ValueError: no"), Died("connection closed")))
+    assert watch.told() == [Event("failed", "rank 1 died", saved=30, failures=1),
+                            Event("failed", "rank 0: ValueError: no", saved=30, failures=2)]
+
+
+def test_a_run_that_gets_nowhere_is_given_up(watch):
+    for _ in range(3):
+        watch.after_worker_group_poll_status(status(Died("ValueError: no")))
+    with pytest.raises(GaveUp, match="failed 4 times without a new checkpoint .rank 0: ValueError: no"):
+        watch.after_worker_group_poll_status(status(Died("ValueError: no")))
+
+
+def test_policy_counts_from_the_newest_checkpoint():
+    failures = Failures(best=10)
+    for saved, barren in ((10, 1), (10, 2), (20, 1), (20, 2), (15, 3)):
+        failures = after_failure(failures, saved)
+        assert failures.barren == barren and give_up(failures, allowed=9) is None
+    assert failures == Failures(best=20, total=5, barren=3)
+    assert "without a new checkpoint" in (give_up(after_failure(failures, 20), 9) or "")
+    assert give_up(after_failure(failures, 30), 6) is None
+    assert "--failures=5" in (give_up(after_failure(failures, 30), 5) or "")
+
+
+def test_the_token_is_for_its_owner_and_goes_with_the_folder(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with settings("local") as home:
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+        assert os.environ["RAY_AUTH_MODE"] == "token" and token.parent == home
+        assert token.stat().st_mode & 0o777 == 0o600 and home.stat().st_mode & 0o777 == 0o700
+    assert not home.exists() and os.environ["RAY_AUTH_MODE"] == "disabled"
+    with pytest.raises(GaveUp, match=r"no more; what Ray .* is in .*/session_latest/logs"), settings("local") as home:
+        raise GaveUp("no more")
+    assert home.exists() and not (home / "token").exists()
+    home.rmdir()
+    with pytest.raises(UserError), settings("ray://host:10001"):
+        pass
+
+
+def test_the_guard_ends_what_a_killed_process_leaves(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    body = ("import subprocess, sys, time\nfrom pathlib import Path\nfrom cluster.guard import guarded\n"
+            "with guarded(Path(sys.argv[1])):\n"
+            "    p = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+            "    time.sleep(2)\n"
+            "    print(p.pid, flush=True)\n"
+            "    time.sleep(60)\n")
+    parent = subprocess.Popen([sys.executable, "-c", body, str(folder)], stdout=subprocess.PIPE, text=True)
+    sleeper = int(parent.stdout.readline())
+    assert sleeper in processes()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while (sleeper in processes() or folder.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert sleeper not in processes() and not folder.exists()
