@@ -22,7 +22,6 @@ import simplejpeg
 import torch
 import webdataset as wds
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from data_pipeline.augment.crop import random_resized_crop_box
 from data_pipeline.decode import decode_image, resize_crop

@@ -56,7 +56,8 @@ def test_adamw_is_torchs():
     spec = replace(clip_vit_b32().optim, decay=0.1, lr=1e-2)
     mine = adamw(a, lambda n, p: p.ndim < 2, spec)
     plain = torch.optim.AdamW([{"params": [b[0].weight, b[1].weight], "weight_decay": 0.1},
-                               {"params": [b[0].bias, b[1].bias], "weight_decay": 0.0}], lr=1e-2, betas=spec.betas, eps=spec.eps)
+                               {"params": [b[0].bias, b[1].bias], "weight_decay": 0.0}],
+                              lr=1e-2, betas=spec.betas, eps=spec.eps)
     for _ in range(5):
         x = torch.randn(6, 4)
         for net, opt in ((a, mine), (b, plain)):
