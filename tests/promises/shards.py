@@ -49,6 +49,7 @@ def faulty(folder: Path) -> tuple[Path, dict[str, str]]:
         ("bomb", {"png": png_bomb(), **text}),
         ("zeros", {"jpg": bytes(4000), **text}),
         ("blank", {"jpg": picture, "txt": b"  \n"}),
+        ("latin", {"jpg": picture, "txt": b"caf\xe9"}),
         ("sound-too", {"jpg": picture, **text}),
     ])
     (folder / "empty.tar").write_bytes(b"")

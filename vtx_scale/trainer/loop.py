@@ -68,6 +68,8 @@ class Trainer:
                 group["lr"] = rate
             for bad in batch.bad:
                 self.ledger.write(**bad, step=p.step + 1)
+            for reason, count in batch.notes.items():
+                self.ledger.write(kind="note", reason=reason, count=count, step=p.step + 1)
 
             counts = self.objective.count(batch)  # known before the forward pass: a masked slot weighs nothing
             masked = (~batch.valid & (batch.ids >= 0)).sum()
