@@ -208,7 +208,7 @@ class Watch(WorkerGroupCallback):
             self.failures = after_failure(self.failures, saved)
             why = give_up(self.failures, self.allowed)
             if why is not None:
-                raise GaveUp(f"{why} ({cause(errors)})")
+                raise GaveUp(f"{why}: {cause(errors)}")
             self.tell(Event("failed", cause(errors), saved=saved, failures=self.failures.total))
 
 

@@ -137,10 +137,19 @@ class Batches(TorchDataset):
                             **({"detail": e.detail[:200]} if e.detail else {})})
                 continue
             for k, v in row.items():
-                data[k][i] = v
+                fill(data[k], i, np.asarray(v))
             valid[i] = True
         return tensors({"data": data, "valid": valid, "ids": ids, "epoch": epochs, "slot": slot, "bad": tuple(bad),
                         "notes": dict(notes)})
+
+
+def fill(rows: np.ndarray, i: int, value: np.ndarray) -> None:
+    """rows[i] = value; a picture that lies in planes, as a resize leaves it, goes plane by plane: four times as fast."""
+    if value.ndim > 2 and value.shape == rows.shape[1:] and abs(value.strides[-1]) > abs(value.strides[-2]):
+        for channel in range(value.shape[-1]):
+            rows[i, ..., channel] = value[..., channel]
+    else:
+        rows[i] = value
 
 
 def tensors(made: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def resolve_data(run: Run, say: Callable[[str], None] = lambda line: None) -> Ru
     if run.data.shards != "toy":
         return run
     train, val = toy_shards(say)
-    return replace(run, data=replace(run.data, shards=str(train), val_shards=run.data.val_shards or str(val)))
+    beside = run.data.val_shards or ("" if run.data.hold_out else str(val))
+    return replace(run, data=replace(run.data, shards=str(train), val_shards=beside))
 
 
 def open_data(run: Run, train: bool, say: Callable[[str], None] = lambda line: None) -> DataSet | None:

@@ -73,6 +73,11 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"vtx: {e}", file=sys.stderr)
         return 1
+    except Exception as e:  # ours to mend: a sentence all the same
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"vtx: {type(e).__name__}: {e} ('vtx --debug ...' shows where)", file=sys.stderr)
+        return 1
 
 
 def end() -> NoReturn:

@@ -217,7 +217,7 @@ def test_a_lost_rank_is_named_before_those_that_it_took_along(watch):
 def test_a_run_that_gets_nowhere_is_given_up(watch):
     for _ in range(3):
         watch.after_worker_group_poll_status(status(Died("ValueError: no")))
-    with pytest.raises(GaveUp, match="failed 4 times without a new checkpoint .rank 0: ValueError: no"):
+    with pytest.raises(GaveUp, match="failed 4 times without a new checkpoint: rank 0: ValueError: no"):
         watch.after_worker_group_poll_status(status(Died("ValueError: no")))
 
 

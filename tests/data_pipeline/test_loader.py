@@ -9,7 +9,7 @@ import torch
 from data_pipeline.batch import Batch
 from data_pipeline.errors import UserError
 from data_pipeline.index import open_index
-from data_pipeline.loader import Batches, InOrder, Loader, uniforms
+from data_pipeline.loader import Batches, InOrder, Loader, fill, uniforms
 from data_pipeline.order import Order
 from data_pipeline.tools.shards import write_shard
 from tests.data_pipeline.make import Pixels, batches_of, small_index, small_set
@@ -126,6 +126,27 @@ def test_many_lanes_do_not_read_chunks_again(tmp_path, monkeypatch):
     for step in range(30):
         batches[step]
     assert sorted(reads) == list(range(60))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 5), (4, 5, 3), (2, 4, 5, 3)])
+def test_a_row_is_filled_whatever_its_layout(shape):
+    """Plain arrays, planes, and planes that were turned round: the same values."""
+    value = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    layouts = [value]
+    if len(shape) > 1:
+        planes = np.moveaxis(np.ascontiguousarray(np.moveaxis(value, -1, 0)), 0, -1)
+        turned = np.ascontiguousarray(planes[..., ::-1, :].swapaxes(-1, -2)).swapaxes(-1, -2)[..., ::-1, :]
+        layouts += [planes, turned, np.asfortranarray(value)]
+    for layout in layouts:
+        rows = np.full((3, *shape), -1)
+        fill(rows, 1, layout)
+        assert (rows[1] == value).all() and (rows[[0, 2]] == -1).all()
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (4, 5, 4), (4, 5)])
+def test_a_reader_that_gives_another_shape_is_a_fault_of_the_program(shape):
+    with pytest.raises(ValueError):
+        fill(np.zeros((3, 4, 5, 3)), 1, np.zeros(shape[::-1]).T)
 
 
 def test_an_integer_seed_of_64_bits():
