@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -135,6 +136,21 @@ def test_the_worker_runs_under_torchrun(tmp_path):
     train_on_ranks(tmp_path / "other", 2, "fsdp")
     assert losses(folder) == losses(tmp_path / "other")
     assert_none_survives(folder)
+
+
+def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
+    """What srun gives a task, say: rank, world and the address of rank 0."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    ranks = [subprocess.Popen([sys.executable, "-m", "launch.cli", "train", "clip_vit_b32", "--smoke", "--run",
+                               tmp_path / "run", "system.workers=0"], text=True, stderr=subprocess.PIPE,
+                              env=environment({"RANK": str(r), "WORLD_SIZE": "2", "LOCAL_RANK": str(r),
+                                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})) for r in range(2)]
+    said = [p.communicate(timeout=120)[1] for p in ranks]
+    assert [p.returncode for p in ranks] == [0, 0], said
+    train_on_ranks(tmp_path / "other", 2, "ddp")
+    assert losses(tmp_path / "run") == losses(tmp_path / "other")
 
 
 def test_output_into_a_closed_pipe():
