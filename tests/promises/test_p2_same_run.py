@@ -34,6 +34,16 @@ def test_losses_and_samples_are_those_of_one_process(undisturbed, world, strateg
     assert len(ids(one)) == STEPS
 
 
+def test_the_whole_horizon_of_the_promise(tmp_path):
+    """24 steps: as far as equality across worlds and strategies is promised."""
+    for name, world in (("single", 1), ("ddp", 2), ("fsdp", 3)):
+        train_on_ranks(tmp_path / name, world, name, "steps=24")
+    one = losses(tmp_path / "single")
+    assert len(one) == 24
+    assert losses(tmp_path / "ddp") == pytest.approx(one, rel=1e-5)
+    assert losses(tmp_path / "fsdp") == pytest.approx(one, rel=1e-5)
+
+
 @pytest.mark.parametrize("recipe", ["clip_vit_b32", COLOUR])
 def test_three_worlds_and_strategies_in_one_run(undisturbed, tmp_path, recipe):
     """ddp on 1 rank, then fsdp on 2, then ddp on 3, each from the other's checkpoint; a follower included."""
