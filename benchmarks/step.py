@@ -26,7 +26,7 @@ from vtx_scale.trainer.control import Control, Ledger
 from vtx_scale.trainer.init import initialise
 from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.loop import Trainer
-from vtx_scale.trainer.optim import adamw
+from vtx_scale.trainer.optim import optimizer_of
 from vtx_scale.trainer.precision import precision_of
 
 
@@ -54,7 +54,7 @@ def parts(run, device):
     initial = objective.initial
     apply(objective, strategy, run.system)
     initialise(objective, initial, run.seed)
-    return precision, strategy, objective, adamw(objective, objective.undecayed, run.optim)
+    return precision, strategy, objective, optimizer_of(objective, run.optim, strategy.shard_group())
 
 
 def sync(device):

@@ -73,3 +73,17 @@ def label(members: Mapping[str, Any]) -> int:
     if not body.isdigit() or len(body) > 10 or int(body) >= LABEL_LIMIT:
         raise BadSample("label", repr(body[:20]))
     return int(body)
+
+
+def labels(members: Mapping[str, Any]) -> list[int]:
+    """The class numbers of a sample that may have several, apart by blanks or commas; [] where there is no cls member.
+
+    Raises BadSample label for what is no number below 2^31.
+    """
+    body = members["cls"].replace(b",", b" ").split() if "cls" in members else []
+    return [label({"cls": word}) for word in body]
+
+
+def mask(members: Mapping[str, Any]) -> bytes | None:
+    """The bytes of the picture that says what is object (not 0), None where there is none."""
+    return members.get("mask.png")

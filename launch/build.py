@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from data_pipeline.loader import Batches, InOrder
 from data_pipeline.order import Order
 from data_pipeline.text import tokenizer
 from launch.override import recipe_hash
+from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.objectives.ranks import Ranks
-from vtx_scale.specs.run import Run
+from vtx_scale.specs.run import Augment, Run
 
 
 def follow(path: str) -> Any:
@@ -34,7 +35,27 @@ def build_objective(run: Run, dtype: torch.dtype, ranks: Any = None) -> nn.Modul
         objective = follow(type(run.objective).build)(run.objective, ranks or Ranks())
     objective.to(dtype)
     objective.micro_batch, objective.tokenizer = run.system.micro_batch, run.data.tokenizer
+    objective.seed, objective.steps, objective.augment = run.seed, run.steps, run.data.augment
+    check_augment(run.data.augment, objective)
+    if ranks is not None:  # a training, which alone takes statistics of a batch
+        check_micro_batch(run, objective, ranks.world)
     return objective
+
+
+def check_augment(augment: Augment, objective: Any) -> None:
+    """Raises UserError for an augmentation that the objective would leave out in silence."""
+    made = {"no": (), "pictures": ("randaug_",), "all": ("",)}[objective.augments]
+    asked = [f.name for f in fields(augment) if getattr(augment, f.name) != f.default and not f.name.startswith(made)]
+    if asked:
+        raise UserError(f"data.augment.{asked[0]} is not for {type(objective.spec).__name__}: leave it out.")
+
+
+def check_micro_batch(run: Run, objective: nn.Module, world: int) -> None:
+    """Raises UserError where batch statistics are to be taken of less than a batch."""
+    micro, share = run.system.micro_batch, -(-run.global_batch // world)
+    if micro is not None and micro < share and any(isinstance(m, BatchNorm) for m in objective.modules()):
+        raise UserError(f"system.micro_batch={micro} is less than a rank's {share} slots, but this model's batch norms are "
+                        "over the whole batch: leave it out, use more ranks, or set system.recompute=true to save memory.")
 
 
 @dataclass(frozen=True)
@@ -53,15 +74,43 @@ class DataSet:
         return None
 
 
-def resolve_data(run: Run, say: Callable[[str], None] = lambda line: None) -> Run:
-    """`data.shards=toy` becomes a folder of toy shards, made once in the cache."""
+def resolve_data(run: Run, say: Callable[[str], None] = lambda line: None, folder: Path | None = None) -> Run:
+    """What a recipe leaves open: `data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher that is
+    a run says its network. folder: of the run, if it is there already."""
     from launch.toys import toy_shards
 
+    run = resolve_teacher(run, say, folder)
     if run.data.shards != "toy":
         return run
     train, val = toy_shards(say)
     beside = run.data.val_shards or ("" if run.data.hold_out else str(val))
     return replace(run, data=replace(run.data, shards=str(train), val_shards=beside))
+
+
+def resolve_teacher(run: Run, say: Callable[[str], None], begun: Path | None) -> Run:
+    """`objective.teacher` is what the run in `objective.teacher_from` trained; "smoke" is a tiny one made once in the cache.
+
+    A run that has begun has its teacher in its checkpoints, and goes on where the teacher's folder is gone.
+    """
+    from launch.run_folder import recipe_of
+    from launch.toys import toy_teacher
+
+    objective: Any = run.objective
+    source = getattr(objective, "teacher_from", "")
+    if source in ("", "required"):
+        return run
+    folder = toy_teacher(say) if source == "smoke" else Path(source)
+    objective = replace(objective, teacher_from=str(folder))
+    if (folder / "run.json").exists():
+        theirs: Any = recipe_of(folder).objective
+        if not hasattr(theirs, "net"):
+            raise UserError(f"{folder} trained a {type(theirs).__name__}, which is no teacher: give a run of a classifier.")
+        objective = replace(objective, teacher=theirs.net, teacher_pixels=theirs.pixels)
+    elif begun is not None and (begun / "run.json").exists():
+        before: Any = recipe_of(begun).objective
+        if getattr(before, "teacher_from", None) == objective.teacher_from:
+            objective = replace(objective, teacher=before.teacher, teacher_pixels=before.teacher_pixels)
+    return replace(run, objective=objective)
 
 
 def open_data(run: Run, train: bool, say: Callable[[str], None] = lambda line: None) -> DataSet | None:

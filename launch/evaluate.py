@@ -1,11 +1,20 @@
 """Evaluators on the validation samples: in the loop over all ranks, and on a finished run in one process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from launch import run_folder
+from vtx_scale import evaluators
 from vtx_scale.specs.run import Run
+
+AHEAD = 16  # batches of a rank from which on loader processes are worth their start
+
+
+def known() -> list[str]:
+    """What can be asked for by its name: files of `vtx_scale.evaluators` with a function of their own name."""
+    files = Path(evaluators.__path__[0]).glob("*.py")
+    return sorted(f.stem for f in files if f"\ndef {f.stem}(" in f.read_text())
 
 
 def evaluator(name: str) -> Any:
@@ -17,46 +26,118 @@ def evaluator(name: str) -> Any:
 
     if ":" in name:
         return follow(name)
-    try:
-        return follow(f"vtx_scale.evaluators.{name}:{name}")
-    except UserError:
-        import pkgutil
-
-        from vtx_scale import evaluators
-
-        have = ", ".join(m.name for m in pkgutil.iter_modules(evaluators.__path__))
-        raise UserError(f"There is no evaluator {name!r}: choose of {have}, or give package.module:function.") from None
+    if name not in known():
+        have = ", ".join(known())
+        raise UserError(f"There is no evaluator {name!r}: choose of {have}, or give package.module:function.")
+    return follow(f"vtx_scale.evaluators.{name}:{name}")
 
 
-def scores(run: Run, objective: Any, names: list[str]) -> dict[str, dict[str, float]]:
-    """The numbers of each evaluator; a rank looks at its share of the samples, and all ranks get the same numbers.
+def each(run: Run, objective: Any, names: list[str]) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    """What each evaluator says, one after the other: numbers and pictures, or what it lacks.
 
-    Empty where the run names no validation samples. Raises UserError where an evaluator lacks what it needs.
+    A rank looks at its share of the samples, and all ranks get the same numbers (a picture is of a rank's own samples).
+    Evaluators marked `on_features` share one pass over the training and the validation samples.
+    Yields nothing where the run names no validation samples.
     """
     from data_pipeline.loader import Loader
     from launch import build
 
     data = build.open_data(run, False)
     if data is None:
-        return {}
+        return
     was, ranks = objective.training, objective.ranks
     objective.eval()
+    shared: dict[str, Any] = {}  # by the probe whose features they are
     try:
-        out = {}
         for name in names:
-            batches, count = build.eval_batches(run, data, ranks.rank, ranks.world)
-            out[name] = evaluator(name)(objective.probes, Loader(batches, stop=count), data.classes, ranks)
-        return out
+            try:
+                function = evaluator(name)
+                if getattr(function, "on_features", False):
+                    probe = probe_for(name, objective)
+                    if probe not in shared:
+                        shared[probe] = features(run, objective, probe)
+                    if isinstance(shared[probe], UserError):
+                        raise shared[probe]
+                    yield name, function(*shared[probe], data.classes, ranks)
+                else:
+                    batches, count = build.eval_batches(run, data, ranks.rank, ranks.world)
+                    yield name, function(objective.probes, Loader(batches, stop=count), data.classes, ranks)
+            except UserError as e:
+                yield name, e
     finally:
         objective.train(was)
 
 
-def evaluate(folder: Path, names: list[str], run: Run | None = None) -> dict[str, dict[str, float]]:
-    """`vtx evaluate`: evaluators on the newest checkpoint of a run folder."""
-    from launch import build
+def probe_for(name: str, objective: Any) -> str:
+    """The probe whose features an evaluator gets: an objective may have richer ones for linear probes (DINO's)."""
+    wanted = (["features_linear"] if name.startswith("linear") else []) + ["features", "encode_image"]
+    found = next((probe for probe in wanted if probe in objective.probes), None)
+    if found is None:
+        have = ", ".join(objective.probes)
+        raise UserError(f"This objective has neither a probe 'features' nor 'encode_image' (it has {have}): "
+                        "evaluators on features cannot be had.")
+    return found
 
+
+def features(run: Run, objective: Any, probe: str) -> Any:
+    """(train, val) `Features` of this rank's shares, in tar order and as the evaluation reads them; or the UserError."""
+    from data_pipeline.loader import Loader
+    from launch import build
+    from vtx_scale.evaluators.features import extract
+
+    made = []
+    for train, key in ((True, "data.shards"), (False, "data.val_shards")):
+        data = build.open_data(run, train)
+        batches, count = build.eval_batches(run, data, objective.ranks.rank, objective.ranks.world)  # type: ignore[arg-type]
+        loader = Loader(batches, stop=count, workers=run.system.workers if count >= AHEAD else 0)
+        try:
+            made.append(extract(objective.probes[probe], loader, objective.ranks, key))
+        except UserError as e:
+            return e
+        finally:
+            loader.close()
+    return tuple(made)
+
+
+def scores(run: Run, objective: Any, names: list[str]) -> dict[str, dict[str, Any]]:
+    """All that `each` yields; empty where the run names no validation samples.
+
+    Raises UserError where an evaluator lacks what it needs.
+    """
+    out = {}
+    for name, made in each(run, objective, names):
+        if isinstance(made, UserError):
+            raise made
+        out[name] = made
+    return out
+
+
+def evaluate(folder: Path, names: list[str], run: Run | None = None) -> dict[str, dict[str, Any]]:
+    """`vtx evaluate`: evaluators on the newest checkpoint of a run folder; a picture is the path of its file.
+
+    Raises UserError for a name that is none, before anything is read.
+    """
+    import numpy as np
+
+    from launch import build, run_folder
+
+    for name in names:
+        evaluator(name)
     opened = run_folder.open_run(folder)
     run = run or opened.recipe
     if build.open_data(run, False) is None:
         raise UserError(f"{folder} names no validation samples: add data.val_shards=FOLDER.")
-    return scores(run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"])
+    found = scores(run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"])
+    return {name: {key: keep_picture(folder, name, key, opened.step, value) if isinstance(value, np.ndarray) else value
+                   for key, value in values.items()} for name, values in found.items()}
+
+
+def keep_picture(folder: Path, name: str, key: str, step: int, pixels: Any) -> str:
+    """uint8 (H, W, 3) as RUN/pictures/NAME-STEP.png; NAME-KEY-STEP.png where its key is not plainly "picture"."""
+    from PIL import Image
+
+    stem = name.replace(":", ".") + ("" if key == "picture" else f"-{key}")
+    path = folder / "pictures" / f"{stem}-{step:08d}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return str(path)

@@ -74,6 +74,12 @@ def set_key(spec: Any, path: list[str], text: str, whole: str) -> Any:
     name = next(f.name for f in fields(spec) if shown(f.name) == head)
     now = getattr(spec, name)
     if len(path) > 1:
+        if isinstance(now, tuple) and now and is_dataclass(now[0]):  # evaluate.0.every
+            if not path[1].isdigit() or int(path[1]) >= len(now) or len(path) < 3:
+                raise UserError(f"{whole}: give {head}.0 to {head}.{len(now) - 1} and a field of it.")
+            k = int(path[1])
+            changed = (*now[:k], set_key(now[k], path[2:], text, whole), *now[k + 1 :])
+            return replace(spec, **{name: changed})
         if not is_dataclass(now):
             raise UserError(f"{whole}: {head} has no fields.")
         return replace(spec, **{name: set_key(now, path[1:], text, whole)})
@@ -169,7 +175,7 @@ def from_dict(value: Any) -> Any:
     return kind(**{names[k]: from_dict(v) for k, v in value.items() if k in names})
 
 
-UNCOUNTED = ("data.shards", "data.val_shards", "data.bad_limit")  # of what stands beside the data in a recipe
+UNCOUNTED = ("data.shards", "data.val_shards", "data.bad_limit", "data.centre")  # of what stands beside the data in a recipe
 
 
 def canonical(value: Any) -> str:

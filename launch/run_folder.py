@@ -85,7 +85,8 @@ def prepare(run: Run, folder: Path, fingerprint: str, digest: str, fork: bool = 
     forks = []
     if (folder / "run.json").exists():
         old = read(folder)
-        if old["hash"] != digest and not fork:
+        same = old["hash"] == digest or rehashed(old, run, fingerprint) == digest
+        if not same and not fork:
             differ = override.differences(override.from_dict(old["recipe"]), run)
             fields = "; ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in differ.items() if learned(k))
             if old["data"] != fingerprint:
@@ -93,13 +94,21 @@ def prepare(run: Run, folder: Path, fingerprint: str, digest: str, fork: bool = 
             raise UserError(f"{folder} holds another run ({fields}): choose another --run folder, "
                             "or pass --fork to go on from its checkpoint with the new recipe.")
         forks = old.get("forks", [])
-        if old["hash"] != digest:
+        if not same:
             forks = [*forks, old["hash"]]
             with (folder / "ledger.jsonl").open("a") as f:
                 f.write(json.dumps({"kind": "fork", "from": old["hash"], "to": digest}) + "\n")
     body = {"recipe": override.to_dict(run), "hash": digest, "forks": forks, "data": fingerprint, "paths": recipes.STRANGERS,
             "versions": versions()}
     write_whole(folder / "run.json", json.dumps(body, indent=1) + "\n")
+
+
+def rehashed(old: dict[str, Any], run: Run, fingerprint: str) -> str:
+    """The hash that an old run.json would get today: fields that did not exist then have their defaults."""
+    from launch.build import hash_of
+
+    before = override.from_dict(old["recipe"])
+    return hash_of(before, old["data"]) if old["data"] == fingerprint else ""
 
 
 def learned(key: str) -> bool:

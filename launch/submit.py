@@ -28,7 +28,7 @@ def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = Fa
     if failures < 0:
         raise UserError(f"--failures={failures}: give 0 or more.")
     folder = folder.resolve()
-    run = resolve_data(run, say)
+    run = resolve_data(run, say, folder)
     held = run_folder.hold(folder)
     try:
         with requests() as asked:

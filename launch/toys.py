@@ -1,9 +1,13 @@
-"""Toy shards in the cache: made once, whole or not at all."""
+"""Toy shards and a toy teacher in the cache: made once, whole or not at all."""
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from data_pipeline.errors import UserError
 
 VERSION = "v1"  # part of the folder's name: another content is another folder
 
@@ -27,3 +31,24 @@ def toy_shards(say: Callable[[str], None]) -> tuple[Path, Path]:
         except OSError:  # another process was first
             shutil.rmtree(part, ignore_errors=True)
     return folder / "train", folder / "val"
+
+
+def toy_teacher(say: Callable[[str], None]) -> Path:
+    """The run folder of a tiny classifier of the toy shards, from which the smoke sizes of distillation learn."""
+    folder = cache_folder() / f"toy-teacher-{VERSION}"
+    if not folder.exists():
+        say(f"training a toy teacher in {folder}")
+        toy_shards(say)
+        part = folder.with_name(f".{folder.name}.{os.getpid()}")
+        plain = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "VTX_KILL")}
+        done = subprocess.run([sys.executable, "-m", "launch.cli", "train", "resnet18_imagenet", "--smoke", "--run", str(part),
+                               "system.world=1", "system.workers=0", "steps=60", "system.device=cpu"],
+                              env=plain, capture_output=True, text=True)
+        if done.returncode:
+            shutil.rmtree(part, ignore_errors=True)
+            raise UserError(f"The toy teacher could not be trained: {done.stderr.strip().splitlines()[-1]}")
+        try:
+            os.rename(part, folder)
+        except OSError:  # another process was first
+            shutil.rmtree(part, ignore_errors=True)
+    return folder

@@ -25,7 +25,7 @@ def run_local(run: Run, folder: Path, fork: bool = False, debug: bool = False) -
     folder = folder.resolve()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return work(run, folder, fork=fork, debug=debug, prepare=True)
-    run = resolve_data(run, say)
+    run = resolve_data(run, say, folder)
     world = run.system.world or automatic_world()
     if world < 1:
         raise UserError(f"system.world={world}: give the number of processes, 1 or more.")
@@ -122,7 +122,8 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
 
     from data_pipeline.loader import Loader, die_with_parent
     from launch import build
-    from launch.evaluate import scores
+    from launch.evaluate import each
+    from launch.start import start
     from vtx_scale.checkpoints.write import Writer
     from vtx_scale.objectives.ranks import GroupRanks, Ranks
     from vtx_scale.strategies.apply import apply, strategy_of
@@ -130,7 +131,7 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
     from vtx_scale.trainer.init import initialise
     from vtx_scale.trainer.log import Log
     from vtx_scale.trainer.loop import Progress, Trainer
-    from vtx_scale.trainer.optim import adamw
+    from vtx_scale.trainer.optim import optimizer_of
     from vtx_scale.trainer.precision import precision_of
 
     if "VTX_PARENT" in os.environ:
@@ -143,12 +144,12 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
     try:
         if prepare:  # a launcher started us: rank 0 does what `vtx train` would have done before
             if rank == 0:
-                run = build.resolve_data(run, say)
+                run = build.resolve_data(run, say, folder)
                 held = run_folder.hold(folder)
                 prepared(run, folder, fork)
             if world > 1:
                 dist.barrier()
-            run = replace(build.resolve_data(run), system=run.system)
+            run = replace(build.resolve_data(run, folder=folder), system=run.system)
         precision = precision_of(run.system, device)
         strategy = strategy_of(run.system, world, device, precision.compute)
         ranks = GroupRanks() if dist.is_initialized() and world > 1 else Ranks()
@@ -156,15 +157,15 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
         initial = objective.initial
         apply(objective, strategy, run.system)
         initialise(objective, initial, run.seed)
-        optimizer = adamw(objective, objective.undecayed, run.optim)
+        optimizer = optimizer_of(objective, run.optim, strategy.shard_group())
         data = build.open_data(run, True)
         assert data is not None
         batches = build.train_batches(run, data, strategy.rank, strategy.world)
         fingerprint = batches.order.fingerprint([data.index.digest])
         progress = Progress()
         resumed = resume(folder, strategy, optimizer, progress, precision, fingerprint, run)
-        if not resumed and run.init.from_:
-            start_from(run.init.from_, run, strategy)
+        if not resumed:
+            start(run, objective, strategy, say)
         if rank == 0:
             cut(folder, progress.step)
         if world > 1:
@@ -179,20 +180,19 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
                         patience=run.system.timeout)
 
         def state() -> dict[str, Any]:
-            return {"applied": progress.applied, "samples": progress.samples, "scale": precision.scale,
-                    "good": precision.good, "strategy": strategy.name, "world": world,
+            return {"applied": progress.applied, "samples": progress.samples, "frozen": progress.frozen,
+                    "scale": precision.scale, "good": precision.good, "strategy": strategy.name, "world": world,
                     "data": {"version": 1, "position": progress.step * run.global_batch, "fingerprint": fingerprint},
                     "hash": build.hash_of(run, fingerprint), "versions": run_folder.versions()}
 
-        def evaluate_now(name: str, step: int) -> None:
+        def evaluate_now(names: list[str], step: int) -> None:
             try:
-                made = scores(run, objective, [name]).get(name)
-                if made:
-                    log.scores(step, name, made)
-            except UserError as e:  # an evaluation that cannot be had must not end a training
-                if rank == 0:
-                    ledger.write(kind="evaluation_failed", reason=str(e), name=name, step=step)
-                    log.say(f"step {step}  {name} cannot be computed: {e}")
+                for name, made in each(run, objective, names):
+                    if not isinstance(made, UserError):
+                        log.scores(step, name, made)
+                    elif rank == 0:  # an evaluation that cannot be had must not end a training
+                        ledger.write(kind="evaluation_failed", reason=str(made), name=name, step=step)
+                        log.say(f"step {step}  {name} cannot be computed: {made}")
             finally:
                 strategy.rest()
 
@@ -201,8 +201,8 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
         try:
             if rank == 0 and progress.step == 0:
                 show_inputs(run, batches, log)
-            for name in overdue(run, folder, progress.step, strategy):
-                evaluate_now(name, progress.step)
+            if missing := overdue(run, folder, progress.step, strategy):
+                evaluate_now(missing, progress.step)
             if progress.step >= run.steps:
                 log.say(f"finished already: {progress.step} of {run.steps} steps")
                 return 0
@@ -299,46 +299,9 @@ def resume(folder: Path, strategy: Any, optimizer: Any, progress: Any, precision
         raise UserError(f"{path} is at sample {data['position']}, not at a step of global_batch={run.global_batch}.")
     load(strategy.slices(optimizer), Tensors(path, manifest))
     progress.step, progress.applied, progress.samples = step, manifest["applied"], manifest["samples"]
+    progress.frozen = manifest.get("frozen", 0)
     precision.scale, precision.good = manifest["scale"], manifest["good"]
     return True
-
-
-def start_from(source: str, run: Run, strategy: Any) -> None:
-    """`init.from`: parameters of a run folder or of exported weights."""
-    import torch
-
-    from vtx_scale.interop import import_clip, resize_positions
-    from vtx_scale.strategies.base import Slice
-
-    path = Path(source)
-    if not path.exists():
-        raise UserError(f"init.from={source}: there is no such file or folder.")
-    if (path / "run.json").exists():
-        from vtx_scale.checkpoints.read import Tensors, newest
-
-        found = newest(path / "checkpoints", say)
-        if found is None:
-            raise UserError(f"init.from={source} has no whole checkpoint.")
-        state = Tensors(*found).state("param")
-    else:
-        state = import_clip(path)
-    resized = resize_positions(state, run.objective)
-    if resized is not state and strategy.rank == 0:
-        say(f"init.from={source}: its position embeddings are resized to the recipe's resolution")
-    state = resized
-
-    def copy(s: Slice) -> None:
-        kind, _, name = s.key.partition("/")
-        if kind != "param":
-            return
-        if name not in state or tuple(state[name].shape) != s.shape:
-            have = tuple(state[name].shape) if name in state else "nothing"
-            raise UserError(f"init.from={source}: {name} is {s.shape} in the recipe and {have} there.")
-        s.tensor.copy_(state[name][tuple(slice(a, b) for a, b in s.box)])
-
-    with torch.no_grad():
-        for s in strategy.slices():
-            copy(s)
 
 
 def overdue(run: Run, folder: Path, step: int, strategy: Any) -> list[str]:

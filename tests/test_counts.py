@@ -1,11 +1,20 @@
 """Parameters and multiply-accumulates are those of the published models, counted on the meta device."""
 
-import pytest
+import subprocess
+import sys
 
+import pytest
+import torch
+
+from vtx_scale.backbones.bit import BitStem
+from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.count import built, counted, macs, parameters, sample
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import CLIP_SIZES, Clip
-from vtx_scale.specs.models import CLIPS, VITS, published
+from vtx_scale.specs.dino import Dino
+from vtx_scale.specs.models import CLIPS, DEITS, DEITS_PLAIN, DINOS, HYBRIDS, RESNETS, SIGLIPS, VITS, published
+from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNet, ResNet
+from vtx_scale.specs.siglip import SIGLIP_SIZES, Siglip
 
 # patches, positions, blocks and norm; with class token; with 1000 classes; with attention pooling in place of both;
 # GMAC with 1000 classes at 224 px; at the larger size and its pixels
@@ -33,6 +42,18 @@ VIT_FIGURES = {
     "G/14": (1_842_772_352, 1_842_775_680, 1_844_440_680, 1_881_132_416, 483.748, 1429.226, 378),
     "e/14": (3_805_417_728, 3_805_421_312, 3_807_214_312, 3_873_342_720, 990.677, 2883.285, 378),
 }
+# with 1000 classes; without; buffers where torch's also count batches; GMAC; channels of the features
+RESNET_FIGURES = {
+    "18": (11_689_512, 11_176_512, 9_620, 1.814, 512),
+    "34": (21_797_672, 21_284_672, 17_060, 3.664, 512),
+    "50": (25_557_032, 23_508_032, 53_173, 4.089, 2048),
+    "101": (44_549_160, 42_500_160, 105_448, 7.801, 2048),
+    "152": (60_192_808, 58_143_808, 151_579, 11.514, 2048),
+    "wide 50-2": (68_883_240, 66_834_240, 68_277, 11.398, 2048),
+    "wide 101-2": (126_886_696, 124_837_696, 137_960, 22.753, 2048),
+}
+STEM_FIGURES = {(): (9_536, 64, 4), (2, 2, 2, 2): (13_946_176, 2048, 32), (3, 4, 9): (11_894_848, 1024, 16),
+                (3, 4, 6, 3): (23_508_032, 2048, 32)}  # parameters, channels, stride
 # whole; image tower with its projection; the rest; GMAC of the image and of the text
 CLIP_FIGURES = {
     "ViT-B/32": (151_277_313, 87_849_216, 63_428_097, 4.409, 2.980),
@@ -42,7 +63,28 @@ CLIP_FIGURES = {
     "ViT-H/14": (986_109_441, 632_076_800, 354_032_641, 167.295, 23.546),
     "ViT-g/14": (1_366_678_273, 1_012_645_632, 354_032_641, 267.032, 23.546),
     "ViT-bigG/14": (2_539_567_105, 1_844_907_264, 694_659_841, 483.748, 48.932),
+    "RN50": (102_007_137, 38_316_896, 63_690_241, 6.111, 2.980),
+    "RN101": (119_688_033, 56_259_936, 63_428_097, 9.771, 2.980),
+    "RN50x4": (178_300_601, 87_137_080, 91_163_521, 21.279, 4.633),
+    "RN50x16": (290_979_217, 167_328_912, 123_650_305, 74.695, 6.650),
+    "RN50x64": (623_258_305, 420_380_352, 202_877_953, 264.554, 11.773),
 }
+# whole; image tower; text tower with scale and bias; GMAC of the image and of the text where published
+SIGLIP_FIGURES = {
+    "B/16": (203_155_970, 92_884_224, 110_271_746, 17.708, 5.512),
+    "B/16@256": (203_202_050, 92_930_304, 110_271_746, 23.411, 5.512),
+    "B/16@384": (203_447_810, 93_176_064, 110_271_746, 56.064, 5.512),
+    "B/16@512": (203_791_874, 93_520_128, 110_271_746, 108.120, 5.512),
+    "L/16@256": (652_150_786, 315_956_224, 336_194_562, 81.280, 19.530),
+    "L/16@384": (652_478_466, 316_283_904, 336_194_562, 191.926, 19.530),
+    "So400m/14": (877_360_306, 427_680_704, 449_679_602, 110.177, 6.594),
+    "So400m/14@384": (877_960_498, 428_225_600, 449_734_898, 335.173, 26.565),
+    "B/16-i18n@256": (370_626_050, 92_930_304, 277_695_746, 23.411, 5.512),
+    "2-B/16": (375_187_970, 92_884_224, 282_303_746, 17.708, 5.512),
+}
+# parameters of the distilled one and GMAC where published
+DEIT_FIGURES = {("Ti/16", 224): (5_910_800, 1.261), ("S/16", 224): (22_436_432, 4.624), ("B/16", 224): (87_338_192, 17.657),
+                ("B/16", 384): (87_630_032, None)}
 
 
 def giga(spec) -> float:
@@ -65,7 +107,8 @@ def test_vit(size):
 def test_clip(size):
     whole, visual, rest, image_gmac, text_gmac = CLIP_FIGURES[size]
     spec = Clip.size(size)
-    image, text = spec.image.width * spec.embed, spec.text.width * spec.embed  # of the projections
+    image = 0 if isinstance(spec.image, ClipResNet) else spec.image.width * spec.embed  # of the projections
+    text = spec.text.width * spec.embed
     assert parameters(spec) == whole
     assert parameters(spec.image) + image == visual
     assert parameters(spec.text) + text + 1 == rest
@@ -74,18 +117,119 @@ def test_clip(size):
     assert macs(spec) == macs(spec.image) + macs(spec.text) + image + text
 
 
+@pytest.mark.parametrize("size", SIGLIP_FIGURES)
+def test_siglip(size):
+    whole, visual, rest, image_gmac, text_gmac = SIGLIP_FIGURES[size]
+    spec = Siglip.size(size)
+    assert parameters(spec) == whole
+    assert parameters(spec.image) == visual
+    assert parameters(spec.text) + 2 == rest
+    assert (giga(spec.image), giga(spec.text)) == (image_gmac, text_gmac)
+    assert macs(spec) == macs(spec.image) + macs(spec.text)
+
+
+@pytest.mark.parametrize(("size", "pixels"), DEIT_FIGURES)
+def test_distilled(size, pixels):
+    figure, gmac = DEIT_FIGURES[size, pixels]
+    spec = ViT.size(size, classes=1000, distilled=True, resolution=pixels)
+    assert parameters(spec) == figure
+    assert gmac is None or giga(spec) == gmac
+
+
+@pytest.mark.parametrize("size", RESNET_FIGURES)
+def test_resnet(size):
+    classifier, trunk, buffers, gmac, width = RESNET_FIGURES[size]
+    whole = ResNet.size(size, classes=1000)
+    assert parameters(whole) == classifier
+    assert parameters(ResNet.size(size)) == trunk
+    model = built(whole)
+    norms = sum(isinstance(m, BatchNorm) for m in model.modules())
+    assert sum(b.numel() for b in model.buffers()) + norms == buffers
+    assert giga(whole) == gmac
+    assert whole.width == width == built(ResNet.size(size))(sample(whole)).shape[1]
+
+
+@pytest.mark.parametrize("blocks", STEM_FIGURES)
+def test_stem_of_the_hybrids(blocks):
+    size, channels, stride = STEM_FIGURES[blocks]
+    with torch.device("meta"):
+        stem = BitStem(blocks)
+        out = stem(torch.empty(1, 3, 224, 224))
+    assert sum(p.numel() for p in stem.parameters()) == size
+    assert (stem.channels, stem.stride) == (channels, stride)
+    assert out.shape == (1, channels, 224 // stride, 224 // stride)
+    assert len(list(stem.units())) == sum(blocks)
+
+
+# 1000 classes at 224 and at 384 pixels; GMAC at 224
+HYBRID_FIGURES = {
+    "R+Ti/16": (6_337_704, 6_355_944, 0.434),
+    "R26+S/32": (36_431_912, 36_468_392, 3.464),
+    "R26+B/32": (101_383_976, 101_456_936, 6.711),
+    "R50+B/16": (98_659_112, 98_950_952, 21.535),
+    "R50+B/32": (110_945_832, 111_018_792, 8.458),
+    "R50+L/16": (316_483_624, 316_872_744, 65.539),
+    "R50+L/32": (328_994_856, 329_092_136, 19.413),
+}
+
+
+@pytest.mark.parametrize("size", HYBRID_FIGURES)
+def test_hybrid(size):
+    small, large, gmac = HYBRID_FIGURES[size]
+    assert parameters(ViT.size(size, classes=1000)) == small
+    assert parameters(ViT.size(size, classes=1000, resolution=384)) == large
+    assert giga(ViT.size(size, classes=1000)) == gmac
+
+
+# network, GMAC, head as it is trained with a fixed gain
+DINO_FIGURES = {
+    "S/16": (21_665_664, 4.598, 22_286_592), "S/8": (21_670_272, 22.405, 22_286_592),
+    "B/16": (85_798_656, 17.563, 23_073_024), "B/8": (85_807_872, 78.148, 23_073_024),
+    "50": (23_508_032, 4.089 - 0.002, 25_694_464),  # the reference's GMAC counts a classifier of 1000, 0.002
+}
+
+
+@pytest.mark.parametrize("size", DINO_FIGURES)
+def test_dino(size):
+    figure, gmac, head = DINO_FIGURES[size]
+    net = ResNet.size(size) if size == "50" else ViT.size(size)
+    assert parameters(net) == figure
+    assert giga(net) == pytest.approx(gmac, abs=1e-3 if size == "50" else 0)
+    whole = built(Dino(net=net))
+    assert sum(p.numel() for p in whole.student.head.parameters()) == head
+    assert sum(p.numel() for p in whole.teacher.parameters()) == figure + head
+    assert not any(p.requires_grad for p in whole.teacher.parameters())
+
+
+def test_the_largest_is_built_in_little_memory():
+    """ViT-e/14 with JFT-3B's classes, 3.9 billion parameters, on the meta device: under 2 GB, everything imported."""
+    code = ("import resource; from vtx_scale.count import built; from launch.recipes.vit import vit_e14_jft3b;"
+            "n = sum(p.numel() for p in built(vit_e14_jft3b().objective).parameters());"
+            "print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    count, kib = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert int(count) == 3_926_402_969
+    assert int(kib) * 1024 < 2e9
+
+
 @pytest.mark.parametrize("pool", ["tok", "map"])
 def test_two_blocks_tell_of_all(pool):
     """macs() counts two blocks and multiplies; here every block is run."""
     spec = ViT.size("Ti/16", pool=pool, class_token=pool == "tok", classes=10)
     assert counted(built(spec), sample(spec)) == macs(spec)
-    text = Clip.size("ViT-B/32").text
-    assert counted(built(text), sample(text)) == macs(text)
+    for text in (Clip.size("ViT-B/32").text, Siglip.size("B/16").text):
+        assert counted(built(text), sample(text)) == macs(text)
 
 
 def test_every_published_model_is_listed():
     rows = published()
-    assert set(VITS.values()) == set(VIT_FIGURES) and set(CLIPS.values()) == set(CLIP_FIGURES) == set(CLIP_SIZES)
-    assert len(rows) == len(VITS) + len(CLIPS)
-    assert all(resolution == (336 if "336" in name else 224) for name, (_, resolution) in rows.items())
+    assert set(VITS.values()) == set(VIT_FIGURES) and set(CLIPS.values()) == set(CLIP_FIGURES)
+    assert set(CLIP_FIGURES) == {*CLIP_SIZES, *CLIP_RESNET_SIZES} and set(RESNETS.values()) == set(RESNET_SIZES)
+    assert set(SIGLIPS.values()) == set(SIGLIP_FIGURES) == set(SIGLIP_SIZES) and set(DEITS.values()) == set(DEIT_FIGURES)
+    assert set(HYBRIDS.values()) == set(HYBRID_FIGURES) and set(DINOS.values()) < set(DINO_FIGURES)
+    one_each = (VITS, CLIPS, RESNETS, SIGLIPS, DEITS, DEITS_PLAIN, DINOS, ["dino_resnet50"])
+    assert len(rows) == sum(map(len, one_each)) + 2 * len(HYBRIDS)
+    other = {"clip_vit_l14_336": 336, "clip_rn50x4": 288, "clip_rn50x16": 384, "clip_rn50x64": 448,
+             **{name: int(size.partition("@")[2] or 224) for name, size in SIGLIPS.items()}, "deit_b16_distilled_384": 384,
+             "deit_b16_384": 384, **{f"{name}_384": 384 for name in HYBRIDS}}
+    assert all(resolution == other.get(name, 224) for name, (_, resolution) in rows.items())
     assert parameters(rows["vit_b16"][0]) == VIT_FIGURES["B/16"][2]

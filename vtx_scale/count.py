@@ -16,7 +16,9 @@ from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import Clip, TextTower
+from vtx_scale.specs.resnet import ClipResNet, ResNet
 from vtx_scale.specs.run import Spec
+from vtx_scale.specs.siglip import Siglip, SiglipText
 
 
 def built(spec: Spec) -> Any:
@@ -35,8 +37,13 @@ def parameters(spec: Spec) -> int:
 def macs(spec: Spec) -> int:
     """Multiply-accumulates of one sample forward, at the resolution and context of the spec."""
     if isinstance(spec, Clip):
-        return macs(spec.image) + macs(spec.text) + (spec.image.width + spec.text.width) * spec.embed
-    if isinstance(spec, ViT | TextTower) and spec.depth > 2:  # blocks are alike: the second tells of all that follow
+        image = 0 if isinstance(spec.image, ClipResNet) else spec.image.width * spec.embed
+        return macs(spec.image) + macs(spec.text) + image + spec.text.width * spec.embed
+    if isinstance(spec, Siglip):
+        return macs(spec.image) + macs(spec.text)
+    if isinstance(spec, ClipResNet):
+        return counted(built(spec), sample(spec)) + unasked(spec)
+    if isinstance(spec, ViT | TextTower | SiglipText) and spec.depth > 2:  # blocks are alike: the second tells of the rest
         one, two = (macs(replace(spec, depth=depth)) for depth in (1, 2))
         return one + (spec.depth - 1) * (two - one)
     return counted(built(spec), sample(spec))
@@ -49,10 +56,16 @@ def counted(model: Any, inputs: torch.Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
+def unasked(spec: ClipResNet) -> int:
+    """What the published attention pool computes and throws away: every place asks there, and the mean alone here."""
+    places, width = (spec.resolution // 32) ** 2, 32 * spec.width
+    return places * (width * width + 2 * (places + 1) * width + width * spec.embed)
+
+
 def sample(spec: Spec) -> torch.Tensor:
     """One sample as a backbone takes it."""
-    if isinstance(spec, TextTower):
+    if isinstance(spec, TextTower | SiglipText):
         return torch.empty(1, spec.context, dtype=torch.int64, device="meta")
-    if isinstance(spec, ViT):
+    if isinstance(spec, ViT | ResNet | ClipResNet):
         return torch.empty(1, 3, spec.resolution, spec.resolution, device="meta")
     raise TypeError(f"vtx_scale.count knows no sample for {type(spec).__name__}")

@@ -28,6 +28,25 @@ def folder_of(args: argparse.Namespace) -> Path:
     return Path("runs") / (f"{name}-smoke" if args.smoke else name)
 
 
+def need_data(recipe: Any, name: str) -> None:
+    """Raises UserError where a recipe leaves open what only its user can give."""
+    from data_pipeline.errors import UserError
+
+    if recipe.data.shards == "required":
+        raise UserError(f"{name} needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards.")
+
+
+def need_all(recipe: Any, name: str) -> None:
+    """The same for a training, which may go out from another run."""
+    from data_pipeline.errors import UserError
+
+    need_data(recipe, name)
+    if recipe.init.from_ == "required":
+        raise UserError(f"{name} goes on from trained weights: add init.from=RUN, a run folder or exported weights.")
+    if getattr(recipe.objective, "teacher_from", "") == "required":
+        raise UserError(f"{name} learns from a teacher: add objective.teacher_from=RUN, a run folder or exported weights.")
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value), flush=False)
 

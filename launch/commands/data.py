@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.commands import print_json, print_table, recipe_arguments, run_of
+from launch.commands import need_data, print_json, print_table, recipe_arguments, run_of
 
 HELP = "index, order, verify and inspect shards; make toy shards, digits or a tokenizer"
 
@@ -68,8 +68,7 @@ def order(args: argparse.Namespace) -> int:
     if args.start < 0:
         raise UserError(f"--start {args.start}: give 0 or more.")
     recipe = run_of(args)
-    if recipe.data.shards == "required":
-        raise UserError(f"{args.recipe} needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards.")
+    need_data(recipe, args.recipe)
     from data_pipeline.read import ChunkReader
     from launch.build import open_data, order_of, resolve_data
 

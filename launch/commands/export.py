@@ -3,21 +3,20 @@
 import argparse
 from pathlib import Path
 
-HELP = "write a run's weights for transformers, open_clip, timm or as plain safetensors"
+HELP = "write a run's weights for transformers, open_clip, timm, torchvision or as plain safetensors"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="a run folder")
-    parser.add_argument("--to", required=True, choices=("transformers", "open_clip", "timm", "safetensors"))
+    parser.add_argument("--to", required=True, choices=("transformers", "open_clip", "timm", "torchvision", "safetensors"))
     parser.add_argument("out", metavar="DIR", help="where the files go")
 
 
 def run(args: argparse.Namespace) -> int:
     from launch.run_folder import open_run
-    from vtx_scale.interop import export_clip
+    from vtx_scale.interop import export
 
     opened = open_run(args.folder)
-    state = {k: v.detach() for k, v in opened.model.state_dict().items()}
-    for path in export_clip(opened.recipe.objective, state, args.to, Path(args.out)):  # type: ignore[arg-type]
+    for path in export(opened.model, args.to, Path(args.out), opened.recipe.data.centre):
         print(path)
     return 0

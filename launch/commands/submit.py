@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.commands import folder_of, recipe_arguments, run_of
+from launch.commands import folder_of, need_all, recipe_arguments, run_of
 
 HELP = "train a recipe on a Ray cluster; a worker that dies is started again"
 
@@ -20,10 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe, folder = run_of(args), folder_of(args)
-    if recipe.data.shards == "required":
-        from data_pipeline.errors import UserError
-
-        raise UserError(f"{args.recipe} needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards.")
+    need_all(recipe, args.recipe)
     from launch.submit import submit
 
     return submit(recipe, folder, args.address, args.failures, debug=args.debug)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.commands import folder_of, recipe_arguments, run_of
+from launch.commands import folder_of, need_all, recipe_arguments, run_of
 
 HELP = "train a recipe; the same command on the same folder resumes"
 
@@ -15,10 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe, folder = run_of(args), folder_of(args)
-    if recipe.data.shards == "required":
-        from data_pipeline.errors import UserError
-
-        raise UserError(f"{args.recipe} needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards.")
+    need_all(recipe, args.recipe)
     from launch.worker import run_local
 
     return run_local(recipe, folder, fork=args.fork, debug=args.debug)

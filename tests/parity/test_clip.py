@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.text import tokenizer
-from launch.worker import start_from
+from launch.start import start_from
 from tests.require import need
 from vtx_scale.interop import export_clip, files, import_clip, resize_positions
 from vtx_scale.interop.clip import MEAN, OPEN_CLIP, STD, TRANSFORMERS, mlp_ratio, open_clip_config, transformers_config

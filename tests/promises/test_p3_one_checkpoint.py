@@ -42,7 +42,7 @@ def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -
     from vtx_scale.checkpoints.write import Writer
     from vtx_scale.strategies.apply import apply, strategy_of
     from vtx_scale.trainer.loop import Progress
-    from vtx_scale.trainer.optim import adamw
+    from vtx_scale.trainer.optim import optimizer_of
     from vtx_scale.trainer.precision import precision_of
 
     recipes.let_import(paths)
@@ -52,7 +52,7 @@ def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -
     strategy = strategy_of(run.system, world, device, None)
     objective = build.build_objective(run, torch.float32)
     apply(objective, strategy, run.system)
-    optimizer = adamw(objective, objective.undecayed, run.optim)
+    optimizer = optimizer_of(objective, run.optim, strategy.shard_group())
     for s in strategy.slices(optimizer):
         s.tensor.fill_(float("nan"))  # whatever is not loaded shows
     fingerprint = run_folder.read(source)["data"]

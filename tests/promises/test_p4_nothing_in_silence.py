@@ -37,6 +37,7 @@ def refused(*arguments, cwd=None):
     (["train", "clip_vit_b32", "--smoke", "global_batch=0"], "above 0"),
     (["train", "clip_vit_b32", "--smoke", "steps"], "not key=value"),
     (["train", "clip_vit_b32", "--smoke", "objective=x"], "whole part of the recipe"),
+    (["train", "clip_vit_b32", "--smoke", "evaluate.3.every=1"], "give evaluate.0 to evaluate.0"),
     (["train", "missing.py:recipe"], "does not exist"),
     (["train", "clip_vit_b32", "--smoke", "data.shards=/no/such/folder"], "does not exist"),
     (["train", "clip_vit_b32", "--smoke", "data.shards=pipe:cat x.tar"], "never opened"),

@@ -9,24 +9,35 @@ import torch.nn.functional as F
 
 from data_pipeline.batch import Batch
 from launch.build import build_objective
-from launch.recipes.clip import clip_vit_b32_smoke
+from launch.recipes.clip import clip_rn50_smoke, clip_vit_b32_smoke
 from tests.ranks import gathered, on_ranks
+from vtx_scale.blocks.rows import commit
 from vtx_scale.specs.run import System
 
 SLOTS = 11
 PATTERNS = {"some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1], "a rank masked": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
             "all valid": [1] * 11}
-WAYS = [("softmax", None), ("softmax", 2), ("sigmoid", None)]  # loss, micro-batch
+WAYS = [("softmax", None), ("softmax", 2), ("sigmoid", None), ("resnet", None)]  # loss (or image tower), micro-batch
 CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4),
          ("hsdp", 2), ("hsdp", 4)]
 
 
 def recipe(loss, strategy="single", micro=None):
-    run = clip_vit_b32_smoke()
-    image = replace(run.objective.image, width=32, heads=2, mlp=64, depth=2)
+    run = clip_rn50_smoke() if loss == "resnet" else clip_vit_b32_smoke()
+    if loss == "resnet":
+        image = replace(run.objective.image, width=2, heads=2, resolution=32, embed=16)
+    else:
+        image = replace(run.objective.image, width=32, heads=2, mlp=64, depth=2)
     text = replace(run.objective.text, width=32, heads=2, depth=2, context=16)
-    return replace(run, objective=replace(run.objective, image=image, text=text, loss=loss, embed=16),
-                   system=System(strategy=strategy, precision="fp64", micro_batch=micro, recompute=micro is not None))
+    return replace(run, objective=replace(run.objective, image=image, text=text, embed=16,
+                                          loss="sigmoid" if loss == "sigmoid" else "softmax"),
+                   system=System(strategy=strategy, precision="fp64", micro_batch=micro,
+                                 recompute=micro is not None or loss == "resnet"))
+
+
+def values(initial):
+    """Initial values by which every parameter of a ResNet has a gradient."""
+    return lambda name, shape: ("constant", 0.7) if name.endswith("norm3.weight") else initial(name, shape)
 
 
 def samples(pattern):
@@ -57,12 +68,17 @@ def brute_force(loss, pattern):
     run = recipe(loss)
     objective = build_objective(run, torch.float64)
     Single(torch.device("cpu")).prepare(objective)
-    initialise(objective, objective.initial, run.seed)
+    initialise(objective, values(objective.initial), run.seed)
     batch = samples(pattern)
-    x, y = objective.encode_image(batch["image"][batch.valid]), objective.encode_text(batch["tokens"][batch.valid])
+    seen = {k: v[batch.valid] for k, v in batch.data.items()}
+    images = [seen["image"]]
+    if loss == "resnet":  # its statistics are then those of the valid rows, which test_batch_norm compares with torch's
+        whole = Batch(seen, batch.valid[batch.valid], *(v[batch.valid] for v in (batch.ids, batch.epoch, batch.slot)))
+        images.append(objective.rows(whole, 0))
+    x, y = objective.encode_image(*images), objective.encode_text(seen["tokens"])
     scale, n, total = objective.logit_scale.exp(), len(x), 0.0
     for i in range(n):
-        if loss == "softmax":
+        if loss != "sigmoid":
             for a, b in ((x, y), (y, x)):
                 logits = [scale * (a[i] * b[j]).sum() for j in range(n)]
                 total = total - (logits[i] - torch.cat(logits).logsumexp(0)) / 2
@@ -71,7 +87,8 @@ def brute_force(loss, pattern):
                 z = 1 if i == j else -1
                 total = total - F.logsigmoid(z * (scale * (x[i] * y[j]).sum() + objective.logit_bias))
     (total / n).backward()
-    return (total / n).item(), {k: p.grad for k, p in objective.named_parameters()}
+    commit(objective)
+    return (total / n).item(), {**{k: p.grad for k, p in objective.named_parameters()}, **dict(objective.named_buffers())}
 
 
 def cell(strategy):
@@ -91,7 +108,8 @@ def one_way(strategy, loss, micro):
     objective = build_objective(run, torch.float64, GroupRanks())
     initial = objective.initial
     apply(objective, made, run.system)
-    initialise(objective, initial, run.seed)
+    initialise(objective, values(initial), run.seed)
+    start = {k: b.clone() for k, b in objective.named_buffers()}
     out = {}
     for pattern in PATTERNS:
         batch = share(samples(pattern), rank, world)
@@ -104,13 +122,17 @@ def one_way(strategy, loss, micro):
                  for k, p in objective.named_parameters()}
         norm = made.norm().item()
         objective.zero_grad()
+        commit(objective)
+        for k, b in objective.named_buffers():  # running statistics: compared like gradients
+            grads[k] = b.tolist()
+            b.copy_(start[k])
         out[pattern] = (value.item(), grads, norm)
     return out
 
 
 @pytest.fixture(scope="module")
 def expected():
-    return {(loss, p): brute_force(loss, p) for loss in ("softmax", "sigmoid") for p in PATTERNS}
+    return {(loss, p): brute_force(loss, p) for loss in ("softmax", "sigmoid", "resnet") for p in PATTERNS}
 
 
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
@@ -126,7 +148,7 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
                 for name, grad in grads.items():
                     error = (torch.tensor(grad, dtype=torch.float64) - wanted_grads[name]).abs().max().item()
                     assert error < 1e-9, (*where, name, error)
-                whole = math.sqrt(sum(g.square().sum().item() for g in wanted_grads.values()))
+                whole = math.sqrt(sum(g.square().sum().item() for k, g in wanted_grads.items() if "running" not in k))
                 assert norm == pytest.approx(whole, rel=1e-6), where
                 seen += 1
     assert seen == world * len(WAYS) * len(PATTERNS)

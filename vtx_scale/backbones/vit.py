@@ -1,15 +1,23 @@
-"""Vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), and CLIP's variant of it (arXiv:2103.00020).
+"""Vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), its hybrids, and CLIP's and DeiT's variants of it.
 
 B images, N tokens, C width. Pre-norm blocks, final norm, then `pool`: the class token, the mean of the tokens
-after the norm, or attention pooling (MAP, Zhai et al. 2022). CLIP's: no bias in the patch embedding, a norm before
-the blocks, eps 1e-5.
+after the norm, or attention pooling (MAP, Zhai et al. 2022). CLIP's (arXiv:2103.00020): no bias in the patch embedding, a
+norm before the blocks, eps 1e-5. DeiT's (Touvron et al. 2021): a distillation token behind the class token, with a head
+of its own. Hybrid: the patches are cut from the feature map of a ResNet stem. Another resolution than the spec's resamples
+the positions on the way (`blocks.position`).
 """
+
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtx_scale.backbones import bit
 from vtx_scale.blocks.attention import MLP, Block
+from vtx_scale.blocks.position import resampled, sincos2d
+from vtx_scale.blocks.rows import Rows, dropout
 from vtx_scale.specs.backbones import ViT as Spec
 
 
@@ -35,40 +43,131 @@ class MapHead(nn.Module):
 
 
 class ViT(nn.Module):
-    """(B, 3, S, S) -> (B, C), or (B, classes) where the spec names classes."""
+    """(B, 3, S, S) -> (B, C), or (B, classes) where the spec names classes.
+
+    In training a distilled one gives (2, B, classes): by the class token and by the distillation token; else their mean.
+    """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
-        C, grid = spec.width, spec.resolution // spec.patch
-        self.patch = nn.Conv2d(3, C, spec.patch, spec.patch, bias=spec.patch_bias)
+        C = spec.width
+        self.stem = bit.BitStem(spec.stem) if spec.stem is not None else None
+        self.cell = spec.patch * (self.stem.stride if self.stem is not None else 1)  # pixels of a side that a token stands for
+        self.grid = spec.resolution // self.cell
+        self.patch = nn.Conv2d(self.stem.channels if self.stem is not None else 3, C, spec.patch, spec.patch,
+                               bias=spec.patch_bias)
         self.cls_token = nn.Parameter(torch.empty(1, 1, C)) if spec.class_token else None
-        self.positions = nn.Parameter(torch.empty(1, grid * grid + spec.class_token, C))
+        self.dist_token = nn.Parameter(torch.empty(1, 1, C)) if spec.distilled else None
+        self.extra = int(spec.class_token) + int(spec.distilled)  # tokens before the patches
+        learned = spec.position_kind == "learned"
+        self.positions = nn.Parameter(torch.empty(1, self.grid**2 + self.extra, C)) if learned else None
         self.norm_pre = nn.LayerNorm(C, eps=spec.eps) if spec.pre_norm else None
-        self.blocks = nn.ModuleList(Block(C, spec.heads, spec.mlp, spec.activation, spec.eps) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(
+            Block(C, spec.heads, spec.mlp, spec.activation, spec.eps, dropout=spec.dropout,
+                  drop_path=spec.drop_path * i / max(1, spec.depth - 1), name=f"blocks.{i}") for i in range(spec.depth))
         self.norm = nn.LayerNorm(C, eps=spec.eps)
         self.pool = MapHead(C, spec.heads, spec.mlp, spec.activation, spec.eps) if spec.pool == "map" else None
+        self.rep = nn.Linear(C, C) if spec.representation else None
         self.head = nn.Linear(C, spec.classes) if spec.classes else None
+        self.dist_head = nn.Linear(C, spec.classes) if spec.classes and spec.distilled else None
 
-    def tokens(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, N, C), class token first, after the blocks and before the final norm."""
-        x = self.patch(image).flatten(2).transpose(1, 2)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
-        x = x + self.positions
+    def units(self) -> Iterable[nn.Module]:
+        """Blocks, and the classifiers, which at 30,000 classes are as large."""
+        heads = [h for h in (self.pool, self.head, self.dist_head) if h is not None]
+        return [*(self.stem.units() if self.stem is not None else []), *self.blocks, *heads]
+
+    def embed(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, grid * grid, C): patches, without positions."""
+        return self.patch(self.stem(image) if self.stem is not None else image).flatten(2).transpose(1, 2)
+
+    def place(self, x: Tensor) -> Tensor:
+        """(B, grid * grid, C) patches -> (B, N, C): class and distillation tokens in front, positions added."""
+        grid = math.isqrt(x.shape[1])
+        front = [t.expand(len(x), -1, -1).to(x.dtype) for t in (self.cls_token, self.dist_token) if t is not None]
+        if self.positions is None:
+            return torch.cat([*front, x + sincos2d(grid, x.shape[2], x.device).to(x.dtype)], dim=1)
+        if grid == self.grid:
+            return torch.cat([*front, x], dim=1) + self.positions
+        tokens, patches = self.positions[:, : self.extra], self.positions[:, self.extra :]
+        return torch.cat([*front, x], dim=1) + torch.cat([tokens, resampled(patches, self.grid, grid)], dim=1)
+
+    def tokens(self, image: Tensor, rows: Rows | None = None, corrupt: Callable[[Tensor], Tensor] | None = None,
+               keep: int = 1) -> list[Tensor]:
+        """(B, 3, S, S) -> what the last `keep` blocks give, (B, N, C) each, before the final norm.
+
+        corrupt: changes the patches (B, grid * grid, C) before positions are added.
+        """
+        x = self.embed(image)
+        x = self.place(corrupt(x) if corrupt is not None else x)
+        x = dropout(x, self.spec.dropout, rows, "positions")
         if self.norm_pre is not None:
             x = self.norm_pre(x)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        kept = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, rows)
+            if i >= len(self.blocks) - keep:
+                kept.append(x)
+        return kept
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.tokens(image)
+    def pooled(self, x: Tensor) -> Tensor:
+        """(B, N, C) before the final norm -> (B, C), or (2, B, C) of a distilled one."""
+        if self.spec.distilled:
+            return self.norm(x[:, :2]).transpose(0, 1)
         if self.spec.pool == "tok":
             y = self.norm(x[:, 0])
-        elif self.pool is not None:
-            y = self.pool(self.norm(x))
         else:
             y = self.norm(x)
-            y = y.mean(1) if self.spec.pool == "gap" else y
-        return self.head(y) if self.head is not None else y
+            y = self.pool(y) if self.pool is not None else y.mean(1) if self.spec.pool == "gap" else y
+        return torch.tanh(self.rep(y)) if self.rep is not None else y
+
+    def features(self, image: Tensor) -> Tensor:
+        """(B, C): what a classifier would see; the class token's of a distilled one."""
+        y = self.pooled(self.tokens(image)[-1])
+        return y[0] if self.spec.distilled else y
+
+    def attention(self, image: Tensor) -> Tensor:
+        """(B, H, grid, grid): how much the class token looks at each patch in the last block."""
+        inside: list[Tensor] = self.tokens(image, keep=2)
+        row = self.blocks[-1](inside[0], look=True)[:, :, 0, self.extra :]
+        return row.unflatten(2, (math.isqrt(row.shape[2]),) * 2)
+
+    def forward(self, image: Tensor, rows: Rows | None = None) -> Tensor:
+        y = self.pooled(self.tokens(image, rows)[-1])
+        if self.head is None:
+            return y
+        if self.dist_head is None:
+            return self.head(y)
+        both = torch.stack([self.head(y[0]), self.dist_head(y[1])])
+        return both if rows is not None else both.mean(0)
+
+
+def initial(name: str, shape: torch.Size, spec: Spec) -> tuple[str, float]:
+    """The published initial values of a ViT's own parameters.
+
+    "xavier" as the JAX code: xavier-uniform for each projection, MLP biases N(0, 1e-6), positions N(0, 0.02), class token
+    and classifier zero. "truncated" as DeiT and DINO: truncated normal 0.02, biases zero.
+    """
+    leaf = name.rpartition(".")[2]
+    if name.startswith("stem."):
+        return bit.initial(name.removeprefix("stem."), shape)
+    if "norm" in name:
+        return ("ones" if leaf == "weight" else "zeros"), 0.0
+    fan_in = math.prod(shape[1:])
+    if name.startswith("patch."):
+        if spec.init == "xavier":
+            return ("zeros", 0.0) if leaf == "bias" else ("normal", fan_in**-0.5)
+        channels = 3 if spec.stem is None else 256 << (len(spec.stem) - 1) if spec.stem else 64
+        return "uniform", (channels * spec.patch**2) ** -0.5  # torch's default for a convolution
+    if spec.init == "truncated":
+        return ("zeros", 0.0) if leaf == "bias" else ("truncated", 0.02)
+    if name in ("cls_token", "dist_token") or name.startswith(("head.", "dist_head.")):
+        return "zeros", 0.0
+    if name == "positions":
+        return "normal", 0.02
+    if name == "pool.probe":
+        return "uniform", math.sqrt(6 / (1 + spec.width))
+    if leaf == "bias":
+        return ("normal", 1e-6) if ".fc" in name else ("zeros", 0.0)
+    shares = {"qkv": 3, "kv": 2}.get(name.split(".")[-2], 1)
+    return "uniform", math.sqrt(6 / (shape[0] / shares + fan_in))

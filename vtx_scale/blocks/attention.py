@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtx_scale.blocks.rows import Rows, drop_path, dropout
+
 
 def quick_gelu(x: Tensor) -> Tensor:
     """OpenAI's approximation of GELU."""
@@ -26,34 +28,46 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
+    def split(self, x_BNC: Tensor) -> Tensor:
+        """(3, B, H, N, C / H): q, k, v."""
         B, N, C = x_BNC.shape
-        q, k, v = self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        return self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        q, k, v = self.split(x_BNC)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.proj(y.transpose(1, 2).reshape(B, N, C))
+        return self.proj(y.transpose(1, 2).reshape(x_BNC.shape))
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int, activation: str) -> None:
+    def __init__(self, width: int, hidden: int, activation: str, dropout: float = 0.0, name: str = "") -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
-        self.activation = activation
+        self.activation, self.dropout, self.name = activation, dropout, name
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+        x = dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, rows, self.name, "fc1")
+        return dropout(self.fc2(x), self.dropout, rows, self.name, "fc2")
 
 
 class Block(nn.Module):
-    """x += attention(norm(x)); x += mlp(norm(x))."""
+    """x += attention(norm(x)); x += mlp(norm(x)). `name` tells its random numbers from another block's."""
 
-    def __init__(self, width: int, heads: int, hidden: int, activation: str, eps: float, causal: bool = False) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, activation: str, eps: float, causal: bool = False, *,
+                 dropout: float = 0.0, drop_path: float = 0.0, name: str = "") -> None:
         super().__init__()
+        self.dropout, self.drop_path, self.name = dropout, drop_path, name
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads, causal)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden, activation)
+        self.mlp = MLP(width, hidden, activation, dropout, name)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, rows: Rows | None = None, look: bool = False) -> Tensor:
+        """(B, N, C) -> (B, N, C); `look`: instead (B, H, N, N), how the attention spreads over the tokens (rows sum to 1)."""
+        if look:
+            q, k, _ = self.attn.split(self.norm1(x))
+            return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        y = dropout(self.attn(self.norm1(x)), self.dropout, rows, self.name, "attn")
+        x = x + drop_path(y, self.drop_path, rows, self.name, "path1")
+        return x + drop_path(self.mlp(self.norm2(x), rows), self.drop_path, rows, self.name, "path2")

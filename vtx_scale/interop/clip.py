@@ -1,7 +1,7 @@
 """CLIP to and from transformers' CLIPModel and open_clip's CLIP; its image tower alone to timm's VisionTransformer.
+One with a ResNet goes to open_clip, the only one of them that has it.
 
-The tables of names come first, then what each library's config says, then export, import, and position embeddings at
-another resolution.
+The tables of names come first, then what each library's config says, then export and import.
 """
 
 import math
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.errors import UserError
 from vtx_scale.interop.files import read_weights, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under
+from vtx_scale.interop.resnet import COUNT, STAGES, batch_norm, with_counts
 from vtx_scale.objectives.clip import MEAN, STD
 from vtx_scale.specs.clip import Clip
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.resnet import ClipResNet
 
 TRANSFORMERS_BLOCK = [
     Line("norm1.{p}", "layer_norm1.{p}"),
@@ -51,6 +51,15 @@ OPEN_CLIP_BLOCK = [
     Line("mlp.fc1.{p}", "mlp.c_fc.{p}"),
     Line("mlp.fc2.{p}", "mlp.c_proj.{p}"),
 ]
+OPEN_CLIP_TEXT = [
+    Line("text.embedding.weight", "token_embedding.weight"),
+    Line("text.positions", "positional_embedding"),
+    *under("text.blocks.{n}.", "transformer.resblocks.{n}.", OPEN_CLIP_BLOCK),
+    Line("text.norm.{p}", "ln_final.{p}"),
+    Line("text_proj", "text_projection"),
+    Line("logit_scale", "logit_scale", "scalar"),
+    Line("logit_bias", "logit_bias", "scalar"),
+]
 OPEN_CLIP = [  # OpenAI's names too
     Line("image.patch.weight", "visual.conv1.weight"),
     Line("image.cls_token", "visual.class_embedding", "vector"),
@@ -59,13 +68,16 @@ OPEN_CLIP = [  # OpenAI's names too
     *under("image.blocks.{n}.", "visual.transformer.resblocks.{n}.", OPEN_CLIP_BLOCK),
     Line("image.norm.{p}", "visual.ln_post.{p}"),
     Line("image_proj", "visual.proj"),
-    Line("text.embedding.weight", "token_embedding.weight"),
-    Line("text.positions", "positional_embedding"),
-    *under("text.blocks.{n}.", "transformer.resblocks.{n}.", OPEN_CLIP_BLOCK),
-    Line("text.norm.{p}", "ln_final.{p}"),
-    Line("text_proj", "text_projection"),
-    Line("logit_scale", "logit_scale", "scalar"),
-    Line("logit_bias", "logit_bias", "scalar"),
+    *OPEN_CLIP_TEXT,
+]
+OPEN_CLIP_RESNET = [  # OpenAI's names too
+    *under("image.", "visual.", [
+        *[line for k in "123" for line in (Line(f"conv{k}.weight", f"conv{k}.weight"), *batch_norm(f"norm{k}", f"bn{k}"))],
+        *STAGES,
+        Line("pool.positions", "attnpool.positional_embedding", "table"),
+        *[Line(f"pool.{x}.{{p}}", f"attnpool.{x}_proj.{{p}}") for x in "qkvc"],
+    ]),
+    *OPEN_CLIP_TEXT,
 ]
 TIMM = [
     Line("image.patch.weight", "patch_embed.proj.weight"),
@@ -85,6 +97,7 @@ FILES = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_
 def transformers_config(spec: Clip, dtype: torch.dtype) -> dict[str, Any]:
     """config.json and preprocessor_config.json. The end token is the last id, as in all our tokenizers."""
     image, text, side = spec.image, spec.text, spec.image.resolution
+    assert not isinstance(image, ClipResNet)
     acts = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
     def tower(kind: str, x: Any, mlp: int, eps: float) -> dict[str, Any]:
@@ -112,18 +125,22 @@ def transformers_config(spec: Clip, dtype: torch.dtype) -> dict[str, Any]:
 def open_clip_config(spec: Clip) -> dict[str, Any]:
     """open_clip_config.json."""
     image, text = spec.image, spec.text
-    if (image.activation == "quick_gelu") != (text.activation == "quick_gelu"):
+    if not isinstance(image, ClipResNet) and (image.activation == "quick_gelu") != (text.activation == "quick_gelu"):
         raise UserError("open_clip has one activation for both towers: export to transformers or safetensors instead.")
 
     def act(activation: str) -> dict[str, Any]:
         return {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
 
-    vision = {"image_size": image.resolution, "layers": image.depth, "width": image.width, "patch_size": image.patch,
-              "head_width": image.width // image.heads, "mlp_ratio": mlp_ratio(image.width, image.mlp),
-              "norm_kwargs": {"eps": image.eps}, **act(image.activation)}
+    if isinstance(image, ClipResNet):
+        vision = {"image_size": image.resolution, "layers": list(image.blocks), "width": image.width, "patch_size": None,
+                  "head_width": 32 * image.width // image.heads}
+    else:
+        vision = {"image_size": image.resolution, "layers": image.depth, "width": image.width, "patch_size": image.patch,
+                  "head_width": image.width // image.heads, "mlp_ratio": mlp_ratio(image.width, image.mlp),
+                  "norm_kwargs": {"eps": image.eps}, **act(image.activation)}
     words = {"context_length": text.context, "vocab_size": text.vocab, "width": text.width, "heads": text.heads,
              "layers": text.depth, **act(text.activation)}
-    model = {"embed_dim": spec.embed, "quick_gelu": image.activation == "quick_gelu", "vision_cfg": vision,
+    model = {"embed_dim": spec.embed, "quick_gelu": text.activation == "quick_gelu", "vision_cfg": vision,
              "text_cfg": words}
     if spec.loss == "sigmoid":
         model["init_logit_bias"] = -10.0  # that there is a bias; its value is in the weights
@@ -134,6 +151,7 @@ def open_clip_config(spec: Clip) -> dict[str, Any]:
 def timm_config(spec: Clip) -> dict[str, Any]:
     """config.json for timm's CLIP ViT at B/32, every size of which is then said anew."""
     image = spec.image
+    assert not isinstance(image, ClipResNet)
     if image.eps != 1e-5:
         raise UserError(f"timm's CLIP towers have eps 1e-5, this one {image.eps}: export to safetensors instead.")
     args = {"img_size": image.resolution, "patch_size": image.patch, "embed_dim": image.width, "depth": image.depth,
@@ -173,6 +191,13 @@ def export_clip(spec: Clip, state: dict[str, Tensor], to: str, out: Path) -> lis
     if to not in ("transformers", "open_clip", "timm"):
         raise UserError(f"There is no export to {to!r}: give transformers, open_clip, timm or safetensors.")
     image = spec.image
+    if isinstance(image, ClipResNet):
+        if to != "open_clip":
+            raise UserError(f"{to} has no CLIP with a ResNet: export to open_clip or safetensors instead.")
+        if len(image.blocks) != 4:
+            raise UserError(f"open_clip's ResNets have four stages, this one {len(image.blocks)}: export to safetensors.")
+        return write_folder(out, {"open_clip_model.safetensors": with_counts(outward(OPEN_CLIP_RESNET, state))},
+                            open_clip_config(spec))
     if image.pool != "tok" or image.patch_bias or image.classes or not (image.pre_norm and image.class_token):
         raise UserError(f"{to} has only CLIP's own image tower (class token, norm before the blocks, no patch bias): "
                         "export to safetensors instead.")
@@ -195,31 +220,13 @@ def import_clip(path: Path) -> dict[str, Tensor]:
 
     Which one it is shows in the names. Raises UserError where it is none of them.
     """
-    state = {k: v for k, v in read_weights(path, FILES).items() if k not in CONSTANTS}
-    if "image.patch.weight" in state:
+    state = {k: v for k, v in read_weights(path, FILES).items() if k not in CONSTANTS and not k.endswith(COUNT)}
+    if "image.patch.weight" in state or "image.pool.c.weight" in state:
         return state
     if "vision_model.embeddings.patch_embedding.weight" in state:
         return inward(TRANSFORMERS, state)
     if "visual.conv1.weight" in state:  # where open_clip keeps the text tower apart, its names begin with text.
-        return inward(OPEN_CLIP, {k.removeprefix("text."): v for k, v in state.items()})
-    raise UserError(f"{path} holds no CLIP with a ViT image tower (its first tensor is {next(iter(state), 'none')}): "
+        table = OPEN_CLIP_RESNET if "visual.attnpool.c_proj.weight" in state else OPEN_CLIP
+        return inward(table, {k.removeprefix("text."): v for k, v in state.items()})
+    raise UserError(f"{path} holds no CLIP that is known here (its first tensor is {next(iter(state), 'none')}): "
                     "give a folder that 'vtx export', transformers or open_clip wrote.")
-
-
-def resize_positions(state: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
-    """`state` with the image positions (1, N, C) at the resolution of `spec`; `state` itself where they are already.
-
-    Bicubic on the grid, antialiased, as open_clip does when it loads; the class token keeps its own entry.
-    """
-    if not isinstance(spec, Clip) or "image.positions" not in state:
-        return state
-    have = state["image.positions"]
-    extra, grid = int(spec.image.class_token), spec.image.resolution // spec.image.patch
-    old = math.isqrt(have.shape[1] - extra)
-    if old == grid or old * old + extra != have.shape[1]:
-        return state
-    head, rest = have[:, :extra], have[:, extra:]
-    square = rest.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    square = F.interpolate(square, (grid, grid), mode="bicubic", align_corners=False, antialias=True)
-    rest = square.flatten(2).transpose(1, 2).to(have.dtype)
-    return {**state, "image.positions": torch.cat([head, rest], dim=1)}

@@ -1,7 +1,7 @@
 """Names of one library to another's and back, from a table of lines.
 
 In both names `{n}` stands for the number of a block and `{p}` for weight or bias. In theirs `{x}` stands for q, k and
-v: three tensors there, one here, whose rows are q, k, v in this order.
+v, and `{w}` for query, key and value: three tensors there, one here, whose rows are q, k, v in this order.
 """
 
 import re
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 
-HOLES = {"n": r"\d+", "p": "weight|bias", "x": "q|k|v"}
+SPLIT = {"x": ("q", "k", "v"), "w": ("query", "key", "value")}
+HOLES = {"n": r"\d+", "p": "weight|bias", **{hole: "|".join(words) for hole, words in SPLIT.items()}}
 
 # how values change: outward, inward
 WAYS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -48,6 +49,14 @@ def pattern(name: str) -> re.Pattern[str]:
     return re.compile(made)
 
 
+def parts_of(name: str, holes: dict[str, str]) -> list[str]:
+    """The names that `name` stands for: three where it has a hole for q, k and v."""
+    for hole, words in SPLIT.items():
+        if f"{{{hole}}}" in name:
+            return [name.format(**{**holes, hole: word}) for word in words]
+    return [name.format(**holes)]
+
+
 def find(table: Iterable[Line], name: str, side: str) -> tuple[Line, dict[str, str]] | None:
     """The line whose `side` ("ours", "theirs") is `name`, and what its holes stand for."""
     for line in table:
@@ -64,9 +73,9 @@ def outward(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]:
         if found is None:
             raise UserError(f"{name} has no place in the other library's layout: export to safetensors instead.")
         line, holes = found
-        parts = zip("qkv", tensor.chunk(3), strict=True) if "{x}" in line.theirs else [("", tensor)]
-        for x, part in parts:
-            made[line.theirs.format(**holes, x=x)] = WAYS[line.way][0](part)
+        names = parts_of(line.theirs, holes)
+        for part, values in zip(names, tensor.chunk(len(names)), strict=True):
+            made[part] = WAYS[line.way][0](values)
     return made
 
 
@@ -81,7 +90,7 @@ def inward(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]:
         ours = line.ours.format(**holes)
         if ours in made:
             continue
-        parts = [line.theirs.format(**{**holes, "x": x}) for x in "qkv"] if "{x}" in line.theirs else [name]
+        parts = parts_of(line.theirs, holes)
         lacking = [part for part in parts if part not in state]
         if lacking:
             raise UserError(f"The weights have {name} but no {lacking[0]}: give the whole file.")

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.batch import Batch
+from vtx_scale.blocks.random import step_key
+from vtx_scale.blocks.rows import VIEWS, Rows
 from vtx_scale.objectives.ranks import Ranks
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.run import Augment, Spec
 
 
 @dataclass(frozen=True)
 class Follower:
-    """An average of another module's weights, moved after each step that counted and never by the optimizer.
+    """An average of another module's parameters, moved after each step that counted and never by the optimizer.
+
+    Its buffers (running statistics) are its own.
 
     teacher, student: submodules of one layout; momentum(step) is the share of its own value that the teacher keeps.
     The teacher starts from the student's values, and its units belong in `Objective.units` too.
@@ -32,7 +37,11 @@ class Objective(nn.Module):
     """
 
     separable: bool = True  # may the batch be cut into micro-batches whose losses add up?
+    augments: Literal["no", "pictures", "all"] = "no"  # what of `data.augment` it makes: RandAugment alone, or all of it
     micro_batch: int | None = None  # set by the trainer; an objective that is not separable heeds it itself
+    seed: int = 0  # the run's, set by the trainer, as are the next two
+    steps: int = 1  # of the whole run
+    augment: Augment = Augment()
 
     def __init__(self, spec: Spec, ranks: Ranks) -> None:
         super().__init__()
@@ -47,6 +56,25 @@ class Objective(nn.Module):
     def units(self) -> Iterable[nn.Module]:
         """Blocks that are sharded, compiled and recomputed as one."""
         return ()
+
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        """What is done once a step to this rank's whole batch before it is cut into micro-batches (mixing of samples)."""
+        return batch
+
+    def rows(self, batch: Batch, step: int, views: int = 1, call: str = "") -> Rows:
+        """What networks in training are told of batch rows of which each stands `views` times, view after view of a slot."""
+        device = batch.valid.device
+        view = torch.arange(views, device=device)
+        return Rows(batch.valid.repeat_interleave(views), (batch.slot[:, None] * VIEWS + view).flatten(),
+                    step_key(self.seed, step, device), self.ranks, call)
+
+    def frozen(self, step: int) -> Iterable[nn.Parameter]:
+        """Trained parameters that the optimizer leaves alone at this step; once let go, never frozen again."""
+        return ()
+
+    def borrowed(self) -> dict[str, str]:
+        """Prefix of a part's names -> run folder or exported weights that its values come from (a teacher)."""
+        return {}
 
     def count(self, batch: Any) -> Tensor:
         """What the summed loss is divided by, before the ranks are added up: valid slots."""
@@ -63,6 +91,10 @@ class Objective(nn.Module):
     def undecayed(self, name: str, parameter: Tensor) -> bool:
         """Whether weight decay leaves a parameter alone: vectors and scales."""
         return parameter.ndim < 2
+
+    def head(self, name: str) -> bool:
+        """Whether a decayed parameter is a classifier's matrix, for `optim.head_decay`."""
+        return False
 
     def ask(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """function(*rows), float32 on the CPU, without gradient: what a probe does.

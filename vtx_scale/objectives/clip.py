@@ -3,6 +3,7 @@
 n slots of this rank, A = W n of all ranks, E embedding. Every rank computes the rows of its own slots in both
 directions against all A columns; a masked slot is nobody's negative and weighs nothing. The loss couples the whole
 batch, so the towers run in micro-batches under recomputation: memory is one micro-batch's, the loss the batch's.
+A ResNet's images go through in one pass, because its statistics are over the whole batch.
 Departs from the paper: the logit scale is clamped after the step to [0, ln 100], as open_clip does.
 The sigmoid loss is SigLIP's (Zhai et al. 2023, arXiv:2303.15343), after the authors' code where it differs from Eq. 1.
 """
@@ -15,16 +16,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from data_pipeline.errors import UserError
 from data_pipeline.text import tokenizer
+from vtx_scale.backbones import clip_resnet
 from vtx_scale.backbones.text import Text
 from vtx_scale.backbones.vit import ViT
+from vtx_scale.blocks.rows import Rows
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.clip_reader import ClipReader
+from vtx_scale.objectives.pairs import in_parts, own, sigmoid_loss
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.clip import Clip as Spec
+from vtx_scale.specs.resnet import ClipResNet
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -36,9 +40,16 @@ class Clip(Objective):
     def __init__(self, spec: Spec, ranks: Ranks) -> None:
         super().__init__(spec, ranks)
         self.spec: Spec = spec
-        self.image = ViT(spec.image)
+        if isinstance(spec.image, ClipResNet) and spec.image.embed != spec.embed:
+            raise UserError(f"objective.image.embed={spec.image.embed} and objective.embed={spec.embed} are one space: "
+                            "set both to the same number.")
+        self.image: ViT | clip_resnet.ClipResNet
+        self.image_proj: nn.Parameter | None  # a ResNet's attention pool projects itself
+        if isinstance(spec.image, ClipResNet):
+            self.image, self.image_proj = clip_resnet.ClipResNet(spec.image), None
+        else:
+            self.image, self.image_proj = ViT(spec.image), nn.Parameter(torch.empty(spec.image.width, spec.embed))
         self.text = Text(spec.text)
-        self.image_proj = nn.Parameter(torch.empty(spec.image.width, spec.embed))
         self.text_proj = nn.Parameter(torch.empty(spec.text.width, spec.embed))
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1)) if spec.loss == "sigmoid" else None
@@ -54,7 +65,8 @@ class Clip(Objective):
         return ClipReader(spec.image.resolution, spec.text.context, data.crop, data.ratio, data.flip, data.tokenizer, train)
 
     def units(self) -> Iterable[nn.Module]:
-        return [*self.image.blocks, *self.text.blocks]
+        image = self.image.units() if isinstance(self.image, clip_resnet.ClipResNet) else self.image.blocks
+        return [*image, *self.text.blocks]
 
     def undecayed(self, name: str, parameter: Tensor) -> bool:
         """Gains, biases, the scale, and the class token (a vector in the published models)."""
@@ -68,6 +80,9 @@ class Clip(Objective):
 
     def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
         """The published initial values: torch's defaults in the image blocks, OpenAI's in the text tower."""
+        image = self.spec.image
+        if isinstance(image, ClipResNet) and name.startswith("image."):
+            return clip_resnet.initial(name.removeprefix("image."), shape, image)
         if name == "logit_scale":
             return "constant", math.log(self.spec.scale)
         if name == "logit_bias":
@@ -77,15 +92,16 @@ class Clip(Objective):
         if name.endswith("_proj"):
             return "normal", shape[0] ** -0.5
         tower, rest = name.split(".", 1)
-        width = (self.spec.image if tower == "image" else self.spec.text).width
+        width = (image if tower == "image" else self.spec.text).width
         if tower == "image":
+            assert not isinstance(image, ClipResNet)
             if rest in ("cls_token", "positions"):
                 return "normal", width**-0.5
             if "attn" in rest and rest.endswith("bias"):
                 return "zeros", 0.0
             if rest.endswith("qkv.weight"):
                 return "uniform", math.sqrt(6 / (shape[0] + shape[1]))
-            fan_in = math.prod(shape[1:]) if len(shape) > 1 else (width if "fc1" in rest else self.spec.image.mlp)
+            fan_in = math.prod(shape[1:]) if len(shape) > 1 else (width if "fc1" in rest else image.mlp)
             return "uniform", 1 / math.sqrt(fan_in)
         depth = self.spec.text.depth
         if rest == "embedding.weight":
@@ -102,11 +118,14 @@ class Clip(Objective):
             return "normal", (2 * width) ** -0.5
         return "normal", width**-0.5 * (2 * depth) ** -0.5
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32."""
-        dtype = torch.promote_types(self.image_proj.dtype, torch.float32)
+    def encode_image(self, pixels: Tensor, rows: Rows | None = None) -> Tensor:
+        """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32; with rows by their batch statistics."""
+        weights = self.text_proj.dtype
+        dtype = torch.promote_types(weights, torch.float32)
         mean, std = (torch.tensor(x, device=pixels.device, dtype=dtype) * 255 for x in (MEAN, STD))
-        x = ((pixels.to(dtype) - mean) / std).permute(0, 3, 1, 2).to(self.image_proj.dtype)
+        x = ((pixels.to(dtype) - mean) / std).permute(0, 3, 1, 2).to(weights)
+        if isinstance(self.image, clip_resnet.ClipResNet):
+            return unit(self.image(x, rows))
         return unit(self.image(x) @ self.image_proj)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -115,47 +134,32 @@ class Clip(Objective):
 
     def encode(self, what: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """All rows, in micro-batches whose activations are computed again in the backward pass."""
-        micro = self.micro_batch
-        if micro is None or micro >= len(rows):
-            return what(rows)
-        with set_checkpoint_early_stop(False):  # a forward cut short would leave a sharded unit half done
-            return torch.cat([checkpoint(what, rows[a : a + micro], use_reentrant=False)  # type: ignore[misc]
-                              for a in range(0, len(rows), micro)])
+        return in_parts(what, rows, self.micro_batch)
 
     def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
-        image_nE = self.encode(self.encode_image, batch["image"])
+        if isinstance(self.image, clip_resnet.ClipResNet):
+            image_nE = self.encode_image(batch["image"], self.rows(batch, step))
+        else:
+            image_nE = self.encode(self.encode_image, batch["image"])
         text_nE = self.encode(self.encode_text, batch["tokens"])
         scale = self.logit_scale.to(image_nE.dtype).exp()
         valid_A = self.ranks.gather_plain(batch.valid)
         image_AE, text_AE = self.ranks.gather(image_nE), self.ranks.gather(text_nE)
         seen = {"logit_scale": scale.detach()}
         if self.logit_bias is not None:
-            loss_n = self._sigmoid(image_nE, text_AE, scale, batch.valid, valid_A)
-            return loss_n.sum(), seen
+            bias = self.logit_bias.to(image_nE.dtype)
+            return sigmoid_loss(image_nE, text_AE, scale, bias, batch.valid, valid_A, self.ranks.rank).sum(), seen
         loss_n = (self._rows(image_nE, text_AE, scale, batch.valid, valid_A)
                   + self._rows(text_nE, image_AE, scale, batch.valid, valid_A)) / 2
         return loss_n.sum(), seen
-
-    def _own(self, n: int, device: torch.device) -> Tensor:
-        """Columns of this rank's slots."""
-        return self.ranks.rank * n + torch.arange(n, device=device)
 
     def _rows(self, x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor) -> Tensor:
         """Cross-entropy of each valid row against its own column; 0 on rows that are not valid."""
         logits_nA = (scale * x_nE @ y_AE.T).masked_fill(~valid_A, float("-inf"))
         logits_nA = torch.where(valid_n[:, None], logits_nA, torch.zeros_like(logits_nA))
-        loss_n = F.cross_entropy(logits_nA, self._own(len(x_nE), x_nE.device), reduction="none")
+        loss_n = F.cross_entropy(logits_nA, own(self.ranks.rank, len(x_nE), x_nE.device), reduction="none")
         return torch.where(valid_n, loss_n, torch.zeros_like(loss_n))
-
-    def _sigmoid(self, x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor) -> Tensor:
-        assert self.logit_bias is not None
-        logits_nA = scale * x_nE @ y_AE.T + self.logit_bias.to(x_nE.dtype)
-        sign_nA = -torch.ones_like(logits_nA)
-        rows = torch.arange(len(x_nE), device=x_nE.device)
-        sign_nA[rows, self._own(len(x_nE), x_nE.device)] = 1
-        loss_nA = -F.logsigmoid(sign_nA * logits_nA)
-        return torch.where(valid_n[:, None] & valid_A, loss_nA, torch.zeros_like(loss_nA)).sum(1)
 
     def _probe_image(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (N, S, S, 3) at the model's size -> (N, E) float32 of unit length, on the CPU."""

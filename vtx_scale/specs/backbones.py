@@ -21,6 +21,18 @@ VIT_SIZES: dict[str, tuple[int, int, int, int]] = {
 }
 
 
+# name: blocks of each stage of the ResNet stem, patch on its feature map (Dosovitskiy et al. 2021, Steiner et al. 2022)
+HYBRIDS: dict[str, tuple[tuple[int, ...], int]] = {
+    "R+Ti/16": ((), 8),
+    "R26+S/32": ((2, 2, 2, 2), 1),
+    "R26+B/32": ((2, 2, 2, 2), 1),
+    "R50+B/16": ((3, 4, 9), 1),
+    "R50+B/32": ((3, 4, 6, 3), 1),
+    "R50+L/16": ((3, 4, 9), 1),
+    "R50+L/32": ((3, 4, 6, 3), 1),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViT(Spec):
     """Vision transformer (Dosovitskiy et al. 2021); CLIP's has no patch bias and a norm before the blocks."""
@@ -40,10 +52,18 @@ class ViT(Spec):
     patch_bias: bool = True
     pre_norm: bool = False  # CLIP's norm between positions and blocks
     classes: int = 0  # of a linear classifier; 0 for none
+    representation: bool = False  # a layer with tanh before the classifier
+    distilled: bool = False  # DeiT's second token, with a classifier of its own
+    position_kind: Literal["learned", "sincos2d"] = "learned"
+    stem: tuple[int, ...] | None = None  # blocks of each stage of a hybrid's ResNet stem; () is its root alone
+    dropout: float = 0.0
+    drop_path: float = 0.0  # of the last block; rises linearly from 0
+    init: Literal["xavier", "truncated"] = "xavier"
 
     @staticmethod
     def size(name: str, **changes) -> "ViT":
-        """`ViT.size("B/16")`, `ViT.size("L/14", resolution=336)`."""
-        letters, _, patch = name.partition("/")
+        """`ViT.size("B/16")`, `ViT.size("L/14", resolution=336)`, `ViT.size("R50+L/32")`."""
+        letters, _, patch = name.rpartition("+")[2].partition("/")
         width, depth, mlp, heads = VIT_SIZES[letters]
-        return ViT(**{"width": width, "depth": depth, "mlp": mlp, "heads": heads, "patch": int(patch), **changes})
+        stem, cut = HYBRIDS[name] if "+" in name else (None, int(patch))
+        return ViT(**{"width": width, "depth": depth, "mlp": mlp, "heads": heads, "patch": cut, "stem": stem, **changes})

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from vtx_scale.specs.backbones import ViT
+from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, ClipResNet
 from vtx_scale.specs.run import Spec
 
 # name: image tower, its pixels; the text tower's width, depth, heads; embedding; activation. OpenAI's, then OpenCLIP's
@@ -16,6 +17,7 @@ CLIP_SIZES: dict[str, tuple[str, int, int, int, int, int, Literal["gelu", "quick
     "ViT-g/14": ("g/14", 224, 1024, 24, 16, 1024, "gelu"),
     "ViT-bigG/14": ("G/14", 224, 1280, 32, 20, 1280, "gelu"),
 }
+CLIP_RESNET_TEXTS = {"RN50": 512, "RN101": 512, "RN50x4": 640, "RN50x16": 768, "RN50x64": 1024}  # width of the text tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Clip(Spec):
 
     build: ClassVar[str] = "vtx_scale.objectives.clip:Clip"
 
-    image: ViT
+    image: ViT | ClipResNet
     text: TextTower
     embed: int = 512
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -52,7 +54,10 @@ class Clip(Spec):
 
     @staticmethod
     def size(name: str) -> "Clip":
-        """`Clip.size("ViT-B/32")`, `Clip.size("ViT-L/14@336")`."""
+        """`Clip.size("ViT-B/32")`, `Clip.size("ViT-L/14@336")`, `Clip.size("RN50x4")`."""
+        if name in CLIP_RESNET_SIZES:
+            resnet, width = ClipResNet.size(name), CLIP_RESNET_TEXTS[name]
+            return Clip(image=resnet, text=TextTower(width=width, heads=width // 64), embed=resnet.embed)
         image, pixels, width, depth, heads, embed, activation = CLIP_SIZES[name]
         return Clip(image=image_tower(image, resolution=pixels, activation=activation),
                     text=TextTower(width=width, depth=depth, heads=heads, activation=activation), embed=embed)

@@ -18,6 +18,26 @@ class Spec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augment(Spec):
+    """What is done to training pixels beside crop and flip, in this order; nothing by default.
+
+    RandAugment (Cubuk et al. 2020); then on the batch: erasing (Zhong et al. 2020), and mixup (Zhang et al. 2018) or
+    CutMix (Yun et al. 2019) with the neighbouring slot.
+    """
+
+    randaug_layers: int = 0  # operations on a picture; 0 for none
+    randaug_magnitude: float = 9.0
+    randaug_noise: float = 0.5  # standard deviation of the magnitude
+    randaug_increasing: bool = True  # a higher magnitude changes more, for every operation
+    erase: float = 0.0  # the share of pictures of which a box becomes noise
+    mixup: float = 0.0  # alpha; 0 for none
+    cutmix: float = 0.0  # alpha; 0 for none
+    mix_share: float = 1.0  # of the steps
+    cutmix_share: float = 0.5  # of the mixed steps, where both are on
+    repeats: int = 1  # views of one sample that stand in its slot (Hoffer et al. 2020)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data(Spec):
     """The samples. Shards: a folder, a brace pattern, a glob, a comma list, or "toy"."""
 
@@ -29,19 +49,35 @@ class Data(Spec):
     crop: tuple[float, float] = (0.9, 1.0)  # area range of RandomResizedCrop
     ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: float = 0.0
+    bicubic: bool = True  # how pictures are resized; else bilinear
+    centre: float = 1.0  # the share of the short side that an evaluation looks at
+    augment: Augment = field(default_factory=Augment)
     tokenizer: str = "bytes"  # "bytes", "clip", or the path of a tokenizer.json or a merges file
     bad_limit: float = 0.01  # share of bad samples in the last 10,000 slots beyond which the run stops
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Spec):
-    """AdamW (Loshchilov & Hutter 2019). `lr` is the peak; `clip` the global gradient norm, None for none."""
+    """AdamW (Loshchilov & Hutter 2019), SGD with momentum, or ViT-g's Adafactor (`vtx_scale.trainer.adafactor`).
 
+    `lr` is the peak; `clip` the global gradient norm, None for none. SGD's momentum is betas[0], and its decay is added to
+    the gradient.
+    """
+
+    kind: Literal["adamw", "sgd", "adafactor"] = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    eps: float = 1e-8  # of adamw
     decay: float = 0.0
+    decay_end: float | None = None  # where the decay goes, on half a cosine
+    head_decay: float | None = None  # of a classifier's matrix, where it differs
     clip: float | None = None
+    clip_each: bool = False  # `clip` holds for each tensor's own norm
+
+    def decay_at(self, step: int, steps: int) -> float:
+        if self.decay_end is None:
+            return self.decay
+        return self.decay_end + (self.decay - self.decay_end) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +106,13 @@ class Schedule(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Spec):
-    """Where the values start: keyed by seed and parameter name, or `from` a run folder or exported weights."""
+    """Where the values start: keyed by seed and parameter name, or `from` a run folder or exported weights.
+
+    `head` "new": the classifier starts anew (fine-tuning on other classes).
+    """
 
     from_: str = ""
+    head: Literal["kept", "new"] = "kept"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,11 @@ def strategy_of(system: System, world: int, device: torch.device, compute: torch
 
 def apply(objective: nn.Module, strategy: Base, system: System) -> None:
     """Wrap the units of a module on the meta device, shard it, and give it memory on the device."""
-    for unit in objective.units():  # type: ignore[operator]
+    units = list(objective.units())  # type: ignore[operator]
+    if system.compile:  # blocks that drop have names of their own, and so code of their own
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, 2 * len(units) + 8)
+    for unit in units:
         if system.recompute:  # wraps forward, not the module: names never change
             unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
         if system.compile:

@@ -21,7 +21,7 @@ from vtx_scale.trainer.init import Box, box_of, local
 class Slice:
     """A part of one tensor of the state: read when saving, written when loading. `tensor` is a view."""
 
-    key: str  # param/NAME, buffer/NAME, exp_avg/NAME, exp_avg_sq/NAME
+    key: str  # param/NAME, buffer/NAME, and what the optimizer keeps: exp_avg/NAME, exp_avg_sq/NAME ...
     shape: tuple[int, ...]
     box: Box
     tensor: Tensor
@@ -39,8 +39,8 @@ class Strategy(Protocol):
     def prepare(self, objective: nn.Module) -> None: ...  # on the meta device; afterwards empty tensors on the device
     def micro(self, last: bool) -> contextlib.AbstractContextManager: ...
     def backward(self, loss: Tensor) -> None: ...
-    def norm(self) -> Tensor: ...
-    def scale(self, factor: Tensor) -> None: ...
+    def norms(self) -> Tensor: ...
+    def scale(self, factor: Tensor | float | list[float]) -> None: ...
     def follow(self, step: int) -> None: ...
     def rest(self) -> None: ...
     def sum(self, tensor: Tensor) -> Tensor: ...
@@ -72,28 +72,34 @@ class Base:
         return [p for p in self.objective.parameters() if p.requires_grad]
 
     @torch.no_grad()
+    def norms(self) -> Tensor:
+        """(P,) float64: the gradient's norm of each trained parameter, 0 where it has none; the same on every rank."""
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        grads = [p.grad for p in self.trained()]
+        squares = torch.stack([zero if g is None else square_sum(local(g)) for g in grads])
+        sharded = torch.tensor([isinstance(g, DTensor) for g in grads], device=self.device)
+        if self.shard_group() is not None:
+            parts = torch.where(sharded, squares, zero)
+            dist.all_reduce(parts, group=self.shard_group())
+            squares = torch.where(sharded, parts, squares)
+        return squares.sqrt()
+
     def norm(self) -> Tensor:
         """The global norm of the gradients, float32, accumulated in float64; the same on every rank."""
-        grads = [p.grad for p in self.trained() if p.grad is not None]
-        if not grads:
-            return torch.zeros((), device=self.device)
-        sharded = [local(g) for g in grads if isinstance(g, DTensor)]
-        plain = [g for g in grads if not isinstance(g, DTensor)]
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        if sharded:
-            total += square_sum(sharded)
-            dist.all_reduce(total, group=self.shard_group())
-        if plain:
-            total += square_sum(plain)
-        return total.sqrt().float()
+        return torch.linalg.vector_norm(self.norms()).float()
 
     def shard_group(self) -> dist.ProcessGroup | None:
         return None
 
     @torch.no_grad()
-    def scale(self, factor: Tensor | float) -> None:
-        """Multiply all gradients."""
-        torch._foreach_mul_([local(p.grad) for p in self.trained() if p.grad is not None], factor)
+    def scale(self, factor: Tensor | float | list[float]) -> None:
+        """Multiply all gradients; by a factor each, in the order of `norms`, where a list is given."""
+        having = [(k, local(p.grad)) for k, p in enumerate(self.trained()) if p.grad is not None]
+        grads = [g for _, g in having]
+        if isinstance(factor, list):
+            torch._foreach_mul_(grads, [factor[k] for k, _ in having])
+        else:
+            torch._foreach_mul_(grads, factor)
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
@@ -102,8 +108,6 @@ class Base:
             mine = [local(t) for t in f.teacher.parameters()]
             theirs = [local(s.detach()) for s in f.student.parameters()]
             torch._foreach_lerp_(mine, theirs, 1 - f.momentum(step))
-            for t, s in zip(f.teacher.buffers(), f.student.buffers(), strict=True):
-                t.copy_(s)
 
     def rest(self) -> None:
         """After a forward pass without a backward pass: back to the state between two steps."""
@@ -124,15 +128,15 @@ class Base:
             if optimizer is not None and p in optimizer.state:
                 states |= {k: v for k, v in optimizer.state[p].items() if k != "step"}
             for kind, tensor in states.items():
-                yield Slice(f"{kind}/{name}", tuple(p.shape), box_of(p), local(tensor.detach()), replicas, replica)
+                shape, box, everywhere = tuple(p.shape), box_of(p), False
+                if kind != "param" and hasattr(optimizer, "place"):
+                    shape, box, everywhere = optimizer.place(p, kind)  # type: ignore[union-attr]
+                copies = (self.world, self.rank) if everywhere else (replicas, replica)
+                yield Slice(f"{kind}/{name}", shape, box, local(tensor.detach()), *copies)
         for name, b in self.objective.named_buffers():
             yield Slice(f"buffer/{name}", tuple(b.shape), box_of(b), local(b), self.world, self.rank)
 
 
-def square_sum(tensors: list[Tensor]) -> Tensor:
+def square_sum(t: Tensor) -> Tensor:
     """Sum of squares in float64, so that no strategy's order of addition shows in the norm."""
-    total = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
-    for t in tensors:
-        if t.numel():
-            total += torch.linalg.vector_norm(t, dtype=torch.float64).square()
-    return total
+    return torch.linalg.vector_norm(t, dtype=torch.float64).square()

@@ -26,7 +26,7 @@ def training_flops(build: Callable[[], nn.Module], batch: Any) -> float:
         objective: Any = build()
         objective.micro_batch = None
         with FlopCounterMode(display=False) as counter:
-            objective(batch.to("meta"), 0)
+            objective(objective.prepare(batch.to("meta"), 0), 0)
         return 3 * counter.get_total_flops() / len(batch)
     except Exception:  # a stranger's objective may look at values, which the meta device lacks: no figure then
         return 0.0

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_pipeline.batch import Batch
@@ -76,28 +77,38 @@ class Log:
 
             board.add_scalar("system/memory_gib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, step)
 
-    def scores(self, step: int, name: str, values: dict[str, float]) -> None:
-        """An evaluator's numbers."""
+    def scores(self, step: int, name: str, values: dict[str, Any]) -> None:
+        """An evaluator's numbers, and its pictures: uint8 (H, W, 3), in TensorBoard alone."""
         if self.on:
+            numbers = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
             for key, value in values.items():
-                self._writer().add_scalar(f"{name}/{key}", value, step)
+                if key in numbers:
+                    self._writer().add_scalar(f"{name}/{key}", value, step)
+                else:
+                    self._writer().add_image(f"{name}/{key}", value, step, dataformats="HWC")
             with (self.folder / "evaluations.jsonl").open("a") as f:
-                f.write(json.dumps({"step": step, "name": name, **values}) + "\n")
-            self.say(f"step {step}  {name}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+                f.write(json.dumps({"step": step, "name": name, **numbers}) + "\n")
+            self.say(f"step {step}  {name}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
 
     def pictures(self, step: int, batch: Batch, captions: list[str]) -> None:
-        """A grid of inputs as they enter the model, and their captions."""
-        if not self.on or "image" not in batch:
+        """Grids of inputs as they leave the loader (of several views all that belong to a sample stand in a row), captions."""
+        if not self.on:
             return
-        images = batch["image"][:16].cpu()
-        columns = 4
-        rows = [torch.cat(list(images[i : i + columns]), dim=1) for i in range(0, len(images), columns)
-                if i + columns <= len(images)]
-        if rows:
-            board = self._writer()
-            board.add_image("inputs", torch.cat(rows, dim=0), step, dataformats="HWC")
-            if captions:
-                board.add_text("captions", "  \n".join(captions[:16]), step)
+        for name in ("image", "globals", "locals"):
+            if name not in batch:
+                continue
+            images = batch[name][:16].cpu()
+            columns = 4
+            if images.ndim == 5:
+                columns = images.shape[1]
+                images = images[: max(1, 16 // columns)].flatten(0, 1)
+            whole = len(images) // columns * columns
+            rows = [torch.cat(list(images[i : i + columns]), dim=1) for i in range(0, whole, columns)]
+            if rows:
+                self._writer().add_image("inputs" if name == "image" else f"inputs/{name}", torch.cat(rows, dim=0), step,
+                                         dataformats="HWC")
+        if captions:
+            self._writer().add_text("captions", "  \n".join(captions[:16]), step)
 
     def close(self) -> None:
         if not self.on:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from data_pipeline.loader import Loader
+from vtx_scale.blocks.rows import commit, forget
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.failpoint import failpoint
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.control import BadLimit, Control, Ledger
 from vtx_scale.trainer.log import Log
-from vtx_scale.trainer.optim import set_applied
+from vtx_scale.trainer.optim import set_applied, set_rates
 from vtx_scale.trainer.precision import Precision
 
 
@@ -27,6 +28,7 @@ class Progress:
     step: int = 0  # finished steps
     applied: int = 0  # of them, those that moved the weights
     samples: int = 0  # valid samples seen
+    frozen: int = 0  # of the applied steps, those at which the objective kept some parameters frozen
 
 
 def due(run: Run, step: int) -> list[str]:
@@ -50,13 +52,13 @@ class Trainer:
     log: Log
     state: Callable[[], dict[str, Any]]  # JSON that goes into the manifest
     progress: Progress = field(default_factory=Progress)
-    evaluate: Callable[[str, int], None] = lambda name, step: None
+    evaluate: Callable[[list[str], int], None] = lambda names, step: None
     saved: int = -1  # the newest step handed to the writer
 
     def train(self) -> str:
         """Run to the end, or to the request to leave: "finished" or "left"."""
         run, p, peak = self.run, self.progress, self.run.optim.lr
-        set_applied(self.optimizer, p.applied)
+        set_applied(self.optimizer, p.applied, self.objective.frozen(0), p.frozen)
         limit, first = BadLimit(run.data.bad_limit), p.step
         leaving = False
         while p.step < run.steps and not leaving:
@@ -64,13 +66,14 @@ class Trainer:
             batch = self.loader.next()
             waited = time.perf_counter() - began
             rate = peak * run.schedule(p.step, run.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_rates(self.optimizer, run.optim, rate, p.step, run.steps)
             for bad in batch.bad:
                 self.ledger.write(**bad, step=p.step + 1)
             for reason, count in batch.notes.items():
                 self.ledger.write(kind="note", reason=reason, count=count, step=p.step + 1)
 
+            forget(self.objective)
+            batch = self.objective.prepare(batch, p.step)
             counts = self.objective.count(batch)  # known before the forward pass: a masked slot weighs nothing
             masked = (~batch.valid & (batch.ids >= 0)).sum()
             heads = torch.stack([counts.double(), batch.valid.sum().double(), masked.double()])
@@ -81,14 +84,16 @@ class Trainer:
             flags = torch.tensor([self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64)
             failpoint(f"backward-{p.step + 1}")
             common = self.strategy.sum(torch.cat([loss.double().reshape(1), flags.to(loss.device)]))
-            norm = self.strategy.norm() / self.precision.scale
-            (loss_value, leave, failed), norm_value = common.tolist(), norm.item()
+            for frozen in self.objective.frozen(p.step):
+                frozen.grad = None
+            norms = self.strategy.norms() / self.precision.scale
+            (loss_value, leave, failed), norm_value = common.tolist(), torch.linalg.vector_norm(norms).float().item()
             leaving = leave > 0 or p.step + 1 - first == run.system.leave_after
             if failed:
                 self.save_failed()
 
             if self.sound(batch, loss, loss_value, norm_value, valid):
-                self.apply(norm_value)
+                self.apply(norm_value, norms)
             self.optimizer.zero_grad(set_to_none=True)
             p.step += 1
             p.samples += int(valid)
@@ -100,8 +105,8 @@ class Trainer:
                           **{k: v.item() for k, v in seen.items()})
             if p.step == run.steps or leaving or (run.checkpoint.every and p.step % run.checkpoint.every == 0):
                 self.save()
-            for name in due(run, p.step):
-                self.evaluate(name, p.step)
+            if names := due(run, p.step):
+                self.evaluate(names, p.step)
         self.finish()
         return "left" if leaving and p.step < run.steps else "finished"
 
@@ -139,17 +144,22 @@ class Trainer:
         self.control.skip(step)
         return False
 
-    def apply(self, norm: float) -> None:
-        clip, factor = self.run.optim.clip, 1 / self.precision.scale
-        if clip is not None and norm > clip:
-            factor *= clip / norm
-        if factor != 1:
-            self.strategy.scale(factor)
+    def apply(self, norm: float, norms: Tensor) -> None:
+        clip, step = self.run.optim.clip, self.progress.step
+        whole = 1 / self.precision.scale
+        if clip is not None and self.run.optim.clip_each:
+            self.strategy.scale([whole * min(1.0, clip / max(n, 1e-12)) for n in norms.tolist()])
+        else:
+            factor = whole * (clip / norm if clip is not None and norm > clip else 1.0)
+            if factor != 1:
+                self.strategy.scale(factor)
         self.optimizer.step()
         self.progress.applied += 1
+        self.progress.frozen += any(True for _ in self.objective.frozen(step))
+        commit(self.objective)
         self.objective.after_step()
-        self.strategy.follow(self.progress.step)
-        self.objective.follow(self.progress.step)
+        self.strategy.follow(step)
+        self.objective.follow(step)
 
     def save(self) -> None:
         self.settle()

@@ -1,43 +1,69 @@
-"""AdamW with parameter groups made from names: each trained parameter is in exactly one."""
+"""Optimizers with parameter groups made from names: each trained parameter is in exactly one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtx_scale.specs.run import Optimizer
+from vtx_scale.trainer.adafactor import Adafactor
 
 
-def groups(module: nn.Module, undecayed: Callable[[str, Tensor], bool], decay: float) -> list[dict]:
-    """Two groups, decayed and not, in the order of the names; asserts that none is missed or taken twice."""
-    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    decayed = [(n, p) for n, p in trained if not undecayed(n, p)]
-    rest = [(n, p) for n, p in trained if undecayed(n, p)]
-    assert len(decayed) + len(rest) == len(trained) == len({id(p) for _, p in trained})
-    made = [{"params": [p for _, p in part], "names": [n for n, _ in part], "weight_decay": wd}
-            for part, wd in ((decayed, decay), (rest, 0.0)) if part]
-    return made
+def groups(module: nn.Module, undecayed: Callable[[str, Tensor], bool],
+           head: Callable[[str], bool] = lambda name: False) -> list[dict[str, Any]]:
+    """Groups of kind "body", "head" and "undecayed", in the order of the names; an empty one is left out."""
+    made: dict[str, list[nn.Parameter]] = {"body": [], "head": [], "undecayed": []}
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            made["undecayed" if undecayed(name, p) else "head" if head(name) else "body"].append(p)
+    return [{"kind": kind, "params": part} for kind, part in made.items() if part]
 
 
-def adamw(module: nn.Module, undecayed: Callable[[str, Tensor], bool], spec: Optimizer) -> torch.optim.AdamW:
-    """The optimizer with its state made at once, so that a checkpoint can be read into it before the first step."""
-    made = groups(module, undecayed, spec.decay)
-    for group in made:
-        group.pop("names")
-    cuda = any(p.is_cuda for g in made for p in g["params"])
-    optimizer = torch.optim.AdamW(made, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True if cuda else None,
-                                  foreach=None if cuda else False)
+def set_rates(optimizer: torch.optim.Optimizer, spec: Optimizer, rate: float, step: int, steps: int) -> None:
+    """The learning rate and weight decay of a step."""
+    decay = spec.decay_at(step, steps)
     for group in optimizer.param_groups:
-        for p in group["params"]:
+        group["lr"] = rate
+        group["weight_decay"] = {"body": decay, "undecayed": 0.0}.get(
+            group["kind"], decay if spec.head_decay is None else spec.head_decay)
+
+
+def optimizer_of(objective: Any, spec: Optimizer, shards: Any = None) -> torch.optim.Optimizer:
+    """The optimizer with its state made at once, so that a checkpoint can be read into it before the first step.
+
+    shards: the process group over which parameters are cut, None where they are whole.
+    """
+    made = groups(objective, objective.undecayed, objective.head)
+    cuda = any(p.is_cuda for g in made for p in g["params"])
+    each = None if cuda else False  # many tensors at once only where that is faster
+    optimizer: torch.optim.Optimizer
+    if spec.kind == "adafactor":
+        optimizer = Adafactor(made, spec.lr, betas=spec.betas, shards=shards)
+    elif spec.kind == "sgd":
+        optimizer = torch.optim.SGD(made, lr=spec.lr, momentum=spec.betas[0], foreach=each)
+        for p in parameters(optimizer):
+            optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format)}
+    else:
+        optimizer = torch.optim.AdamW(made, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True if cuda else None,
+                                      foreach=each)
+        for p in parameters(optimizer):
             optimizer.state[p] = {
                 "step": torch.zeros((), dtype=torch.float32, device=p.device if cuda else "cpu"),
                 "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
             }
+    set_rates(optimizer, spec, spec.lr, 0, 1)
     return optimizer
 
 
-def set_applied(optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Tell every parameter how many steps were applied (one number for all: a skipped step skips all)."""
-    for state in optimizer.state.values():
-        state["step"].fill_(steps)
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def set_applied(optimizer: torch.optim.Optimizer, steps: int, late: Iterable[nn.Parameter] = (), missed: int = 0) -> None:
+    """Tell every parameter how many steps were applied to it; `late` ones were frozen for `missed` of them."""
+    behind = {id(p) for p in late}
+    for p, state in optimizer.state.items():
+        if "step" in state:
+            state["step"].fill_(steps - missed if id(p) in behind else steps)

@@ -1,0 +1,99 @@
+"""Does an objective learn? A small training on CIFAR-10, beside the same network untrained and beside raw pixels.
+
+    python benchmarks/learning.py pixels --data FOLDER
+    python benchmarks/learning.py RECIPE --data FOLDER [--seed 0] [--runs FOLDER] [key=value ...]
+
+RECIPE is one of launch/recipes/cifar10.py, "pixels" the comparison with raw pixels. FOLDER holds train-*.tar and
+test-*.tar. One training a command; the same command goes on where it was stopped. Readouts and their penalty are fixed
+beforehand: weighted k-NN (20 neighbours), logistic regression with an L2 of 1e-3; raw pixels alone get the best of four
+penalties, chosen on the test pictures, which favours them. Writes benchmarks/results/learning/RECIPE-SEED.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data_pipeline.loader import Loader
+from launch import build, override, recipes
+from launch.evaluate import scores
+from vtx_scale.evaluators.features import extract
+from vtx_scale.evaluators.knn import knn
+from vtx_scale.evaluators.linear import linear
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.strategies.single import Single
+from vtx_scale.trainer.init import initialise
+
+RESULTS = Path(__file__).parent / "results" / "learning"
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+CURVE = 12  # points of the training's curve that are kept
+
+
+def untrained(run):
+    """The network of the recipe and seed with its initial values, at the same readouts."""
+    objective = build.build_objective(run, torch.float32)
+    Single(torch.device("cpu")).prepare(objective)
+    initialise(objective, objective.initial, run.seed)
+    return scores(run, objective, [e.name for e in run.evaluate if e.name != "accuracy"])
+
+
+def pixels(run):
+    """Raw pixels, and means of 4 x 4 boxes, at the same readouts."""
+    made = {}
+    for name, shrink in (("pixels", 1), ("boxes", 4)):
+
+        def probe(x, shrink=shrink):
+            x = torch.as_tensor(x).float().permute(0, 3, 1, 2) / 255
+            return torch.nn.functional.avg_pool2d(x, shrink).flatten(1) - 0.5
+
+        parts = []
+        for train in (True, False):
+            batches, count = build.eval_batches(run, build.open_data(run, train))
+            parts.append(extract(probe, Loader(batches, stop=count), Ranks()))
+        best = max((linear(*parts, None, Ranks(), penalties=(p,)) for p in PENALTIES), key=lambda r: r["top1"])
+        made[name] = {"knn": knn(*parts, None, Ranks()), "linear": best}
+    return made
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("keys", nargs="*")
+    args = parser.parse_intermixed_args()
+    torch.set_num_threads(1)
+    folder = args.runs / f"{args.recipe}-{args.seed}"
+    keys = [f"data.shards={args.data}/train-*.tar", f"data.val_shards={args.data}/test-*.tar", f"seed={args.seed}", *args.keys]
+    if args.recipe == "pixels":
+        return write("pixels", pixels(build.resolve_data(override.override(recipes.find("cifar10_vit"), keys))))
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "launch.cli", "train", args.recipe, "--run", str(folder), *keys], check=True)
+    run = build.resolve_data(override.override(recipes.find(args.recipe), keys))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    said = ("step", "loss", "accuracy", "teacher_accuracy", "distillation", "teacher_entropy", "marginal_entropy")
+    points = sorted({round(i * (len(rows) - 1) / (CURVE - 1)) for i in range(CURVE)} | {min(99, len(rows) - 1)})
+    trained = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    result = {
+        "recipe": args.recipe, "seed": args.seed, "keys": args.keys, "steps": run.steps, "batch": run.global_batch,
+        "training_seconds": round(sum(r["seconds"] for r in rows), 1), "seconds": round(time.perf_counter() - began, 1),
+        "curve": [{k: round(rows[i][k], 4) for k in said if k in rows[i]} for i in points],
+        "trained": {r["name"]: {k: v for k, v in r.items() if k not in ("step", "name")} for r in trained},
+        "untrained": untrained(run),
+    }
+    write(f"{args.recipe}-{args.seed}", result)
+
+
+def write(name, result):
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k != "curve"}))
+
+
+if __name__ == "__main__":
+    main()

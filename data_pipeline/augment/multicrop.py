@@ -1,0 +1,67 @@
+"""DINO's views of one picture (Caron et al. 2021): two large crops and some small ones, from one decode."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.augment.affine import flip
+from data_pipeline.augment.colour import JITTER_WORDS, blur, grey, jitter, solarise
+from data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
+from data_pipeline.decode import Pixels, resize_crop
+
+VIEW_WORDS = CROP_WORDS + JITTER_WORDS + 6  # of each view, whatever comes of them
+
+
+@dataclass(frozen=True)
+class MultiCrop:
+    """Views 0 and 1 are the large crops, view 2 + i is small crop i; each has numbers of its own.
+
+    scale: part of the picture's area. jitter: strengths of brightness, contrast, saturation, hue. blur: probability
+    in the first large, the second large and the small crops; blur_radius in pixels. solarise: of the second alone.
+    Departs from the paper's code in the crop's number of tries (5, not 10) and in turning the hue in float.
+    """
+
+    global_size: int = 224
+    local_size: int = 96
+    locals: int = 8
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter_p: float = 0.8
+    grey: float = 0.2
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur_radius: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.2
+
+    def __call__(self, pixels: Pixels, draw: Callable[[int, int], NDArray[np.float64]]) -> tuple[Pixels, Pixels]:
+        """(2, S, S, 3) and (locals, s, s, 3) uint8 of an (H, W, 3) picture; both lie in planes."""
+        large = np.empty((2, 3, self.global_size, self.global_size), np.uint8)
+        small = np.empty((self.locals, 3, self.local_size, self.local_size), np.uint8)
+        for view in range(2 + self.locals):
+            out = large[view] if view < 2 else small[view - 2]
+            out[:] = self.view(pixels, view, draw(view, VIEW_WORDS)).transpose(2, 0, 1)
+        return large.transpose(0, 2, 3, 1), small.transpose(0, 2, 3, 1)
+
+    def view(self, pixels: Pixels, view: int, u: NDArray[np.float64]) -> Pixels:
+        """One view, (S, S, 3) or (s, s, 3). u: VIEW_WORDS uniform numbers."""
+        size, scale = (self.global_size, self.global_scale) if view < 2 else (self.local_size, self.local_scale)
+        height, width = pixels.shape[:2]
+        box = random_resized_crop_box(height, width, u, scale, self.ratio)
+        made = resize_crop(pixels, box, size, bicubic=True)
+        flips, jitters, greys, blurs, radius, solarises = u[CROP_WORDS : CROP_WORDS + 6].tolist()
+        if flips < self.flip:
+            made = flip(made)
+        if jitters < self.jitter_p:
+            made = jitter(made, u[CROP_WORDS + 6 :], *self.jitter)
+        if greys < self.grey:
+            made = grey(made)
+        if blurs < self.blur[min(view, 2)]:
+            low, high = self.blur_radius
+            made = blur(made, low + radius * (high - low))
+        if view == 1 and solarises < self.solarise:
+            made = solarise(made)
+        return made

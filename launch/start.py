@@ -1,0 +1,93 @@
+"""Where values come from at a run's first start: `init.from`, and networks that an objective borrows (a teacher)."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from vtx_scale.specs.run import Run
+
+HEADS = ("net.head.", "net.dist_head.", "net.rep.")  # what `init.head=new` starts anew
+
+
+def start(run: Run, objective: Any, strategy: Any, say: Callable[[str], None]) -> None:
+    """Fill what comes from elsewhere. Raises UserError where it does not fit."""
+    for prefix, source in objective.borrowed().items():
+        borrow(prefix, source, getattr(run.objective, prefix.rstrip(".")), strategy)
+    if run.init.from_:
+        start_from(run.init.from_, run, strategy, say)
+
+
+def stored(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers of the newest checkpoint of a run folder."""
+    from vtx_scale.checkpoints.read import Tensors, newest
+
+    found = newest(path / "checkpoints")
+    if found is None:
+        raise UserError(f"{path} has no whole checkpoint: run its training first.")
+    tensors = Tensors(*found)
+    return tensors.state("param") | tensors.state("buffer")
+
+
+def start_from(source: str, run: Run, strategy: Any, say: Callable[[str], None] = print) -> None:
+    """`init.from`: parameters and running statistics of a run folder or of exported weights.
+
+    A plain network starts from the teacher of a run that has one (DINO).
+    """
+    from vtx_scale.interop.weights import import_weights, resize_positions
+
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"init.from={source}: there is no such file or folder.")
+    state = stored(path) if (path / "run.json").exists() else import_weights(path, run.objective)
+    resized = resize_positions(state, run.objective)
+    if resized is not state and strategy.rank == 0:
+        say(f"init.from={source}: its position embeddings are resized to the recipe's resolution")
+
+    def candidates(name: str) -> Iterable[str]:
+        return name, f"teacher.{name}"
+
+    def wanted(name: str) -> bool:
+        return not (run.init.head == "new" and name.startswith(HEADS))
+
+    fill(strategy, resized, candidates, wanted, f"init.from={source}")
+
+
+def borrow(prefix: str, source: str, network: Any, strategy: Any) -> None:
+    """Fill the part `prefix` from a run folder's network or from exported weights of `network`."""
+    from vtx_scale.interop.weights import import_network
+
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"objective.{prefix}from={source}: there is no such file or folder.".replace(".from", "_from"))
+    state = stored(path) if (path / "run.json").exists() else import_network(path, network)
+    head = state.get("net.head.weight", state.get("head.weight"))
+    if head is not None and len(head) != network.classes:
+        raise UserError(f"{source} knows {len(head)} classes and this recipe {network.classes}: give a teacher that was "
+                        "trained on the same classes, or set the classes.")
+
+    def candidates(name: str) -> Iterable[str]:
+        own = name.removeprefix(prefix)
+        return f"net.{own}", f"teacher.net.{own}", own
+
+    fill(strategy, state, candidates, lambda name: name.startswith(prefix), source)
+
+
+@torch.no_grad()
+def fill(strategy: Any, state: dict[str, Tensor], candidates: Callable[[str], Iterable[str]], wanted: Callable[[str], bool],
+         source: str) -> None:
+    """Copy into every wanted parameter and buffer the first of its candidates. Raises UserError for a shape that differs."""
+    for s in strategy.slices():
+        kind, _, name = s.key.partition("/")
+        if not wanted(name):
+            continue
+        there = next((c for c in candidates(name) if c in state), None)
+        if there is None and kind == "buffer":
+            continue  # running statistics of another kind of run begin anew
+        if there is None or tuple(state[there].shape) != s.shape:
+            have = tuple(state[there].shape) if there else "nothing"
+            raise UserError(f"{source}: {name} is {s.shape} in the recipe and {have} there.")
+        s.tensor.copy_(state[there][tuple(slice(a, b) for a, b in s.box)])

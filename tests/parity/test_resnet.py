@@ -1,0 +1,283 @@
+"""ResNets with the same weights and running statistics give the same here, in timm and in open_clip, and come back."""
+
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.errors import UserError
+from tests.parity.test_clip import assert_same_bits, close, here, inputs, opened, there
+from tests.require import need
+from vtx_scale.backbones.bit import BitStem, StandardConv
+from vtx_scale.backbones.bit import initial as bit_initial
+from vtx_scale.backbones.clip_resnet import initial as clip_initial
+from vtx_scale.backbones.resnet import ResNet, initial
+from vtx_scale.blocks.random import step_key
+from vtx_scale.blocks.rows import Rows, commit
+from vtx_scale.interop import export_clip, export_resnet, import_clip, import_resnet, resize_positions
+from vtx_scale.interop.clip import OPEN_CLIP_RESNET, open_clip_config
+from vtx_scale.interop.rename import Line, inward, outward, under
+from vtx_scale.interop.resnet import TABLE, with_counts
+from vtx_scale.objectives.clip import Clip
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.clip import Clip as ClipSpec
+from vtx_scale.specs.clip import TextTower
+from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNet
+from vtx_scale.specs.resnet import ResNet as Spec
+from vtx_scale.trainer.init import initialise
+
+TIMM = {"18": "resnet18", "34": "resnet34", "50": "resnet50", "101": "resnet101", "152": "resnet152",
+        "wide 50-2": "wide_resnet50_2", "wide 101-2": "wide_resnet101_2"}
+SMALL = ClipSpec(image=ClipResNet(blocks=(1, 2, 1, 1), width=8, heads=4, resolution=64, embed=40),
+                 text=TextTower(width=32, depth=2, heads=2, context=24, vocab=258), embed=40)
+
+
+@pytest.fixture(scope="module")
+def libraries() -> ModuleType:
+    need("interop")
+    from tests.parity import libraries
+
+    return libraries
+
+
+@torch.no_grad()
+def randomise(module: nn.Module) -> nn.Module:
+    """No tensor may be zero or one: a name that is mixed up must show. Convolutions keep the size of what they carry."""
+    generator = torch.Generator().manual_seed(0)
+    for name, t in module.state_dict().items():
+        noise = torch.randn(t.shape, generator=generator)
+        if not t.is_floating_point():
+            continue
+        if name.endswith("running_var"):
+            t.copy_(1 + noise.square())
+        elif "logit" in name:
+            t.copy_(noise + 2)
+        elif t.ndim == 1:
+            t.copy_(noise * 0.3 + (("norm" in name or "bn" in name) and name.endswith("weight")))
+        else:
+            t.copy_(noise * t[0].numel() ** -0.5)
+    return module
+
+
+def images(side: int, count: int = 3) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def alike(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def all_rows(count: int) -> Rows:
+    return Rows(torch.ones(count, dtype=torch.bool), torch.arange(count), step_key(0, 0), Ranks())
+
+
+@pytest.mark.parametrize("size", ["18", "50", "wide"])
+def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
+    spec = {"18": Spec.size("18", classes=10), "50": Spec.size("50", classes=10),
+            "wide": Spec(blocks=(1, 1, 1, 1), wide=2, classes=7, resolution=64)}[size]
+    ours = randomise(ResNet(spec)).eval()
+    export_resnet(spec, ours.state_dict(), "timm", tmp_path / "out")
+    theirs = libraries.timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    x = images(64)
+    with torch.no_grad():
+        alike(ours(x), theirs(x))
+        alike(ours.maps(x), theirs.forward_features(x))
+    assert_same_bits(import_resnet(tmp_path / "out"), ours.state_dict())
+    randomise(theirs)  # other values, by their names and order
+    again = ResNet(spec).eval()
+    export_resnet(spec, inward(TABLE, {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}),
+                  "torchvision", tmp_path / "file")
+    again.load_state_dict(import_resnet(tmp_path / "file" / "model.safetensors"))
+    with torch.no_grad():
+        alike(again(x), theirs(x))
+
+
+@pytest.mark.parametrize("size", ["18", "50"])
+def test_timm_trains_alike(libraries, size):
+    """In training: the logits, every gradient, and what the running statistics become."""
+    spec = Spec.size(size, classes=10)
+    ours = randomise(ResNet(spec)).double()
+    theirs = libraries.timm.create_model(TIMM[size], num_classes=10).double().train()
+    theirs.load_state_dict(with_counts(outward(TABLE, ours.state_dict())))
+    x = images(64, 4).double()
+    weigh = torch.randn(4, 10, generator=torch.Generator().manual_seed(2)).double()
+    mine, other = ours(x, all_rows(4)), theirs(x)
+    alike(mine, other)
+    (mine * weigh).sum().backward()
+    (other * weigh).sum().backward()
+    want = {k: p.grad for k, p in theirs.named_parameters()}
+    got = outward(TABLE, {k: p.grad for k, p in ours.named_parameters()})
+    assert got.keys() == want.keys()
+    for name, grad in want.items():
+        assert (got[name] - grad).abs().max() <= 1e-8 * max(1, grad.abs().max()), name
+    commit(ours)
+    running = dict(theirs.named_buffers())
+    for name, value in outward(TABLE, dict(ours.named_buffers())).items():
+        assert (value - running[name]).abs().max() <= 1e-9 * max(1, running[name].abs().max()), name
+
+
+@pytest.mark.parametrize("size", RESNET_SIZES)
+def test_published_resnets_have_the_same_tensors(libraries, size):
+    with torch.device("meta"):
+        ours = ResNet(Spec.size(size, classes=1000)).state_dict()
+        theirs = libraries.timm.create_model(TIMM[size]).state_dict()
+    assert {k: v.shape for k, v in with_counts(outward(TABLE, ours)).items()} == {k: v.shape for k, v in theirs.items()}
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+def test_initial_values_are_timms(libraries, kind):
+    """The same kind and spread of every tensor, the last gain of each block 0."""
+    spec = Spec(blocks=(1, 1, 1, 1), kind=kind, classes=10)
+    ours = ResNet(spec)
+    initialise(ours, lambda name, shape: initial(name, shape, spec), 0)
+    torch.manual_seed(0)
+    theirs = libraries.timm.create_model("resnet18" if kind == "basic" else "resnet50", layers=[1, 1, 1, 1], num_classes=10)
+    for name, want in theirs.state_dict().items():
+        if "num_batches" in name:
+            continue
+        got = outward(TABLE, ours.state_dict())[name]
+        if want.ndim == 1 and "fc" not in name:
+            assert torch.equal(got, want), name
+        else:
+            assert abs(got.std() / want.std() - 1) < (0.1 if want.numel() > 1000 else 0.8), name
+            assert got.abs().max() < want.abs().max() * 1.6, name
+
+
+def clip_model(spec: ClipSpec) -> Clip:
+    return randomise(Clip(spec, Ranks())).eval()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_open_clip_out_and_in(libraries, loss, tmp_path):
+    spec = replace(SMALL, loss=loss)
+    ours = clip_model(spec)
+    export_clip(spec, ours.state_dict(), "open_clip", tmp_path / "out")
+    theirs = opened(libraries, "open_clip", tmp_path / "out")
+    close(here(ours), there(theirs, spec))
+    assert_same_bits(import_clip(tmp_path / "out"), ours.state_dict())
+    export_clip(spec, ours.state_dict(), "safetensors", tmp_path / "plain")
+    assert_same_bits(import_clip(tmp_path / "plain"), ours.state_dict())
+
+
+def test_open_clip_in(libraries, tmp_path):
+    """Their model with values of its own; and in training the two features are alike."""
+    from safetensors.torch import save_file
+
+    theirs = libraries.open_clip.CLIP(**open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"])
+    randomise(theirs).eval()
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    ours = Clip(SMALL, Ranks()).eval()
+    ours.load_state_dict(import_clip(tmp_path / "theirs.safetensors"))
+    close(here(ours), there(theirs, SMALL))
+    pixels, normal, _ = inputs(SMALL)
+    trained = theirs.train().encode_image(normal, normalize=True)
+    alike(ours.encode_image(pixels, all_rows(len(pixels))), trained)
+    commit(ours)
+    alike(here(ours)[0], theirs.eval().encode_image(normal, normalize=True))
+
+
+@pytest.mark.parametrize("size", CLIP_RESNET_SIZES)
+def test_published_clips_have_the_same_tensors(libraries, size):
+    """Names and shapes, and the configuration that open_clip ships."""
+    spec = ClipSpec.size(size)
+    config = open_clip_config(spec)["open_clip_config.json"]["model_cfg"]
+    shipped = libraries.open_clip.get_model_config(f"{size}-quickgelu")
+    for part in ("vision_cfg", "text_cfg"):
+        assert shipped[part].items() <= config[part].items()
+    assert config["vision_cfg"]["head_width"] == 64 and config["quick_gelu"] and config["embed_dim"] == shipped["embed_dim"]
+    with torch.device("meta"):
+        ours = Clip(spec, Ranks()).state_dict()
+        theirs = libraries.open_clip.CLIP(**config).state_dict()
+    made = with_counts(outward(OPEN_CLIP_RESNET, ours))
+    assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_initial_values_are_open_clips(libraries):
+    torch.manual_seed(0)
+    theirs = libraries.open_clip.CLIP(**open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"]).visual
+    ours = Clip(SMALL, Ranks())
+    initialise(ours, ours.initial, 0)
+    made = outward(OPEN_CLIP_RESNET, ours.state_dict())
+    for name, want in theirs.state_dict().items():
+        if "num_batches" in name:
+            continue
+        got = made[f"visual.{name}"]
+        if want.std() == 0:
+            assert torch.equal(got, want), name
+        else:
+            assert abs(got.std() / want.std() - 1) < (0.1 if want.numel() > 1000 else 0.8), name
+    assert clip_initial("norm3.weight", torch.Size([8]), SMALL.image) == ("ones", 0.0)
+
+
+def test_a_resnet_at_another_resolution(libraries, tmp_path):
+    ours = clip_model(SMALL)
+    export_clip(SMALL, ours.state_dict(), "open_clip", tmp_path / "out")
+    spec = replace(SMALL, image=replace(SMALL.image, resolution=96))
+    big = Clip(spec, Ranks()).eval()
+    big.load_state_dict(resize_positions(import_clip(tmp_path / "out"), spec))
+    assert torch.equal(big.image.pool.positions[:, 0], ours.image.pool.positions[:, 0])
+    assert big.image.pool.positions.shape == (1, 10, 256)
+
+
+def test_refusals(tmp_path):
+    state = clip_model(SMALL).state_dict()
+    for to in ("transformers", "timm"):
+        with pytest.raises(UserError, match="open_clip or safetensors"):
+            export_clip(SMALL, state, to, tmp_path / "out")
+    with pytest.raises(UserError, match="timm or torchvision"):
+        export_resnet(Spec(), {}, "open_clip", tmp_path / "out")
+    with pytest.raises(UserError, match="four stages"):
+        export_resnet(Spec(blocks=(1, 1, 1)), {}, "timm", tmp_path / "out")
+    with pytest.raises(UserError, match=r"objective.embed=41"):
+        Clip(replace(SMALL, embed=41), Ranks())
+
+
+BIT_UNIT = [
+    *[line for k in "123" for line in (Line(f"conv{k}.weight", f"conv{k}.weight"), Line(f"norm{k}.{{p}}", f"norm{k}.{{p}}"))],
+    Line("shortcut.weight", "downsample.conv.weight"),
+    Line("norm_shortcut.{p}", "downsample.norm.{p}"),
+]
+BIT = [line for k in range(4) for line in under(f"stages.{k}.{{n}}.", f"stages.{k}.blocks.{{n}}.", BIT_UNIT)]
+
+
+@pytest.mark.parametrize(("name", "blocks", "side"), [
+    ("vit_tiny_r_s16_p8_224", (), 64), ("vit_small_r26_s32_224", (2, 2, 2, 2), 64), ("vit_base_r50_s16_224", (3, 4, 9), 96)])
+def test_stem_of_the_hybrids(libraries, name, blocks, side):
+    """timm's standardisation adds its eps elsewhere: where deviations are large, without either they are one."""
+    with torch.device("meta"):
+        theirs = libraries.timm.create_model(name).patch_embed.backbone
+    theirs = randomise(theirs.to_empty(device="cpu")).double().eval()
+    with torch.no_grad():
+        for w in theirs.parameters():
+            w.mul_(100 if w.ndim == 4 else 1)
+    head = "stem." if blocks else ""
+    table = [Line("conv.weight", f"{head}conv.weight"), Line("norm.{p}", f"{head}norm.{{p}}"), *BIT]
+    ours = BitStem(blocks, weight_eps=0.0, eps=1e-5).double().eval()
+    ours.load_state_dict(inward(table, theirs.state_dict()))
+    x = images(side).double()
+    with torch.no_grad():
+        mine, other = ours(x), theirs(x)
+        other = other[-1] if isinstance(other, list | tuple) else other
+        alike(mine, other)
+
+
+def test_filters_are_standardised_as_published():
+    conv = StandardConv(4, 8, 3, 1, 1e-5)
+    weight = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 1e-4  # where the eps tells
+    conv.weight.data.copy_(weight)
+    flat = weight.flatten(1)
+    made = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, correction=0, keepdim=True) + 1e-5)
+    x = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(1))
+    alike(conv(x), nn.functional.conv2d(x, made.view_as(weight), padding=1))
+
+
+def test_initial_values_of_the_stem():
+    stem = BitStem((1, 1))
+    initialise(stem, bit_initial, 0)
+    state = stem.state_dict()
+    assert not state["stages.1.0.norm3.weight"].any() and state["stages.1.0.norm_shortcut.weight"].eq(1).all()
+    weight = state["stages.1.0.conv2.weight"]
+    assert abs(weight.std() * (128 * 9) ** 0.5 - 1) < 0.02 and weight.abs().max() <= 2 * (128 * 9) ** -0.5 / 0.8796

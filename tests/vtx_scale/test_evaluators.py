@@ -1,0 +1,360 @@
+"""Evaluators on features against brute force in float64, and their numbers in every world."""
+
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_pipeline.batch import Batch
+from data_pipeline.errors import UserError
+from data_pipeline.loader import InOrder
+from data_pipeline.order import draws
+from launch import override, recipes
+from launch.evaluate import evaluator, known, scores
+from launch.worker import prepared
+from tests.promises.harness import lines, one_rank, smoke, train, vtx
+from tests.ranks import gathered, on_ranks
+from tests.require import need
+from vtx_scale.evaluators import linear as linear_file
+from vtx_scale.evaluators.attention import COLOURS, attention, attention_pictures, held
+from vtx_scale.evaluators.features import DRAWS, Features, extract
+from vtx_scale.evaluators.few_shot import few_shot
+from vtx_scale.evaluators.knn import knn, pack, unpack
+from vtx_scale.evaluators.linear import linear
+from vtx_scale.evaluators.linear_sgd import linear_sgd
+from vtx_scale.objectives.ranks import GroupRanks, Ranks
+from vtx_scale.specs.run import Evaluation
+
+KINDS, SIZE = 5, 16  # classes; slots of a rank in a batch
+MIX = torch.from_numpy(np.random.default_rng(7).integers(-3, 4, (48, 12))).float()
+
+
+def probe(pixels):
+    """Whole numbers, so that no batch size changes a bit."""
+    return pixels.flatten(1).float() @ MIX
+
+
+def samples(n, seed, repeat=True):
+    """Pixels (n, 4, 4, 3) that tell something of their label; many stand twice, also under another label."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, KINDS, n)
+    means = np.random.default_rng(99).integers(60, 190, (KINDS, 4, 4, 3))
+    pixels = np.clip(means[label] + rng.normal(0, 60, (n, 4, 4, 3)), 0, 255).astype(np.uint8)
+    if repeat:
+        pixels[n // 2 :] = pixels[: n - n // 2]
+        label[n // 2 :] = np.where(rng.random(n - n // 2) < 0.7, label[: n - n // 2], label[n // 2 :])
+    valid = rng.random(n) > 0.1
+    label[rng.random(n) < 0.1] = -1
+    return torch.from_numpy(pixels), torch.from_numpy(label), torch.from_numpy(valid)
+
+
+def batches(n, seed, rank=0, world=1, repeat=True):
+    """This rank's share, as `launch.build.eval_batches` deals it."""
+    pixels, label, valid = samples(n, seed, repeat)
+    for step in range(-(-n // (SIZE * world))):
+        at = torch.from_numpy(InOrder(n).share(step, SIZE * world, rank, world))
+        own = at.clamp(min=0)
+        yield Batch({"image": pixels[own], "label": label[own]}, valid[own] & (at >= 0), at, at * 0, at)
+
+
+def both(ranks, repeat=True):
+    return [extract(probe, batches(n, seed, ranks.rank, ranks.world, repeat), ranks) for n, seed in ((203, 1), (57, 2))]
+
+
+def all_scores(distributed):
+    if distributed:
+        gathered()
+    ranks = GroupRanks() if distributed else Ranks()
+    train_, val = both(ranks)
+    small = [replace(f, x=f.x / 1024) for f in (train_, val)]
+    return {"knn": knn(train_, val, None, ranks), "few_shot": few_shot(train_, val, None, ranks),
+            "linear": linear(train_, val, None, ranks, penalties=(1.0, 1e-1, 1e-2)),
+            "linear_sgd": linear_sgd(*small, None, ranks, epochs=10, batch=32, lr=1.0)}
+
+
+def test_numbers_hang_on_no_world():
+    """Shares that are not equal, ranks without a sample in a batch, neighbours that lie equally near."""
+    alone = all_scores(False)
+    assert alone["knn"]["samples"] == len(both(Ranks())[1].x) and 0.3 < alone["knn"]["top1@20"] < 1
+    assert alone["linear"]["top1"] > 0.3 and alone["few_shot"]["top1@10"] > 0.3 and alone["linear_sgd"]["top1"] > 0.3
+    for world in (2, 3):
+        made = on_ranks(world, all_scores, True)
+        assert made == [alone] * world
+
+
+def test_masked_and_unlabelled_slots_are_left_out():
+    calls = []
+    made = extract(lambda x: calls.append(len(x)) or probe(x), batches(203, 1), Ranks())
+    pixels, label, valid = samples(203, 1)
+    keep = valid & (label >= 0)
+    assert calls == [SIZE] * 13
+    assert torch.equal(made.x, probe(pixels[keep])) and torch.equal(made.label, label[keep])
+    assert torch.equal(made.id, keep.nonzero().flatten()) and 0 < keep.sum() < 203
+
+
+def test_a_neighbour_in_one_number():
+    rng = np.random.default_rng(0)
+    similar = torch.from_numpy(np.concatenate([rng.uniform(-1, 1, 500), [0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30]])).float()
+    ids = torch.from_numpy(rng.permutation(len(similar)) + (1 << 32) - 1000)
+    packed = pack(similar, ids)
+    back, number = unpack(packed)
+    assert torch.equal(back, similar) and torch.equal(number, ids)
+    wanted = sorted(range(len(ids)), key=lambda i: (-similar[i].item(), ids[i].item()))
+    assert packed.argsort(descending=True).tolist() == wanted
+
+
+def test_nearest_neighbours_by_brute_force():
+    train_, val = both(Ranks())
+    bank, query = (f.x.double().numpy() / np.linalg.norm(f.x.double().numpy(), axis=1, keepdims=True) for f in (train_, val))
+    similar = (query @ bank.T).astype(np.float32).astype(np.float64)
+    right = dict.fromkeys((10, 20, 100), 0)
+    for row, label in zip(similar, val.label.tolist(), strict=True):
+        near = sorted(range(len(row)), key=lambda i: (-row[i], i))
+        for k in right:
+            votes = np.zeros(KINDS)
+            for i in near[:k]:
+                votes[train_.label[i]] += np.exp(row[i] / 0.07)
+            right[k] += int(votes.argmax() == label)
+    made = knn(train_, val, None, Ranks())
+    assert made == {**{f"top1@{k}": n / len(val.x) for k, n in right.items()}, "samples": len(val.x)}  # 200 do not fit
+    few = Features(train_.x[:4], train_.label[:4], train_.id[:4])
+    assert knn(few, val, None, Ranks()).keys() == {"top1@4", "samples"}
+
+
+def test_linear_probe_is_scikit_learns():
+    need("sklearn")
+    from sklearn.linear_model import LogisticRegression
+
+    train_, val = both(Ranks(), repeat=False)
+    mean, std = linear_file.statistics(train_.x, Ranks())
+    x, y = ((f.x.double() - mean) / std for f in (train_, val))
+    assert np.allclose(x.mean(0), 0, atol=1e-12) and np.allclose(x.std(0, correction=0), 1)
+    for penalty in (1e-1, 1e-3):
+        weight = linear_file.fit(x, train_.label, KINDS, penalty, Ranks())
+        theirs = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-9, max_iter=5000).fit(x.numpy(), train_.label.numpy())
+        assert np.allclose(weight[:, :-1], theirs.coef_, atol=1e-4)
+        assert np.allclose(weight[:, -1] - weight[:, -1].mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=1e-4)
+        made = linear(train_, val, None, Ranks(), penalties=(penalty,))
+        assert made == {"top1": theirs.score(y.numpy(), val.label.numpy()), "penalty": penalty, "samples": len(val.x)}
+
+
+def test_the_validation_samples_choose_no_penalty():
+    """Labels that say something in training and nothing in validation: the choice stays."""
+    train_, val = both(Ranks(), repeat=False)
+    chosen = linear(train_, val, None, Ranks(), penalties=(1e3, 1e-1))["penalty"]
+    shuffled = replace(val, label=val.label[torch.randperm(len(val.x), generator=torch.Generator().manual_seed(0))])
+    assert linear(train_, shuffled, None, Ranks(), penalties=(1e3, 1e-1))["penalty"] == chosen == 1e-1
+
+
+def test_a_feature_that_does_not_vary_harms_nothing():
+    train_, val = both(Ranks(), repeat=False)
+    flat = [replace(f, x=torch.cat([f.x, torch.full((len(f.x), 1), 1.3)], dim=1)) for f in (train_, val)]
+    assert linear(*flat, None, Ranks()) == linear(train_, val, None, Ranks())
+
+
+def test_sgd_comes_where_newton_does():
+    """Long enough and without a penalty that counts, both probes say nearly the same."""
+    train_, val = both(Ranks(), repeat=False)
+    mean, std = linear_file.statistics(train_.x, Ranks())
+    scaled = [replace(f, x=((f.x - mean) / std).float()) for f in (train_, val)]
+    sgd = linear_sgd(*scaled, None, Ranks(), epochs=60, batch=64, lr=1.0)
+    assert abs(sgd["top1"] - linear(*scaled, None, Ranks(), penalties=(1e-4,))["top1"]) < 0.1
+    assert sgd != linear_sgd(*scaled, None, Ranks(), epochs=0)
+
+
+def test_few_shot_is_the_solution_of_the_normal_equations():
+    """The draws, the whitening and the ridge, written out once more."""
+    train_, val = both(Ranks())
+    shots = [1, 5, 10, 25]
+    shots = [s for s in shots if s <= int(train_.label.bincount().min())]
+    assert 1 in shots and 10 in shots  # fewer and more rows than features
+    made = few_shot(train_, val, None, Ranks())
+    assert made.keys() == {f"top1@{s}" for s in shots} | {"samples"}
+    for s in shots:
+        found = []
+        for seed in range(3):
+            picked = []
+            for kind in range(KINDS):
+                own = np.flatnonzero(train_.label.numpy() == kind)
+                picked += own[np.argsort(draws(seed, DRAWS, 2, kind, 0, len(own)), kind="stable")][:s].tolist()
+            x = train_.x[picked].double().numpy()
+            mean, std = x.mean(0), x.std(0) + 1e-5
+            x, v = (np.concatenate([(a - mean) / std, np.full((len(a), 1), 100.0)], 1) for a in (x, val.x.double().numpy()))
+            y = 2.0 * np.eye(KINDS)[train_.label[picked].numpy()] - 1
+            weight = np.linalg.solve(x.T @ x + 2.0**10 * np.eye(x.shape[1]), x.T @ y)
+            found.append(float(((v @ weight).argmax(1) == val.label.numpy()).mean()))
+        assert made[f"top1@{s}"] == pytest.approx(np.mean(found), abs=1e-12)
+
+
+# --- attention
+
+
+def looked_at(pixels):
+    """Two heads of 4 x 4 patches: the first looks at what is bright, the second at the first column."""
+    bright = pixels.float().mean(3).unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4)) + 1e-3
+    side = torch.full_like(bright, 1e-3)
+    side[:, :, 0] = 1
+    return torch.stack([bright, side], dim=1)
+
+
+def squares(mask=True):
+    """8 x 8 pixels with a bright square; of the last two slots one is masked and one holds no object."""
+    pixels, object_ = torch.zeros(6, 8, 8, 3, dtype=torch.uint8), torch.zeros(6, 8, 8, dtype=torch.uint8)
+    for i in range(5):
+        pixels[i, 2:6, 2:6] = 200
+        object_[i, 2:6, 2:6] = i + 1
+    ids, valid = torch.arange(6), torch.tensor([True] * 4 + [False, True])
+    return Batch({"image": pixels} | ({"mask": object_} if mask else {}), valid, ids, ids, ids)
+
+
+def test_a_mask_is_the_smallest_set_that_holds_the_share():
+    mass = torch.tensor([[[[5.0, 3.0], [1.0, 1.0]]]])
+    assert held(mass, 0.5).flatten().tolist() == [True, False, False, False]
+    assert held(mass, 0.6).flatten().tolist() == [True, True, False, False]
+    assert held(mass, 0.95).flatten().sum() == 4
+
+
+def test_overlap_with_masks():
+    made = attention({"attention": looked_at}, [squares(), squares()], None, Ranks())
+    assert made["samples"] == 8  # neither the masked slot nor that without an object
+    assert made["jaccard_best_head"] == pytest.approx(0.75)  # three of four equal patches hold 60 % of the mass
+    assert made["jaccard_random"] < made["jaccard_best_head"]
+    assert 0 < made["jaccard_mean_head"] <= 0.75
+    assert made["picture"].shape == (8 * 8, 3 * 8, 3) and made["picture"].dtype == np.uint8
+    blind = attention({"attention": looked_at}, [squares(mask=False)], None, Ranks())
+    assert blind["samples"] == 0 and blind.keys() == {"samples", "picture"}
+    with pytest.raises(UserError, match="probe"):
+        attention({}, [], None, Ranks())
+
+
+def test_pictures_of_attention():
+    pixels = squares()["image"][:2]
+    made = attention_pictures(pixels, looked_at(pixels))
+    assert np.array_equal(made[:8, :8], pixels[0].numpy()) and np.array_equal(made[8:, :8], pixels[1].numpy())
+    assert made[3, 8 + 3].tolist() == list(COLOURS[-1])  # the square, in the brightest colour
+    assert np.abs(made[0, 8].astype(int) - COLOURS[0]).max() <= 1
+    assert made[3, 16].tolist() == list(COLOURS[-1]) and np.abs(made[3, 23].astype(int) - COLOURS[0]).max() <= 1
+
+
+# --- in the loop and on a finished run
+
+
+class Fake:
+    """An objective with probes alone."""
+
+    def __init__(self, **probes):
+        self.training, self.ranks, self.probes = True, Ranks(), probes
+
+    def eval(self):
+        self.training = False
+
+    def train(self, on):
+        self.training = on
+
+
+def test_features_are_made_once():
+    calls = []
+
+    def features(pixels):
+        calls.append(len(pixels))
+        return pixels.float().mean((1, 2))
+
+    fake = Fake(features=features, encode_image=None)
+    made = scores(smoke(), fake, ["knn", "linear", "few_shot"])
+    assert calls == [64] * 5 and fake.training  # 256 training and 64 validation samples
+    assert made["knn"]["samples"] == made["linear"]["samples"] == made["few_shot"]["samples"] == 64
+    scores(smoke(), Fake(encode_image=features), ["knn"])
+    assert len(calls) == 10
+    with pytest.raises(UserError, match="neither a probe 'features' nor 'encode_image'"):
+        scores(smoke(), Fake(colour=features), ["knn"])
+
+
+def test_names():
+    assert {"zero_shot", "retrieval", "knn", "linear", "linear_sgd", "few_shot", "attention"} <= set(known())
+    assert "features" not in known()
+    with pytest.raises(UserError, match="no evaluator 'features': choose of accuracy, attention, few_shot, knn"):
+        evaluator("features")
+
+
+def unlabelled(folder: Path) -> Path:
+    from data_pipeline.tools.toy import make_toy
+
+    make_toy(folder / "whole", samples=8, shards=1, seed=0)
+    (folder / "bare").mkdir()
+    source = next((folder / "whole").glob("*.tar"))
+    with tarfile.open(source) as old, tarfile.open(folder / "bare" / source.name, "w") as new:
+        for member in old:
+            if not member.name.endswith(".cls"):
+                new.addfile(member, old.extractfile(member))
+    return folder / "bare"
+
+
+def test_samples_without_labels_are_a_sentence(tmp_path):
+    bare, fake = unlabelled(tmp_path), Fake(features=lambda x: x.float().mean((1, 2)))
+    for key, other in (("data.shards", "data.val_shards"), ("data.val_shards", "data.shards")):
+        with pytest.raises(UserError, match=rf"^No sample of {key} has a label"):
+            scores(smoke(f"{key}={bare}", f"{other}={tmp_path / 'whole'}"), fake, ["linear"])
+    one = Batch({"image": torch.zeros(2, 4, 4, 3)}, torch.ones(2, dtype=torch.bool), *[torch.arange(2)] * 3)
+    with pytest.raises(UserError, match="gives no label"):
+        extract(probe, [one], Ranks())
+
+
+def pictured(probes, batches, classes, ranks):
+    """A stranger's evaluator that shows what it saw."""
+    for _ in batches:
+        pass
+    return {"seen": 1, "picture": np.full((4, 6, 3), 7, np.uint8)}
+
+
+WHERE = "tests.vtx_scale.test_evaluators:pictured"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluators") / "run"
+    train(folder)
+    return folder
+
+
+def test_on_a_finished_run(run):
+    done = vtx("evaluate", run, "--with", f"knn,linear,few_shot,{WHERE}", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {r["name"]: r for r in map(json.loads, done.stdout.splitlines())}
+    assert rows["knn"]["samples"] == rows["linear"]["samples"] == rows["few_shot"]["samples"] == 64
+    assert all(0 <= rows[n][k] <= 1 for n, k in (("knn", "top1@20"), ("linear", "top1"), ("few_shot", "top1@1")))
+    picture = Path(rows[WHERE]["picture"])
+    assert picture == run / "pictures" / f"{WHERE.replace(':', '.')}-00000012.png"
+    assert np.array_equal(np.asarray(Image.open(picture)), np.full((4, 6, 3), 7, np.uint8))
+
+    refused = vtx("evaluate", run, "--with", "knn,kmm")
+    assert refused.returncode == 2
+    assert "There is no evaluator 'kmm': choose of accuracy, attention, few_shot, knn" in refused.stderr
+    assert "few_shot, knn, linear" in vtx("evaluate", "--help").stdout
+
+
+def test_in_the_loop_one_failure_leaves_the_others(tmp_path):
+    """All that is due at a step shares the features, over the ranks; what cannot be had is in the ledger."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    wanted = ("linear", "attention", "knn", WHERE)
+    run = replace(smoke("system.strategy=fsdp", "steps=2"), evaluate=tuple(Evaluation(name=n) for n in wanted))
+    folder = tmp_path / "run"
+    prepared(run, folder)
+    assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
+    rows = {r["name"]: r for r in lines(folder / "evaluations.jsonl")}
+    assert list(rows) == ["linear", "knn", WHERE] and rows["knn"]["samples"] == 64 and "picture" not in rows[WHERE]
+    failed = [r for r in lines(folder / "ledger.jsonl") if r["kind"] == "evaluation_failed"]
+    assert [(r["name"], r["step"]) for r in failed] == [("attention", 2)]
+    board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 10})
+    board.Reload()
+    assert board.Images(f"{WHERE}/picture")[0].width == 6
+
+    kept = [r for r in lines(folder / "evaluations.jsonl") if r["name"] != "knn"]  # as if it had ended before that line
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
+    assert {r["name"]: r for r in lines(folder / "evaluations.jsonl")} == rows

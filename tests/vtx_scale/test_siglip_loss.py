@@ -1,0 +1,152 @@
+"""SigLIP's loss and gradients over ranks, strategies and micro-batches, against the plain sum over pairs in float64."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data_pipeline.batch import Batch
+from launch.build import build_objective
+from launch.recipes.siglip import siglip_vit_b16, siglip_vit_b16_smoke
+from tests.ranks import gathered, on_ranks
+from vtx_scale.objectives.siglip import unit
+from vtx_scale.specs.run import System
+
+SLOTS = 7
+PATTERNS = {"some masked": [1, 1, 0, 1, 1, 0, 1], "a rank masked": [0, 0, 0, 1, 1, 1, 1], "all valid": [1] * 7}
+CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 2), ("fsdp", 3)]
+
+
+def recipe(strategy="single", micro=None):
+    run = siglip_vit_b16_smoke()
+    image = replace(run.objective.image, width=32, mlp=64)
+    text = replace(run.objective.text, width=16, mlp=32, embed=32, context=12)
+    return replace(run, objective=replace(run.objective, image=image, text=text, bias=-1.0),
+                   system=System(strategy=strategy, precision="fp64", micro_batch=micro, recompute=micro is not None))
+
+
+def samples(pattern):
+    """All slots of a global batch; a masked slot holds numbers that must not show."""
+    g = torch.Generator().manual_seed(5)
+    data = {"image": torch.randint(0, 256, (SLOTS, 32, 32, 3), generator=g, dtype=torch.uint8),
+            "tokens": torch.randint(1, 258, (SLOTS, 12), generator=g, dtype=torch.int32)}
+    valid = torch.tensor(PATTERNS[pattern], dtype=torch.bool)
+    return Batch(data, valid, torch.arange(SLOTS), torch.zeros(SLOTS, dtype=torch.int64), torch.arange(SLOTS))
+
+
+def share(batch, rank, world):
+    """This rank's slots, padded with masked ones."""
+    cap = -(-SLOTS // world)
+    at = torch.arange(rank * cap, (rank + 1) * cap)
+    inside = at < SLOTS
+    rows = at.clamp(max=SLOTS - 1)
+    data = {k: v[rows] for k, v in batch.data.items()}
+    return Batch(data, batch.valid[rows] & inside, torch.where(inside, batch.ids[rows], -1), batch.epoch[rows], at)
+
+
+def brute_force(pattern):
+    """Loss and gradients by the definition: a double loop over the valid pairs."""
+    from vtx_scale.strategies.single import Single
+    from vtx_scale.trainer.init import initialise
+
+    run = recipe()
+    objective = build_objective(run, torch.float64)
+    Single(torch.device("cpu")).prepare(objective)
+    initialise(objective, objective.initial, run.seed)
+    batch = samples(pattern)
+    x = objective.image(batch["image"][batch.valid].double().permute(0, 3, 1, 2) / 127.5 - 1)
+    y = objective.text(batch["tokens"][batch.valid].long())
+    n, total = len(x), 0.0
+    for i in range(n):
+        for j in range(n):
+            cosine = (x[i] / (x[i].norm() + 1e-8) * y[j] / (y[j].norm() + 1e-8)).sum()
+            z = 1 if i == j else -1
+            total = total - F.logsigmoid(z * (objective.logit_scale.exp() * cosine + objective.logit_bias))
+    (total / n).backward()
+    return (total / n).item(), {k: p.grad for k, p in objective.named_parameters()}
+
+
+def cell(strategy):
+    """On a rank: loss, whole gradients and their norm for every micro-batch and mask pattern."""
+    from vtx_scale.objectives.ranks import GroupRanks
+    from vtx_scale.strategies.apply import apply, strategy_of
+    from vtx_scale.trainer.init import initialise
+
+    dist = gathered()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    out = {}
+    for micro in (None, 2):
+        run = recipe(strategy, micro)
+        made = strategy_of(run.system, world, torch.device("cpu"), None)
+        objective = build_objective(run, torch.float64, GroupRanks())
+        initial = objective.initial
+        apply(objective, made, run.system)
+        initialise(objective, initial, run.seed)
+        for pattern in PATTERNS:
+            batch = share(samples(pattern), rank, world)
+            total = made.sum(objective.count(batch).double())
+            with made.micro(last=True):
+                part, seen = objective(batch, 0)
+                made.backward(part / total)
+            value = made.sum((part / total).detach().clone())
+            grads = {k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
+                     for k, p in objective.named_parameters()}
+            out[micro, pattern] = (value.item(), grads, made.norm().item())
+            assert [seen[k].item() for k in ("logit_scale", "logit_bias")] == pytest.approx([10, -1])
+            objective.zero_grad()
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {p: brute_force(p) for p in PATTERNS}
+
+
+@pytest.mark.parametrize(("strategy", "world"), CELLS)
+def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
+    seen = 0
+    for rank, found in enumerate(on_ranks(world, cell, strategy)):
+        for (micro, pattern), (value, grads, norm) in found.items():
+            where = (rank, micro, pattern)
+            wanted, wanted_grads = expected[pattern]
+            assert value == pytest.approx(wanted, rel=1e-9, abs=1e-9), where
+            assert grads.keys() == wanted_grads.keys()
+            for name, grad in grads.items():
+                error = (torch.tensor(grad, dtype=torch.float64) - wanted_grads[name]).abs().max().item()
+                assert error < 1e-9, (*where, name, error)
+            whole = math.sqrt(sum(g.square().sum().item() for g in wanted_grads.values()))
+            assert norm == pytest.approx(whole, rel=1e-6), where
+            seen += 1
+    assert seen == world * 2 * len(PATTERNS)
+
+
+def test_where_it_starts():
+    """Scale 10, bias -10, and the spreads of a ViT in JAX; weight decay is for the matrices of dense layers alone."""
+    from vtx_scale.strategies.single import Single
+    from vtx_scale.trainer.init import initialise
+
+    run = siglip_vit_b16()
+    spec = replace(run.objective, image=replace(run.objective.image, depth=1), text=replace(run.objective.text, depth=1))
+    objective = build_objective(replace(run, objective=spec), torch.float32)
+    Single(torch.device("cpu")).prepare(objective)
+    initialise(objective, objective.initial, 0)
+    p = {k: v.detach() for k, v in objective.named_parameters()}
+    assert p["logit_scale"].item() == pytest.approx(math.log(10)) and p["logit_bias"].item() == -10
+    for name in ("image.positions", "text.positions", "text.embedding.weight", "text.head.weight"):
+        assert p[name].std().item() == pytest.approx(768**-0.5, rel=0.02), name
+    for name, fan in (("text.blocks.0.attn.qkv.weight", 2 * 768), ("image.blocks.0.mlp.fc1.weight", 5 * 768),
+                      ("image.pool.kv.weight", 2 * 768), ("image.pool.q.weight", 2 * 768)):
+        assert p[name].abs().max().item() == pytest.approx(math.sqrt(6 / fan), rel=1e-3), name
+    assert p["image.pool.probe"].abs().max().item() == pytest.approx(math.sqrt(6 / 769), rel=0.02)
+    assert p["text.blocks.0.mlp.fc1.bias"].std().item() == pytest.approx(1e-6, rel=0.1)
+    assert not p["text.head.bias"].any() and not p["image.patch.bias"].any()
+    decayed = {k for k, v in p.items() if not objective.undecayed(k, v)}
+    assert decayed == {k for k in p if k.endswith("weight") and "norm" not in k and "embedding" not in k}
+
+
+def test_unit_of_nothing_is_nothing():
+    """x / (|x| + 1e-8): no division by zero, and at least float32."""
+    assert unit(torch.zeros(1, 4)).tolist() == [[0.0] * 4]
+    assert unit(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.float32

@@ -1,0 +1,98 @@
+"""One run starts from another: fine-tuning, other objectives, teachers."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from launch import open_run, override, recipes, worker
+from tests.promises.harness import losses, one_rank, smoke, tensors, train, train_on_ranks
+from tests.ranks import on_ranks
+from vtx_scale.interop import export
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """recipe -> the folder of a short run."""
+    made = {}
+
+    def get(recipe, *keys):
+        if recipe not in made:
+            made[recipe] = tmp_path_factory.mktemp(recipe) / "run"
+            train_on_ranks(made[recipe], 1, "single", "steps=3", *keys, recipe=recipe)
+        return made[recipe]
+
+    return get
+
+
+def started(folder, recipe, *keys, world=2):
+    """Parameters after a step at a rate that moves nothing."""
+    train_on_ranks(folder, world, "fsdp", "steps=1", "optim.lr=1e-30", "optim.decay=0", *keys, recipe=recipe)
+    return {k.removeprefix("param/"): v for k, v in tensors(folder).items() if k.startswith("param/")}
+
+
+@pytest.mark.parametrize(("source", "prefix"), [("vit_b16_masked", "net."), ("dino_vit_s16", "teacher.net."),
+                                                ("vit_b16_imagenet21k", "net."), ("deit_s16", "net.")])
+def test_fine_tuning_at_another_resolution(trained, tmp_path, source, prefix):
+    """The body is the source's, positions are resized, the classifier starts anew with other classes."""
+    before = {k.removeprefix("param/"): v for k, v in tensors(trained(source)).items()}
+    keys = (f"init.from={trained(source)}", "init.head=new", "objective.net.resolution=64", "objective.net.classes=13")
+    after = started(tmp_path / "run", "vit_b16_finetune384", *keys)
+    same = [k for k in after if "positions" not in k and not k.startswith("net.head.")]
+    assert len(same) > 20
+    assert all(torch.equal(after[k], before[prefix + k.removeprefix("net.")]) for k in same)
+    assert after["net.positions"].shape == (1, 65, 64)
+    assert torch.equal(after["net.positions"][:, 0], before[prefix + "positions"][:, 0])
+    assert after["net.head.weight"].shape == (13, 64) and after["net.head.weight"].abs().max() < 1e-20
+
+
+def test_another_classifier_is_refused_where_it_is_to_be_kept(trained, tmp_path):
+    done = train(tmp_path / "run", f"init.from={trained('vit_b16_imagenet21k')}", "objective.net.classes=13", recipe="deit_s16",
+                 code=2)
+    assert "net.head.weight is (13, 64) in the recipe and (12, 64) there" in done.stderr
+
+
+def exported(folder, tmp_path):
+    export(open_run(folder).model, "safetensors", tmp_path / "exported")
+    return tmp_path / "exported"
+
+
+@pytest.mark.parametrize("how", ["run", "exported"])
+def test_a_teacher_comes_from_a_run_or_from_exported_weights(trained, tmp_path, how):
+    folder = trained("deit_s16")
+    source = folder if how == "run" else exported(folder, tmp_path)
+    keys = [f"objective.teacher_from={source}"]
+    run = smoke(*keys, recipe="deit_s16_distilled")
+    if how == "exported":  # weights alone do not say their network
+        run = replace(run, objective=replace(run.objective, teacher=open_run(folder).recipe.objective.net))
+    assert run.objective.teacher == open_run(folder).recipe.objective.net
+    run = replace(run, steps=2, system=replace(run.system, strategy="fsdp"))
+    worker.prepared(run, tmp_path / "run")
+    assert on_ranks(2, one_rank, override.to_dict(run), tmp_path / "run", recipes.STRANGERS) == [0, 0]
+    before, after = tensors(folder), tensors(tmp_path / "run")
+    names = [k for k in before if k.startswith("param/")]
+    assert all(torch.equal(before[k], after[k.replace("net.", "teacher.")]) for k in names)
+
+
+def test_a_run_goes_on_without_its_teachers_folder(trained, tmp_path):
+    teacher = shutil.copytree(trained("deit_s16"), tmp_path / "teacher")
+    keys = [f"objective.teacher_from={teacher}", "steps=6"]
+    train_on_ranks(tmp_path / "whole", 1, "single", *keys, recipe="deit_s16_distilled")
+    train(tmp_path / "run", *keys, "system.leave_after=3", recipe="deit_s16_distilled", code=75)
+    shutil.rmtree(teacher)
+    train(tmp_path / "run", *keys, recipe="deit_s16_distilled")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_run_of_before_goes_on(trained, tmp_path):
+    """A run.json that lacks today's fields: they have their defaults, and the run is the same."""
+    folder = shutil.copytree(trained("vit_b16_masked"), tmp_path / "run")
+    body = json.loads((folder / "run.json").read_text())
+    del body["recipe"]["data"]["augment"], body["recipe"]["optim"]["decay_end"], body["recipe"]["init"]["head"]
+    (folder / "run.json").write_text(json.dumps({**body, "hash": "0" * 16}))
+    done = train(folder, "steps=3", recipe="vit_b16_masked")
+    assert "finished already" in done.stderr
+    other = train(folder, "steps=4", recipe="vit_b16_masked", code=2)
+    assert "steps was 3, is 4" in other.stderr

@@ -1,0 +1,110 @@
+"""CLIP's ResNet (Radford et al. 2021, arXiv:2103.00020): a stem of three convolutions, no stride in any block's
+convolution but average pooling before it (He et al. 2019, ResNet-D; Zhang 2019), attention in place of the last pooling.
+
+B images, w width of the stem, C = 32 w channels of the features, N = (S/32)^2 + 1 tokens of the pool.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtx_scale.backbones.resnet import conv
+from vtx_scale.blocks.norm import BatchNorm
+from vtx_scale.blocks.rows import Rows
+from vtx_scale.specs.resnet import ClipResNet as Spec
+
+
+class Bottleneck(nn.Module):
+    """x (B, inside, H, W) -> (B, outside, H/stride, W/stride); pools after its 3x3 convolution, and in the shortcut."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        inner, self.stride = outside // 4, stride
+        self.conv1, self.norm1 = conv(inside, inner, 1), BatchNorm(inner)
+        self.conv2, self.norm2 = conv(inner, inner, 3), BatchNorm(inner)
+        self.conv3, self.norm3 = conv(inner, outside, 1), BatchNorm(outside)
+        same = inside == outside and stride == 1
+        self.shortcut = None if same else conv(inside, outside, 1)
+        self.norm_shortcut = None if same else BatchNorm(outside)
+
+    def pool(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+
+    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+        y = F.relu_(self.norm1(self.conv1(x), rows))
+        y = self.pool(F.relu_(self.norm2(self.conv2(y), rows)))
+        y = self.norm3(self.conv3(y), rows)
+        if self.shortcut is not None and self.norm_shortcut is not None:
+            x = self.norm_shortcut(self.shortcut(self.pool(x)), rows)
+        return F.relu_(y.add_(x))
+
+
+class AttentionPool(nn.Module):
+    """(B, C, h, w) -> (B, embed): the mean of the places asks, the mean and the places answer."""
+
+    def __init__(self, width: int, grid: int, heads: int, embed: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positions = nn.Parameter(torch.empty(1, grid * grid + 1, width))
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.c = nn.Linear(width, embed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        x_BNC = torch.cat([x.mean(1, keepdim=True), x], dim=1) + self.positions
+        B, N, C = x_BNC.shape
+        q = self.q(x_BNC[:, :1]).view(B, 1, self.heads, -1).transpose(1, 2)
+        k, v = (f(x_BNC).view(B, N, self.heads, -1).transpose(1, 2) for f in (self.k, self.v))
+        return self.c(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, C))
+
+
+class ClipResNet(nn.Module):
+    """(B, 3, S, S) -> (B, embed)."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        w = spec.width
+        self.conv1, self.norm1 = conv(3, w // 2, 3, 2), BatchNorm(w // 2)
+        self.conv2, self.norm2 = conv(w // 2, w // 2, 3), BatchNorm(w // 2)
+        self.conv3, self.norm3 = conv(w // 2, w, 3), BatchNorm(w)
+        self.stages = nn.ModuleList()
+        inside = w
+        for k, depth in enumerate(spec.blocks):
+            outside = 4 * w * 2**k
+            self.stages.append(nn.ModuleList(
+                Bottleneck(outside if i else inside, outside, 2 if k and not i else 1) for i in range(depth)))
+            inside = outside
+        self.pool = AttentionPool(inside, spec.resolution // 32, spec.heads, spec.embed)
+
+    def units(self) -> Iterable[nn.Module]:
+        """Blocks that are sharded, compiled and recomputed as one."""
+        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+
+    def maps(self, image: Tensor, rows: Rows | None = None) -> Tensor:
+        """(B, 3, S, S) -> (B, C, S/32, S/32)."""
+        x = F.relu_(self.norm1(self.conv1(image), rows))
+        x = F.relu_(self.norm2(self.conv2(x), rows))
+        x = F.avg_pool2d(F.relu_(self.norm3(self.conv3(x), rows)), 2)
+        for block in self.units():
+            x = block(x, rows)
+        return x
+
+    def forward(self, image: Tensor, rows: Rows | None = None) -> Tensor:
+        return self.pool(self.maps(image, rows))
+
+
+def initial(name: str, shape: torch.Size, spec: Spec) -> tuple[str, float]:
+    """The published initial values: torch's defaults but for the last gain of a block and the pool's matrices."""
+    width = 32 * spec.width
+    if name.startswith("stages.") and name.endswith(".norm3.weight"):
+        return "zeros", 0.0
+    if "norm" in name:
+        return ("ones" if name.endswith(("weight", "running_var")) else "zeros"), 0.0
+    if name == "pool.positions" or (name.startswith("pool.") and name.endswith("weight")):
+        return "normal", width**-0.5
+    if name.startswith("pool."):
+        return "uniform", width**-0.5
+    return "uniform", (shape[1] * shape[2] * shape[3]) ** -0.5

@@ -1,0 +1,63 @@
+"""What a network in training is told of the rows that it is given: which of them count, and what their randomness hangs on."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vtx_scale.blocks import random
+from vtx_scale.objectives.ranks import Ranks
+
+VIEWS = 1 << 16  # a row's number is slot * VIEWS + view
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B rows. A network called as `net(x)` evaluates; as `net(x, rows)` it trains: drops, and takes batch statistics.
+
+    valid (B,) bool; number (B,) int64: slot and view, the same on whatever rank the row lies; key () int64 of seed and
+    step. call: names the pass where a network runs more than once in a step, as on global and on local crops.
+    """
+
+    valid: Tensor
+    number: Tensor
+    key: Tensor
+    ranks: Ranks
+    call: str = ""
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """(B, *shape) in [0, 1)."""
+        return random.uniform(self.key, f"{self.call}/{purpose}", self.number, *shape)
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """(B, *shape), standard normal."""
+        return random.normal(self.key, f"{self.call}/{purpose}", self.number, *shape)
+
+
+def dropout(x: Tensor, rate: float, rows: Rows | None, *purpose: str) -> Tensor:
+    """Each number of x (B, ...) becomes 0 with probability `rate`, the others grow by 1 / (1 - rate)."""
+    if rows is None or not rate:
+        return x
+    keep = rows.uniform(".".join(purpose), *x.shape[1:]) >= rate
+    return x * keep.to(x.dtype) / (1 - rate)
+
+
+def drop_path(x: Tensor, rate: float, rows: Rows | None, *purpose: str) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): a row's branch x (B, ...) is left out with probability `rate`."""
+    if rows is None or not rate:
+        return x
+    keep = rows.uniform(".".join(purpose)) >= rate
+    return x * (keep.to(x.dtype) / (1 - rate)).view(-1, *[1] * (x.ndim - 1))
+
+
+def commit(module: nn.Module) -> None:
+    """After a step that counted: running statistics take in what the step's passes saw."""
+    for m in module.modules():
+        if hasattr(m, "commit"):
+            m.commit()  # type: ignore[operator]
+
+
+def forget(module: nn.Module) -> None:
+    """Before a step: what passes of a step that did not count have left behind goes."""
+    for m in module.modules():
+        if hasattr(m, "forget"):
+            m.forget()  # type: ignore[operator]

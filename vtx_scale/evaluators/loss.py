@@ -1,0 +1,24 @@
+"""The loss on validation samples, of objectives that say it a picture (masked patches)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from vtx_scale.objectives.ranks import Ranks
+
+
+def loss(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None,
+         ranks: Ranks) -> dict[str, float]:
+    """The mean in nats, and the number of samples. Raises UserError where the objective has no such probe, or no samples."""
+    if "loss" not in probes:
+        raise UserError("loss needs an objective with a probe of that name (masked patches): use another evaluator.")
+    total = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        nats = probes["loss"](batch["image"], batch.ids).double()
+        total += torch.stack([nats[batch.valid].sum(), batch.valid.sum().double()])
+    nats, samples = ranks.sum(total).tolist()
+    if not samples:
+        raise UserError("loss found no valid validation sample: look at them with 'vtx data verify'.")
+    return {"loss": nats / samples, "samples": int(samples)}

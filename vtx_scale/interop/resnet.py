@@ -1,0 +1,81 @@
+"""ResNet to and from timm and torchvision, which share their names: the tables, export, import.
+
+A batch norm there also counts batches, a number that nothing here or there depends on: 0 goes out, none comes in.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.rename import Line, inward, outward, under
+from vtx_scale.specs.resnet import ResNet
+
+COUNT = "num_batches_tracked"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+
+
+def batch_norm(ours: str, theirs: str) -> list[Line]:
+    """The four tensors of a batch norm."""
+    return [Line(f"{ours}.{x}", f"{theirs}.{x}") for x in ("{p}", "running_mean", "running_var")]
+
+
+BLOCK = [
+    *[line for k in "123" for line in (Line(f"conv{k}.weight", f"conv{k}.weight"), *batch_norm(f"norm{k}", f"bn{k}"))],
+    Line("shortcut.weight", "downsample.0.weight"),
+    *batch_norm("norm_shortcut", "downsample.1"),
+]
+STAGES = [line for k in range(4) for line in under(f"stages.{k}.{{n}}.", f"layer{k + 1}.{{n}}.", BLOCK)]
+TABLE = [
+    Line("conv.weight", "conv1.weight"),
+    *batch_norm("norm", "bn1"),
+    *STAGES,
+    Line("head.{p}", "fc.{p}"),
+]
+
+
+def with_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors with the counts that their batch norms have."""
+    tail = "running_mean"
+    counts = {k.removesuffix(tail) + COUNT: torch.zeros((), dtype=torch.int64) for k in state if k.endswith(tail)}
+    return {**state, **counts}
+
+
+def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if not k.endswith(COUNT)}
+
+
+def timm_config(spec: ResNet) -> dict[str, Any]:
+    """config.json for timm's smallest ResNet of the same kind, whose size is then said anew."""
+    args: dict[str, Any] = {"layers": list(spec.blocks)}
+    if spec.wide != 1:
+        args["base_width"] = 64 * spec.wide
+    side = [3, spec.resolution, spec.resolution]
+    return {"config.json": {
+        "architecture": "resnet18" if spec.kind == "basic" else "resnet50", "num_classes": spec.classes,
+        "num_features": spec.width, "model_args": args,
+        "pretrained_cfg": {"input_size": side, "interpolation": "bicubic", "crop_pct": 0.875, "mean": MEAN, "std": STD,
+                           "num_classes": spec.classes, "first_conv": "conv1", "classifier": "fc"}}}
+
+
+def export_resnet(spec: ResNet, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
+    """Write a ResNet's weights and running statistics where `to`, "timm" or "torchvision", opens them; the files.
+
+    torchvision has no folders: the file holds what its `load_state_dict` takes. Raises UserError where the library
+    cannot express the model or `out` is taken.
+    """
+    if to not in ("timm", "torchvision"):
+        raise UserError(f"There is no export of a ResNet to {to!r}: give timm or torchvision.")
+    if len(spec.blocks) != 4 or (spec.kind == "basic" and spec.wide != 1):
+        raise UserError(f"{to} has ResNets of four stages, and wide ones of bottlenecks alone: this one has {spec.blocks}, "
+                        f"{spec.kind}, {spec.wide} times as wide.")
+    texts = timm_config(spec) if to == "timm" else {}
+    return write_folder(out, {"model.safetensors": with_counts(outward(TABLE, state))}, texts)
+
+
+def import_resnet(path: Path) -> dict[str, Tensor]:
+    """Weights and running statistics under our names, from a folder or a safetensors file of timm or torchvision."""
+    return inward(TABLE, without_counts(read_weights(path, ("model.safetensors",))))

@@ -1,0 +1,106 @@
+"""Export and import for any objective: which network it holds says which tables do it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from vtx_scale.count import built
+from vtx_scale.interop.clip import FILES, export_clip, import_clip, spec_json
+from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.resnet import export_resnet, import_resnet
+from vtx_scale.interop.siglip import export_siglip, import_siglip
+from vtx_scale.interop.vit import export_vit, import_vit
+from vtx_scale.specs.backbones import ViT
+from vtx_scale.specs.clip import Clip
+from vtx_scale.specs.resnet import ClipResNet, ResNet
+from vtx_scale.specs.run import Spec
+from vtx_scale.specs.siglip import Siglip
+
+
+def export(objective: Any, to: str, out: Path, centre: float = 1.0) -> list[Path]:
+    """Write what an objective has learned where `to`, another library or "safetensors", opens it; the files.
+
+    CLIP and SigLIP go as a whole. Any other objective says by `exported()` what leaves: the spec of its network, the
+    network's state by its own names, mean and deviation of the pixels. centre: the share of the short side that an
+    evaluation looks at. Raises UserError where there is no such export.
+    """
+    spec = objective.spec
+    state = {k: v.detach() for k, v in objective.state_dict().items()}
+    if isinstance(spec, Clip):
+        return export_clip(spec, state, to, out)
+    if isinstance(spec, Siglip):
+        return export_siglip(spec, state, to, out)
+    if not hasattr(objective, "exported"):
+        raise UserError(f"{type(spec).__name__} cannot be exported: its objective has no exported(), which says what leaves.")
+    network, state, mean, std = objective.exported()
+    state = {k: v.detach() for k, v in state.items()}
+    if to == "safetensors":
+        return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(network)})
+    if isinstance(network, ViT):
+        return export_vit(network, state, to, out, mean, std, centre)
+    if isinstance(network, ResNet):
+        return export_resnet(network, state, to, out)
+    raise UserError(f"{type(network).__name__} has no export to {to}: export to safetensors instead.")
+
+
+def import_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
+    """Weights of exported or foreign files under the names of the objective that `spec` configures.
+
+    A network's weights stand at every part of the objective that is this network, a student's and its teacher's;
+    without a known network the names are the files'. Raises UserError where there are no such weights.
+    """
+    if isinstance(spec, Clip):
+        return import_clip(path)
+    if isinstance(spec, Siglip):
+        return import_siglip(path)
+    network = getattr(spec, "net", None)
+    if not isinstance(network, ViT | ResNet):
+        return read_weights(path, FILES)  # names of its own, which are compared where they are taken
+    state = import_network(path, network)
+    places = [name for name, part in built(spec).named_modules() if getattr(part, "spec", None) == network]
+    return {f"{place}.{k}": v for place in places for k, v in state.items()}
+
+
+def import_network(path: Path, network: Spec) -> dict[str, Tensor]:
+    """Weights of a ViT or a ResNet, of exported or foreign files, under the network's own names. Raises UserError."""
+    if isinstance(network, ViT):
+        return import_vit(path)
+    state = read_weights(path, FILES)
+    return state if "conv.weight" in state else import_resnet(path)
+
+
+def lattice(spec: Spec, name: str) -> tuple[int, int] | None:
+    """(grid, tokens before the patches) of the positions `name` in the objective of `spec`; None for what is no image's."""
+    for part in reversed(name.split(".")[:-1]):
+        net = getattr(spec, part, None)
+        if isinstance(net, ViT):
+            stride = net.patch * (2 ** (max(1, len(net.stem)) + 1) if net.stem is not None else 1)
+            return net.resolution // stride, int(net.class_token) + int(net.distilled)
+        if isinstance(net, ClipResNet):
+            return net.resolution // 32, 1  # of its pool, whose first entry is the mean's
+    return None
+
+
+def resize_positions(state: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
+    """`state` with every image's positions (1, N, C) at the resolution of `spec`; `state` itself where they are already.
+
+    Bicubic on the grid, antialiased, as timm and open_clip do when they load; tokens before the patches keep their own
+    entries. A name "a.net.positions" belongs to the network `spec.net`.
+    """
+    made: dict[str, Tensor] = {}
+    for name, have in state.items():
+        if not name.endswith("positions") or have.ndim != 3 or (at := lattice(spec, name)) is None:
+            continue
+        grid, extra = at
+        old = math.isqrt(have.shape[1] - extra)
+        if old == grid or old * old + extra != have.shape[1]:
+            continue
+        square = have[:, extra:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        square = F.interpolate(square, (grid, grid), mode="bicubic", align_corners=False, antialias=True)
+        made[name] = torch.cat([have[:, :extra], square.flatten(2).transpose(1, 2).to(have.dtype)], dim=1)
+    return {**state, **made} if made else state

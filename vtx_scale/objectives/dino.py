@@ -1,0 +1,212 @@
+"""DINO (Caron et al. 2021, arXiv:2104.14294): a student learns to match its own moving average across crops of a picture.
+
+n slots, G = 2 global and L local crops, V = G + L views, K prototypes. The student sees all crops, each size in one pass;
+the teacher the global ones. Targets are centred by a running mean of the teacher's answers over all ranks and sharpened.
+The rows are independent given the centre, so the batch may be cut into micro-batches, but not where batch statistics
+couple it (ResNets, batch norm in the head). A step that did not count moves neither centre nor teacher nor statistics.
+Departs from the authors' code: schedules go by steps throughout, where theirs change the temperature once an epoch.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_pipeline import members as said
+from data_pipeline.augment.multicrop import MultiCrop
+from data_pipeline.batch import Batch
+from data_pipeline.decode import decode_image
+from vtx_scale.blocks.norm import BatchNorm
+from vtx_scale.blocks.rows import Rows
+from vtx_scale.objectives.base import Follower, Objective
+from vtx_scale.objectives.image_reader import ImageReader
+from vtx_scale.objectives.pixels import STATISTICS, normalised
+from vtx_scale.objectives.probes import image_probes, probe
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.objectives.supervised import network, network_initial
+from vtx_scale.specs.backbones import ViT
+from vtx_scale.specs.dino import Dino as DinoSpec
+from vtx_scale.specs.run import Spec
+
+
+@dataclass
+class DinoReader:
+    """globals (2, S, S, 3), locals (L, s, s, 3) uint8, label () int64."""
+
+    crops: MultiCrop
+
+    def blank(self) -> dict[str, np.ndarray]:
+        S, s = self.crops.global_size, self.crops.local_size
+        return {"globals": np.zeros((2, S, S, 3), np.uint8), "locals": np.zeros((self.crops.locals, s, s, 3), np.uint8),
+                "label": np.array(-1, np.int64)}
+
+    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+        large, small = self.crops(decode_image(said.image(members)), draw)
+        known = said.labels(members)
+        return {"globals": large, "locals": small, "label": np.array(known[0] if known else -1, np.int64)}
+
+
+class Head(nn.Module):
+    """(B, C) -> (B, K): three layers, unit length, then prototypes of unit length or with a learned gain each."""
+
+    def __init__(self, width: int, spec: DinoSpec) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, spec.hidden)
+        self.fc2 = nn.Linear(spec.hidden, spec.hidden)
+        self.fc3 = nn.Linear(spec.hidden, spec.bottleneck)
+        self.norm1 = BatchNorm(spec.hidden) if spec.head_norm else None
+        self.norm2 = BatchNorm(spec.hidden) if spec.head_norm else None
+        self.prototypes = nn.Parameter(torch.empty(spec.prototypes, spec.bottleneck))
+        self.gain = None if spec.fixed_gain else nn.Parameter(torch.empty(spec.prototypes, 1))
+
+    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+        for layer, norm in ((self.fc1, self.norm1), (self.fc2, self.norm2)):
+            x = layer(x)
+            x = F.gelu(norm(x, rows) if norm is not None else x)
+        weight = F.normalize(self.prototypes, dim=-1)
+        return F.linear(F.normalize(self.fc3(x), dim=-1), weight if self.gain is None else weight * self.gain)
+
+
+class Branch(nn.Module):
+    """A network and its head."""
+
+    def __init__(self, spec: DinoSpec, net: Any) -> None:
+        super().__init__()
+        self.net = network(net)
+        self.head = Head(net.width, spec)
+
+    def units(self) -> list[nn.Module]:
+        return [*self.net.units(), self.head]
+
+
+class Dino(Objective):
+    networks = ("student.net", "teacher.net")  # where exported weights of a network go
+
+    def __init__(self, spec: DinoSpec, ranks: Ranks) -> None:
+        super().__init__(spec, ranks)
+        self.spec: DinoSpec = spec
+        self.student = Branch(spec, spec.net)
+        calm = replace(spec.net, drop_path=0.0, dropout=0.0) if isinstance(spec.net, ViT) else spec.net
+        self.teacher = Branch(spec, calm).requires_grad_(False)
+        self.register_buffer("centre", torch.empty(spec.prototypes))
+        self.centre: Tensor
+        self.seen: list[Tensor] = []  # (K + 1,) sums of the teacher's answers, and their number, of each micro-batch
+        self.separable = isinstance(spec.net, ViT) and not spec.head_norm
+        self.probes = {**image_probes(self, self.teacher.net, spec.pixels)}
+        if isinstance(spec.net, ViT):
+            self.probes |= {"features_linear": probe(self, spec.pixels, self.several)}
+
+    @staticmethod
+    def reader(spec: DinoSpec, data: Any, train: bool) -> Any:
+        size, c = spec.net.resolution, spec.crops
+        if not train:
+            return ImageReader(size, data, train, masks=True)
+        return DinoReader(MultiCrop(global_size=size, local_size=c.local_size, locals=c.locals, global_scale=c.global_scale,
+                                    local_scale=c.local_scale, ratio=data.ratio, flip=c.flip, jitter=c.jitter,
+                                    jitter_p=c.jitter_share, grey=c.grey, blur=c.blur, solarise=c.solarise))
+
+    def units(self) -> Iterable[nn.Module]:
+        return [*self.student.units(), *self.teacher.units()]
+
+    def followers(self) -> Iterable[Follower]:
+        return [Follower(self.teacher, self.student, self.momentum)]
+
+    def momentum(self, step: int) -> float:
+        """From the recipe's to 1 over the run, on half a cosine."""
+        return 1 - (1 - self.spec.momentum) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def temperature(self, step: int) -> float:
+        """The teacher's."""
+        s = self.spec
+        done = min(1.0, step / s.warm_steps) if s.warm_steps else 1.0
+        return s.warm_temperature + done * (s.teacher_temperature - s.warm_temperature)
+
+    def frozen(self, step: int) -> Iterable[nn.Parameter]:
+        """The last layer, at the beginning."""
+        head = self.student.head
+        last = [head.prototypes] if head.gain is None else [head.prototypes, head.gain]
+        return last if step < self.spec.frozen else []
+
+    def undecayed(self, name: str, parameter: Tensor) -> bool:
+        """Vectors; positions and class token are decayed, as in the authors' code."""
+        return parameter.ndim < 2
+
+    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
+        if name == "centre":
+            return "zeros", 0.0
+        _, part, rest = name.split(".", 2)
+        if part == "net":
+            return network_initial(rest, shape, self.spec.net)
+        if rest == "prototypes":
+            return "uniform", shape[1] ** -0.5
+        if rest == "gain":
+            return "ones", 0.0
+        if "norm" in rest:
+            return ("ones" if rest.endswith(("weight", "running_var")) else "zeros"), 0.0
+        if rest.endswith("bias"):
+            return "zeros", 0.0
+        xavier = isinstance(self.spec.net, ViT) and self.spec.net.init == "xavier"
+        return ("normal", shape[1] ** -0.5) if xavier else ("truncated", 0.02)
+
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        self.seen.clear()  # of a step that did not count
+        return batch
+
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        spec, n = self.spec, len(batch)
+        dtype = next(self.parameters()).dtype
+
+        def see(branch: Branch, crops: Tensor, call: str, head: bool = True) -> Tensor:
+            """(n, v, S, S, 3) -> (n v, K), or (n v, C) without the head."""
+            rows = self.rows(batch, step, crops.shape[1], call)
+            y = branch.net(normalised(crops.flatten(0, 1), spec.pixels, dtype), rows)
+            return branch.head(y, rows) if head else y
+
+        with torch.no_grad():
+            teacher_nGK = see(self.teacher, batch["globals"], "teacher").unflatten(0, (n, 2))
+            teacher_nGK = teacher_nGK.to(torch.promote_types(dtype, torch.float32))
+            target_nGK = ((teacher_nGK - self.centre) / self.temperature(step)).softmax(-1)
+            valid_n = batch.valid.to(teacher_nGK.dtype)
+            rows = (2 * valid_n.sum()).reshape(1)
+            self.seen.append(torch.cat([torch.einsum("ngk,n->k", teacher_nGK, valid_n), rows]))
+            mean_K = torch.einsum("ngk,n->k", target_nGK, valid_n) / rows.clamp(min=1)
+            spread = entropy(mean_K)
+            sharp = torch.einsum("ng,n->", entropy(target_nGK), valid_n) / rows.clamp(min=1)
+        parts = [see(self.student, batch[name], name, head=False).unflatten(0, (n, -1)) for name in ("globals", "locals")]
+        student_nVC = torch.cat(parts, dim=1)  # one call of the head for all crops
+        V = student_nVC.shape[1]
+        student_nVK = self.student.head(student_nVC.flatten(0, 1), self.rows(batch, step, V, "head")).unflatten(0, (n, V))
+        log_nVK = (student_nVK.to(target_nGK.dtype) / spec.student_temperature).log_softmax(-1)
+        cross_nGV = -torch.einsum("ngk,nvk->ngv", target_nGK, log_nVK)
+        other_GV = 1 - torch.eye(2, V, dtype=cross_nGV.dtype, device=cross_nGV.device)
+        loss_n = (cross_nGV * other_GV).sum((1, 2)) / other_GV.sum()
+        loss = torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum()
+        return loss, {"teacher_entropy": sharp[0], "marginal_entropy": spread, "centre_norm": self.centre.norm()}
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """The centre moves to the mean of the teacher's raw answers over all ranks and micro-batches."""
+        total = self.ranks.sum(torch.stack(self.seen).sum(0))
+        self.seen.clear()
+        self.centre.lerp_((total[:-1] / total[-1]).to(self.centre.dtype), 1 - self.spec.centre_momentum)
+
+    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
+        """The teacher's network."""
+        return self.spec.net, self.teacher.net.state_dict(), *STATISTICS[self.spec.pixels]
+
+    def several(self, x: Tensor) -> Tensor:
+        """(B, F) for a linear probe: class tokens of the last blocks, and the mean of patches where the recipe says so."""
+        net = self.teacher.net
+        kept = [net.norm(t) for t in net.tokens(x, keep=self.spec.last_blocks)]
+        means = [kept[-1][:, net.extra :].mean(1)] if self.spec.patch_mean else []
+        return torch.cat([t[:, 0] for t in kept] + means, dim=1)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Of distributions along the last dimension, in nats."""
+    return torch.special.entr(p).sum(-1)

@@ -1,0 +1,102 @@
+"""DeiT (Touvron et al. 2021, arXiv:2012.12877): a student learns from labels and from a trained teacher.
+
+n slots, V views, B = n V rows, K classes. A student with a distillation token says its labels with the one head and the
+teacher's answers with the other; one without says both with the same. The teacher sees the student's pictures, mixed and
+augmented, and lies frozen in the checkpoint, so that a run goes on without the file that it came from.
+Hard: cross-entropy to the teacher's first answer, without smoothing. Soft: temperature^2 times the divergence from the
+teacher's, divided, as in the authors' code, by classes as well as by samples.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_pipeline.batch import Batch
+from data_pipeline.errors import UserError
+from vtx_scale.backbones import vit
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.image_reader import ImageReader
+from vtx_scale.objectives.mixing import blended
+from vtx_scale.objectives.pixels import STATISTICS, normalised
+from vtx_scale.objectives.probes import image_probes
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.objectives.supervised import (
+    flat,
+    network,
+    network_initial,
+    network_undecayed,
+    shared,
+    softmax_loss,
+)
+from vtx_scale.specs.run import Spec
+from vtx_scale.specs.supervised import Distill as DistillSpec
+
+
+def soft_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """(B,) tau^2 KL(teacher || student) / K."""
+    said, wanted = ((x / temperature).log_softmax(-1) for x in (student_BK, teacher_BK))
+    return temperature**2 * (wanted.exp() * (wanted - said)).sum(1) / student_BK.shape[1]
+
+
+class Distill(Objective):
+    augments = "all"
+
+    def __init__(self, spec: DistillSpec, ranks: Ranks) -> None:
+        super().__init__(spec, ranks)
+        if spec.teacher.classes != spec.net.classes:
+            raise UserError(f"The teacher knows {spec.teacher.classes} classes and the student {spec.net.classes}: give a "
+                            "teacher that was trained on the same classes, or set objective.net.classes.")
+        self.spec: DistillSpec = spec
+        self.net = vit.ViT(spec.net)
+        self.teacher = network(spec.teacher).requires_grad_(False)
+        self.probes = image_probes(self, self.net, spec.pixels)
+
+    @staticmethod
+    def reader(spec: DistillSpec, data: Any, train: bool) -> ImageReader:
+        return ImageReader(spec.net.resolution, data, train, classes=spec.net.classes, masks=not train)
+
+    def units(self) -> Iterable[nn.Module]:
+        return [*self.net.units(), *self.teacher.units()]
+
+    def borrowed(self) -> dict[str, str]:
+        return {"teacher.": self.spec.teacher_from}
+
+    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
+        part, _, rest = name.partition(".")
+        return network_initial(rest, shape, self.spec.teacher if part == "teacher" else self.spec.net)
+
+    def undecayed(self, name: str, parameter: Tensor) -> bool:
+        return network_undecayed(name, parameter)
+
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        """Erasing and mixing, which pair neighbouring slots."""
+        return blended(batch, self, self.spec.pixels, step, "label")
+
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        spec, image_B = self.spec, flat(batch["image"])
+        V = len(image_B) // len(batch)
+        dtype = next(self.parameters()).dtype
+        with torch.no_grad():
+            teacher_BK = self.teacher(normalised(image_B, spec.teacher_pixels, dtype))
+        out = self.net(normalised(image_B, spec.pixels, dtype), self.rows(batch, step, V))
+        wide = torch.promote_types(dtype, torch.float32)
+        said_BK, told_BK = (x.to(wide) for x in (out if spec.net.distilled else (out, out)))
+        base_n = shared(lambda labels: softmax_loss(said_BK, labels, spec.smoothing), batch, "label", V)
+        if spec.kind == "hard":
+            kd_B = F.cross_entropy(told_BK, teacher_BK.argmax(1), reduction="none")
+        else:
+            kd_B = soft_loss(told_BK, teacher_BK.to(wide), spec.temperature)
+        kd_n = kd_B.unflatten(0, (-1, V)).mean(1)
+        loss_n = (1 - spec.alpha) * base_n + spec.alpha * kd_n
+        valid = batch.valid.sum().clamp(min=1)
+        first = [(x.argmax(1).unflatten(0, (-1, V))[:, 0] == batch["label"]) & batch.valid for x in (said_BK, teacher_BK)]
+        seen = {"accuracy": first[0].sum() / valid, "teacher_accuracy": first[1].sum() / valid,
+                "distillation": torch.where(batch.valid, kd_n, torch.zeros_like(kd_n)).sum().detach() / valid}
+        return torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum(), seen
+
+    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
+        """The student alone."""
+        return self.spec.net, self.net.state_dict(), *STATISTICS[self.spec.pixels]

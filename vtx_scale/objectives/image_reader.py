@@ -1,0 +1,99 @@
+"""Labelled images to arrays: what the loader workers of image objectives do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline import members as said
+from data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box
+from data_pipeline.augment.randaug import RandAugment
+from data_pipeline.decode import Box, Pixels, decode_image, resize_crop
+from data_pipeline.errors import BadSample
+
+
+def middle(height: int, width: int, share: float) -> Box:
+    """The centred square whose side is `share` of the short side."""
+    top, left, side, _ = centre_box(height, width)
+    inner = max(2, round(side * share))
+    return top + (side - inner) // 2, left + (side - inner) // 2, inner, inner
+
+
+@dataclass
+class ImageReader:
+    """image (S, S, 3) uint8, or (views, S, S, 3) in training where a slot holds several; label () int64, -1 for none.
+
+    With `labels` above 1 also labels (labels,) int64, -1 behind the last. With `masks` also mask (S, S) uint8, 0 where
+    there is none. A training sample must have a label below `classes`, where there are classes.
+    """
+
+    size: int
+    data: Any  # a recipe's `data`
+    train: bool
+    classes: int = 0
+    labels: int = 1
+    masks: bool = False
+
+    def __post_init__(self) -> None:
+        augment = self.data.augment
+        self.views = augment.repeats if self.train else 1
+        self.randaug = RandAugment(layers=augment.randaug_layers, magnitude=augment.randaug_magnitude,
+                                   noise=augment.randaug_noise, increasing=augment.randaug_increasing)
+
+    def blank(self) -> dict[str, np.ndarray]:
+        square = (self.size, self.size)
+        out = {"image": np.zeros((*((self.views,) if self.views > 1 else ()), *square, 3), np.uint8),
+               "label": np.array(-1, np.int64)}
+        if self.labels > 1:
+            out["labels"] = np.full(self.labels, -1, np.int64)
+        if self.masks:
+            out["mask"] = np.zeros(square, np.uint8)
+        return out
+
+    def known(self, members: dict[str, bytes]) -> list[int]:
+        """The labels. Raises BadSample: label where there are too many or one is out of range, member_missing."""
+        found = list(dict.fromkeys(said.labels(members)))  # one that stands twice counts once
+        if self.classes and any(n >= self.classes for n in found):
+            raise BadSample("label", f"{max(found)} of {self.classes} classes")
+        if len(found) > self.labels:
+            raise BadSample("label", f"{len(found)} labels where the recipe takes {self.labels}")
+        if self.classes and self.train and not found:
+            raise BadSample("member_missing", "cls")
+        return found
+
+    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+        known, pixels = self.known(members), decode_image(said.image(members))
+        out: dict[str, np.ndarray] = {"label": np.array(known[0] if known else -1, np.int64)}
+        h, w = pixels.shape[:2]
+        if self.train:
+            views = [self.view(pixels, draw(v, CROP_WORDS + 1 + self.randaug.words)) for v in range(self.views)]
+            out["image"] = np.stack(views) if self.views > 1 else views[0]
+        else:
+            out["image"] = resize_crop(pixels, middle(h, w, self.data.centre), self.size, self.data.bicubic)
+        if self.labels > 1:
+            out["labels"] = np.array(known + [-1] * (self.labels - len(known)), np.int64)
+        if self.masks:
+            out["mask"] = self.mask(members, h, w)
+        return out
+
+    def view(self, pixels: Pixels, u: np.ndarray) -> Pixels:
+        """A random crop, flipped and augmented by the numbers u."""
+        h, w = pixels.shape[:2]
+        box = random_resized_crop_box(h, w, u, self.data.crop, self.data.ratio)
+        out = resize_crop(pixels, box, self.size, self.data.bicubic)
+        if u[CROP_WORDS] < self.data.flip:
+            out = np.ascontiguousarray(out[:, ::-1])
+        return self.randaug(out, u[CROP_WORDS + 1 :]) if self.randaug.layers else out
+
+    def mask(self, members: dict[str, bytes], height: int, width: int) -> np.ndarray:
+        body = said.mask(members)
+        if body is None:
+            return np.zeros((self.size, self.size), np.uint8)
+        whole = (decode_image(body).max(2) > 0).astype(np.uint8)
+        if whole.shape != (height, width):
+            raise BadSample("image_shape", f"a mask of {whole.shape[1]} x {whole.shape[0]}")
+        top, left, h, w = middle(height, width, self.data.centre)
+        part = Image.fromarray(whole[top : top + h, left : left + w])
+        return np.asarray(part.resize((self.size, self.size), Image.Resampling.NEAREST))

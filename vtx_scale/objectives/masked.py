@@ -1,0 +1,117 @@
+"""Masked patches (Dosovitskiy et al. 2021, appendix B.1.2): what colour has a patch that was hidden?
+
+B pictures, P patches, C width. Of each picture the `corrupted` share of the patches is chosen, exactly; of these most
+become a learned embedding, some another patch's of the same picture, the rest stays; the network says, at the chosen ones,
+which of 512 colours (3 bits a channel) the patch's mean is. The loss is the mean over chosen patches.
+Departs from the paper, which says nothing of it, in choosing a fixed number of patches a picture.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_pipeline.batch import Batch
+from data_pipeline.errors import UserError
+from vtx_scale.backbones import vit
+from vtx_scale.blocks.rows import Rows
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.image_reader import ImageReader
+from vtx_scale.objectives.pixels import STATISTICS, normalised
+from vtx_scale.objectives.probes import image_probes
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.objectives.supervised import network_undecayed
+from vtx_scale.specs.run import Spec
+from vtx_scale.specs.supervised import Masked as MaskedSpec
+
+COLOURS = 512
+
+
+def mean_colours(pixels: Tensor, patch: int) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, P) int64 in 0..511: red, green, blue of a patch's mean, 3 bits each, red highest."""
+    B, S, _, _ = pixels.shape
+    g = S // patch
+    mean = pixels.to(torch.int64).view(B, g, patch, g, patch, 3).sum((2, 4)) // (patch * patch * 32)
+    return (mean[..., 0] * 64 + mean[..., 1] * 8 + mean[..., 2]).view(B, g * g)
+
+
+class Masked(Objective):
+    augments = "pictures"
+
+    def __init__(self, spec: MaskedSpec, ranks: Ranks) -> None:
+        super().__init__(spec, ranks)
+        self.spec: MaskedSpec = spec
+        self.net = vit.ViT(spec.net)
+        if spec.net.resolution % self.net.cell:
+            raise UserError(f"Masked patches must cover the picture: objective.net.resolution={spec.net.resolution} is no "
+                            f"multiple of the {self.net.cell} pixels of a patch.")
+        self.mask = nn.Parameter(torch.empty(1, 1, spec.net.width))
+        self.colours = nn.Linear(spec.net.width, COLOURS)
+        self.chosen = round(self.net.grid**2 * spec.corrupted)
+        self.probes = {**image_probes(self, self.net, spec.pixels), "loss": self._loss}
+
+    @staticmethod
+    def reader(spec: MaskedSpec, data: Any, train: bool) -> ImageReader:
+        return ImageReader(spec.net.resolution, data, train, masks=not train)
+
+    def units(self) -> Iterable[nn.Module]:
+        return self.net.units()
+
+    def count(self, batch: Batch) -> Tensor:
+        """Chosen patches of valid slots."""
+        return batch.valid.sum() * self.chosen
+
+    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
+        if name == "mask":
+            return "normal", 0.02
+        if name.startswith("colours."):
+            return "zeros", 0.0
+        return vit.initial(name.removeprefix("net."), shape, self.spec.net)
+
+    def undecayed(self, name: str, parameter: Tensor) -> bool:
+        return name == "mask" or network_undecayed(name, parameter)
+
+    def patches(self, pixels: Tensor, rows: Rows, train: bool = True) -> tuple[Tensor, Tensor]:
+        """(B, S, S, 3) -> the cross-entropy (B, P) in nats, 0 at patches that were not chosen; which were right there."""
+        spec, P = self.spec, self.net.grid**2
+        order = rows.uniform("chosen", P).argsort(dim=1, stable=True)
+        rank = order.argsort(dim=1)
+        chosen = rank < self.chosen
+        how, where = rows.uniform("how", P), (rows.uniform("where", P) * P).long().clamp(max=P - 1)
+
+        def corrupt(x: Tensor) -> Tensor:
+            other = x.gather(1, where[..., None].expand_as(x))
+            hidden, swapped = how < spec.hidden, how >= 1 - spec.swapped
+            x = torch.where((chosen & hidden)[..., None], self.mask.to(x.dtype), x)
+            return torch.where((chosen & swapped)[..., None], other, x)
+
+        x = normalised(pixels, spec.pixels, self.mask.dtype)
+        y = self.net.norm(self.net.tokens(x, rows if train else None, corrupt)[-1])[:, self.net.extra :]
+        logits = self.colours(y)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wanted = mean_colours(pixels, self.net.cell)
+        loss = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+        return torch.where(chosen, loss, torch.zeros_like(loss)), (logits.argmax(2) == wanted) & chosen
+
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        loss_BP, right_BP = self.patches(batch["image"], self.rows(batch, step))
+        loss_B = torch.where(batch.valid, loss_BP.sum(1), torch.zeros_like(loss_BP[:, 0]))
+        right = (right_BP.sum(1) * batch.valid).sum() / (batch.valid.sum() * self.chosen).clamp(min=1)
+        return loss_B.sum(), {"accuracy": right}
+
+    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
+        """The network, without what was for this task alone."""
+        return self.spec.net, self.net.state_dict(), *STATISTICS[self.spec.pixels]
+
+    def _loss(self, pixels: np.ndarray | Tensor, ids: Tensor) -> Tensor:
+        """uint8 (N, S, S, 3) and the samples' numbers -> (N,) mean nats of the chosen patches, the same for every world."""
+
+        def nats(x: Tensor, ids: Tensor) -> Tensor:
+            rows = Rows(torch.ones_like(ids, dtype=torch.bool), ids, torch.zeros((), dtype=torch.int64, device=ids.device),
+                        self.ranks, "evaluation")
+            return self.patches(x, rows, train=False)[0].sum(1) / self.chosen
+
+        return self.ask(nats, torch.as_tensor(pixels), ids)

@@ -1,0 +1,87 @@
+"""Erasing, mixup and CutMix on a rank's whole batch, before it is cut into micro-batches.
+
+n slots, V views of each. The partner of a slot is its neighbour, slot xor 1, whatever rank it lies on; a slot whose
+partner is masked or absent stays as it is. All numbers belong to the seed, the step and the slot.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.augment.erase import ERASE_WORDS, erase_box
+from data_pipeline.augment.mixing import Mix, mix_parameters
+from data_pipeline.batch import Batch
+from vtx_scale.blocks.rows import Rows
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.pixels import STATISTICS
+from vtx_scale.objectives.ranks import Ranks
+
+
+def neighbours(x: Tensor, ranks: Ranks) -> Tensor:
+    """(n, ...) of each rank -> the rows of the slots' partners; zeros where there is none."""
+    n = len(x)
+    own = torch.arange(n, device=x.device)
+    at = ((ranks.rank * n + own) ^ 1) - ranks.rank * n
+    out = x[at.clamp(0, n - 1)]
+    if n % 2:  # the first or the last slot has its partner on another rank
+        edges = ranks.gather_plain(torch.stack([x[0], x[-1]]))
+        before, after = 2 * ranks.rank - 1, 2 * ranks.rank + 2
+        for row, edge in ((0, before), (n - 1, after)):
+            if not 0 <= int(at[row]) < n:
+                out[row] = edges[edge] if 0 <= edge < len(edges) else torch.zeros_like(x[0])
+    return out
+
+
+def erased(images: Tensor, share: float, kind: str, rows: Rows) -> Tensor:
+    """(n V, S, S, 3) float: in a `share` of the pictures a box of noise, standard normal after normalisation."""
+    u = rows.uniform("erase", 1 + ERASE_WORDS).cpu().numpy().astype(np.float64)
+    boxes = {i: box for i in np.flatnonzero(u[:, 0] < share).tolist() if (box := erase_box(u[i, 1:], images.shape[1]))}
+    if not boxes:
+        return images
+    at = torch.tensor(list(boxes), device=images.device)
+    some = replace(rows, valid=rows.valid[at], number=rows.number[at])
+    mean, std = (torch.tensor(x, device=images.device, dtype=images.dtype) * 255 for x in STATISTICS[kind])
+    noise = some.normal("noise", *images.shape[1:]).to(images.dtype) * std + mean
+    for k, (i, (top, left, h, w)) in enumerate(boxes.items()):
+        images[i, top : top + h, left : left + w] = noise[k, top : top + h, left : left + w]
+    return images
+
+
+def mixed(images: Tensor, other: Tensor, has: Tensor, mix: Mix) -> Tensor:
+    """(n, V, S, S, 3) and the partners' -> what the network sees; rows without a partner as they are."""
+    if mix.kind == "mixup":
+        weight_n = torch.where(has.view(-1, 1, 1, 1, 1), images.new_tensor(mix.weight), images.new_tensor(1.0))
+        return other.lerp(images, weight_n)
+    top, left, h, w = mix.box
+    inside = torch.zeros(images.shape[2:4], dtype=torch.bool, device=images.device)
+    inside[top : top + h, left : left + w] = True
+    return torch.where(inside[..., None] & has.view(-1, 1, 1, 1, 1), other, images)
+
+
+def blended(batch: Batch, objective: Objective, kind: str, step: int, name: str) -> Batch:
+    """`batch` with its images erased and mixed as `objective.augment` says; the labels `name` also of the partner.
+
+    What came in as uint8 goes out as float of 0..255. weight (n,) is the share of a slot's own labels, "other NAME" are
+    the partner's.
+    """
+    augment, seed = objective.augment, objective.seed
+    if not (augment.erase or augment.mixup or augment.cutmix):
+        return batch
+    rows = objective.rows(batch, step, augment.repeats)
+    images = batch["image"].to(torch.promote_types(next(objective.parameters()).dtype, torch.float32))
+    if images.ndim == 4:
+        images = images[:, None]
+    n, V = images.shape[:2]
+    if augment.erase:
+        images = erased(images.flatten(0, 1).clone(), augment.erase, kind, rows).unflatten(0, (n, V))
+    data = {**batch.data, "image": images if batch["image"].ndim == 5 else images[:, 0]}
+    mix = mix_parameters(seed, step, augment.mixup, augment.cutmix, augment.mix_share, augment.cutmix_share, images.shape[2])
+    if mix.kind != "none":
+        has = batch.valid & neighbours(batch.valid.to(torch.uint8), rows.ranks).bool()
+        images = mixed(images, neighbours(images, rows.ranks), has, mix)
+        data["image"] = images if batch["image"].ndim == 5 else images[:, 0]
+        data["weight"] = torch.where(has, images.new_tensor(mix.weight), images.new_tensor(1.0))
+        data[f"other {name}"] = neighbours(batch[name], rows.ranks)
+    return replace(batch, data=data)

@@ -1,0 +1,36 @@
+"""What CLIP and SigLIP share: towers in micro-batches, and the sigmoid loss. n slots of this rank, A of all, E embedding."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+
+def in_parts(what: Callable[[Tensor], Tensor], rows: Tensor, micro: int | None) -> Tensor:
+    """what(rows), `micro` rows at a time, whose activations are computed again in the backward pass."""
+    if micro is None or micro >= len(rows):
+        return what(rows)
+    with set_checkpoint_early_stop(False):  # a forward cut short would leave a sharded unit half done
+        return torch.cat([checkpoint(what, rows[a : a + micro], use_reentrant=False)  # type: ignore[misc]
+                          for a in range(0, len(rows), micro)])
+
+
+def own(rank: int, n: int, device: torch.device) -> Tensor:
+    """(n,): the columns of this rank's slots among all."""
+    return rank * n + torch.arange(n, device=device)
+
+
+def sigmoid_loss(x_nE: Tensor, y_AE: Tensor, scale: Tensor, bias: Tensor, valid_n: Tensor, valid_A: Tensor,
+                 rank: int) -> Tensor:
+    """(n,): SigLIP's loss (Zhai et al. 2023, arXiv:2303.15343) of each slot against all; 0 where it is not valid.
+
+    A pair is yes on the diagonal, no elsewhere; a masked slot is nobody's negative. After the authors' code, where the
+    bias is added; Eq. 1 of the paper subtracts it.
+    """
+    logits_nA = scale * x_nE @ y_AE.T + bias
+    sign_nA = -torch.ones_like(logits_nA)
+    sign_nA[torch.arange(len(x_nE), device=x_nE.device), own(rank, len(x_nE), x_nE.device)] = 1
+    loss_nA = -F.logsigmoid(sign_nA * logits_nA)
+    return torch.where(valid_n[:, None] & valid_A, loss_nA, torch.zeros_like(loss_nA)).sum(1)

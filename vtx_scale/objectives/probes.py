@@ -1,0 +1,37 @@
+"""What evaluators and users may ask an objective whose network sees images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtx_scale.backbones.vit import ViT
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.pixels import normalised
+
+Probe = Callable[[np.ndarray | Tensor], Tensor]
+
+
+def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor]) -> Probe:
+    """uint8 (N, S, S, 3) at the model's size -> `function` of the normalised (N, 3, S, S), float32 on the CPU."""
+
+    def ask(pixels: np.ndarray | Tensor) -> Tensor:
+        dtype = next(objective.parameters()).dtype
+        return objective.ask(lambda x: function(normalised(x, kind, dtype)), torch.as_tensor(pixels))
+
+    return ask
+
+
+def image_probes(objective: Objective, net: Any, kind: str) -> dict[str, Probe]:
+    """features (N, C): what a classifier sees; encode_image: the same at unit length; classify (N, K): logits, where there
+    is a classifier; attention (N, H, grid, grid): how much the class token looks at each patch in the last block."""
+    features = probe(objective, kind, net.features)
+    probes = {"features": features, "encode_image": lambda pixels: F.normalize(features(pixels), dim=-1)}
+    if net.spec.classes:
+        probes["classify"] = probe(objective, kind, net)
+    if isinstance(net, ViT) and net.spec.class_token:
+        probes["attention"] = probe(objective, kind, net.attention)
+    return probes

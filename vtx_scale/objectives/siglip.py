@@ -1,0 +1,107 @@
+"""SigLIP (Zhai et al. 2023, arXiv:2303.15343): each pair of an image and a text is a question of yes or no.
+
+n slots of this rank, A = W n of all ranks, E embedding. A rank holds the rows of its own images and gathers the texts of
+all, with gradient; a masked slot is nobody's negative and weighs nothing. The loss couples the whole batch, so the towers
+run in micro-batches under recomputation: memory is one micro-batch's, the loss the batch's.
+Departs from the authors' code: texts are gathered at once where theirs travel around a ring. Their vocabulary is a
+SentencePiece one, which is not built in: `data.tokenizer` takes a tokenizer.json, whose end token fills a text up as
+their id 1 does; a probe takes token ids as they are.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.errors import UserError
+from data_pipeline.text import tokenizer
+from vtx_scale.backbones import vit
+from vtx_scale.backbones.text import SiglipText
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.pairs import in_parts, sigmoid_loss
+from vtx_scale.objectives.pixels import normalised
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.objectives.siglip_reader import SiglipReader, encode_all
+from vtx_scale.specs.siglip import Siglip as Spec
+
+
+class Siglip(Objective):
+    separable = False
+
+    def __init__(self, spec: Spec, ranks: Ranks) -> None:
+        super().__init__(spec, ranks)
+        if spec.image.width != spec.text.embed or spec.image.classes:
+            raise UserError(f"objective.image.width={spec.image.width} and objective.text.embed={spec.text.embed} are one "
+                            "space, and the image has no classes: set both to the same number, objective.image.classes=0.")
+        self.spec: Spec = spec
+        self.image = vit.ViT(spec.image)
+        self.text = SiglipText(spec.text)
+        self.logit_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = nn.Parameter(torch.empty(1))
+        self.tokenizer = "bytes"
+        self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
+
+    @staticmethod
+    def reader(spec: Spec, data: Any, train: bool) -> SiglipReader:
+        words = tokenizer(data.tokenizer)
+        if words.vocab != spec.text.vocab:
+            raise UserError(f"data.tokenizer={data.tokenizer} has {words.vocab} ids and objective.text.vocab is "
+                            f"{spec.text.vocab}: set objective.text.vocab={words.vocab}.")
+        return SiglipReader(spec.image.resolution, spec.text.context, data.flip, data.tokenizer, train, data.bicubic)
+
+    def units(self) -> Iterable[nn.Module]:
+        return [*self.image.units(), *self.text.blocks]
+
+    def undecayed(self, name: str, parameter: Tensor) -> bool:
+        """All but the matrices of dense layers and the patches."""
+        return parameter.ndim < 2 or name.endswith(("positions", "cls_token", "pool.probe", "embedding.weight"))
+
+    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
+        """The published initial values: a ViT's in both towers, positions and embedding by the width."""
+        if name == "logit_scale":
+            return "constant", math.log(self.spec.scale)
+        if name == "logit_bias":
+            return "constant", self.spec.bias
+        rest = name.split(".", 1)[1]
+        if rest in ("positions", "embedding.weight"):
+            return "normal", shape[-1] ** -0.5
+        if rest == "head.weight":
+            return "normal", shape[1] ** -0.5
+        return vit.initial(rest, shape, self.spec.image)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32."""
+        return unit(self.image(normalised(pixels, "half", self.text.positions.dtype)))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(n, T) -> (n, E) of unit length, at least float32."""
+        return unit(self.text(tokens.long()))
+
+    def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the loss over this rank's valid slots, and what to log."""
+        image_nE = in_parts(self.encode_image, batch["image"], self.micro_batch)
+        text_nE = in_parts(self.encode_text, batch["tokens"], self.micro_batch)
+        scale, bias = self.logit_scale.to(image_nE.dtype).exp(), self.logit_bias.to(image_nE.dtype)
+        loss_n = sigmoid_loss(image_nE, self.ranks.gather(text_nE), scale, bias, batch.valid,
+                              self.ranks.gather_plain(batch.valid), self.ranks.rank)
+        # a copy, because the bias itself lies in memory that a strategy may take back
+        return loss_n.sum(), {"logit_scale": scale.detach(), "logit_bias": bias.detach().clone()}
+
+    def _probe_image(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """uint8 (N, S, S, 3) at the model's size -> (N, E) float32 of unit length, on the CPU."""
+        return self.ask(self.encode_image, torch.as_tensor(pixels))
+
+    def _probe_text(self, texts: list[str] | Tensor) -> Tensor:
+        """Captions or token ids (N, T) -> (N, E) float32 of unit length, on the CPU."""
+        if not isinstance(texts, Tensor):
+            texts = torch.from_numpy(encode_all(tokenizer(self.tokenizer), texts, self.spec.text.context))
+        return self.ask(self.encode_text, texts)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of unit length, in at least float32: x / (|x| + 1e-8)."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x / (x.norm(dim=-1, keepdim=True) + 1e-8)

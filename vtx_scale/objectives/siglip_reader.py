@@ -1,0 +1,60 @@
+"""Image-text samples to arrays: what SigLIP's loader workers do."""
+
+import string
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.decode import decode_image, resize_crop
+from data_pipeline.members import caption, image, label
+from data_pipeline.text import Tokenizer, tokenizer
+
+MARKS = str.maketrans({"_": " ", **{c: None for c in string.punctuation if c != "_"}})
+
+
+def canonical(text: str) -> str:
+    """Lower case without punctuation, white space collapsed."""
+    return " ".join(text.translate(MARKS).lower().split())
+
+
+def encode(words: Tokenizer, text: str, context: int) -> NDArray[np.int32]:
+    """(context,) int32: a canonical text, then end tokens to the last position, which always is one."""
+    if not text.isascii():  # half a surrogate pair, which JSON can spell, is no text
+        text = text.encode("utf-8", "replace").decode()
+    out = np.full(context, words.end, np.int32)
+    ids = words.ids(canonical(text))[: context - 1]
+    out[: len(ids)] = ids
+    return out
+
+
+def encode_all(words: Tokenizer, texts: Iterable[str], context: int) -> NDArray[np.int32]:
+    return np.stack([encode(words, t, context) for t in texts])
+
+
+@dataclass
+class SiglipReader:
+    """image (S, S, 3) uint8, tokens (T,) int32, label () int64 (-1 where there is none).
+
+    The whole image is squashed to the square, in training too; there it may be flipped.
+    """
+
+    size: int
+    context: int
+    flip: float
+    tokenizer: str
+    train: bool
+    bicubic: bool = True
+
+    def blank(self) -> dict[str, np.ndarray]:
+        return {"image": np.zeros((self.size, self.size, 3), np.uint8), "tokens": np.zeros(self.context, np.int32),
+                "label": np.array(-1, np.int64)}
+
+    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+        text, kind, pixels = caption(members), label(members), decode_image(image(members))
+        pixels = resize_crop(pixels, (0, 0, *pixels.shape[:2]), self.size, self.bicubic)
+        if self.train and self.flip and draw(0, 1)[0] < self.flip:
+            pixels = pixels[:, ::-1]
+        return {"image": pixels, "tokens": encode(tokenizer(self.tokenizer), text, self.context),
+                "label": np.array(kind, np.int64)}

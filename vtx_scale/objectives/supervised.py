@@ -1,0 +1,126 @@
+"""Classification: ViT at JFT scale (Dosovitskiy et al. 2021; Zhai et al. 2022), DeiT's recipe without a teacher, ResNets.
+
+n slots, V views of each, B = n V rows, K classes. One label a sample and softmax, or several and a sigmoid each. The loss
+of a slot is the mean over its views. Departs from the papers in that a mixed slot's partner is its neighbour.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_pipeline.batch import Batch
+from vtx_scale.backbones import resnet, vit
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.image_reader import ImageReader
+from vtx_scale.objectives.mixing import blended
+from vtx_scale.objectives.pixels import STATISTICS, normalised
+from vtx_scale.objectives.probes import image_probes
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.backbones import ViT
+from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.run import Spec
+from vtx_scale.specs.supervised import Supervised as SupervisedSpec
+
+
+def network(spec: ViT | ResNet) -> Any:
+    """The network that a spec names."""
+    return vit.ViT(spec) if isinstance(spec, ViT) else resnet.ResNet(spec)
+
+
+def network_initial(name: str, shape: torch.Size, spec: ViT | ResNet) -> tuple[str, float]:
+    return vit.initial(name, shape, spec) if isinstance(spec, ViT) else resnet.initial(name, shape, spec)
+
+
+def network_undecayed(name: str, parameter: Tensor) -> bool:
+    """Biases, gains, and what is no kernel: positions, tokens, the probe of attention pooling."""
+    return parameter.ndim < 2 or name.endswith(("positions", "cls_token", "dist_token", "probe"))
+
+
+def softmax_loss(logits_BK: Tensor, label_B: Tensor, smoothing: float) -> Tensor:
+    """(B,) cross-entropy to a label of weight 1 - smoothing and all classes alike; 0 on a row without a label."""
+    log_BK = logits_BK.log_softmax(-1)
+    own_B = log_BK.gather(1, label_B.clamp(min=0)[:, None])[:, 0]
+    loss_B = -(1 - smoothing) * own_B - smoothing * log_BK.mean(1)
+    return torch.where(label_B >= 0, loss_B, torch.zeros_like(loss_B))
+
+
+def sigmoid_loss(logits_BK: Tensor, labels_BM: Tensor) -> Tensor:
+    """(B,) binary cross-entropy summed over classes; labels -1 stand for none."""
+    there = labels_BM >= 0
+    own_B = torch.where(there, logits_BK.gather(1, labels_BM.clamp(min=0)), torch.zeros_like(logits_BK[:, :1])).sum(1)
+    return F.softplus(logits_BK).sum(1) - own_B
+
+
+class Supervised(Objective):
+    augments = "all"
+
+    def __init__(self, spec: SupervisedSpec, ranks: Ranks) -> None:
+        super().__init__(spec, ranks)
+        self.spec: SupervisedSpec = spec
+        self.net = network(spec.net)
+        self.separable = isinstance(spec.net, ViT)  # batch statistics couple the batch
+        self.probes = image_probes(self, self.net, spec.pixels)
+
+    @staticmethod
+    def reader(spec: SupervisedSpec, data: Any, train: bool) -> ImageReader:
+        return ImageReader(spec.net.resolution, data, train, classes=spec.net.classes, labels=spec.labels, masks=not train)
+
+    def units(self) -> Iterable[nn.Module]:
+        return self.net.units()
+
+    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
+        if name == "net.head.bias" and self.spec.head_bias:
+            return "constant", self.spec.head_bias
+        return network_initial(name.removeprefix("net."), shape, self.spec.net)
+
+    def undecayed(self, name: str, parameter: Tensor) -> bool:
+        return network_undecayed(name, parameter)
+
+    def head(self, name: str) -> bool:
+        return name == "net.head.weight"
+
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        """Erasing and mixing, which pair neighbouring slots."""
+        return blended(batch, self, self.spec.pixels, step, self._labels())
+
+    def _labels(self) -> str:
+        return "labels" if self.spec.labels > 1 else "label"
+
+    def loss(self, logits_BK: Tensor, labels: Tensor) -> Tensor:
+        """(B,) for labels (B,) or (B, M), of one part of a mix."""
+        if self.spec.loss == "sigmoid":
+            return sigmoid_loss(logits_BK, labels if labels.ndim == 2 else labels[:, None])
+        return softmax_loss(logits_BK, labels if labels.ndim == 1 else labels[:, 0], self.spec.smoothing)
+
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        image_B = flat(batch["image"])
+        V = len(image_B) // len(batch)
+        x = normalised(image_B, self.spec.pixels, next(self.parameters()).dtype)
+        logits_BK = self.net(x, self.rows(batch, step, V))
+        logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
+        label = batch[self._labels()]
+        loss_n = shared(lambda labels: self.loss(logits_BK, labels), batch, self._labels(), V)
+        right_n = (logits_BK.argmax(1).unflatten(0, (-1, V))[:, 0, None] == label.view(len(batch), -1)).any(1)
+        accuracy = (right_n & batch.valid).sum() / batch.valid.sum().clamp(min=1)
+        return torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum(), {"accuracy": accuracy}
+
+    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
+        """What `vtx export` writes: the network's spec, its state under its own names, mean and deviation of pixels."""
+        return self.spec.net, self.net.state_dict(), *STATISTICS[self.spec.pixels]
+
+
+def flat(image: Tensor) -> Tensor:
+    """(n, S, S, 3) or (n, V, S, S, 3) -> (B, S, S, 3)."""
+    return image.flatten(0, 1) if image.ndim == 5 else image
+
+
+def shared(loss: Any, batch: Batch, name: str, views: int) -> Tensor:
+    """(n,) the loss of a slot, the mean over its views, shared between its own labels and its partner's where mixed."""
+    own_B = loss(batch[name].repeat_interleave(views, 0))
+    if "weight" in batch:
+        weight_B = batch["weight"].repeat_interleave(views).to(own_B.dtype)
+        own_B = weight_B * own_B + (1 - weight_B) * loss(batch[f"other {name}"].repeat_interleave(views, 0))
+    return own_B.unflatten(0, (-1, views)).mean(1)

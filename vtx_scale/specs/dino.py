@@ -1,0 +1,53 @@
+"""DINO's hyperparameters (Caron et al. 2021). Standard library only."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from vtx_scale.specs.backbones import ViT
+from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.run import Spec
+from vtx_scale.specs.supervised import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops(Spec):
+    """Two global crops and `locals` local ones of one decode, each with its own flips and colours."""
+
+    local_size: int = 96
+    locals: int = 8
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter_share: float = 0.8
+    grey: float = 0.2
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # shares: first global crop, second, local ones
+    solarise: float = 0.2  # of the second global crop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dino(Spec):
+    """A student matches its own moving average across crops of one picture. Schedules count steps.
+
+    `crops` says how pictures are cut and flipped: of `data` its ratio counts, its crop and flip do not.
+    """
+
+    build: ClassVar[str] = "vtx_scale.objectives.dino:Dino"
+
+    net: ViT | ResNet
+    crops: Crops = field(default_factory=Crops)
+    prototypes: int = 65_536
+    hidden: int = 2_048
+    bottleneck: int = 256
+    head_norm: bool = False  # batch norm in the head
+    fixed_gain: bool = True  # of the last, weight-normed layer
+    frozen: int = 0  # steps at the beginning at which the last layer rests
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    warm_temperature: float = 0.04  # where the teacher's starts
+    warm_steps: int = 0  # until it is there, linearly
+    centre_momentum: float = 0.9
+    momentum: float = 0.996  # of the teacher; to 1 on half a cosine
+    last_blocks: int = 4  # a linear probe sees the class tokens of so many
+    patch_mean: bool = False  # and the mean of the last one's patches
+    pixels: Pixels = "imagenet"

@@ -1,0 +1,59 @@
+"""SigLIP's hyperparameters (Zhai et al. 2023, arXiv:2303.15343) and its published sizes. Standard library only."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from vtx_scale.specs.backbones import VIT_SIZES, ViT
+from vtx_scale.specs.run import Spec
+
+# name: the size of both towers, the image's patch and pixels, the text's context and vocabulary
+SIGLIP_SIZES: dict[str, tuple[str, int, int, int, int]] = {
+    "B/16": ("B", 16, 224, 64, 32_000),
+    "B/16@256": ("B", 16, 256, 64, 32_000),
+    "B/16@384": ("B", 16, 384, 64, 32_000),
+    "B/16@512": ("B", 16, 512, 64, 32_000),
+    "L/16@256": ("L", 16, 256, 64, 32_000),
+    "L/16@384": ("L", 16, 384, 64, 32_000),
+    "So400m/14": ("So400m", 14, 224, 16, 32_000),
+    "So400m/14@384": ("So400m", 14, 384, 64, 32_000),
+    "B/16-i18n@256": ("B", 16, 256, 64, 250_000),
+    "2-B/16": ("B", 16, 224, 64, 256_000),  # SigLIP 2 (Tschannen et al. 2025)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipText(Spec):
+    """The text transformer: every token sees every other; pools at the last position."""
+
+    build: ClassVar[str] = "vtx_scale.backbones.text:SiglipText"
+
+    width: int = 768
+    depth: int = 12
+    mlp: int = 3072
+    heads: int = 12
+    context: int = 64
+    vocab: int = 32_000
+    embed: int = 768  # of the linear head
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu_tanh"
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Siglip(Spec):
+    """Two towers, every pair a yes or no. The image has attention pooling and no projection: its width is the embedding's."""
+
+    build: ClassVar[str] = "vtx_scale.objectives.siglip:Siglip"
+
+    image: ViT
+    text: SiglipText
+    scale: float = 10.0  # where the logit scale starts
+    bias: float = -10.0  # where the logit bias starts
+
+    @staticmethod
+    def size(name: str) -> "Siglip":
+        """`Siglip.size("B/16")`, `Siglip.size("So400m/14@384")`."""
+        letters, patch, pixels, context, vocab = SIGLIP_SIZES[name]
+        width, depth, mlp, heads = VIT_SIZES[letters]
+        image = ViT.size(f"{letters}/{patch}", resolution=pixels, pool="map", class_token=False, activation="gelu_tanh")
+        return Siglip(image=image, text=SiglipText(width=width, depth=depth, mlp=mlp, heads=heads, context=context,
+                                                   vocab=vocab, embed=width))
