@@ -5,6 +5,7 @@ activations and look-ups are free. Scaling ViT and open_clip print twice this nu
 print this number.
 """
 
+import functools
 import importlib
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,7 @@ def parameters(spec: Spec) -> int:
     return sum(p.numel() for p in built(spec).parameters())
 
 
+@functools.cache
 def macs(spec: Spec) -> int:
     """Multiply-accumulates of one sample forward, at the resolution and context of the spec."""
     if isinstance(spec, Clip):

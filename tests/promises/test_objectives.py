@@ -10,6 +10,9 @@ STEPS = 12
 # one recipe for each objective, and for each kind of network and optimizer that keeps a state of its own
 RECIPES = ["vit_b16_jft", "vit_g14_jft3b", "vit_r50_b16_jft", "vit_b16_imagenet21k", "vit_b16_masked", "deit_s16",
            "deit_s16_distilled", "resnet50_imagenet", "dino_vit_s16", "dino_resnet50", "siglip_vit_b16", "clip_rn50"]
+# A ReLU turns a difference in the last bit of a number near zero into another gradient (docs/objectives.md): across worlds
+# these are compared in float64, where no number is near enough.
+RELU = ("vit_r50_b16_jft", "resnet50_imagenet", "dino_resnet50", "clip_rn50")
 KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")  # see vtx_scale.failpoint
 CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3)]
 
@@ -23,26 +26,31 @@ def undisturbed(tmp_path_factory):
         key = (recipe, strategy, world)
         if key not in made:
             made[key] = tmp_path_factory.mktemp(recipe) / "run"
-            train_on_ranks(made[key], world, strategy, "data.flip=0.5", recipe=recipe)
+            train_on_ranks(made[key], world, strategy, *common(recipe), recipe=recipe)
         return made[key]
 
     return get
 
 
-def points(recipe, count, world):
-    """Random points, the same in every run of the suite: where a rank is struck by SIGKILL."""
+def common(recipe):
+    """Keys of every run of a recipe."""
+    return ("data.flip=0.5", *(("system.precision=fp64",) if recipe in RELU else ()))
+
+
+def points(recipe, count, world, last):
+    """Random points, the same in every run of the suite: where a rank is struck by SIGKILL, at step 2 .. last."""
     draw = random.Random(recipe)
-    steps = sorted(draw.sample(range(2, STEPS), count))
+    steps = sorted(draw.sample(range(2, last + 1), count))
     kinds = [draw.choice(KINDS) for _ in steps]
     return [f"{k.format(n)}:{0 if 'manifest' in k or 'rename' in k else draw.randrange(world)}"
             for k, n in zip(kinds, steps, strict=True)]
 
 
-def killed(folder, recipe, strategy, world, count, *keys, code=0):
+def killed(folder, recipe, strategy, world, count, *keys, last=STEPS - 1, code=0):
     marks = folder.parent / "marks"
     marks.mkdir(exist_ok=True)
-    where = points(recipe, count, world)
-    done = train(folder, f"system.world={world}", f"system.strategy={strategy}", "checkpoint.every=1", "data.flip=0.5", *keys,
+    where = points(recipe, count, world, last)
+    done = train(folder, f"system.world={world}", f"system.strategy={strategy}", "checkpoint.every=1", *common(recipe), *keys,
                  env={"VTX_KILL": ",".join(where), "VTX_KILL_ONCE": str(marks)}, recipe=recipe, code=code)
     assert len(list(marks.iterdir())) == count, "a kill did not happen"
     assert done.stderr.count("starting again") >= 1
@@ -53,10 +61,10 @@ def test_a_kill_and_another_world_leave_the_curve(undisturbed, tmp_path, recipe)
     """Two ranks, one of which is killed; then three of another strategy go on from what they saved."""
     strategy, other = ("ddp", "fsdp") if RECIPES.index(recipe) % 2 else ("fsdp", "ddp")
     folder = tmp_path / "run"
-    killed(folder, recipe, strategy, 2, 1, "system.leave_after=8", code=75)
-    train_on_ranks(folder, 3, other, "data.flip=0.5", recipe=recipe)
+    killed(folder, recipe, strategy, 2, 1, "system.leave_after=6", last=4, code=75)  # of each start: at step 10 or before
+    train_on_ranks(folder, 3, other, *common(recipe), recipe=recipe)
     one = undisturbed(recipe)
-    assert losses(folder) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(folder) == pytest.approx(losses(one), rel=1e-11 if recipe in RELU else 1e-5)
     assert ids(folder).items() <= ids(one).items()
 
 
