@@ -17,7 +17,7 @@ from data_pipeline.text import tokenizer
 from launch.override import recipe_hash
 from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.objectives.ranks import Ranks
-from vtx_scale.specs.run import Augment, Run
+from vtx_scale.specs.run import Data, Run
 
 
 def follow(path: str) -> Any:
@@ -36,14 +36,22 @@ def build_objective(run: Run, dtype: torch.dtype, ranks: Any = None) -> nn.Modul
     objective.to(dtype)
     objective.micro_batch, objective.tokenizer = run.system.micro_batch, run.data.tokenizer
     objective.seed, objective.steps, objective.augment = run.seed, run.steps, run.data.augment
-    check_augment(run.data.augment, objective)
+    check_data(run.data, objective)
     if ranks is not None:  # a training, which alone takes statistics of a batch
         check_micro_batch(run, objective, ranks.world)
     return objective
 
 
-def check_augment(augment: Augment, objective: Any) -> None:
-    """Raises UserError for an augmentation that the objective would leave out in silence."""
+def check_data(data: Data, objective: Any) -> None:
+    """Raises UserError for what the objective would leave out in silence."""
+    picture = ("crop", "ratio", "flip", "bicubic", "centre", "tokenizer")
+    if objective.heeds is not None:
+        asked = [f.name for f in fields(data) if f.name in picture and f.name not in objective.heeds
+                 and getattr(data, f.name) != f.default]
+        if asked:
+            raise UserError(f"data.{asked[0]} is not for {type(objective.spec).__name__}, which cuts pictures and texts in its "
+                            "own way: leave it out.")
+    augment = data.augment
     made = {"no": (), "pictures": ("randaug_",), "all": ("",)}[objective.augments]
     asked = [f.name for f in fields(augment) if getattr(augment, f.name) != f.default and not f.name.startswith(made)]
     if asked:
@@ -53,7 +61,8 @@ def check_augment(augment: Augment, objective: Any) -> None:
 def check_micro_batch(run: Run, objective: nn.Module, world: int) -> None:
     """Raises UserError where batch statistics are to be taken of less than a batch."""
     micro, share = run.system.micro_batch, -(-run.global_batch // world)
-    if micro is not None and micro < share and any(isinstance(m, BatchNorm) for m in objective.modules()):
+    trained = any(isinstance(m, BatchNorm) and m.weight.requires_grad for m in objective.modules())
+    if micro is not None and micro < share and trained:
         raise UserError(f"system.micro_batch={micro} is less than a rank's {share} slots, but this model's batch norms are "
                         "over the whole batch: leave it out, use more ranks, or set system.recompute=true to save memory.")
 
@@ -77,9 +86,13 @@ class DataSet:
 def resolve_data(run: Run, say: Callable[[str], None] = lambda line: None, folder: Path | None = None) -> Run:
     """What a recipe leaves open: `data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher that is
     a run says its network. folder: of the run, if it is there already."""
+    return resolve_shards(resolve_teacher(run, say, folder), say)
+
+
+def resolve_shards(run: Run, say: Callable[[str], None] = lambda line: None) -> Run:
+    """The same of the data alone."""
     from launch.toys import toy_shards
 
-    run = resolve_teacher(run, say, folder)
     if run.data.shards != "toy":
         return run
     train, val = toy_shards(say)

@@ -112,8 +112,9 @@ def scores(run: Run, objective: Any, names: list[str]) -> dict[str, dict[str, An
     return out
 
 
-def evaluate(folder: Path, names: list[str], run: Run | None = None) -> dict[str, dict[str, Any]]:
-    """`vtx evaluate`: evaluators on the newest checkpoint of a run folder; a picture is the path of its file.
+def evaluate(folder: Path, names: list[str], run: Run | None = None) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    """`vtx evaluate`: evaluators on the newest checkpoint of a run folder, one after the other; a picture is the path of its
+    file, and one that cannot be had is what it lacks.
 
     Raises UserError for a name that is none, before anything is read.
     """
@@ -127,9 +128,10 @@ def evaluate(folder: Path, names: list[str], run: Run | None = None) -> dict[str
     run = run or opened.recipe
     if build.open_data(run, False) is None:
         raise UserError(f"{folder} names no validation samples: add data.val_shards=FOLDER.")
-    found = scores(run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"])
-    return {name: {key: keep_picture(folder, name, key, opened.step, value) if isinstance(value, np.ndarray) else value
-                   for key, value in values.items()} for name, values in found.items()}
+    for name, values in each(run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"]):
+        yield name, values if isinstance(values, UserError) else {
+            key: keep_picture(folder, name, key, opened.step, value) if isinstance(value, np.ndarray) else value
+            for key, value in values.items()}
 
 
 def keep_picture(folder: Path, name: str, key: str, step: int, pixels: Any) -> str:

@@ -117,6 +117,11 @@ def check(run: Run) -> None:
         raise UserError(f"checkpoint.keep={run.checkpoint.keep}: keep at least 1.")
     if not 0 <= run.data.hold_out < 1:
         raise UserError(f"data.hold_out={run.data.hold_out}: give a share from 0 to below 1.")
+    if run.init.head == "new" and not run.init.from_:
+        raise UserError("init.head=new: it says what to leave out of init.from, so give that too.")
+    for where, spec in specs(run):
+        for fault in spec.faults():
+            raise UserError(f"{where}{fault}")
     world, strategy = run.system.world, run.system.strategy
     if strategy == "single" and world and world > 1:
         raise UserError(f"system.strategy=single runs on one process, the world is {world}: choose ddp, fsdp or hsdp.")
@@ -126,6 +131,16 @@ def check(run: Run) -> None:
                        "data.lanes": run.data.lanes, "data.window": run.data.window}.items():
         if maybe is not None and maybe < 1:
             raise UserError(f"{key}={maybe}: give 1 or more, or leave it out.")
+
+
+def specs(spec: Any, prefix: str = "") -> Iterator[tuple[str, Spec]]:
+    """Every spec in a spec, with the prefix of its keys."""
+    for f in fields(spec):
+        value = getattr(spec, f.name)
+        if is_dataclass(value):
+            where = f"{prefix}{shown(f.name)}."
+            yield where, value  # type: ignore[misc]
+            yield from specs(value, where)
 
 
 def walk(spec: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

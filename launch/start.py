@@ -10,15 +10,16 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from vtx_scale.specs.run import Run
 
-HEADS = ("net.head.", "net.dist_head.", "net.rep.")  # what `init.head=new` starts anew
+HEADS = ("net.head.", "net.dist_head.", "net.rep.", "student.head.", "teacher.head.")  # what `init.head=new` starts anew
 
 
 def start(run: Run, objective: Any, strategy: Any, say: Callable[[str], None]) -> None:
     """Fill what comes from elsewhere. Raises UserError where it does not fit."""
-    for prefix, source in objective.borrowed().items():
-        borrow(prefix, source, getattr(run.objective, prefix.rstrip(".")), strategy)
+    borrowed = objective.borrowed()
     if run.init.from_:
-        start_from(run.init.from_, run, strategy, say)
+        start_from(run.init.from_, run, strategy, say, tuple(borrowed))
+    for prefix, source in borrowed.items():
+        borrow(prefix, source, getattr(run.objective, prefix.rstrip(".")), strategy)
 
 
 def stored(path: Path) -> dict[str, Tensor]:
@@ -32,10 +33,11 @@ def stored(path: Path) -> dict[str, Tensor]:
     return tensors.state("param") | tensors.state("buffer")
 
 
-def start_from(source: str, run: Run, strategy: Any, say: Callable[[str], None] = print) -> None:
+def start_from(source: str, run: Run, strategy: Any, say: Callable[[str], None] = print,
+               borrowed: tuple[str, ...] = ()) -> None:
     """`init.from`: parameters and running statistics of a run folder or of exported weights.
 
-    A plain network starts from the teacher of a run that has one (DINO).
+    A plain network starts from the teacher of a run that has one (DINO). borrowed: prefixes that come from elsewhere.
     """
     from vtx_scale.interop.weights import import_weights, resize_positions
 
@@ -51,7 +53,7 @@ def start_from(source: str, run: Run, strategy: Any, say: Callable[[str], None] 
         return name, f"teacher.{name}"
 
     def wanted(name: str) -> bool:
-        return not (run.init.head == "new" and name.startswith(HEADS))
+        return not (name.startswith(borrowed) or (run.init.head == "new" and name.startswith(HEADS)))
 
     fill(strategy, resized, candidates, wanted, f"init.from={source}")
 
@@ -73,20 +75,23 @@ def borrow(prefix: str, source: str, network: Any, strategy: Any) -> None:
         own = name.removeprefix(prefix)
         return f"net.{own}", f"teacher.net.{own}", own
 
-    fill(strategy, state, candidates, lambda name: name.startswith(prefix), source)
+    fill(strategy, state, candidates, lambda name: name.startswith(prefix), source, statistics=True)
 
 
 @torch.no_grad()
 def fill(strategy: Any, state: dict[str, Tensor], candidates: Callable[[str], Iterable[str]], wanted: Callable[[str], bool],
-         source: str) -> None:
-    """Copy into every wanted parameter and buffer the first of its candidates. Raises UserError for a shape that differs."""
+         source: str, statistics: bool = False) -> None:
+    """Copy into every wanted parameter and buffer the first of its candidates. Raises UserError for a shape that differs.
+
+    statistics: whether running statistics must be there; else those of another kind of run begin anew.
+    """
     for s in strategy.slices():
         kind, _, name = s.key.partition("/")
         if not wanted(name):
             continue
         there = next((c for c in candidates(name) if c in state), None)
-        if there is None and kind == "buffer":
-            continue  # running statistics of another kind of run begin anew
+        if there is None and kind == "buffer" and not statistics:
+            continue
         if there is None or tuple(state[there].shape) != s.shape:
             have = tuple(state[there].shape) if there else "nothing"
             raise UserError(f"{source}: {name} is {s.shape} in the recipe and {have} there.")

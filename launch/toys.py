@@ -46,7 +46,7 @@ def toy_teacher(say: Callable[[str], None]) -> Path:
                               env=plain, capture_output=True, text=True)
         if done.returncode:
             shutil.rmtree(part, ignore_errors=True)
-            raise UserError(f"The toy teacher could not be trained: {done.stderr.strip().splitlines()[-1]}")
+            raise UserError(f"The toy teacher could not be trained: {done.stderr.strip()[-200:]}")
         try:
             os.rename(part, folder)
         except OSError:  # another process was first

@@ -70,9 +70,9 @@ def order(args: argparse.Namespace) -> int:
     recipe = run_of(args)
     need_data(recipe, args.recipe)
     from data_pipeline.read import ChunkReader
-    from launch.build import open_data, order_of, resolve_data
+    from launch.build import open_data, order_of, resolve_shards
 
-    data = open_data(resolve_data(recipe), True)
+    data = open_data(resolve_shards(recipe), True)
     assert data is not None
     reader, made = ChunkReader(data.index), order_of(recipe, data.index)
     for step in range(args.start, args.start + args.steps):

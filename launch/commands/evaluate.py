@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from data_pipeline.errors import UserError
 from launch.commands import print_json, print_table
 
 HELP = "score the newest checkpoint of a run"
@@ -22,14 +23,20 @@ def run(args: argparse.Namespace) -> int:
     from launch import override, run_folder
 
     folder = Path(args.folder)
+    for key in args.keys:
+        if not key.startswith(("data.", "system.")):
+            raise UserError(f"{key}: an evaluation takes the model as it was trained; data.* and system.* can be set.")
     recipe = override.override(run_folder.recipe_of(folder), args.keys)
     from launch.evaluate import evaluate
 
-    names = [n for n in args.names.split(",") if n]
-    rows = [{"name": n, **values} for n, values in evaluate(folder, names, recipe).items()]
-    for row in rows:
-        if args.json:
-            print_json(row)
+    lacking = None
+    for name, values in evaluate(folder, [n for n in args.names.split(",") if n], recipe):
+        if isinstance(values, UserError):
+            lacking = lacking or values
+        elif args.json:
+            print_json({"name": name, **values})
         else:
-            print_table([{k: v if isinstance(v, str | int) else f"{v:.4g}" for k, v in row.items()}])
+            print_table([{"name": name, **{k: v if isinstance(v, str | int) else f"{v:.4g}" for k, v in values.items()}}])
+    if lacking is not None:  # after all that can be had
+        raise lacking
     return 0

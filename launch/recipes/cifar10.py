@@ -61,5 +61,5 @@ def cifar10_dino() -> Run:
     dino = Dino(net=_net(stem=(), patch=2), crops=crops, prototypes=1_024, hidden=256, bottleneck=64, head_norm=True,
                 frozen=50, momentum=0.99, last_blocks=1, patch_mean=True)
     run = _run(dino, 2_500, ("knn", "linear"))
-    return replace(run, optim=replace(run.optim, clip=3.0, clip_each=True),
+    return replace(run, data=Data(shards="required"), optim=replace(run.optim, clip=3.0, clip_each=True),
                    evaluate=(Evaluation(name="knn", every=500), Evaluation(name="linear")))

@@ -50,7 +50,7 @@ def _384(run: Run) -> Run:
     objective = run.objective
     assert isinstance(objective, Supervised | Distill)
     return replace(run, objective=_with(objective, resolution=384),
-                   optim=replace(run.optim, lr=1e-5, decay=1e-8), schedule=Schedule(kind="cosine", warmup=0, floor=0.5),
+                   optim=replace(run.optim, lr=1e-5, decay=1e-8), schedule=replace(run.schedule, floor=0.5),
                    steps=30 * STEPS_OF_EPOCH, init=Init(from_="required"))
 
 

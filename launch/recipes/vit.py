@@ -149,7 +149,7 @@ def vit_e14_jft3b_smoke() -> Run:
 
 
 def _imagenet21k(size: str, epochs: int) -> Run:
-    net = ViT.size(size, classes=IMAGENET_21K, representation=True, dropout=0.1)
+    net = ViT.size(size, classes=IMAGENET_21K, dropout=0.1)
     return _run(Supervised(net=net), Optimizer(lr=1e-3, decay=0.03), Schedule(kind="linear", warmup=10_000),
                 EPOCH["21k"] * epochs // 4_096)
 
@@ -173,7 +173,7 @@ def vit_l16_imagenet21k_smoke() -> Run:
 
 
 def _imagenet(size: str) -> Run:
-    net = ViT.size(size, classes=1000, representation=True, dropout=0.1)
+    net = ViT.size(size, classes=1000, dropout=0.1)
     return _run(Supervised(net=net), Optimizer(lr=3e-3, decay=0.3, clip=1.0), Schedule(kind="cosine", warmup=10_000),
                 EPOCH["1k"] * 300 // 4_096)
 
@@ -211,7 +211,8 @@ def vit_s16_imagenet_smoke() -> Run:
 def _finetune(size: str, resolution: int) -> Run:
     """ImageNet-1k at a higher resolution from a pre-trained run (`init.from`): SGD without decay, a new classifier."""
     net = ViT.size(size, classes=1000, resolution=resolution)
-    data = Data(shards="required", crop=(0.5, 1.0), flip=0.5, bicubic=False, centre=0.875)
+    share = 384 / 448  # as crops of 384 from pictures whose sides are resized to 448
+    data = Data(shards="required", crop=(share**2, share**2), ratio=(1.0, 1.0), flip=0.5, bicubic=False, centre=share)
     run = _run(Supervised(net=net), Optimizer(kind="sgd", lr=0.03, betas=(0.9, 0.999), clip=1.0),
                Schedule(kind="cosine", warmup=500), 20_000, 512, data)
     return replace(run, init=Init(from_="required", head="new"))
@@ -236,7 +237,7 @@ def vit_l16_finetune384_smoke() -> Run:
 
 
 def vit_b16_masked() -> Run:
-    """ViT-B/16, masked patches on JFT-300M, a million steps; fine-tuned 79.9 % as published."""
+    """ViT-B/16, masked patches on JFT-300M, a million steps; fine-tuned 79.9 % as published. The decay is JFT's own."""
     return _run(Masked(net=ViT.size("B/16")), Optimizer(lr=2e-4, decay=0.1), Schedule(kind="cosine", warmup=10_000),
                 1_000_000, evaluations=("loss", "knn", "linear"))
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.promises.harness import assert_same_bits, ids, losses, train, train_on_ranks
+from tests.promises.harness import assert_same_bits, ids, lines, losses, train, train_on_ranks
 
 STEPS = 12
 # one recipe for each objective, and for each kind of network and optimizer that keeps a state of its own
@@ -37,6 +37,12 @@ def common(recipe):
     return ("data.flip=0.5", *(("system.precision=fp64",) if recipe in RELU else ()))
 
 
+def said(folder):
+    """What a run logs of its learning, a dictionary a step."""
+    machine = ("time", "seconds", "samples_per_second", "data_wait")
+    return [{k: v for k, v in row.items() if k not in machine} for row in lines(folder / "metrics.jsonl")]
+
+
 def points(recipe, count, world, last):
     """Random points, the same in every run of the suite: where a rank is struck by SIGKILL, at step 2 .. last."""
     draw = random.Random(recipe)
@@ -66,6 +72,8 @@ def test_a_kill_and_another_world_leave_the_curve(undisturbed, tmp_path, recipe)
     one = undisturbed(recipe)
     assert losses(folder) == pytest.approx(losses(one), rel=1e-11 if recipe in RELU else 1e-5)
     assert ids(folder).items() <= ids(one).items()
+    for mine, theirs in zip(said(folder), said(one), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6), "what the objective logs hangs on the world"
 
 
 @pytest.mark.full

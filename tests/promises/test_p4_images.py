@@ -104,12 +104,37 @@ def test_a_teacher_of_other_classes_is_refused(shards, tmp_path):
     ("dino_resnet50", ["system.micro_batch=4"], "system.micro_batch=4 is less than a rank's 16 slots"),
     ("dino_vit_s16", ["data.augment.mixup=0.8"], "data.augment.mixup is not for Dino"),
     ("vit_b16_masked", ["data.augment.repeats=2"], "data.augment.repeats is not for Masked"),
+    ("dino_vit_s16", ["data.crop=0.2,1"], "data.crop is not for Dino"),
+    ("siglip_vit_b16", ["data.centre=0.9"], "data.centre is not for Siglip"),
+    ("vit_b16_jft", ["objective.net.heads=5"], "objective.net.heads=5: give a divisor of the width"),
+    ("vit_b16_jft", ["objective.net.class_token=false"], "set pool=gap"),
+    ("vit_b16_jft", ["objective.net.classes=0"], "objective.net.classes=0"),
+    ("vit_b16_jft", ["objective.loss=softmax"], "softmax takes one label"),
+    ("vit_b16_jft", ["objective.smoothing=0.1"], "none with loss=sigmoid"),
+    ("vit_b16_jft", ["init.head=new"], "give that too"),
+    ("deit_s16", ["data.augment.mixup=-1"], "data.augment.mixup=-1.0: give 0 or more"),
+    ("deit_s16", ["data.augment.repeats=0"], "data.augment.repeats=0"),
+    ("deit_s16", ["objective.net.distilled=true"], "needs a teacher"),
+    ("deit_s16_distilled", ["objective.net.representation=true"], "without a representation layer"),
+    ("dino_vit_s16", ["objective.crops.global_scale=0.9,0.1"], "the smaller first"),
+    ("vit_b16_masked", ["objective.corrupted=0"], "objective.corrupted=0.0"),
     ("vit_b16_masked", ["objective.net.resolution=36"], "objective.net.resolution=36"),
 ])
 def test_what_cannot_be_is_one_sentence(tmp_path, recipe, keys, said):
     done = train(tmp_path / "run", *keys, recipe=recipe, code=2)
     assert said in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("vtx: ")]) == 1
+
+
+def test_an_evaluation_says_all_that_can_be_had(shards, tmp_path):
+    """One evaluator that lacks something does not silence the others; the model is as it was trained."""
+    run = tmp_path / "run"
+    train(run, f"data.shards={shards / 'odd'}", "steps=1", recipe="dino_resnet50")
+    done = vtx("evaluate", run, "--with", "attention,knn", "--json", f"data.val_shards={shards / 'odd'}")
+    assert done.returncode == 2 and "attention needs" in done.stderr
+    assert json.loads(done.stdout)["name"] == "knn"
+    done = vtx("evaluate", run, "objective.pixels=half")
+    assert done.returncode == 2 and "as it was trained" in done.stderr
 
 
 def test_numbers_of_a_run_are_said_once(shards, tmp_path):

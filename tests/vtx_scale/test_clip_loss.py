@@ -120,7 +120,7 @@ def one_way(strategy, loss, micro):
         value = made.sum((part / total).detach().clone())
         grads = {k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
                  for k, p in objective.named_parameters()}
-        norm = made.norm().item()
+        norm = torch.linalg.vector_norm(made.norms()).item()
         objective.zero_grad()
         commit(objective)
         for k, b in objective.named_buffers():  # running statistics: compared like gradients

@@ -76,6 +76,41 @@ def test_a_teacher_comes_from_a_run_or_from_exported_weights(trained, tmp_path, 
     assert all(torch.equal(before[k], after[k.replace("net.", "teacher.")]) for k in names)
 
 
+def test_init_from_leaves_the_teacher_that_was_asked_for(trained, tmp_path):
+    """The student comes from the one run, the teacher from the other; exported weights of a student do as well."""
+    keys = [f"objective.teacher_from={trained('deit_s16')}"]
+    first, other = tmp_path / "first", tmp_path / "other"
+    train_on_ranks(first, 1, "single", "steps=2", *keys, recipe="deit_s16_distilled")
+    train_on_ranks(other, 1, "single", "steps=2", "seed=9", recipe="deit_s16")
+    for k, source in enumerate((first, exported(first, tmp_path))):
+        after = started(tmp_path / f"run-{k}", "deit_s16_distilled", f"init.from={source}", f"objective.teacher_from={other}")
+        student, teacher = tensors(first), tensors(other)
+        assert torch.equal(after["net.patch.weight"], student["param/net.patch.weight"])
+        assert torch.equal(after["teacher.patch.weight"], teacher["param/net.patch.weight"])
+        assert not torch.equal(after["teacher.patch.weight"], student["param/teacher.patch.weight"])
+
+
+def test_a_teacher_without_its_running_statistics_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    train_on_ranks(tmp_path / "teacher", 1, "single", "steps=1", recipe="resnet50_imagenet")
+    weights = exported(tmp_path / "teacher", tmp_path) / "model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if "running" not in k}, weights)
+    blocks = open_run(tmp_path / "teacher").recipe.objective.net
+    assert blocks.blocks == (1, 1)
+    done = train(tmp_path / "run", f"objective.teacher_from={weights.parent}", "objective.teacher.kind=bottleneck",
+                 recipe="deit_s16_distilled", code=2)
+    assert "running_" in done.stderr and "nothing there" in done.stderr
+
+
+def test_dino_starts_from_exported_weights_with_new_heads(trained, tmp_path):
+    after = started(tmp_path / "run", "dino_vit_s16", f"init.from={exported(trained('dino_vit_s16'), tmp_path)}",
+                    "init.head=new")
+    there = tensors(trained("dino_vit_s16"))
+    for part in ("student", "teacher"):
+        assert torch.equal(after[f"{part}.net.patch.weight"], there["param/teacher.net.patch.weight"])
+
+
 def test_a_run_goes_on_without_its_teachers_folder(trained, tmp_path):
     teacher = shutil.copytree(trained("deit_s16"), tmp_path / "teacher")
     keys = [f"objective.teacher_from={teacher}", "steps=6"]

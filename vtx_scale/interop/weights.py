@@ -1,6 +1,7 @@
 """Export and import for any objective: which network it holds says which tables do it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def export(objective: Any, to: str, out: Path, centre: float = 1.0) -> list[Path
     if isinstance(network, ViT):
         return export_vit(network, state, to, out, mean, std, centre)
     if isinstance(network, ResNet):
-        return export_resnet(network, state, to, out)
+        return export_resnet(network, state, to, out, mean, std, centre)
     raise UserError(f"{type(network).__name__} has no export to {to}: export to safetensors instead.")
 
 
@@ -62,8 +63,13 @@ def import_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
     if not isinstance(network, ViT | ResNet):
         return read_weights(path, FILES)  # names of its own, which are compared where they are taken
     state = import_network(path, network)
-    places = [name for name, part in built(spec).named_modules() if getattr(part, "spec", None) == network]
+    places = [name for name, part in built(spec).named_modules() if calm(getattr(part, "spec", None)) == calm(network)]
     return {f"{place}.{k}": v for place in places for k, v in state.items()}
+
+
+def calm(network: Any) -> Any:
+    """A network's spec without what its weights do not know of."""
+    return replace(network, drop_path=0.0, dropout=0.0) if isinstance(network, ViT) else network
 
 
 def import_network(path: Path, network: Spec) -> dict[str, Tensor]:

@@ -32,11 +32,14 @@ class Follower:
 class Objective(nn.Module):
     """Built on the meta device: `__init__` depends on the spec alone and computes no values.
 
-    A subclass gives `reader`, `forward`, `units`, `initial`, and where they differ the rest. Trained parameters
-    have at least one dimension (a scale has shape (1,)), because FSDP shards no scalars.
+    A subclass gives `reader`, `forward`, `units`, `initial`, and where they differ the rest. `forward(batch, step)` gives the
+    sum of the loss over the batch's valid slots, and numbers to log by name: means over these slots, which the trainer
+    averages over micro-batches and ranks. Trained parameters have at least one dimension (a scale has shape (1,)),
+    because FSDP shards no scalars.
     """
 
     separable: bool = True  # may the batch be cut into micro-batches whose losses add up?
+    heeds: tuple[str, ...] | None = None  # fields of `data`, beside what all heed; one that is set in vain is refused
     augments: Literal["no", "pictures", "all"] = "no"  # what of `data.augment` it makes: RandAugment alone, or all of it
     micro_batch: int | None = None  # set by the trainer; an objective that is not separable heeds it itself
     seed: int = 0  # the run's, set by the trainer, as are the next two
@@ -114,5 +117,6 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """What is clamped after a step that counted."""
 
-    def follow(self, step: int) -> None:
-        """What else moves after a step that counted (a centre)."""
+    def follow(self, step: int) -> dict[str, Tensor]:
+        """What else moves after a step that counted (a centre); what to log of it, the same on every rank."""
+        return {}

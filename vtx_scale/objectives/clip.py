@@ -36,6 +36,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 class Clip(Objective):
     separable = False
+    heeds = ("crop", "ratio", "flip", "bicubic", "tokenizer")
 
     def __init__(self, spec: Spec, ranks: Ranks) -> None:
         super().__init__(spec, ranks)
@@ -62,7 +63,8 @@ class Clip(Objective):
         if words.vocab != spec.text.vocab:
             raise UserError(f"data.tokenizer={data.tokenizer} has {words.vocab} ids and objective.text.vocab is "
                             f"{spec.text.vocab}: set objective.text.vocab={words.vocab}.")
-        return ClipReader(spec.image.resolution, spec.text.context, data.crop, data.ratio, data.flip, data.tokenizer, train)
+        return ClipReader(spec.image.resolution, spec.text.context, data.crop, data.ratio, data.flip, data.tokenizer, train,
+                          data.bicubic)
 
     def units(self) -> Iterable[nn.Module]:
         image = self.image.units() if isinstance(self.image, clip_resnet.ClipResNet) else self.image.blocks

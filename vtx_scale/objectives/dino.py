@@ -85,7 +85,7 @@ class Branch(nn.Module):
 
 
 class Dino(Objective):
-    networks = ("student.net", "teacher.net")  # where exported weights of a network go
+    heeds = ("ratio", "bicubic", "centre")  # bicubic of an evaluation; training is always bicubic
 
     def __init__(self, spec: DinoSpec, ranks: Ranks) -> None:
         super().__init__(spec, ranks)
@@ -95,7 +95,7 @@ class Dino(Objective):
         self.teacher = Branch(spec, calm).requires_grad_(False)
         self.register_buffer("centre", torch.empty(spec.prototypes))
         self.centre: Tensor
-        self.seen: list[Tensor] = []  # (K + 1,) sums of the teacher's answers, and their number, of each micro-batch
+        self.seen: list[Tensor] = []  # (2 K + 1,) of each micro-batch: sums of raw and final answers, and their number
         self.separable = isinstance(spec.net, ViT) and not spec.head_norm
         self.probes = {**image_probes(self, self.teacher.net, spec.pixels)}
         if isinstance(spec.net, ViT):
@@ -131,10 +131,6 @@ class Dino(Objective):
         head = self.student.head
         last = [head.prototypes] if head.gain is None else [head.prototypes, head.gain]
         return last if step < self.spec.frozen else []
-
-    def undecayed(self, name: str, parameter: Tensor) -> bool:
-        """Vectors; positions and class token are decayed, as in the authors' code."""
-        return parameter.ndim < 2
 
     def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
         if name == "centre":
@@ -173,9 +169,7 @@ class Dino(Objective):
             target_nGK = ((teacher_nGK - self.centre) / self.temperature(step)).softmax(-1)
             valid_n = batch.valid.to(teacher_nGK.dtype)
             rows = (2 * valid_n.sum()).reshape(1)
-            self.seen.append(torch.cat([torch.einsum("ngk,n->k", teacher_nGK, valid_n), rows]))
-            mean_K = torch.einsum("ngk,n->k", target_nGK, valid_n) / rows.clamp(min=1)
-            spread = entropy(mean_K)
+            self.seen.append(torch.cat([torch.einsum("ngk,n->k", x, valid_n) for x in (teacher_nGK, target_nGK)] + [rows]))
             sharp = torch.einsum("ng,n->", entropy(target_nGK), valid_n) / rows.clamp(min=1)
         parts = [see(self.student, batch[name], name, head=False).unflatten(0, (n, -1)) for name in ("globals", "locals")]
         student_nVC = torch.cat(parts, dim=1)  # one call of the head for all crops
@@ -186,14 +180,19 @@ class Dino(Objective):
         other_GV = 1 - torch.eye(2, V, dtype=cross_nGV.dtype, device=cross_nGV.device)
         loss_n = (cross_nGV * other_GV).sum((1, 2)) / other_GV.sum()
         loss = torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum()
-        return loss, {"teacher_entropy": sharp[0], "marginal_entropy": spread, "centre_norm": self.centre.norm()}
+        return loss, {"teacher_entropy": sharp[0], "centre_norm": self.centre.norm()}
 
     @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """The centre moves to the mean of the teacher's raw answers over all ranks and micro-batches."""
+    def follow(self, step: int) -> dict[str, Tensor]:
+        """The centre moves to the mean of the teacher's raw answers over all ranks and micro-batches.
+
+        Logged: the entropy of the mean of its final ones, in nats; ln K where all prototypes are used alike, 0 for one.
+        """
         total = self.ranks.sum(torch.stack(self.seen).sum(0))
         self.seen.clear()
-        self.centre.lerp_((total[:-1] / total[-1]).to(self.centre.dtype), 1 - self.spec.centre_momentum)
+        raw, final = (total[:-1] / total[-1]).chunk(2)
+        self.centre.lerp_(raw.to(self.centre.dtype), 1 - self.spec.centre_momentum)
+        return {"marginal_entropy": entropy(final)}
 
     def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
         """The teacher's network."""

@@ -18,7 +18,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.errors import UserError
 from vtx_scale.backbones import vit
 from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.image_reader import ImageReader
+from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.mixing import blended
 from vtx_scale.objectives.pixels import STATISTICS, normalised
 from vtx_scale.objectives.probes import image_probes
@@ -42,6 +42,7 @@ def soft_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
 
 
 class Distill(Objective):
+    heeds = PICTURES
     augments = "all"
 
     def __init__(self, spec: DistillSpec, ranks: Ranks) -> None:

@@ -13,6 +13,9 @@ from data_pipeline.augment.randaug import RandAugment
 from data_pipeline.decode import Box, Pixels, decode_image, resize_crop
 from data_pipeline.errors import BadSample
 
+GREY = (128, 128, 128)  # what the plain form of RandAugment fills with
+PICTURES = ("crop", "ratio", "flip", "bicubic", "centre", "augment")  # fields of `data` that this reader heeds
+
 
 def middle(height: int, width: int, share: float) -> Box:
     """The centred square whose side is `share` of the short side."""
@@ -40,7 +43,8 @@ class ImageReader:
         augment = self.data.augment
         self.views = augment.repeats if self.train else 1
         self.randaug = RandAugment(layers=augment.randaug_layers, magnitude=augment.randaug_magnitude,
-                                   noise=augment.randaug_noise, increasing=augment.randaug_increasing)
+                                   noise=augment.randaug_noise, increasing=augment.randaug_increasing,
+                                   **({} if augment.randaug_increasing else {"fill": GREY}))
 
     def blank(self) -> dict[str, np.ndarray]:
         square = (self.size, self.size)

@@ -19,7 +19,7 @@ from data_pipeline.errors import UserError
 from vtx_scale.backbones import vit
 from vtx_scale.blocks.rows import Rows
 from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.image_reader import ImageReader
+from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.pixels import STATISTICS, normalised
 from vtx_scale.objectives.probes import image_probes
 from vtx_scale.objectives.ranks import Ranks
@@ -39,6 +39,7 @@ def mean_colours(pixels: Tensor, patch: int) -> Tensor:
 
 
 class Masked(Objective):
+    heeds = PICTURES
     augments = "pictures"
 
     def __init__(self, spec: MaskedSpec, ranks: Ranks) -> None:

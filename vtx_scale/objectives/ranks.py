@@ -1,4 +1,4 @@
-"""What an objective sees of the other ranks: sums and gathers, with gradient and without."""
+"""What an objective sees of the other ranks: sums, and gathers with gradient."""
 
 from typing import Any
 
@@ -21,10 +21,6 @@ class Ranks:
         """The sum over ranks, without gradient."""
         return tensor
 
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks, with gradient: each rank's loss counts, so the gradient is summed over ranks too."""
-        return tensor
-
     def gather(self, tensor: Tensor) -> Tensor:
         """(n, ...) of every rank -> (W n, ...), in rank order; the gradient is summed over ranks."""
         return tensor
@@ -45,9 +41,6 @@ class GroupRanks(Ranks):
         out = tensor.detach().clone()
         dist.all_reduce(out, group=self.group)
         return out
-
-    def total(self, tensor: Tensor) -> Tensor:
-        return Total.apply(tensor, self.group)
 
     def gather(self, tensor: Tensor) -> Tensor:
         return Gather.apply(tensor, self.group)
@@ -77,21 +70,4 @@ class Gather(torch.autograd.Function):
         world = dist.get_world_size(ctx.group)
         out = grad.new_empty((len(grad) // world, *grad.shape[1:]))
         reduce_scatter(out, grad.contiguous(), group=ctx.group)
-        return out, None
-
-
-class Total(torch.autograd.Function):
-    """All-reduce; backward sums what every rank sends home."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        out = tensor.contiguous().clone()
-        dist.all_reduce(out, group=group)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        out = grad.contiguous().clone()
-        dist.all_reduce(out, group=ctx.group)
         return out, None

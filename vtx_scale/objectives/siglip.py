@@ -29,6 +29,7 @@ from vtx_scale.specs.siglip import Siglip as Spec
 
 
 class Siglip(Objective):
+    heeds = ("flip", "tokenizer")
     separable = False
 
     def __init__(self, spec: Spec, ranks: Ranks) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data_pipeline.batch import Batch
 from vtx_scale.backbones import resnet, vit
 from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.image_reader import ImageReader
+from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.mixing import blended
 from vtx_scale.objectives.pixels import STATISTICS, normalised
 from vtx_scale.objectives.probes import image_probes
@@ -55,6 +55,7 @@ def sigmoid_loss(logits_BK: Tensor, labels_BM: Tensor) -> Tensor:
 
 
 class Supervised(Objective):
+    heeds = PICTURES
     augments = "all"
 
     def __init__(self, spec: SupervisedSpec, ranks: Ranks) -> None:

@@ -60,6 +60,23 @@ class ViT(Spec):
     drop_path: float = 0.0  # of the last block; rises linearly from 0
     init: Literal["xavier", "truncated"] = "xavier"
 
+    def faults(self) -> list[str]:
+        found = [f"{n}={getattr(self, n)}: give 1 or more." for n in ("width", "depth", "mlp", "heads", "patch", "resolution")
+                 if getattr(self, n) < 1]
+        if self.heads > 0 and self.width % self.heads:
+            found.append(f"heads={self.heads}: give a divisor of the width, {self.width}.")
+        if self.pool == "tok" and not self.class_token:
+            found.append("class_token=False: pool=tok takes the class token; set pool=gap or pool=map.")
+        if self.pool == "none" and self.classes:
+            found.append("pool=none: a classifier needs one vector a picture; give tok, gap or map.")
+        if self.distilled and (self.pool != "tok" or self.representation):
+            found.append("distilled=True: it goes with pool=tok and without a representation layer.")
+        if not 0 <= self.dropout < 1 or not 0 <= self.drop_path < 1:
+            found.append(f"drop_path={self.drop_path}: give a share from 0 to below 1, as for dropout.")
+        if self.position_kind == "sincos2d" and self.width % 4:
+            found.append(f"width={self.width}: sincos2d positions need a multiple of 4.")
+        return found
+
     @staticmethod
     def size(name: str, **changes) -> "ViT":
         """`ViT.size("B/16")`, `ViT.size("L/14", resolution=336)`, `ViT.size("R50+L/32")`."""

@@ -24,12 +24,22 @@ class Crops(Spec):
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # shares: first global crop, second, local ones
     solarise: float = 0.2  # of the second global crop
 
+    def faults(self) -> list[str]:
+        found = []
+        if self.locals < 0 or self.local_size < 2:
+            found.append(f"locals={self.locals}: give 0 or more crops, of 2 pixels or more.")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                found.append(f"{name}={low},{high}: give two shares of the area, the smaller first.")
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dino(Spec):
     """A student matches its own moving average across crops of one picture. Schedules count steps.
 
-    `crops` says how pictures are cut and flipped: of `data` its ratio counts, its crop and flip do not.
+    `crops` says how pictures are cut and flipped; of `data` the ratio counts.
     """
 
     build: ClassVar[str] = "vtx_scale.objectives.dino:Dino"
@@ -51,3 +61,14 @@ class Dino(Spec):
     last_blocks: int = 4  # a linear probe sees the class tokens of so many
     patch_mean: bool = False  # and the mean of the last one's patches
     pixels: Pixels = "imagenet"
+
+    def faults(self) -> list[str]:
+        found = [f"{n}={getattr(self, n)}: give 1 or more." for n in ("prototypes", "hidden", "bottleneck", "last_blocks")
+                 if getattr(self, n) < 1]
+        found += [f"{n}={getattr(self, n)}: give a temperature above 0."
+                  for n in ("student_temperature", "teacher_temperature", "warm_temperature") if getattr(self, n) <= 0]
+        found += [f"{n}={getattr(self, n)}: give a share from 0 to 1." for n in ("momentum", "centre_momentum")
+                  if not 0 <= getattr(self, n) <= 1]
+        if self.net.classes:
+            found.append(f"net.classes={self.net.classes}: DINO learns without classes, leave it out.")
+        return found

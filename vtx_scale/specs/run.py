@@ -16,6 +16,10 @@ class Spec:
 
     build: ClassVar[str] = ""
 
+    def faults(self) -> list[str]:
+        """What types cannot say and would not work: "field=value: a sentence", fields from here on down."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Spec):
@@ -35,6 +39,13 @@ class Augment(Spec):
     mix_share: float = 1.0  # of the steps
     cutmix_share: float = 0.5  # of the mixed steps, where both are on
     repeats: int = 1  # views of one sample that stand in its slot (Hoffer et al. 2020)
+
+    def faults(self) -> list[str]:
+        shares = ("erase", "mix_share", "cutmix_share")
+        return [*(f"{n}={getattr(self, n)}: give a share from 0 to 1." for n in shares if not 0 <= getattr(self, n) <= 1),
+                *(f"{n}={getattr(self, n)}: give 0 or more." for n in ("mixup", "cutmix", "randaug_layers", "randaug_noise")
+                  if getattr(self, n) < 0),
+                *([f"repeats={self.repeats}: give 1 or more."] if self.repeats < 1 else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

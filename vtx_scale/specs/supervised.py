@@ -23,6 +23,18 @@ class Supervised(Spec):
     head_bias: float = 0.0  # where the classifier's bias starts: -10 on JFT
     pixels: Pixels = "half"
 
+    def faults(self) -> list[str]:
+        found = []
+        if self.net.classes < 1:
+            found.append(f"net.classes={self.net.classes}: give the number of classes.")
+        if getattr(self.net, "distilled", False):
+            found.append("net.distilled=True: a distillation token needs a teacher; use a distilled recipe.")
+        if self.labels < 1 or (self.loss == "softmax" and self.labels > 1):
+            found.append(f"labels={self.labels}: softmax takes one label a sample, sigmoid one or more.")
+        if not 0 <= self.smoothing < 1 or (self.loss == "sigmoid" and self.smoothing):
+            found.append(f"smoothing={self.smoothing}: give a share from 0 to below 1, and none with loss=sigmoid.")
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Spec):
@@ -40,6 +52,17 @@ class Distill(Spec):
     smoothing: float = 0.1
     pixels: Pixels = "imagenet"
 
+    def faults(self) -> list[str]:
+        found = []
+        if self.net.classes < 1:
+            found.append(f"net.classes={self.net.classes}: give the number of classes.")
+        for name in ("alpha", "smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"{name}={getattr(self, name)}: give a share from 0 to 1.")
+        if self.temperature <= 0:
+            found.append(f"temperature={self.temperature}: give a number above 0.")
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Masked(Spec):
@@ -52,3 +75,13 @@ class Masked(Spec):
     hidden: float = 0.8  # become the mask embedding
     swapped: float = 0.1  # another patch's of the picture; the rest stays
     pixels: Pixels = "half"
+
+    def faults(self) -> list[str]:
+        found = []
+        if not 0 < self.corrupted <= 1:
+            found.append(f"corrupted={self.corrupted}: give a share above 0, up to 1.")
+        if min(self.hidden, self.swapped) < 0 or self.hidden + self.swapped > 1:
+            found.append(f"hidden={self.hidden}: hidden and swapped are shares whose sum is at most 1.")
+        if self.net.classes:
+            found.append(f"net.classes={self.net.classes}: colours are the classes here, leave it out.")
+        return found

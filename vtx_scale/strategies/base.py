@@ -84,10 +84,6 @@ class Base:
             squares = torch.where(sharded, parts, squares)
         return squares.sqrt()
 
-    def norm(self) -> Tensor:
-        """The global norm of the gradients, float32, accumulated in float64; the same on every rank."""
-        return torch.linalg.vector_norm(self.norms()).float()
-
     def shard_group(self) -> dist.ProcessGroup | None:
         return None
 

@@ -83,17 +83,18 @@ class Trainer:
             loss, seen = self.forward_backward(batch, total)
             flags = torch.tensor([self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64)
             failpoint(f"backward-{p.step + 1}")
-            common = self.strategy.sum(torch.cat([loss.double().reshape(1), flags.to(loss.device)]))
+            common = self.strategy.sum(torch.cat([loss.double().reshape(1), flags.to(loss.device), *seen.values()]))
             for frozen in self.objective.frozen(p.step):
                 frozen.grad = None
             norms = self.strategy.norms() / self.precision.scale
-            (loss_value, leave, failed), norm_value = common.tolist(), torch.linalg.vector_norm(norms).float().item()
+            (loss_value, leave, failed, *means), norm_value = common.tolist(), torch.linalg.vector_norm(norms).float().item()
+            told = {name: value / max(valid, 1.0) for name, value in zip(seen, means, strict=True)}
             leaving = leave > 0 or p.step + 1 - first == run.system.leave_after
             if failed:
                 self.save_failed()
 
             if self.sound(batch, loss, loss_value, norm_value, valid):
-                self.apply(norm_value, norms)
+                told |= self.apply(norm_value, norms)
             self.optimizer.zero_grad(set_to_none=True)
             p.step += 1
             p.samples += int(valid)
@@ -102,7 +103,7 @@ class Trainer:
             seconds = time.perf_counter() - began
             self.log.step(p.step, samples=p.samples, loss=loss_value, lr=rate, grad_norm=norm_value,
                           samples_per_second=valid / seconds, data_wait=waited, seconds=seconds,
-                          **{k: v.item() for k, v in seen.items()})
+                          **told)
             if p.step == run.steps or leaving or (run.checkpoint.every and p.step % run.checkpoint.every == 0):
                 self.save()
             if names := due(run, p.step):
@@ -111,17 +112,22 @@ class Trainer:
         return "left" if leaving and p.step < run.steps else "finished"
 
     def forward_backward(self, batch: Any, total: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gradients of the sum over the global batch divided by its count; returns this rank's part of the loss."""
+        """Gradients of the sum over the global batch divided by its count.
+
+        Returns this rank's part of the loss, and what the objective has seen, (1,) each, times the valid slots that saw it.
+        """
         micros = batch.split(self.run.system.micro_batch if self.objective.separable else None)
         loss = torch.zeros((), device=self.strategy.device)
         seen: dict[str, Tensor] = {}
         for i, micro in enumerate(micros):
             with self.strategy.micro(last=i == len(micros) - 1):
                 with self.precision.cast(self.strategy.device):
-                    part, seen = self.objective(micro, self.progress.step)
+                    part, said = self.objective(micro, self.progress.step)
                 part = part / max(total, 1.0)
                 self.strategy.backward(part * self.precision.scale if self.precision.scale != 1 else part)
                 loss = loss + part.detach()
+                for name, value in said.items():
+                    seen[name] = seen.get(name, 0.0) + value.detach().double().reshape(1) * micro.valid.sum()
         return loss, seen
 
     def sound(self, batch: Any, mine: Tensor, loss: float, norm: float, valid: float) -> bool:
@@ -144,7 +150,8 @@ class Trainer:
         self.control.skip(step)
         return False
 
-    def apply(self, norm: float, norms: Tensor) -> None:
+    def apply(self, norm: float, norms: Tensor) -> dict[str, float]:
+        """Move the weights and what follows them; what the objective logs of it."""
         clip, step = self.run.optim.clip, self.progress.step
         whole = 1 / self.precision.scale
         if clip is not None and self.run.optim.clip_each:
@@ -159,7 +166,7 @@ class Trainer:
         commit(self.objective)
         self.objective.after_step()
         self.strategy.follow(step)
-        self.objective.follow(step)
+        return {name: value.item() for name, value in (self.objective.follow(step) or {}).items()}
 
     def save(self) -> None:
         self.settle()
