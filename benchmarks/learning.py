@@ -1,12 +1,14 @@
 """Does an objective learn? A small training on CIFAR-10, beside the same network untrained and beside raw pixels.
 
     python benchmarks/learning.py pixels --data FOLDER
+    python benchmarks/learning.py table
     python benchmarks/learning.py RECIPE --data FOLDER [--seed 0] [--runs FOLDER] [key=value ...]
 
-RECIPE is one of launch/recipes/cifar10.py, "pixels" the comparison with raw pixels. FOLDER holds train-*.tar and
-test-*.tar. One training a command; the same command goes on where it was stopped. Readouts and their penalty are fixed
-beforehand: weighted k-NN (20 neighbours), logistic regression with an L2 of 1e-3; raw pixels alone get the best of four
-penalties, chosen on the test pictures, which favours them. Writes benchmarks/results/learning/RECIPE-SEED.json.
+RECIPE is one of launch/recipes/cifar10.py, "pixels" the comparison with raw pixels, "table" what is there. FOLDER holds
+train-*.tar and test-*.tar. One training a command; the same command goes on where it was stopped. Readouts and their
+penalty are fixed beforehand: weighted k-NN (20 neighbours), logistic regression with an L2 of 1e-3; raw pixels alone get
+the best of four penalties, chosen on the test pictures, which favours them. Writes
+benchmarks/results/learning/RECIPE-SEED.json.
 """
 
 import argparse
@@ -62,11 +64,15 @@ def pixels(run):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("keys", nargs="*")
     args = parser.parse_intermixed_args()
+    if args.recipe == "table":
+        return table()
+    if not args.data:
+        parser.error("give --data FOLDER, with train-*.tar and test-*.tar")
     torch.set_num_threads(1)
     folder = args.runs / f"{args.recipe}-{args.seed}"
     keys = [f"data.shards={args.data}/train-*.tar", f"data.val_shards={args.data}/test-*.tar", f"seed={args.seed}", *args.keys]
@@ -87,6 +93,26 @@ def main():
         "untrained": untrained(run),
     }
     write(f"{args.recipe}-{args.seed}", result)
+
+
+def table():
+    """Markdown: percentages and nats of every seed, trained beside untrained."""
+    rows = {}
+    for path in sorted(RESULTS.glob("*-*.json")):
+        result = json.loads(path.read_text())
+        for name, key in (("accuracy", "top1"), ("loss", "loss"), ("knn", "top1@20"), ("linear", "top1")):
+            for when in ("trained", "untrained"):
+                if name in result[when]:
+                    value = result[when][name][key]
+                    rows.setdefault((result["recipe"], name), {}).setdefault(when, []).append(
+                        f"{value:.3f}" if name == "loss" else f"{100 * value:.1f}")
+    print("| recipe | readout | trained, a seed each | untrained |\n|---|---|---|---|")
+    for (recipe, name), found in rows.items():
+        print(f"| {recipe} | {name} | {', '.join(found['trained'])} | {', '.join(found.get('untrained', []))} |")
+    whole = json.loads((RESULTS / "pixels.json").read_text())
+    for kind in ("pixels", "boxes"):
+        print(f"| {kind} | knn | {100 * whole[kind]['knn']['top1@20']:.1f} | |")
+        print(f"| {kind} | linear | {100 * whole[kind]['linear']['top1']:.1f} | |")
 
 
 def write(name, result):

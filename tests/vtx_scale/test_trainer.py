@@ -197,7 +197,10 @@ def test_initial_values_do_not_hang_on_the_sharding():
 
 
 def test_flops_of_a_step():
-    """Three times the forward pass, whose count is that of the published models (two operations a product)."""
+    """Three times the forward pass, whose count is that of the published models (two operations a product).
+
+    A little less: pixels need no gradient.
+    """
     from data_pipeline.batch import Batch
     from vtx_scale.count import macs
 
@@ -206,7 +209,7 @@ def test_flops_of_a_step():
     batch = Batch({"image": torch.zeros(2, 224, 224, 3, dtype=torch.uint8), "tokens": torch.zeros(2, 77, dtype=torch.int32)},
                   torch.ones(2, dtype=torch.bool), two, two, two)
     counted = training_flops(lambda: build_objective(run, torch.float32), batch)
-    assert counted == pytest.approx(6 * macs(run.objective), rel=1e-3)
+    assert 0.97 < counted / (6 * macs(run.objective)) <= 1.01
 
 
 def test_smoke_recipes_are_small():

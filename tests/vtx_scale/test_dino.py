@@ -1,0 +1,61 @@
+"""DINO's schedules, its frozen layer, and what a step moves."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from launch import recipes
+from launch.build import build_objective
+from tests.promises.harness import lines, tensors, train_on_ranks
+from vtx_scale.trainer.init import keyed_flat
+
+
+def objective(**changes):
+    run = recipes.find("dino_vit_s16", smoke=True)
+    return build_objective(replace(run, steps=100, objective=replace(run.objective, **changes)), torch.float32)
+
+
+def test_schedules():
+    made = objective(momentum=0.9, warm_temperature=0.04, teacher_temperature=0.07, warm_steps=30, frozen=3)
+    assert [made.momentum(s) for s in (0, 50, 100)] == pytest.approx([0.9, 0.95, 1.0])
+    assert made.momentum(25) == pytest.approx(1 - 0.1 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert [made.temperature(s) for s in (0, 15, 30, 99)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    assert [len(list(made.frozen(s))) for s in (0, 2, 3)] == [2, 2, 0], "prototypes and their gains"
+    spec = recipes.find("dino_vit_s16")
+    assert [spec.optim.decay_at(s, spec.steps) for s in (0, spec.steps)] == pytest.approx([0.04, 0.4])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Checkpoints after each of five steps; the last layer is frozen for two."""
+    folder = tmp_path_factory.mktemp("dino") / "run"
+    made = []
+    for _ in range(5):
+        train_on_ranks(folder, 1, "single", "steps=5", "system.leave_after=1", "schedule.warmup=0",
+                       recipe="dino_vit_s16", code=75 if len(made) < 4 else 0)
+        made.append(tensors(folder))
+    return folder, made
+
+
+def test_the_last_layer_rests_and_then_moves(run):
+    _, made = run
+    start = keyed_flat("student.head.prototypes", 0, 96 * 32, ("uniform", 32**-0.5), 0).view(96, 32)
+    name = "param/student.head.prototypes"
+    assert torch.equal(made[0][name], start) and torch.equal(made[1][name], start)
+    assert not made[1]["exp_avg/student.head.prototypes"].any()
+    assert not torch.equal(made[2][name], start)
+    assert not torch.equal(made[0]["param/student.head.fc3.weight"], made[1]["param/student.head.fc3.weight"])
+
+
+def test_centre_and_teacher_move_with_each_step(run):
+    folder, made = run
+    name = "param/student.net.blocks.0.mlp.fc1.weight"
+    for step, (before, after) in enumerate(zip(made, made[1:], strict=False), start=1):
+        keep = 1 - 0.004 * 0.5 * (1 + math.cos(math.pi * step / 5))
+        teacher = name.replace("student", "teacher")
+        assert torch.allclose(after[teacher], keep * before[teacher] + (1 - keep) * after[name], atol=1e-7)
+        assert not torch.equal(before["buffer/centre"], after["buffer/centre"])
+    rows = lines(folder / "metrics.jsonl")
+    assert all(0 < r["teacher_entropy"] <= r["marginal_entropy"] + 1e-6 <= math.log(96) + 1e-5 for r in rows)
