@@ -34,7 +34,7 @@ def undisturbed(tmp_path_factory):
 
 def common(recipe):
     """Keys of every run of a recipe."""
-    return ("data.flip=0.5", *(("system.precision=fp64",) if recipe in RELU else ()))
+    return ("system.precision=fp64",) if recipe in RELU else ()
 
 
 def said(folder):

@@ -41,10 +41,7 @@ def network_undecayed(name: str, parameter: Tensor) -> bool:
 
 def softmax_loss(logits_BK: Tensor, label_B: Tensor, smoothing: float) -> Tensor:
     """(B,) cross-entropy to a label of weight 1 - smoothing and all classes alike; 0 on a row without a label."""
-    log_BK = logits_BK.log_softmax(-1)
-    own_B = log_BK.gather(1, label_B.clamp(min=0)[:, None])[:, 0]
-    loss_B = -(1 - smoothing) * own_B - smoothing * log_BK.mean(1)
-    return torch.where(label_B >= 0, loss_B, torch.zeros_like(loss_B))
+    return F.cross_entropy(logits_BK, label_B, ignore_index=-1, reduction="none", label_smoothing=smoothing)
 
 
 def sigmoid_loss(logits_BK: Tensor, labels_BM: Tensor) -> Tensor:
