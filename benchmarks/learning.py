@@ -86,7 +86,8 @@ def main():
     points = sorted({round(i * (len(rows) - 1) / (CURVE - 1)) for i in range(CURVE)} | {min(99, len(rows) - 1)})
     trained = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     result = {
-        "recipe": args.recipe, "seed": args.seed, "keys": args.keys, "steps": run.steps, "batch": run.global_batch,
+        "recipe": args.recipe, "seed": args.seed, "keys": [k for k in args.keys if not k.startswith("objective.teacher_from=")],
+        "steps": run.steps, "batch": run.global_batch,
         "training_seconds": round(sum(r["seconds"] for r in rows), 1), "seconds": round(time.perf_counter() - began, 1),
         "curve": [{k: round(rows[i][k], 4) for k in said if k in rows[i]} for i in points],
         "trained": {r["name"]: {k: v for k, v in r.items() if k not in ("step", "name")} for r in trained},
