@@ -10,8 +10,6 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from vtx_scale.specs.run import Run
 
-HEADS = ("net.head.", "net.dist_head.", "net.rep.", "student.head.", "teacher.head.")  # what `init.head=new` starts anew
-
 
 def start(run: Run, objective: Any, strategy: Any, say: Callable[[str], None]) -> None:
     """Fill what comes from elsewhere. Raises UserError where it does not fit."""
@@ -49,11 +47,16 @@ def start_from(source: str, run: Run, strategy: Any, say: Callable[[str], None] 
     if resized is not state and strategy.rank == 0:
         say(f"init.from={source}: its position embeddings are resized to the recipe's resolution")
 
+    heads = getattr(strategy.objective, "heads", ()) if run.init.head == "new" else ()
+    if run.init.head == "new" and not heads:
+        raise UserError(f"init.head=new: {type(run.objective).__name__} has no head that could start anew, leave it out.")
+    left = (*borrowed, *heads)
+
     def candidates(name: str) -> Iterable[str]:
         return name, f"teacher.{name}"
 
     def wanted(name: str) -> bool:
-        return not (name.startswith(borrowed) or (run.init.head == "new" and name.startswith(HEADS)))
+        return not name.startswith(left)
 
     fill(strategy, resized, candidates, wanted, f"init.from={source}")
 

@@ -69,7 +69,7 @@ def difference(opened: Any, exported: Path, shards: Path) -> float:
 
     from data_pipeline.text import tokenizer
     from launch import build
-    from vtx_scale.objectives.clip import MEAN, STD
+    from vtx_scale.interop.clip import MEAN, STD
 
     recipe = opened.recipe
     data = build.open_data(recipe, False)

@@ -5,14 +5,13 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launch.commands import print_json, print_table
+from vtx_scale.evaluators import NAMES
 
 HELP = "score the newest checkpoint of a run"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from launch.evaluate import known
-
-    parser.epilog = f"evaluators: {', '.join(known())}; a stranger's is package.module:function"
+    parser.epilog = f"evaluators: {', '.join(NAMES)}; a stranger's is package.module:function"
     parser.add_argument("folder", metavar="RUN", help="a run folder")
     parser.add_argument("--with", dest="names", metavar="NAME,...", default="", help="evaluators (default: the recipe's)")
     parser.add_argument("--json", action="store_true")

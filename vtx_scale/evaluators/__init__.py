@@ -7,3 +7,6 @@ pass over the samples: `knn`, `linear`, `linear_sgd`, `few_shot`. A number may a
 `batches` is a rank's share: every rank gets as many, and calls the probes as often, as any other (a sharded model
 needs all ranks for a forward pass), masked slots included.
 """
+
+# files here with a function of their own name; read by the command line at every start, so it looks at no file
+NAMES = ("accuracy", "attention", "few_shot", "knn", "linear", "linear_sgd", "loss", "retrieval", "zero_shot")

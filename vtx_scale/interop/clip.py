@@ -16,10 +16,11 @@ from data_pipeline.errors import UserError
 from vtx_scale.interop.files import read_weights, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under
 from vtx_scale.interop.resnet import COUNT, STAGES, batch_norm, with_counts
-from vtx_scale.objectives.clip import MEAN, STD
+from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.specs.clip import Clip
 from vtx_scale.specs.resnet import ClipResNet
 
+MEAN, STD = STATISTICS["clip"]
 TRANSFORMERS_BLOCK = [
     Line("norm1.{p}", "layer_norm1.{p}"),
     Line("attn.qkv.{p}", "self_attn.{x}_proj.{p}"),

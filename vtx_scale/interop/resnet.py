@@ -12,10 +12,11 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from vtx_scale.interop.files import read_weights, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under
+from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.specs.resnet import ResNet
 
 COUNT = "num_batches_tracked"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+MEAN, STD = STATISTICS["imagenet"]
 
 
 def batch_norm(ours: str, theirs: str) -> list[Line]:

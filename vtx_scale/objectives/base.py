@@ -42,6 +42,7 @@ class Objective(nn.Module):
     heeds: tuple[str, ...] | None = None  # fields of `data`, beside what all heed; one that is set in vain is refused
     augments: Literal["no", "pictures", "all"] = "no"  # what of `data.augment` it makes: RandAugment alone, or all of it
     micro_batch: int | None = None  # set by the trainer; an objective that is not separable heeds it itself
+    heads: tuple[str, ...] = ()  # prefixes of what `init.head=new` starts anew
     seed: int = 0  # the run's, set by the trainer, as are the next two
     steps: int = 1  # of the whole run
     augment: Augment = Augment()

@@ -25,13 +25,11 @@ from vtx_scale.backbones.vit import ViT
 from vtx_scale.blocks.rows import Rows
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.clip_reader import ClipReader
-from vtx_scale.objectives.pairs import in_parts, own, sigmoid_loss
+from vtx_scale.objectives.pairs import in_parts, own, refuse_vocabulary, sigmoid_loss
+from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.clip import Clip as Spec
 from vtx_scale.specs.resnet import ClipResNet
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Clip(Objective):
@@ -59,10 +57,7 @@ class Clip(Objective):
 
     @staticmethod
     def reader(spec: Spec, data: Any, train: bool) -> ClipReader:
-        words = tokenizer(data.tokenizer)
-        if words.vocab != spec.text.vocab:
-            raise UserError(f"data.tokenizer={data.tokenizer} has {words.vocab} ids and objective.text.vocab is "
-                            f"{spec.text.vocab}: set objective.text.vocab={words.vocab}.")
+        refuse_vocabulary(data.tokenizer, spec.text.vocab)
         return ClipReader(spec.image.resolution, spec.text.context, data.crop, data.ratio, data.flip, data.tokenizer, train,
                           data.bicubic)
 
@@ -122,10 +117,7 @@ class Clip(Objective):
 
     def encode_image(self, pixels: Tensor, rows: Rows | None = None) -> Tensor:
         """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32; with rows by their batch statistics."""
-        weights = self.text_proj.dtype
-        dtype = torch.promote_types(weights, torch.float32)
-        mean, std = (torch.tensor(x, device=pixels.device, dtype=dtype) * 255 for x in (MEAN, STD))
-        x = ((pixels.to(dtype) - mean) / std).permute(0, 3, 1, 2).to(weights)
+        x = normalised(pixels, "clip", self.text_proj.dtype)
         if isinstance(self.image, clip_resnet.ClipResNet):
             return unit(self.image(x, rows))
         return unit(self.image(x) @ self.image_proj)
@@ -147,13 +139,13 @@ class Clip(Objective):
         text_nE = self.encode(self.encode_text, batch["tokens"])
         scale = self.logit_scale.to(image_nE.dtype).exp()
         valid_A = self.ranks.gather_plain(batch.valid)
-        image_AE, text_AE = self.ranks.gather(image_nE), self.ranks.gather(text_nE)
+        text_AE = self.ranks.gather(text_nE)
         seen = {"logit_scale": scale.detach()}
         if self.logit_bias is not None:
             bias = self.logit_bias.to(image_nE.dtype)
             return sigmoid_loss(image_nE, text_AE, scale, bias, batch.valid, valid_A, self.ranks.rank).sum(), seen
         loss_n = (self._rows(image_nE, text_AE, scale, batch.valid, valid_A)
-                  + self._rows(text_nE, image_AE, scale, batch.valid, valid_A)) / 2
+                  + self._rows(text_nE, self.ranks.gather(image_nE), scale, batch.valid, valid_A)) / 2
         return loss_n.sum(), seen
 
     def _rows(self, x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_cr
 from data_pipeline.decode import decode_image, resize_crop
 from data_pipeline.members import caption, image, label
 from data_pipeline.text import tokenizer
+from vtx_scale.objectives.pairs import blank_pair
 
 
 @dataclass
@@ -29,8 +30,7 @@ class ClipReader:
     bicubic: bool = True
 
     def blank(self) -> dict[str, np.ndarray]:
-        return {"image": np.zeros((self.size, self.size, 3), np.uint8), "tokens": np.zeros(self.context, np.int32),
-                "label": np.array(-1, np.int64)}
+        return blank_pair(self.size, self.context)
 
     def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
         text, kind, pixels = caption(members), label(members), decode_image(image(members))

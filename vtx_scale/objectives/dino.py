@@ -86,6 +86,7 @@ class Branch(nn.Module):
 
 class Dino(Objective):
     heeds = ("ratio", "bicubic", "centre")  # bicubic of an evaluation; training is always bicubic
+    heads = ("student.head.", "teacher.head.")
 
     def __init__(self, spec: DinoSpec, ranks: Ranks) -> None:
         super().__init__(spec, ranks)

@@ -44,6 +44,7 @@ def soft_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
 class Distill(Objective):
     heeds = PICTURES
     augments = "all"
+    heads = ("net.head.", "net.dist_head.", "net.rep.")
 
     def __init__(self, spec: DistillSpec, ranks: Ranks) -> None:
         super().__init__(spec, ranks)

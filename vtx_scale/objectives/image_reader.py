@@ -14,7 +14,7 @@ from data_pipeline.decode import Box, Pixels, decode_image, resize_crop
 from data_pipeline.errors import BadSample
 
 GREY = (128, 128, 128)  # what the plain form of RandAugment fills with
-PICTURES = ("crop", "ratio", "flip", "bicubic", "centre", "augment")  # fields of `data` that this reader heeds
+PICTURES = ("crop", "ratio", "flip", "bicubic", "centre")  # fields of `data` that this reader heeds
 
 
 def middle(height: int, width: int, share: float) -> Box:

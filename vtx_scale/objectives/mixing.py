@@ -13,7 +13,8 @@ from torch import Tensor
 from data_pipeline.augment.erase import ERASE_WORDS, erase_box
 from data_pipeline.augment.mixing import Mix, mix_parameters
 from data_pipeline.batch import Batch
-from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.random import step_key
+from vtx_scale.blocks.rows import VIEWS, Rows
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.objectives.ranks import Ranks
@@ -22,31 +23,30 @@ from vtx_scale.objectives.ranks import Ranks
 def neighbours(x: Tensor, ranks: Ranks) -> Tensor:
     """(n, ...) of each rank -> the rows of the slots' partners; zeros where there is none."""
     n = len(x)
+    first = ranks.rank * n
     own = torch.arange(n, device=x.device)
-    at = ((ranks.rank * n + own) ^ 1) - ranks.rank * n
-    out = x[at.clamp(0, n - 1)]
-    if n % 2:  # the first or the last slot has its partner on another rank
+    out = x[(((first + own) ^ 1) - first).clamp(0, n - 1)]
+    if n % 2:  # one slot has its partner on another rank: the first where its number is odd, else the last
         edges = ranks.gather_plain(torch.stack([x[0], x[-1]]))
-        before, after = 2 * ranks.rank - 1, 2 * ranks.rank + 2
-        for row, edge in ((0, before), (n - 1, after)):
-            if not 0 <= int(at[row]) < n:
-                out[row] = edges[edge] if 0 <= edge < len(edges) else torch.zeros_like(x[0])
+        row, edge = (0, 2 * ranks.rank - 1) if first % 2 else (n - 1, 2 * ranks.rank + 2)
+        out[row] = edges[edge] if edge < len(edges) else torch.zeros_like(x[0])
     return out
 
 
-def erased(images: Tensor, share: float, kind: str, rows: Rows) -> Tensor:
-    """(n V, S, S, 3) float: in a `share` of the pictures a box of noise, standard normal after normalisation."""
-    u = rows.uniform("erase", 1 + ERASE_WORDS).cpu().numpy().astype(np.float64)
+def erase(images: Tensor, u: np.ndarray, share: float, kind: str, rows: Rows) -> None:
+    """In place, (n V, S, S, 3) float: in a `share` of the pictures a box of noise, standard normal after normalisation.
+
+    u (n V, 1 + ERASE_WORDS): whether, and where.
+    """
     boxes = {i: box for i in np.flatnonzero(u[:, 0] < share).tolist() if (box := erase_box(u[i, 1:], images.shape[1]))}
     if not boxes:
-        return images
+        return
     at = torch.tensor(list(boxes), device=images.device)
     some = replace(rows, valid=rows.valid[at], number=rows.number[at])
     mean, std = (torch.tensor(x, device=images.device, dtype=images.dtype) * 255 for x in STATISTICS[kind])
     noise = some.normal("noise", *images.shape[1:]).to(images.dtype) * std + mean
     for k, (i, (top, left, h, w)) in enumerate(boxes.items()):
         images[i, top : top + h, left : left + w] = noise[k, top : top + h, left : left + w]
-    return images
 
 
 def mixed(images: Tensor, other: Tensor, has: Tensor, mix: Mix) -> Tensor:
@@ -70,12 +70,17 @@ def blended(batch: Batch, objective: Objective, kind: str, step: int, name: str)
     if not (augment.erase or augment.mixup or augment.cutmix):
         return batch
     rows = objective.rows(batch, step, augment.repeats)
-    images = batch["image"].to(torch.promote_types(next(objective.parameters()).dtype, torch.float32))
+    dtype = torch.promote_types(next(objective.parameters()).dtype, torch.float32)
+    images = batch["image"].to(dtype, memory_format=torch.contiguous_format)
     if images.ndim == 4:
         images = images[:, None]
     n, V = images.shape[:2]
     if augment.erase:
-        images = erased(images.flatten(0, 1).clone(), augment.erase, kind, rows).unflatten(0, (n, V))
+        # drawn on the host, from numbers that are known there: to fetch them from a GPU would wait for all its work
+        number = (rows.ranks.rank * n + torch.arange(n))[:, None] * VIEWS + torch.arange(V)
+        host = replace(rows, number=number.flatten(), key=step_key(seed, step))
+        u = host.uniform("erase", 1 + ERASE_WORDS).numpy().astype(np.float64)
+        erase(images.flatten(0, 1), u, augment.erase, kind, rows)  # a view of what was copied just now
     data = {**batch.data, "image": images if batch["image"].ndim == 5 else images[:, 0]}
     mix = mix_parameters(seed, step, augment.mixup, augment.cutmix, augment.mix_share, augment.cutmix_share, images.shape[2])
     if mix.kind != "none":

@@ -1,11 +1,32 @@
-"""What CLIP and SigLIP share: towers in micro-batches, and the sigmoid loss. n slots of this rank, A of all, E embedding."""
+"""What CLIP and SigLIP share: what a sample is, towers in micro-batches, and the sigmoid loss.
+
+n slots of this rank, A of all, E embedding.
+"""
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from data_pipeline.errors import UserError
+from data_pipeline.text import tokenizer
+
+
+def refuse_vocabulary(name: str, vocab: int) -> None:
+    """Raises UserError where the tokenizer `name` has another number of ids than the text tower."""
+    have = tokenizer(name).vocab
+    if have != vocab:
+        raise UserError(f"data.tokenizer={name} has {have} ids and objective.text.vocab is {vocab}: "
+                        f"set objective.text.vocab={have}.")
+
+
+def blank_pair(size: int, context: int) -> dict[str, np.ndarray]:
+    """What a reader of pairs gives for a masked slot: image (size, size, 3) uint8, tokens (context,) int32, label () int64."""
+    return {"image": np.zeros((size, size, 3), np.uint8), "tokens": np.zeros(context, np.int32),
+            "label": np.array(-1, np.int64)}
 
 
 def in_parts(what: Callable[[Tensor], Tensor], rows: Tensor, micro: int | None) -> Tensor:

@@ -21,7 +21,7 @@ from data_pipeline.text import tokenizer
 from vtx_scale.backbones import vit
 from vtx_scale.backbones.text import SiglipText
 from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.pairs import in_parts, sigmoid_loss
+from vtx_scale.objectives.pairs import in_parts, refuse_vocabulary, sigmoid_loss
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.objectives.siglip_reader import SiglipReader, encode_all
@@ -29,7 +29,7 @@ from vtx_scale.specs.siglip import Siglip as Spec
 
 
 class Siglip(Objective):
-    heeds = ("flip", "tokenizer")
+    heeds = ("flip", "bicubic", "tokenizer")
     separable = False
 
     def __init__(self, spec: Spec, ranks: Ranks) -> None:
@@ -47,10 +47,7 @@ class Siglip(Objective):
 
     @staticmethod
     def reader(spec: Spec, data: Any, train: bool) -> SiglipReader:
-        words = tokenizer(data.tokenizer)
-        if words.vocab != spec.text.vocab:
-            raise UserError(f"data.tokenizer={data.tokenizer} has {words.vocab} ids and objective.text.vocab is "
-                            f"{spec.text.vocab}: set objective.text.vocab={words.vocab}.")
+        refuse_vocabulary(data.tokenizer, spec.text.vocab)
         return SiglipReader(spec.image.resolution, spec.text.context, data.flip, data.tokenizer, train, data.bicubic)
 
     def units(self) -> Iterable[nn.Module]:

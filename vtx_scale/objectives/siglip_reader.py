@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from data_pipeline.decode import decode_image, resize_crop
 from data_pipeline.members import caption, image, label
 from data_pipeline.text import Tokenizer, tokenizer
+from vtx_scale.objectives.pairs import blank_pair
 
 MARKS = str.maketrans({"_": " ", **{c: None for c in string.punctuation if c != "_"}})
 
@@ -48,8 +49,7 @@ class SiglipReader:
     bicubic: bool = True
 
     def blank(self) -> dict[str, np.ndarray]:
-        return {"image": np.zeros((self.size, self.size, 3), np.uint8), "tokens": np.zeros(self.context, np.int32),
-                "label": np.array(-1, np.int64)}
+        return blank_pair(self.size, self.context)
 
     def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
         text, kind, pixels = caption(members), label(members), decode_image(image(members))

@@ -54,6 +54,7 @@ def sigmoid_loss(logits_BK: Tensor, labels_BM: Tensor) -> Tensor:
 class Supervised(Objective):
     heeds = PICTURES
     augments = "all"
+    heads = ("net.head.", "net.dist_head.", "net.rep.")
 
     def __init__(self, spec: SupervisedSpec, ranks: Ranks) -> None:
         super().__init__(spec, ranks)
@@ -88,10 +89,10 @@ class Supervised(Objective):
         return "labels" if self.spec.labels > 1 else "label"
 
     def loss(self, logits_BK: Tensor, labels: Tensor) -> Tensor:
-        """(B,) for labels (B,) or (B, M), of one part of a mix."""
+        """(B,) for labels (B,), or (B, M) of several, of one part of a mix."""
         if self.spec.loss == "sigmoid":
             return sigmoid_loss(logits_BK, labels if labels.ndim == 2 else labels[:, None])
-        return softmax_loss(logits_BK, labels if labels.ndim == 1 else labels[:, 0], self.spec.smoothing)
+        return softmax_loss(logits_BK, labels, self.spec.smoothing)
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         image_B = flat(batch["image"])
