@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from data_pipeline.text import tokenizer
 from launch.start import start_from
-from tests.require import need
+from tests.parity.alike import all_close, assert_same_bits, randomise
 from vtx_scale.interop import export_clip, files, import_clip, resize_positions
 from vtx_scale.interop.clip import MEAN, OPEN_CLIP, STD, TRANSFORMERS, mlp_ratio, open_clip_config, transformers_config
 from vtx_scale.interop.rename import outward
@@ -42,28 +42,6 @@ SPECS = {
     "eps": with_activation("quick_gelu", eps=1e-2),
 }
 TEXTS = ["", "a photo of a cat", "one two three, and more than the context of this text tower holds"]
-
-
-@pytest.fixture(scope="module")
-def libraries() -> ModuleType:
-    need("interop")
-    from tests.parity import libraries
-
-    return libraries
-
-
-@torch.no_grad()
-def randomise(module: nn.Module) -> None:
-    """No tensor may be zero or one: a name that is mixed up must show."""
-    generator = torch.Generator().manual_seed(0)
-    for name, p in module.named_parameters():
-        noise = torch.randn(p.shape, generator=generator)
-        if "logit" in name:
-            p.copy_(noise + 2)
-        elif p.ndim == 1:
-            p.copy_(noise * 0.3 + ("norm" in name and name.endswith("weight")))
-        else:
-            p.copy_(noise * p.shape[-1] ** -0.5)
 
 
 def model(spec: Spec) -> Clip:
@@ -100,11 +78,6 @@ def there(theirs: nn.Module, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
     return out.image_embeds, out.text_embeds, out.logits_per_image
 
 
-def close(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
-    for what, a, b in zip(("image", "text", "logits"), ours, theirs, strict=True):
-        assert (a - b).abs().max() <= 1e-5 * a.abs().max(), what
-
-
 def opened(libraries: ModuleType, to: str, folder) -> nn.Module:
     """An exported folder, by the other library's own loading code."""
     if to == "open_clip":
@@ -120,13 +93,8 @@ def test_out_and_in(libraries, to, spec, tmp_path):
     ours = model(spec)
     made = export_clip(spec, ours.state_dict(), to, tmp_path / "out")
     assert sorted(made) == sorted((tmp_path / "out").iterdir())
-    close(here(ours), there(opened(libraries, to, tmp_path / "out"), spec))
+    all_close(here(ours), there(opened(libraries, to, tmp_path / "out"), spec))
     assert_same_bits(import_clip(tmp_path / "out"), ours.state_dict())
-
-
-def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert not [k for k in a if a[k].shape != b[k].shape or not torch.equal(a[k], b[k])]
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
@@ -149,14 +117,14 @@ def test_timm_has_the_image_tower(libraries, tmp_path):
         tower = libraries.timm.create_model(f"local-dir:{out}", pretrained=True).eval()
         with torch.no_grad():
             theirs = nn.functional.normalize(tower(inputs(spec)[1]), dim=-1)
-        close(here(ours)[:1] * 3, (theirs,) * 3)
+        all_close(here(ours)[:1] * 3, (theirs,) * 3)
 
 
 def test_sigmoid_goes_to_open_clip_alone(libraries, tmp_path):
     spec = replace(SMALL, loss="sigmoid")
     ours = model(spec)
     export_clip(spec, ours.state_dict(), "open_clip", tmp_path / "out")
-    close(here(ours), there(opened(libraries, "open_clip", tmp_path / "out"), spec))
+    all_close(here(ours), there(opened(libraries, "open_clip", tmp_path / "out"), spec))
     assert_same_bits(import_clip(tmp_path / "out"), ours.state_dict())
     with pytest.raises(UserError, match="open_clip"):
         export_clip(spec, ours.state_dict(), "transformers", tmp_path / "other")
@@ -172,7 +140,7 @@ def test_in_from_transformers(libraries, parts, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 1 if parts else (tmp_path / "model.safetensors").exists()
     ours = Clip(SMALL, Ranks()).eval()
     ours.load_state_dict(import_clip(tmp_path))
-    close(here(ours), there(theirs, SMALL))
+    all_close(here(ours), there(theirs, SMALL))
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["CLIP", "CustomTextCLIP"])
@@ -185,7 +153,7 @@ def test_in_from_open_clip(libraries, apart, tmp_path):
     save_file({**theirs.state_dict(), **constants}, tmp_path / "weights.safetensors")
     ours = Clip(SMALL, Ranks()).eval()
     ours.load_state_dict(import_clip(tmp_path / "weights.safetensors"))
-    close(here(ours), there(theirs, SMALL))
+    all_close(here(ours), there(theirs, SMALL))
 
 
 @pytest.mark.parametrize("size", CLIP_SIZES)
@@ -220,7 +188,7 @@ def test_another_resolution(libraries, tmp_path):
         strategy.prepare(big)
         start_from(str(tmp_path / "out"), Run(objective=spec), strategy)
         assert torch.equal(big.image.positions[:, 0], ours.image.positions[:, 0])
-        close(here(big), there(theirs, spec))
+        all_close(here(big), there(theirs, spec))
     assert resize_positions(ours.state_dict(), SMALL)["image.positions"].shape == (1, 17, 48)
 
 

@@ -1,15 +1,14 @@
 """ResNets with the same weights and running statistics give the same here, in timm and in open_clip, and come back."""
 
 from dataclasses import replace
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
-from tests.parity.test_clip import assert_same_bits, close, here, inputs, opened, there
-from tests.require import need
+from tests.parity.alike import all_close, assert_same_bits, close, randomise
+from tests.parity.test_clip import here, inputs, opened, there
 from vtx_scale.backbones.bit import BitStem, StandardConv
 from vtx_scale.backbones.bit import initial as bit_initial
 from vtx_scale.backbones.clip_resnet import initial as clip_initial
@@ -34,40 +33,8 @@ SMALL = ClipSpec(image=ClipResNet(blocks=(1, 2, 1, 1), width=8, heads=4, resolut
                  text=TextTower(width=32, depth=2, heads=2, context=24, vocab=258), embed=40)
 
 
-@pytest.fixture(scope="module")
-def libraries() -> ModuleType:
-    need("interop")
-    from tests.parity import libraries
-
-    return libraries
-
-
-@torch.no_grad()
-def randomise(module: nn.Module) -> nn.Module:
-    """No tensor may be zero or one: a name that is mixed up must show. Convolutions keep the size of what they carry."""
-    generator = torch.Generator().manual_seed(0)
-    for name, t in module.state_dict().items():
-        noise = torch.randn(t.shape, generator=generator)
-        if not t.is_floating_point():
-            continue
-        if name.endswith("running_var"):
-            t.copy_(1 + noise.square())
-        elif "logit" in name:
-            t.copy_(noise + 2)
-        elif t.ndim == 1:
-            t.copy_(noise * 0.3 + (("norm" in name or "bn" in name) and name.endswith("weight")))
-        else:
-            t.copy_(noise * t[0].numel() ** -0.5)
-    return module
-
-
 def images(side: int, count: int = 3) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-def alike(ours: Tensor, theirs: Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 def all_rows(count: int) -> Rows:
@@ -83,8 +50,8 @@ def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
     theirs = libraries.timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     x = images(64)
     with torch.no_grad():
-        alike(ours(x), theirs(x))
-        alike(ours.maps(x), theirs.forward_features(x))
+        close(ours(x), theirs(x))
+        close(ours.maps(x), theirs.forward_features(x))
     assert_same_bits(import_resnet(tmp_path / "out"), ours.state_dict())
     randomise(theirs)  # other values, by their names and order
     again = ResNet(spec).eval()
@@ -92,7 +59,7 @@ def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
                   "torchvision", tmp_path / "file")
     again.load_state_dict(import_resnet(tmp_path / "file" / "model.safetensors"))
     with torch.no_grad():
-        alike(again(x), theirs(x))
+        close(again(x), theirs(x))
 
 
 @pytest.mark.parametrize("size", ["18", "50"])
@@ -105,7 +72,7 @@ def test_timm_trains_alike(libraries, size):
     x = images(64, 4).double()
     weigh = torch.randn(4, 10, generator=torch.Generator().manual_seed(2)).double()
     mine, other = ours(x, all_rows(4)), theirs(x)
-    alike(mine, other)
+    close(mine, other)
     (mine * weigh).sum().backward()
     (other * weigh).sum().backward()
     want = {k: p.grad for k, p in theirs.named_parameters()}
@@ -156,7 +123,7 @@ def test_open_clip_out_and_in(libraries, loss, tmp_path):
     ours = clip_model(spec)
     export_clip(spec, ours.state_dict(), "open_clip", tmp_path / "out")
     theirs = opened(libraries, "open_clip", tmp_path / "out")
-    close(here(ours), there(theirs, spec))
+    all_close(here(ours), there(theirs, spec))
     assert_same_bits(import_clip(tmp_path / "out"), ours.state_dict())
     export_clip(spec, ours.state_dict(), "safetensors", tmp_path / "plain")
     assert_same_bits(import_clip(tmp_path / "plain"), ours.state_dict())
@@ -171,12 +138,12 @@ def test_open_clip_in(libraries, tmp_path):
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     ours = Clip(SMALL, Ranks()).eval()
     ours.load_state_dict(import_clip(tmp_path / "theirs.safetensors"))
-    close(here(ours), there(theirs, SMALL))
+    all_close(here(ours), there(theirs, SMALL))
     pixels, normal, _ = inputs(SMALL)
     trained = theirs.train().encode_image(normal, normalize=True)
-    alike(ours.encode_image(pixels, all_rows(len(pixels))), trained)
+    close(ours.encode_image(pixels, all_rows(len(pixels))), trained)
     commit(ours)
-    alike(here(ours)[0], theirs.eval().encode_image(normal, normalize=True))
+    close(here(ours)[0], theirs.eval().encode_image(normal, normalize=True))
 
 
 @pytest.mark.parametrize("size", CLIP_RESNET_SIZES)
@@ -261,7 +228,7 @@ def test_stem_of_the_hybrids(libraries, name, blocks, side):
     with torch.no_grad():
         mine, other = ours(x), theirs(x)
         other = other[-1] if isinstance(other, list | tuple) else other
-        alike(mine, other)
+        close(mine, other)
 
 
 def test_filters_are_standardised_as_published():
@@ -271,7 +238,7 @@ def test_filters_are_standardised_as_published():
     flat = weight.flatten(1)
     made = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, correction=0, keepdim=True) + 1e-5)
     x = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(1))
-    alike(conv(x), nn.functional.conv2d(x, made.view_as(weight), padding=1))
+    close(conv(x), nn.functional.conv2d(x, made.view_as(weight), padding=1))
 
 
 def test_initial_values_of_the_stem():

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from io import BytesIO
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from data_pipeline.text import tokenizer
 from launch.start import start_from
-from tests.parity.test_vit import assert_same_bits, close, randomise
-from tests.require import need
+from tests.parity.alike import all_close, assert_same_bits, close, randomise
 from vtx_scale.interop import export, export_siglip, import_siglip, import_vit
 from vtx_scale.interop.rename import outward
 from vtx_scale.interop.siglip import OPEN_CLIP, TRANSFORMERS, transformers_config
@@ -32,14 +30,6 @@ FULL = Spec.size("B/16")
 SMALL = replace(FULL, image=replace(FULL.image, resolution=32, width=48, depth=2, heads=3, mlp=144, patch=8),
                 text=replace(FULL.text, width=32, depth=2, heads=2, mlp=96, context=24, vocab=258, embed=48))
 TEXTS = ["", "A photo of a cat!", "one, two_three; and more than the context of this text tower holds"]
-
-
-@pytest.fixture(scope="module")
-def libraries() -> ModuleType:
-    need("interop")
-    from tests.parity import libraries
-
-    return libraries
 
 
 def model(spec: Spec = SMALL) -> Siglip:
@@ -70,11 +60,6 @@ def there(theirs: nn.Module, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
     _, pixels, tokens = inputs(spec)
     out = theirs(pixel_values=pixels, input_ids=tokens.long())
     return out.image_embeds, out.text_embeds, out.logits_per_image
-
-
-def all_close(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
-    for what, a, b in zip(("image", "text", "logits"), ours, theirs, strict=True):
-        close(a, b, what)
 
 
 @pytest.mark.parametrize("changes", [{}, {"activation": "gelu", "eps": 1e-5}], ids=["published", "another"])

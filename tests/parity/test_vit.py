@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from launch.start import start_from
-from tests.require import need
+from tests.parity.alike import assert_same_bits, close, randomise
 from vtx_scale.backbones.vit import ViT
 from vtx_scale.interop import export, export_vit, import_vit, import_weights, resize_positions
 from vtx_scale.interop.rename import outward
@@ -43,24 +43,6 @@ CASES = [(to, name, changes) for to, cases in (("transformers", BOTH | TRANSFORM
          for name, changes in cases.items()]
 
 
-@pytest.fixture(scope="module")
-def libraries() -> ModuleType:
-    need("interop")
-    from tests.parity import libraries
-
-    return libraries
-
-
-@torch.no_grad()
-def randomise(module: nn.Module) -> None:
-    """No tensor may be zero or one, no two positions alike: a name or an order that is mixed up must show."""
-    generator = torch.Generator().manual_seed(0)
-    for name, p in module.named_parameters():
-        noise = torch.randn(p.shape, generator=generator)
-        gain = p.ndim == 1 and "norm" in name and name.endswith("weight")
-        p.copy_(noise * 0.3 + gain if p.ndim == 1 else noise if "pos" in name else noise * p.shape[-1] ** -0.5)
-
-
 def model(spec: Spec) -> ViT:
     made = ViT(spec).eval()
     randomise(made)
@@ -69,11 +51,6 @@ def model(spec: Spec) -> ViT:
 
 def pictures(spec: Spec) -> Tensor:
     return torch.randn(3, 3, spec.resolution, spec.resolution, generator=torch.Generator().manual_seed(1))
-
-
-def close(a: Tensor, b: Tensor, what: str = "") -> None:
-    assert a.shape == b.shape, what
-    assert (a - b).abs().max() <= 1e-5 * a.abs().max(), what
 
 
 def opened(libraries: ModuleType, to: str, folder, spec: Spec) -> nn.Module:
@@ -100,11 +77,6 @@ def output(theirs: nn.Module, spec: Spec, pixels: Tensor) -> Tensor:
     if spec.classes:
         return out.logits
     return out.pooler_output if spec.pool == "map" or spec.representation else out.last_hidden_state[:, 0]
-
-
-def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert not [k for k in a if a[k].shape != b[k].shape or not torch.equal(a[k], b[k])]
 
 
 @pytest.mark.parametrize(("to", "changes"), [(to, c) for to, _, c in CASES], ids=[f"{to}, {name}" for to, name, _ in CASES])

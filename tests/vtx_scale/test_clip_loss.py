@@ -8,15 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from data_pipeline.batch import Batch
-from launch.build import build_objective
 from launch.recipes.clip import clip_rn50_smoke, clip_vit_b32_smoke
-from tests.ranks import gathered, on_ranks
+from tests.ranks import on_ranks
+from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
 from vtx_scale.blocks.rows import commit
 from vtx_scale.specs.run import System
 
-SLOTS = 11
-PATTERNS = {"some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1], "a rank masked": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
-            "all valid": [1] * 11}
 WAYS = [("softmax", None), ("softmax", 2), ("sigmoid", None), ("resnet", None)]  # loss (or image tower), micro-batch
 CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4),
          ("hsdp", 2), ("hsdp", 4)]
@@ -41,40 +38,22 @@ def values(initial):
 
 
 def samples(pattern):
-    """All slots of a global batch; a masked slot holds numbers that must not show."""
     g = torch.Generator().manual_seed(5)
     tokens = torch.randint(1, 250, (SLOTS, 16), generator=g, dtype=torch.int32)
     tokens[:, 9] = 257
     data = {"image": torch.randint(0, 256, (SLOTS, 32, 32, 3), generator=g, dtype=torch.uint8), "tokens": tokens}
-    valid = torch.tensor(PATTERNS[pattern], dtype=torch.bool)
-    return Batch(data, valid, torch.arange(SLOTS), torch.zeros(SLOTS, dtype=torch.int64), torch.arange(SLOTS))
-
-
-def share(batch, rank, world):
-    """This rank's slots, padded with masked ones."""
-    cap = -(-SLOTS // world)
-    at = torch.arange(rank * cap, (rank + 1) * cap)
-    inside = at < SLOTS
-    rows = at.clamp(max=SLOTS - 1)
-    data = {k: v[rows] for k, v in batch.data.items()}
-    return Batch(data, batch.valid[rows] & inside, torch.where(inside, batch.ids[rows], -1), batch.epoch[rows], at)
+    return whole(data, pattern)
 
 
 def brute_force(loss, pattern):
     """Loss and gradients by the definition: a double loop over the valid pairs."""
-    from vtx_scale.strategies.single import Single
-    from vtx_scale.trainer.init import initialise
-
-    run = recipe(loss)
-    objective = build_objective(run, torch.float64)
-    Single(torch.device("cpu")).prepare(objective)
-    initialise(objective, values(objective.initial), run.seed)
+    objective = alone(recipe(loss), values)
     batch = samples(pattern)
     seen = {k: v[batch.valid] for k, v in batch.data.items()}
     images = [seen["image"]]
     if loss == "resnet":  # its statistics are then those of the valid rows, which test_batch_norm compares with torch's
-        whole = Batch(seen, batch.valid[batch.valid], *(v[batch.valid] for v in (batch.ids, batch.epoch, batch.slot)))
-        images.append(objective.rows(whole, 0))
+        kept = Batch(seen, batch.valid[batch.valid], *(v[batch.valid] for v in (batch.ids, batch.epoch, batch.slot)))
+        images.append(objective.rows(kept, 0))
     x, y = objective.encode_image(*images), objective.encode_text(seen["tokens"])
     scale, n, total = objective.logit_scale.exp(), len(x), 0.0
     for i in range(n):
@@ -97,18 +76,7 @@ def cell(strategy):
 
 
 def one_way(strategy, loss, micro):
-    from vtx_scale.objectives.ranks import GroupRanks
-    from vtx_scale.strategies.apply import apply, strategy_of
-    from vtx_scale.trainer.init import initialise
-
-    dist = gathered()
-    rank, world = dist.get_rank(), dist.get_world_size()
-    run = recipe(loss, strategy, micro)
-    made = strategy_of(run.system, world, torch.device("cpu"), None)
-    objective = build_objective(run, torch.float64, GroupRanks())
-    initial = objective.initial
-    apply(objective, made, run.system)
-    initialise(objective, values(initial), run.seed)
+    made, objective, rank, world = on_this_rank(recipe(loss, strategy, micro), values)
     start = {k: b.clone() for k, b in objective.named_buffers()}
     out = {}
     for pattern in PATTERNS:
@@ -118,8 +86,7 @@ def one_way(strategy, loss, micro):
             part, _ = objective(batch, 0)
             made.backward(part / total)
         value = made.sum((part / total).detach().clone())
-        grads = {k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
-                 for k, p in objective.named_parameters()}
+        grads = whole_grads(objective)
         norm = torch.linalg.vector_norm(made.norms()).item()
         objective.zero_grad()
         commit(objective)
@@ -148,7 +115,7 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
                 for name, grad in grads.items():
                     error = (torch.tensor(grad, dtype=torch.float64) - wanted_grads[name]).abs().max().item()
                     assert error < 1e-9, (*where, name, error)
-                whole = math.sqrt(sum(g.square().sum().item() for k, g in wanted_grads.items() if "running" not in k))
-                assert norm == pytest.approx(whole, rel=1e-6), where
+                length = math.sqrt(sum(g.square().sum().item() for k, g in wanted_grads.items() if "running" not in k))
+                assert norm == pytest.approx(length, rel=1e-6), where
                 seen += 1
     assert seen == world * len(WAYS) * len(PATTERNS)

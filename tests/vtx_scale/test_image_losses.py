@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from data_pipeline.augment.mixing import mix_parameters
-from data_pipeline.batch import Batch
 from launch import recipes
-from launch.build import build_objective
-from tests.ranks import gathered, on_ranks
-from tests.vtx_scale.test_clip_loss import PATTERNS, SLOTS, share
+from tests.ranks import on_ranks
+from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
 from vtx_scale.blocks import random
 from vtx_scale.blocks.rows import VIEWS
 from vtx_scale.objectives.pixels import normalised
@@ -57,7 +55,6 @@ def recipe(case, strategy="single"):
 
 
 def samples(case, pattern):
-    """All slots of a global batch; a masked slot holds numbers that must not show."""
     g, run = torch.Generator().manual_seed(5), recipe(case)
 
     def picture(*shape):
@@ -69,20 +66,7 @@ def samples(case, pattern):
     data = {"image": picture(*views, 32, 32), "labels": labels, "label": labels[:, 0].clone()}
     if case == "dino":
         data = {"globals": picture(2, 32, 32), "locals": picture(3, 16, 16), "label": labels[:, 0]}
-    valid = torch.tensor(PATTERNS[pattern], dtype=torch.bool)
-    return Batch(data, valid, torch.arange(SLOTS), torch.zeros(SLOTS, dtype=torch.int64), torch.arange(SLOTS))
-
-
-def built(case):
-    from vtx_scale.strategies.single import Single
-    from vtx_scale.trainer.init import initialise
-
-    run = recipe(case)
-    objective = build_objective(run, torch.float64)
-    Single(torch.device("cpu")).prepare(objective)
-    initialise(objective, objective.initial, run.seed)
-    shake(objective)
-    return objective
+    return whole(data, pattern)
 
 
 @torch.no_grad()
@@ -203,7 +187,8 @@ def brute_dino(objective, batch, _):
 
 
 def brute_force(case, pattern):
-    objective, batch, centre = built(case), samples(case, pattern), None
+    objective, batch, centre = alone(recipe(case)), samples(case, pattern), None
+    shake(objective)
     brute = {"masked": brute_masked, "dino": brute_dino}.get(case, brute_classifier)
     loss = brute(objective, batch, case)
     if case == "dino":
@@ -219,18 +204,7 @@ def cell(strategy):
 
 def one_case(strategy, case):
     """On a rank: loss and whole gradients for every mask pattern, and where DINO's centre goes."""
-    from vtx_scale.objectives.ranks import GroupRanks
-    from vtx_scale.strategies.apply import apply, strategy_of
-    from vtx_scale.trainer.init import initialise
-
-    dist = gathered()
-    rank, world = dist.get_rank(), dist.get_world_size()
-    run = recipe(case, strategy)
-    made = strategy_of(run.system, world, torch.device("cpu"), None)
-    objective = build_objective(run, torch.float64, GroupRanks())
-    initial = objective.initial
-    apply(objective, made, run.system)
-    initialise(objective, initial, run.seed)
+    made, objective, rank, world = on_this_rank(recipe(case, strategy))
     shake(objective)
     out = {}
     for pattern in PATTERNS:
@@ -244,8 +218,7 @@ def one_case(strategy, case):
                 made.backward(loss / total)
             value += (loss / total).detach()
         value = made.sum(value.clone())
-        grads = {k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
-                 for k, p in objective.named_parameters() if p.requires_grad}
+        grads = whole_grads(objective)
         centre = None
         if case == "dino":
             before = objective.centre.clone()

@@ -7,15 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_pipeline.batch import Batch
 from launch.build import build_objective
 from launch.recipes.siglip import siglip_vit_b16, siglip_vit_b16_smoke
-from tests.ranks import gathered, on_ranks
+from tests.ranks import on_ranks
+from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
 from vtx_scale.objectives.siglip import unit
 from vtx_scale.specs.run import System
 
-SLOTS = 7
-PATTERNS = {"some masked": [1, 1, 0, 1, 1, 0, 1], "a rank masked": [0, 0, 0, 1, 1, 1, 1], "all valid": [1] * 7}
 CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 2), ("fsdp", 3)]
 
 
@@ -28,33 +26,15 @@ def recipe(strategy="single", micro=None):
 
 
 def samples(pattern):
-    """All slots of a global batch; a masked slot holds numbers that must not show."""
     g = torch.Generator().manual_seed(5)
     data = {"image": torch.randint(0, 256, (SLOTS, 32, 32, 3), generator=g, dtype=torch.uint8),
             "tokens": torch.randint(1, 258, (SLOTS, 12), generator=g, dtype=torch.int32)}
-    valid = torch.tensor(PATTERNS[pattern], dtype=torch.bool)
-    return Batch(data, valid, torch.arange(SLOTS), torch.zeros(SLOTS, dtype=torch.int64), torch.arange(SLOTS))
-
-
-def share(batch, rank, world):
-    """This rank's slots, padded with masked ones."""
-    cap = -(-SLOTS // world)
-    at = torch.arange(rank * cap, (rank + 1) * cap)
-    inside = at < SLOTS
-    rows = at.clamp(max=SLOTS - 1)
-    data = {k: v[rows] for k, v in batch.data.items()}
-    return Batch(data, batch.valid[rows] & inside, torch.where(inside, batch.ids[rows], -1), batch.epoch[rows], at)
+    return whole(data, pattern)
 
 
 def brute_force(pattern):
     """Loss and gradients by the definition: a double loop over the valid pairs."""
-    from vtx_scale.strategies.single import Single
-    from vtx_scale.trainer.init import initialise
-
-    run = recipe()
-    objective = build_objective(run, torch.float64)
-    Single(torch.device("cpu")).prepare(objective)
-    initialise(objective, objective.initial, run.seed)
+    objective = alone(recipe())
     batch = samples(pattern)
     x = objective.image(batch["image"][batch.valid].double().permute(0, 3, 1, 2) / 127.5 - 1)
     y = objective.text(batch["tokens"][batch.valid].long())
@@ -70,20 +50,9 @@ def brute_force(pattern):
 
 def cell(strategy):
     """On a rank: loss, whole gradients and their norm for every micro-batch and mask pattern."""
-    from vtx_scale.objectives.ranks import GroupRanks
-    from vtx_scale.strategies.apply import apply, strategy_of
-    from vtx_scale.trainer.init import initialise
-
-    dist = gathered()
-    rank, world = dist.get_rank(), dist.get_world_size()
     out = {}
     for micro in (None, 2):
-        run = recipe(strategy, micro)
-        made = strategy_of(run.system, world, torch.device("cpu"), None)
-        objective = build_objective(run, torch.float64, GroupRanks())
-        initial = objective.initial
-        apply(objective, made, run.system)
-        initialise(objective, initial, run.seed)
+        made, objective, rank, world = on_this_rank(recipe(strategy, micro))
         for pattern in PATTERNS:
             batch = share(samples(pattern), rank, world)
             total = made.sum(objective.count(batch).double())
@@ -91,8 +60,7 @@ def cell(strategy):
                 part, seen = objective(batch, 0)
                 made.backward(part / total)
             value = made.sum((part / total).detach().clone())
-            grads = {k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
-                     for k, p in objective.named_parameters()}
+            grads = whole_grads(objective)
             out[micro, pattern] = (value.item(), grads, torch.linalg.vector_norm(made.norms()).item())
             assert [seen[k].item() for k in ("logit_scale", "logit_bias")] == pytest.approx([10, -1])
             objective.zero_grad()

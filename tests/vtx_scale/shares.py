@@ -1,0 +1,63 @@
+"""A global batch of eleven slots, its masks, its shares on ranks, and an objective built on a rank as a run builds it."""
+
+from typing import Any
+
+import torch
+
+from data_pipeline.batch import Batch
+from launch.build import build_objective
+from tests.ranks import gathered
+from vtx_scale.specs.run import Run
+
+SLOTS = 11
+PATTERNS = {"some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1], "a rank masked": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
+            "all valid": [1] * 11}
+
+
+def whole(data: dict[str, torch.Tensor], pattern: str) -> Batch:
+    """All slots of a global batch; a masked slot holds numbers that must not show."""
+    valid = torch.tensor(PATTERNS[pattern], dtype=torch.bool)
+    return Batch(data, valid, torch.arange(SLOTS), torch.zeros(SLOTS, dtype=torch.int64), torch.arange(SLOTS))
+
+
+def share(batch: Batch, rank: int, world: int) -> Batch:
+    """This rank's slots, padded with masked ones."""
+    cap = -(-SLOTS // world)
+    at = torch.arange(rank * cap, (rank + 1) * cap)
+    inside = at < SLOTS
+    rows = at.clamp(max=SLOTS - 1)
+    data = {k: v[rows] for k, v in batch.data.items()}
+    return Batch(data, batch.valid[rows] & inside, torch.where(inside, batch.ids[rows], -1), batch.epoch[rows], at)
+
+
+def alone(run: Run, values: Any = lambda initial: initial) -> Any:
+    """The objective in float64 on one process. values: changes the initial values."""
+    from vtx_scale.strategies.single import Single
+    from vtx_scale.trainer.init import initialise
+
+    objective = build_objective(run, torch.float64)
+    Single(torch.device("cpu")).prepare(objective)
+    initialise(objective, values(objective.initial), run.seed)
+    return objective
+
+
+def on_this_rank(run: Run, values: Any = lambda initial: initial) -> tuple[Any, Any, int, int]:
+    """Strategy, objective in float64, rank and world, on a rank of `tests.ranks.on_ranks`."""
+    from vtx_scale.objectives.ranks import GroupRanks
+    from vtx_scale.strategies.apply import apply, strategy_of
+    from vtx_scale.trainer.init import initialise
+
+    dist = gathered()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    strategy = strategy_of(run.system, world, torch.device("cpu"), None)
+    objective: Any = build_objective(run, torch.float64, GroupRanks())
+    initial = values(objective.initial)
+    apply(objective, strategy, run.system)
+    initialise(objective, initial, run.seed)
+    return strategy, objective, rank, world
+
+
+def whole_grads(objective: Any) -> dict[str, list]:
+    """The gradient of every trained parameter, assembled, as plain lists that another process can take."""
+    return {k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
+            for k, p in objective.named_parameters() if p.requires_grad}
