@@ -14,12 +14,14 @@ from data_pipeline import members as sample
 from data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
 from data_pipeline.decode import decode_image, resize_crop
 from data_pipeline.index import Index, open_index
-from data_pipeline.loader import Batches
+from data_pipeline.loader import Batches, InOrder
 from data_pipeline.order import Order
 from data_pipeline.tools.shards import write_shard
+from data_pipeline.tools.verify import verify
 
 SIZES = (5, 1, 9)  # samples a shard
 CHUNK = 2
+GREY = np.linspace(0, 65535, 24 * 32).astype(np.uint16).reshape(24, 32)  # a slope of 16 bits
 
 
 def picture(seed: int, height: int = 24, width: int = 32) -> Image.Image:
@@ -140,3 +142,15 @@ def noisy(raw: dict) -> dict:
     image = np.asarray(Image.open(io.BytesIO(raw["jpg"])).convert("RGB")).astype(int)
     image += np.random.randint(0, 9, image.shape) + random.randint(0, 9) + int(torch.randint(0, 9, ()))
     return {**raw, "jpg": encoded(Image.fromarray(image.clip(0, 255).astype(np.uint8)), "PNG")}
+
+
+def masked(folder: Path) -> dict[str, str]:
+    """shard/key -> reason of what a loader masks, in tar order."""
+    index = open_index(str(folder))
+    made = Batches(index, InOrder(index.n), Pixels(), index.n, 0, 1)[0]
+    assert int(made["valid"].sum()) + len(made["bad"]) == index.n
+    return {f"{e['shard']}/{e['key']}": e["reason"] for e in made["bad"]}
+
+
+def verified(folder: Path) -> dict[str, str]:
+    return {f"{r['shard']}/{r['key']}": r["reason"] for r in verify(str(folder))}
