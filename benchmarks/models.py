@@ -36,7 +36,7 @@ from tests.parity.libraries import open_clip, timm, transformers
 from vtx_scale.backbones.resnet import ResNet
 from vtx_scale.backbones.vit import ViT
 from vtx_scale.blocks.random import step_key
-from vtx_scale.blocks.rows import Rows, commit
+from vtx_scale.blocks.rows import Rows, keepers
 from vtx_scale.interop import export_clip, export_resnet, export_siglip, export_vit
 from vtx_scale.interop.rename import Line, outward, under
 from vtx_scale.interop.siglip import HALF
@@ -116,7 +116,7 @@ def network(module: Any, x: Tensor) -> Model:
         out = module(x, rows if module.training else None)
         return tuple(out) if out.ndim == 3 else (out,)
 
-    return Model(module, run, lambda: commit(module))
+    return Model(module, run, lambda: [m.commit() for m in keepers(module)])
 
 
 def opened(write: Callable[[Path], object], read: Callable[[str], nn.Module], device: torch.device) -> Any:
@@ -231,7 +231,7 @@ def clips(name: str, device: torch.device, batch: int) -> Family:
         return lambda folder: export_clip(spec, ours.state_dict(), to, folder)
 
     other = opened(export("open_clip"), local(open_clip), device)
-    models = {OURS: Model(ours, run, lambda: commit(ours)), "open_clip": Model(
+    models = {OURS: Model(ours, run, lambda: [m.commit() for m in keepers(ours)]), "open_clip": Model(
         other, lambda: (other.encode_image(x, normalize=True), other.encode_text(words, normalize=True)))}
     if isinstance(spec.image, ViTSpec):
         hf = opened(export("transformers"), transformers.CLIPModel.from_pretrained, device)

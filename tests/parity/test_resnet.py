@@ -14,7 +14,7 @@ from vtx_scale.backbones.bit import initial as bit_initial
 from vtx_scale.backbones.clip_resnet import initial as clip_initial
 from vtx_scale.backbones.resnet import ResNet, initial
 from vtx_scale.blocks.random import step_key
-from vtx_scale.blocks.rows import Rows, commit
+from vtx_scale.blocks.rows import Rows, keepers
 from vtx_scale.interop import export_clip, export_resnet, import_clip, import_resnet, resize_positions
 from vtx_scale.interop.clip import OPEN_CLIP_RESNET, open_clip_config
 from vtx_scale.interop.rename import Line, inward, outward, under
@@ -80,7 +80,8 @@ def test_timm_trains_alike(libraries, size):
     assert got.keys() == want.keys()
     for name, grad in want.items():
         assert (got[name] - grad).abs().max() <= 1e-8 * max(1, grad.abs().max()), name
-    commit(ours)
+    for m in keepers(ours):
+        m.commit()
     running = dict(theirs.named_buffers())
     for name, value in outward(TABLE, dict(ours.named_buffers())).items():
         assert (value - running[name]).abs().max() <= 1e-9 * max(1, running[name].abs().max()), name
@@ -142,7 +143,8 @@ def test_open_clip_in(libraries, tmp_path):
     pixels, normal, _ = inputs(SMALL)
     trained = theirs.train().encode_image(normal, normalize=True)
     close(ours.encode_image(pixels, all_rows(len(pixels))), trained)
-    commit(ours)
+    for m in keepers(ours):
+        m.commit()
     close(here(ours)[0], theirs.eval().encode_image(normal, normalize=True))
 
 

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.ranks import gathered, on_ranks
 from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.blocks.random import step_key
-from vtx_scale.blocks.rows import Rows, commit, forget
+from vtx_scale.blocks.rows import Rows
 from vtx_scale.objectives.ranks import Ranks
 
 ROWS, CHANNELS = 11, 5
@@ -74,15 +74,15 @@ def cell(recompute):
             norm = layer(BatchNorm)
             rows = rows_of(valid, GroupRanks())
             norm(x + 1, rows)
-            commit(norm)
+            norm.commit()
             norm(x * 3, rows)
-            forget(norm)
+            norm.forget()
             x.requires_grad_()
             y = checkpoint(norm, x, rows, use_reentrant=False) if recompute else norm(x, rows)
             loss = torch.where(valid.view(-1, *[1] * (y.ndim - 1)), y.sin() * weigh, torch.zeros_like(y)).sum()
             loss.backward()
             assert not x.grad[~valid].any()
-            commit(norm)
+            norm.commit()
             assert not norm.seen
             sums = [GroupRanks().sum(p.grad) for p in (norm.weight, norm.bias)]
             later = norm(numbers(shape)[0])

@@ -11,7 +11,7 @@ from data_pipeline.batch import Batch
 from launch.recipes.clip import clip_rn50_smoke, clip_vit_b32_smoke
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
-from vtx_scale.blocks.rows import commit
+from vtx_scale.blocks.rows import keepers
 from vtx_scale.specs.run import System
 
 WAYS = [("softmax", None), ("softmax", 2), ("sigmoid", None), ("resnet", None)]  # loss (or image tower), micro-batch
@@ -66,7 +66,8 @@ def brute_force(loss, pattern):
                 z = 1 if i == j else -1
                 total = total - F.logsigmoid(z * (scale * (x[i] * y[j]).sum() + objective.logit_bias))
     (total / n).backward()
-    commit(objective)
+    for m in keepers(objective):
+        m.commit()
     return (total / n).item(), {**{k: p.grad for k, p in objective.named_parameters()}, **dict(objective.named_buffers())}
 
 
@@ -89,7 +90,8 @@ def one_way(strategy, loss, micro):
         grads = whole_grads(objective)
         norm = torch.linalg.vector_norm(made.norms()).item()
         objective.zero_grad()
-        commit(objective)
+        for m in keepers(objective):
+            m.commit()
         for k, b in objective.named_buffers():  # running statistics: compared like gradients
             grads[k] = b.tolist()
             b.copy_(start[k])

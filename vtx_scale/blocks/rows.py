@@ -1,6 +1,7 @@
 """What a network in training is told of the rows that it is given: which of them count, and what their randomness hangs on."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -49,15 +50,6 @@ def drop_path(x: Tensor, rate: float, rows: Rows | None, *purpose: str) -> Tenso
     return x * (keep.to(x.dtype) / (1 - rate)).view(-1, *[1] * (x.ndim - 1))
 
 
-def commit(module: nn.Module) -> None:
-    """After a step that counted: running statistics take in what the step's passes saw."""
-    for m in module.modules():
-        if hasattr(m, "commit"):
-            m.commit()  # type: ignore[operator]
-
-
-def forget(module: nn.Module) -> None:
-    """Before a step: what passes of a step that did not count have left behind goes."""
-    for m in module.modules():
-        if hasattr(m, "forget"):
-            m.forget()  # type: ignore[operator]
+def keepers(module: nn.Module) -> list[Any]:
+    """The modules that keep running statistics: `forget()` before a step, `commit()` after one that counted."""
+    return [m for m in module.modules() if hasattr(m, "commit")]

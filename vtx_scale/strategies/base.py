@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vtx_scale.trainer.init import Box, box_of, local
 
@@ -75,13 +74,9 @@ class Base:
     def norms(self) -> Tensor:
         """(P,) float64: the gradient's norm of each trained parameter, 0 where it has none; the same on every rank."""
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        grads = [p.grad for p in self.trained()]
-        squares = torch.stack([zero if g is None else square_sum(local(g)) for g in grads])
-        sharded = torch.tensor([isinstance(g, DTensor) for g in grads], device=self.device)
-        if self.shard_group() is not None:
-            parts = torch.where(sharded, squares, zero)
-            dist.all_reduce(parts, group=self.shard_group())
-            squares = torch.where(sharded, parts, squares)
+        squares = torch.stack([zero if p.grad is None else square_sum(local(p.grad)) for p in self.trained()])
+        if self.shard_group() is not None:  # then every parameter is cut
+            dist.all_reduce(squares, group=self.shard_group())
         return squares.sqrt()
 
     def shard_group(self) -> dist.ProcessGroup | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.loader import Loader
-from vtx_scale.blocks.rows import commit, forget
+from vtx_scale.blocks.rows import keepers
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.failpoint import failpoint
 from vtx_scale.specs.run import Run
@@ -55,6 +55,9 @@ class Trainer:
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
     saved: int = -1  # the newest step handed to the writer
 
+    def __post_init__(self) -> None:
+        self.keepers = keepers(self.objective)
+
     def train(self) -> str:
         """Run to the end, or to the request to leave: "finished" or "left"."""
         run, p, peak = self.run, self.progress, self.run.optim.lr
@@ -72,7 +75,8 @@ class Trainer:
             for reason, count in batch.notes.items():
                 self.ledger.write(kind="note", reason=reason, count=count, step=p.step + 1)
 
-            forget(self.objective)
+            for module in self.keepers:
+                module.forget()  # what a step that did not count has left behind
             batch = self.objective.prepare(batch, p.step)
             counts = self.objective.count(batch)  # known before the forward pass: a masked slot weighs nothing
             masked = (~batch.valid & (batch.ids >= 0)).sum()
@@ -163,7 +167,8 @@ class Trainer:
         self.optimizer.step()
         self.progress.applied += 1
         self.progress.frozen += any(True for _ in self.objective.frozen(step))
-        commit(self.objective)
+        for module in self.keepers:
+            module.commit()
         self.objective.after_step()
         self.strategy.follow(step)
         return {name: value.item() for name, value in (self.objective.follow(step) or {}).items()}
