@@ -44,7 +44,7 @@ def build_objective(run: Run, dtype: torch.dtype, ranks: Any = None) -> nn.Modul
 
 def check_data(data: Data, objective: Any) -> None:
     """Raises UserError for what the objective would leave out in silence."""
-    picture = ("crop", "ratio", "flip", "bicubic", "centre", "tokenizer")
+    picture = ("crop", "ratio", "zoom", "spread", "flip", "bicubic", "centre", "tokenizer")
     if objective.heeds is not None:
         asked = [f.name for f in fields(data) if f.name in picture and f.name not in objective.heeds
                  and getattr(data, f.name) != f.default]

@@ -1,6 +1,6 @@
 """Evaluators on the validation samples: in the loop over all ranks, and on a finished run in one process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,17 @@ def evaluator(name: str) -> Any:
     return follow(f"vtx_scale.evaluators.{name}:{name}")
 
 
-def each(run: Run, objective: Any, names: list[str]) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+def each(run: Run, objective: Any, names: list[str],
+         note: Callable[[dict[str, Any]], None] = lambda entry: None) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     """What each evaluator says, one after the other: numbers and pictures, or what it lacks.
 
     A rank looks at its share of the samples, and all ranks get the same numbers (a picture is of a rank's own samples).
-    Evaluators marked `on_features` share one pass over the training and the validation samples.
+    Evaluators marked `on_features` share one pass over the training and the validation samples, the first of them says its
+    `bad`: how many samples were left out because they cannot be read. note: takes a ledger entry of each of this rank's.
     Yields nothing where the run names no validation samples.
     """
+    import torch
+
     from data_pipeline.loader import Loader
     from launch import build
 
@@ -41,6 +45,15 @@ def each(run: Run, objective: Any, names: list[str]) -> Iterator[tuple[str, dict
     was, ranks = objective.training, objective.ranks
     objective.eval()
     shared: dict[str, Any] = {}  # by the probe whose features they are
+    bad: list[dict[str, Any]] = []
+
+    def counted(values: dict[str, Any]) -> dict[str, Any]:
+        for entry in bad:
+            note(entry)
+        total = int(ranks.sum(torch.tensor(len(bad))))
+        bad.clear()
+        return values | ({"bad": total} if total else {})
+
     try:
         for name in names:
             try:
@@ -48,13 +61,14 @@ def each(run: Run, objective: Any, names: list[str]) -> Iterator[tuple[str, dict
                 if getattr(function, "on_features", False):
                     probe = probe_for(name, objective)
                     if probe not in shared:
-                        shared[probe] = features(run, objective, probe)
+                        shared[probe] = features(run, objective, probe, bad)
                     if isinstance(shared[probe], UserError):
                         raise shared[probe]
-                    yield name, function(*shared[probe], data.classes, ranks)
+                    yield name, counted(function(*shared[probe], data.classes, ranks))
                 else:
                     batches, count = build.eval_batches(run, data, ranks.rank, ranks.world)
-                    yield name, function(objective.probes, Loader(batches, stop=count), data.classes, ranks)
+                    looked = watched(Loader(batches, stop=count), bad)
+                    yield name, counted(function(objective.probes, looked, data.classes, ranks))
             except UserError as e:
                 yield name, e
     finally:
@@ -72,7 +86,14 @@ def probe_for(name: str, objective: Any) -> str:
     return found
 
 
-def features(run: Run, objective: Any, probe: str) -> Any:
+def watched(batches: Iterable[Any], bad: list[dict[str, Any]]) -> Iterator[Any]:
+    """The batches; ledger entries of samples that cannot be read are added to `bad`."""
+    for batch in batches:
+        bad += batch.bad
+        yield batch
+
+
+def features(run: Run, objective: Any, probe: str, bad: list[dict[str, Any]]) -> Any:
     """(train, val) `Features` of this rank's shares, in tar order and as the evaluation reads them; or the UserError."""
     from data_pipeline.loader import Loader
     from launch import build
@@ -84,7 +105,7 @@ def features(run: Run, objective: Any, probe: str) -> Any:
         batches, count = build.eval_batches(run, data, objective.ranks.rank, objective.ranks.world)  # type: ignore[arg-type]
         loader = Loader(batches, stop=count, workers=run.system.workers if count >= AHEAD else 0)
         try:
-            made.append(extract(objective.probes[probe], loader, objective.ranks, key))
+            made.append(extract(objective.probes[probe], watched(loader, bad), objective.ranks, key))
         except UserError as e:
             return e
         finally:

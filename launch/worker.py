@@ -187,7 +187,7 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
 
         def evaluate_now(names: list[str], step: int) -> None:
             try:
-                for name, made in each(run, objective, names):
+                for name, made in each(run, objective, names, lambda bad: ledger.write(**bad, step=step, where="evaluation")):
                     if not isinstance(made, UserError):
                         log.scores(step, name, made)
                     elif rank == 0:  # an evaluation that cannot be had must not end a training

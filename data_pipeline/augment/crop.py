@@ -35,6 +35,25 @@ def random_resized_crop_box(height: int, width: int, u: NDArray[np.float64], sca
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def zoomed_box(height: int, width: int, u: NDArray[np.float64], zoom: tuple[float, float], spread: float | None,
+               size: int) -> Box:
+    """A square whose side goes into the short side between zoom[0] and zoom[1] times, uniformly; never below `size` pixels
+    unless the picture is: nothing is enlarged that need not be.
+
+    spread None: anywhere in the picture, as a crop after resizing the short side. Else (Ramesh et al. 2021, A.3, B.3): first
+    a square of the short side, from the middle +- spread / 2 of what is left over, then anywhere in it. u: 4 numbers.
+    """
+    short = min(height, width)
+    low, high = (max(1.0, min(z, short / size)) for z in zoom)
+    side = max(1, min(short, round(short / (low + u[0] * (high - low)))))
+    top, left = 0, 0
+    if spread is not None:
+        at = 0.5 + spread * (u[1] - 0.5)
+        top, left = round(at * (height - short)), round(at * (width - short))
+        height = width = short
+    return top + int(u[2] * (height - side + 1)), left + int(u[3] * (width - side + 1)), side, side
+
+
 def centre_box(height: int, width: int) -> Box:
     """The largest centred square: resizing it equals resizing the short side and cropping the centre."""
     side = min(height, width)

@@ -17,6 +17,7 @@ def run(args: argparse.Namespace) -> int:
     from vtx_scale.interop import export
 
     opened = open_run(args.folder)
-    for path in export(opened.model, args.to, Path(args.out), opened.recipe.data.centre):
+    data = opened.recipe.data
+    for path in export(opened.model, args.to, Path(args.out), data.centre, data.bicubic):
         print(path)
     return 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.augment.crop import CROP_WORDS, TRIES, centre_box, random_resized_crop_box
+from data_pipeline.augment.crop import CROP_WORDS, TRIES, centre_box, random_resized_crop_box, zoomed_box
 from data_pipeline.decode import decode_image, resize_crop
 from tests.data_pipeline.make import encoded, picture
 
@@ -67,6 +67,30 @@ def test_random_boxes_lie_inside_and_keep_their_ranges(case):
     assert (w - 0.5) / (h + 0.5) <= 4 / 3 and (w + 0.5) / (h - 0.5) >= 0.75
     if max(height, width) <= 1.2 * min(height, width):
         assert (h + 0.5) * (w + 0.5) >= 0.2 * height * width and (h - 0.5) * (w - 0.5) <= 0.9 * height * width
+
+
+@given(BOX, st.floats(1, 3), st.floats(0, 1), st.one_of(st.none(), st.floats(0, 1)), st.integers(2, 300))
+def test_zoomed_boxes_are_squares_within_their_range(case, low, wider, spread, size):
+    height, width, seed = case
+    u, short = np.random.default_rng(seed).random(4), min(height, width)
+    top, left, h, w = zoomed_box(height, width, u, (low, low + wider), spread, size)
+    assert h == w and 1 <= h <= short and 0 <= top <= height - h and 0 <= left <= width - w
+    assert h >= min(short, size) - 0.5 or h >= short / low - 0.5, "cut out less than the model sees, without need"
+    assert (h + 0.5) * (low + wider) >= short and (h - 0.5) * max(1, min(low, short / size)) <= short
+    if spread == 0 and height >= width:  # in the middle of the long side, but for the way inside the square
+        assert abs(top - int(u[2] * (short - h + 1)) - (height - short) / 2) <= 1
+
+
+def test_zoomed_boxes_reach_every_place():
+    """Fine-tuning at 448 / 384: in every shape of picture the crop wanders over all of it."""
+    rng = np.random.default_rng(0)
+    for height, width in ((400, 400), (333, 500), (500, 333), (281, 500)):
+        boxes = np.array([zoomed_box(height, width, rng.random(4), (448 / 384,) * 2, None, 16) for _ in range(4000)])
+        side = round(min(height, width) * 384 / 448)
+        assert (boxes[:, 2:] == side).all()
+        for at, free in ((boxes[:, 0], height - side), (boxes[:, 1], width - side)):
+            assert at.min() == 0 and at.max() == free
+            assert abs(at.mean() / free - 0.5) < 0.02 and abs(at.std() / free - 1 / math.sqrt(12)) < 0.02
 
 
 def test_random_boxes_are_spread_evenly():

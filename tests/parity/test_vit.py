@@ -1,5 +1,6 @@
 """The same ViT here, in transformers and in timm: weights go out and come in, and give the same numbers."""
 
+import json
 from dataclasses import replace
 from types import ModuleType
 
@@ -92,6 +93,17 @@ def test_out_and_in(libraries, to, changes, tmp_path):
     if spec.position_kind == "sincos2d":
         assert back.pop("positions").shape == (1, 16 + int(spec.class_token), 48)
     assert_same_bits(back, ours.state_dict())
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_attention_of_the_last_block(libraries, tmp_path, depth):
+    spec = replace(SMALL, depth=depth)
+    ours, pixels = model(spec), pictures(spec)
+    export_vit(spec, ours.state_dict(), "transformers", tmp_path / "out", MEAN, STD)
+    theirs = opened(libraries, "transformers", tmp_path / "out", spec)
+    with torch.no_grad():
+        known = theirs(pixels, output_attentions=True).attentions[-1]
+        close(ours.attention(pixels), known[:, :, 0, 1:].unflatten(2, (4, 4)))
 
 
 def test_every_layer_and_its_attention(libraries, tmp_path):
@@ -268,6 +280,16 @@ def test_pixels_are_prepared_alike(libraries, tmp_path):
     made = processor([Image.fromarray(pixels.numpy())], return_tensors="pt")["pixel_values"][0]
     want = ((pixels[4:36, 4:36] / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
     assert (made - want).abs().max() < 1e-5
+
+
+def test_the_resize_is_the_runs(tmp_path):
+    """A run that reads its pictures bilinearly says so where it goes."""
+    for bicubic, word, number in ((True, "bicubic", 3), (False, "bilinear", 2)):
+        for to in ("timm", "transformers"):
+            export_vit(SMALL, model(SMALL).state_dict(), to, tmp_path / f"{to}-{word}", MEAN, STD, bicubic=bicubic)
+        said = json.loads((tmp_path / f"timm-{word}" / "config.json").read_text())
+        assert said["pretrained_cfg"]["interpolation"] == word
+        assert json.loads((tmp_path / f"transformers-{word}" / "preprocessor_config.json").read_text())["resample"] == number
 
 
 def test_refusals(tmp_path):

@@ -105,6 +105,8 @@ def test_a_teacher_of_other_classes_is_refused(shards, tmp_path):
     ("dino_vit_s16", ["data.augment.mixup=0.8"], "data.augment.mixup is not for Dino"),
     ("vit_b16_masked", ["data.augment.repeats=2"], "data.augment.repeats is not for Masked"),
     ("dino_vit_s16", ["data.crop=0.2,1"], "data.crop is not for Dino"),
+    ("vit_b16_jft", ["data.crop=2,1"], "data.crop=2,1: give two numbers, the smaller first, shares of the area"),
+    ("vit_b16_jft", ["data.zoom=0.5,1"], "data.zoom=0.5,1: give two numbers, the smaller first, from 1 on"),
     ("siglip_vit_b16", ["data.centre=0.9"], "data.centre is not for Siglip"),
     ("vit_b16_jft", ["objective.net.heads=5"], "objective.net.heads=5: give a divisor of the width"),
     ("vit_b16_jft", ["objective.net.class_token=false"], "set pool=gap"),

@@ -27,6 +27,12 @@ def test_schedules():
     assert [spec.optim.decay_at(s, spec.steps) for s in (0, spec.steps)] == pytest.approx([0.04, 0.4])
 
 
+def test_without_local_crops(tmp_path):
+    """DINO without multi-crop: two global crops, each of which sees the other's target."""
+    train_on_ranks(tmp_path / "run", 2, "ddp", "steps=2", "objective.crops.locals=0", recipe="dino_vit_s16")
+    assert [r["step"] for r in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Checkpoints after each of five steps; the last layer is frozen for two."""

@@ -1,6 +1,8 @@
 """Evaluators on features against brute force in float64, and their numbers in every world."""
 
+import io
 import json
+import math
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.errors import UserError
 from data_pipeline.loader import InOrder
 from data_pipeline.order import draws
+from data_pipeline.tools.toy import make_toy
 from launch import override, recipes
 from launch.evaluate import evaluator, scores
 from launch.worker import prepared
@@ -286,8 +289,6 @@ def test_names():
 
 
 def unlabelled(folder: Path) -> Path:
-    from data_pipeline.tools.toy import make_toy
-
     make_toy(folder / "whole", samples=8, shards=1, seed=0)
     (folder / "bare").mkdir()
     source = next((folder / "whole").glob("*.tar"))
@@ -339,6 +340,52 @@ def test_on_a_finished_run(run):
     assert refused.returncode == 2
     assert "There is no evaluator 'kmm': choose of accuracy, attention, few_shot, knn" in refused.stderr
     assert "few_shot, knn, linear" in vtx("evaluate", "--help").stdout
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "retrieval"])
+def test_texts_are_asked_of_nobody_without(name):
+    with pytest.raises(UserError, match="reads texts"):
+        evaluator(name)({"encode_image": lambda x: x}, [], ["a", "b"], Ranks())
+
+
+def test_what_is_no_number_is_never_right():
+    """argmax of numbers that are none is 0, which is a class."""
+    one = Batch({"image": torch.zeros(3, 4, 4, 3), "label": torch.zeros(3, dtype=torch.int64),
+                 "tokens": torch.arange(12).view(3, 4)}, torch.ones(3, dtype=torch.bool), *[torch.arange(3)] * 3)
+    nothing = {"classify": lambda x: torch.full((len(x), 12), math.nan), "encode_text": lambda x: torch.ones(len(x), 5),
+               "encode_image": lambda x: torch.full((len(x), 5), math.nan)}
+    assert evaluator("accuracy")(nothing, [one], None, Ranks()) == {"top1": 0, "top5": 0, "samples": 3}
+    assert evaluator("zero_shot")(nothing, [one], ["a", "b"], Ranks())["top1"] == 0
+    assert evaluator("retrieval")(nothing, [one], None, Ranks())["image_to_text@10"] == 0
+    with pytest.raises(UserError, match="no finite numbers"):
+        extract(nothing["encode_image"], [one], Ranks())
+
+
+def test_bad_validation_samples_are_counted_and_named(tmp_path):
+    """P4: an evaluation that leaves samples out says so, and which."""
+    val = tmp_path / "val"
+    make_toy(val, samples=24, shards=2, size=32, seed=3)
+    shard = sorted(val.glob("*.tar"))[0]
+    with tarfile.open(shard) as old:
+        members = [(m.name, old.extractfile(m).read()) for m in old]
+    cut = [name for name, _ in members if name.endswith(".jpg")][:5]
+    with tarfile.open(shard, "w") as new:
+        for name, body in members:
+            info = tarfile.TarInfo(name)
+            body = body[: len(body) // 2] if name in cut else body
+            info.size = len(body)
+            new.addfile(info, io.BytesIO(body))
+    run = replace(smoke("steps=1", f"data.val_shards={val}", "system.strategy=ddp", recipe="vit_s16_imagenet"),
+                  evaluate=(Evaluation(name="accuracy"), Evaluation(name="knn")))
+    folder = tmp_path / "run"
+    prepared(run, folder)
+    assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
+    for row in lines(folder / "evaluations.jsonl"):
+        assert row["samples"] == 19 and row["bad"] == 5, row
+    said = [r for r in lines(folder / "ledger.jsonl") if r.get("where") == "evaluation"]
+    keys = [name.removesuffix(".jpg") for name in cut]
+    assert sorted(f"{r['shard']}/{r['key']}" for r in said) == sorted(f"{shard.name}/{k}" for k in [*keys, *keys])
+    assert {r["reason"] for r in said} == {"jpeg_truncated"} and {r["step"] for r in said} == {1}
 
 
 def test_in_the_loop_one_failure_leaves_the_others(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from launch import recipes
 from launch.build import build_objective
 from launch.recipes.clip import clip_vit_b32, clip_vit_b32_smoke
 from tests.promises.harness import COLOUR, losses, smoke, tensors, train_on_ranks
@@ -194,6 +195,19 @@ def test_initial_values_do_not_hang_on_the_sharding():
     assert whole.std() == pytest.approx(0.02, rel=0.02) and abs(whole.mean()) < 3e-4
     for name, seed in (("b.weight", 1), ("a.weight", 2)):
         assert (keyed_flat(name, 0, 1000, ("normal", 0.02), seed) == whole[:1000]).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("recipe", ["deit_ti16", "dino_vit_s16"])
+def test_deits_initial_deviation_is_002(recipe):
+    """timm's and DINO's trunc_normal_(std=0.02) cuts at 2, not at two deviations: it is a normal."""
+    from vtx_scale.trainer.init import keyed_flat
+
+    made = build_objective(recipes.find(recipe, smoke=True), torch.float32)
+    name, shape = next((n, p.shape) for n, p in made.named_parameters() if n.endswith("net.blocks.0.mlp.fc1.weight"))
+    values = keyed_flat(name, 0, 1 << 16, made.initial(name, shape), 0)
+    known = torch.nn.init.trunc_normal_(torch.empty(1 << 16), std=0.02)
+    assert values.std() == pytest.approx(0.02, rel=0.02) and values.std() == pytest.approx(known.std().item(), rel=0.02)
+    assert values.abs().max() > 0.06
 
 
 def test_flops_of_a_step():

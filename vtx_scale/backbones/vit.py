@@ -93,10 +93,11 @@ class ViT(nn.Module):
         return torch.cat([*front, x], dim=1) + torch.cat([tokens, resampled(patches, self.grid, grid)], dim=1)
 
     def tokens(self, image: Tensor, rows: Rows | None = None, corrupt: Callable[[Tensor], Tensor] | None = None,
-               keep: int = 1) -> list[Tensor]:
+               keep: int = 1, leave: int = 0) -> list[Tensor]:
         """(B, 3, S, S) -> what the last `keep` blocks give, (B, N, C) each, before the final norm.
 
-        corrupt: changes the patches (B, grid * grid, C) before positions are added.
+        corrupt: changes the patches (B, grid * grid, C) before positions are added. leave: so many blocks at the end are
+        left out; where none is left, what enters the first.
         """
         x = self.embed(image)
         x = self.place(corrupt(x) if corrupt is not None else x)
@@ -104,11 +105,10 @@ class ViT(nn.Module):
         if self.norm_pre is not None:
             x = self.norm_pre(x)
         kept = []
-        for i, block in enumerate(self.blocks):
+        for block in self.blocks[: len(self.blocks) - leave]:
             x = block(x, rows)
-            if i >= len(self.blocks) - keep:
-                kept.append(x)
-        return kept
+            kept.append(x)
+        return kept[-keep:] or [x]
 
     def pooled(self, x: Tensor) -> Tensor:
         """(B, N, C) before the final norm -> (B, C), or (2, B, C) of a distilled one."""
@@ -128,8 +128,7 @@ class ViT(nn.Module):
 
     def attention(self, image: Tensor) -> Tensor:
         """(B, H, grid, grid): how much the class token looks at each patch in the last block."""
-        inside: list[Tensor] = self.tokens(image, keep=2)
-        row = self.blocks[-1](inside[0], look=True)[:, :, 0, self.extra :]
+        row = self.blocks[-1](self.tokens(image, leave=1)[-1], look=True)[:, :, 0, self.extra :]
         return row.unflatten(2, (math.isqrt(row.shape[2]),) * 2)
 
     def forward(self, image: Tensor, rows: Rows | None = None) -> Tensor:
@@ -146,7 +145,8 @@ def initial(name: str, shape: torch.Size, spec: Spec) -> tuple[str, float]:
     """The published initial values of a ViT's own parameters.
 
     "xavier" as the JAX code: xavier-uniform for each projection, MLP biases N(0, 1e-6), positions N(0, 0.02), class token
-    and classifier zero. "truncated" as DeiT and DINO: truncated normal 0.02, biases zero.
+    and classifier zero. "truncated" as DeiT and DINO: N(0, 0.02), which they cut at 2, a hundred deviations away; biases
+    zero.
     """
     leaf = name.rpartition(".")[2]
     if name.startswith("stem."):
@@ -160,7 +160,7 @@ def initial(name: str, shape: torch.Size, spec: Spec) -> tuple[str, float]:
         channels = 3 if spec.stem is None else 256 << (len(spec.stem) - 1) if spec.stem else 64
         return "uniform", (channels * spec.patch**2) ** -0.5  # torch's default for a convolution
     if spec.init == "truncated":
-        return ("zeros", 0.0) if leaf == "bias" else ("truncated", 0.02)
+        return ("zeros", 0.0) if leaf == "bias" else ("normal", 0.02)
     if name in ("cls_token", "dist_token") or name.startswith(("head.", "dist_head.")):
         return "zeros", 0.0
     if name == "positions":

@@ -23,7 +23,7 @@ def accuracy(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], clas
         logits = probes["classify"](batch["image"])
         K = logits.shape[1]
         near = logits.topk(min(5, K), dim=1).indices
-        hit = ((near[:, :, None] == label[:, None]) & (label[:, None] >= 0)).any(2)
+        hit = ((near[:, :, None] == label[:, None]) & (label[:, None] >= 0)).any(2) & logits.isfinite().all(1, keepdim=True)
         labelled = batch.valid & (label >= 0).any(1)
         counts += torch.stack([labelled, labelled & hit[:, 0], labelled & hit.any(1)]).sum(1)
     seen, top1, top5 = ranks.sum(counts).tolist()

@@ -37,7 +37,7 @@ def on_features(function: Evaluator) -> Evaluator:
 def extract(probe: Callable[..., Tensor], batches: Iterable[Any], ranks: Ranks, key: str = "data.val_shards") -> Features:
     """probe: uint8 (N, S, S, 3) -> (N, C). It sees every slot, masked ones too, so that all ranks call it equally often.
 
-    Raises UserError, which names `key`, where no sample has a label.
+    Raises UserError, which names `key`, where no sample has a label, and where features are not finite.
     """
     x, label, number, labelled = [], [], [], 0
     for batch in batches:
@@ -49,7 +49,11 @@ def extract(probe: Callable[..., Tensor], batches: Iterable[Any], ranks: Ranks, 
         x.append(made[keep])
         label.append(batch["label"][keep].long())
         number.append(batch.ids[keep])
-        labelled += int(ranks.sum(keep.sum()))  # at each batch: a rank that is ahead must not wait for hours at the end
+        # at each batch: a rank that is ahead must not wait for hours at the end
+        seen, strange = ranks.sum(torch.stack([keep.sum(), (~x[-1].isfinite()).sum()])).tolist()
+        if strange:
+            raise UserError("The network's features are no finite numbers, so they cannot be scored: look at the run's losses.")
+        labelled += seen
     if not labelled:
         raise UserError(f"No sample of {key} has a label: give shards with a cls member, as {key}=FOLDER.")
     return Features(torch.cat(x), torch.cat(label), torch.cat(number))

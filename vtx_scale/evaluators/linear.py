@@ -1,4 +1,4 @@
-"""The linear probe: logistic regression on standardised features by L-BFGS (as Radford et al. 2021, section 3.2)."""
+"""The linear probe: logistic regression by L-BFGS (as Radford et al. 2021, section 3.2), on standardised features."""
 
 import torch
 from torch import Tensor

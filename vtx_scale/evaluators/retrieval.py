@@ -15,6 +15,8 @@ def retrieval(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], cla
 
     Raises UserError where there are no samples.
     """
+    if "encode_text" not in probes:
+        raise UserError("retrieval needs an objective that reads texts (CLIP, SigLIP): use knn or linear.")
     images, texts, tokens, valid = [], [], [], []
     for batch in batches:
         images.append(ranks.gather_plain(probes["encode_image"](batch["image"])))
@@ -30,6 +32,6 @@ def retrieval(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], cla
     scores: dict[str, float] = {"samples": len(image_NE)}
     for name, table in (("image_to_text", similar_NN), ("text_to_image", similar_NN.T)):
         near = table.topk(min(max(ks), len(table)), dim=1).indices
-        hit = caption_N[near] == caption_N[:, None]
+        hit = (caption_N[near] == caption_N[:, None]) & table.isfinite().all(1, keepdim=True)  # not a number finds nothing
         scores |= {f"{name}@{k}": hit[:, :k].any(1).float().mean().item() for k in ks}
     return scores

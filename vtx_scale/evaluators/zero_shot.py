@@ -1,4 +1,7 @@
-"""Zero-shot classification (Radford et al. 2021, section 3.1): the class whose prompts lie nearest to the image."""
+"""Zero-shot classification (Radford et al. 2021, section 3.1): the class whose prompts lie nearest to the image.
+
+Departs from the paper in its prompts: eight general ones, where the published figures come from 80 made for ImageNet.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,14 +29,17 @@ def zero_shot(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], cla
 
     Raises UserError without class names or labels.
     """
+    if "encode_text" not in probes:
+        raise UserError("zero_shot needs an objective that reads texts (CLIP, SigLIP): use accuracy, knn or linear.")
     if not classes:
         raise UserError("zero_shot needs classes.txt beside the validation shards: a class name a line, in the order of cls.")
     text_KE = class_embeddings(probes["encode_text"], classes, templates)
     counts = torch.zeros(3, dtype=torch.int64)  # samples with a label, of them first, of them among five
     for batch in batches:
         label = batch["label"]
-        near = (probes["encode_image"](batch["image"]) @ text_KE.T).topk(min(5, len(classes)), dim=1).indices
-        hit = near == label[:, None]
+        similar_NK = probes["encode_image"](batch["image"]) @ text_KE.T
+        near = similar_NK.topk(min(5, len(classes)), dim=1).indices
+        hit = (near == label[:, None]) & similar_NK.isfinite().all(1, keepdim=True)  # not a number is never right
         labelled = batch.valid & (label >= 0) & (label < len(classes))
         counts += torch.stack([labelled, labelled & hit[:, 0], labelled & hit.any(1)]).sum(1)
     seen, top1, top5 = ranks.sum(counts).tolist()

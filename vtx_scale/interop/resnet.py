@@ -49,7 +49,8 @@ def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if not k.endswith(COUNT)}
 
 
-def timm_config(spec: ResNet, mean: tuple[float, ...], std: tuple[float, ...], centre: float) -> dict[str, Any]:
+def timm_config(spec: ResNet, mean: tuple[float, ...], std: tuple[float, ...], centre: float,
+                bicubic: bool) -> dict[str, Any]:
     """config.json for timm's smallest ResNet of the same kind, whose size is then said anew."""
     args: dict[str, Any] = {"layers": list(spec.blocks)}
     if spec.wide != 1:
@@ -58,12 +59,13 @@ def timm_config(spec: ResNet, mean: tuple[float, ...], std: tuple[float, ...], c
     return {"config.json": {
         "architecture": "resnet18" if spec.kind == "basic" else "resnet50", "num_classes": spec.classes,
         "num_features": spec.width, "model_args": args,
-        "pretrained_cfg": {"input_size": side, "interpolation": "bicubic", "crop_pct": centre, "mean": mean, "std": std,
+        "pretrained_cfg": {"input_size": side, "interpolation": "bicubic" if bicubic else "bilinear", "crop_pct": centre,
+                           "mean": mean, "std": std,
                            "num_classes": spec.classes, "first_conv": "conv1", "classifier": "fc"}}}
 
 
 def export_resnet(spec: ResNet, state: dict[str, Tensor], to: str, out: Path, mean: tuple[float, ...] = MEAN,
-                  std: tuple[float, ...] = STD, centre: float = 0.875) -> list[Path]:
+                  std: tuple[float, ...] = STD, centre: float = 0.875, bicubic: bool = True) -> list[Path]:
     """Write a ResNet's weights and running statistics where `to`, "timm" or "torchvision", opens them; the files.
 
     torchvision has no folders: the file holds what its `load_state_dict` takes. Raises UserError where the library
@@ -74,7 +76,7 @@ def export_resnet(spec: ResNet, state: dict[str, Tensor], to: str, out: Path, me
     if len(spec.blocks) != 4 or (spec.kind == "basic" and spec.wide != 1):
         raise UserError(f"{to} has ResNets of four stages, and wide ones of bottlenecks alone: this one has {spec.blocks}, "
                         f"{spec.kind}, {spec.wide} times as wide.")
-    texts = timm_config(spec, mean, std, centre) if to == "timm" else {}
+    texts = timm_config(spec, mean, std, centre, bicubic) if to == "timm" else {}
     return write_folder(out, {"model.safetensors": with_counts(outward(TABLE, state))}, texts)
 
 

@@ -129,11 +129,12 @@ def lacking_in_timm(spec: ViT) -> str:
     return ""
 
 
-def pixels_config(spec: ViT, mean: Triple, std: Triple, centre: float) -> dict[str, Any]:
+def pixels_config(spec: ViT, mean: Triple, std: Triple, centre: float, bicubic: bool) -> dict[str, Any]:
     """preprocessor_config.json: the centred square of `centre` times the short side, at the model's size."""
     side = spec.resolution
     return {
-        "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 3,
+        "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
+        "do_resize": True, "resample": 3 if bicubic else 2,
         "size": {"shortest_edge": round(side / centre)}, "do_center_crop": True, "crop_size": {"height": side, "width": side},
         "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": mean, "image_std": std,
     }
@@ -161,7 +162,7 @@ def transformers_config(spec: ViT, dtype: torch.dtype) -> dict[str, Any]:
     return config
 
 
-def timm_config(spec: ViT, mean: Triple, std: Triple, centre: float) -> dict[str, Any]:
+def timm_config(spec: ViT, mean: Triple, std: Triple, centre: float, bicubic: bool) -> dict[str, Any]:
     """config.json for timm's ViT whose norms have this eps; all its sizes are said anew."""
     args: dict[str, Any] = {
         "img_size": spec.resolution, "patch_size": spec.patch, "embed_dim": spec.width, "depth": spec.depth,
@@ -176,7 +177,7 @@ def timm_config(spec: ViT, mean: Triple, std: Triple, centre: float) -> dict[str
         "architecture": kind, "num_classes": spec.classes, "num_features": spec.width, "global_pool": args["global_pool"],
         "model_args": args,
         "pretrained_cfg": {"input_size": [3, spec.resolution, spec.resolution], "fixed_input_size": True,
-                           "interpolation": "bicubic", "crop_pct": centre, "mean": mean, "std": std,
+                           "interpolation": "bicubic" if bicubic else "bilinear", "crop_pct": centre, "mean": mean, "std": std,
                            "num_classes": spec.classes, "first_conv": "patch_embed.proj",
                            "classifier": ["head", "head_dist"] if spec.distilled else "head"}}
 
@@ -192,10 +193,10 @@ def with_positions(spec: ViT, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export_vit(spec: ViT, state: dict[str, Tensor], to: str, out: Path, mean: Triple, std: Triple,
-               centre: float = 1.0) -> list[Path]:
+               centre: float = 1.0, bicubic: bool = True) -> list[Path]:
     """Write a ViT's weights, `state` by its own names, where `to`, another library or "safetensors", opens them; the files.
 
-    mean, std: of pixels in [0, 1]. centre: the share of the short side that is looked at. Without a classifier
+    mean, std: of pixels in [0, 1]. centre, bicubic: as `weights.export`. Without a classifier
     transformers opens it by ViTModel.from_pretrained(out, add_pooling_layer=False), with attention pooling by
     SiglipVisionModel. Raises UserError where the library cannot express the model or `out` is taken.
     """
@@ -207,10 +208,10 @@ def export_vit(spec: ViT, state: dict[str, Tensor], to: str, out: Path, mean: Tr
         raise UserError(f"{to} has no {lacking}: export to safetensors instead.")
     state = with_positions(spec, state)
     if to == "timm":
-        texts: dict[str, Any] = {"config.json": timm_config(spec, mean, std, centre)}
+        texts: dict[str, Any] = {"config.json": timm_config(spec, mean, std, centre, bicubic)}
         return write_folder(out, {"model.safetensors": outward(TIMM, state)}, texts)
     texts = {"config.json": transformers_config(spec, state["patch.weight"].dtype),
-             "preprocessor_config.json": pixels_config(spec, mean, std, centre)}
+             "preprocessor_config.json": pixels_config(spec, mean, std, centre, bicubic)}
     if spec.pool == "map":
         made = {f"vision_model.{k}": v for k, v in outward(SIGLIP, joined(state)).items()}
     else:

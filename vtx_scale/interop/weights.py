@@ -23,12 +23,12 @@ from vtx_scale.specs.run import Spec
 from vtx_scale.specs.siglip import Siglip
 
 
-def export(objective: Any, to: str, out: Path, centre: float = 1.0) -> list[Path]:
+def export(objective: Any, to: str, out: Path, centre: float = 1.0, bicubic: bool = True) -> list[Path]:
     """Write what an objective has learned where `to`, another library or "safetensors", opens it; the files.
 
     CLIP and SigLIP go as a whole. Any other objective says by `exported()` what leaves: the spec of its network, the
     network's state by its own names, mean and deviation of the pixels. centre: the share of the short side that an
-    evaluation looks at. Raises UserError where there is no such export.
+    evaluation looks at; bicubic: how it resizes. Raises UserError where there is no such export.
     """
     spec = objective.spec
     state = {k: v.detach() for k, v in objective.state_dict().items()}
@@ -43,9 +43,9 @@ def export(objective: Any, to: str, out: Path, centre: float = 1.0) -> list[Path
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(network)})
     if isinstance(network, ViT):
-        return export_vit(network, state, to, out, mean, std, centre)
+        return export_vit(network, state, to, out, mean, std, centre, bicubic)
     if isinstance(network, ResNet):
-        return export_resnet(network, state, to, out, mean, std, centre)
+        return export_resnet(network, state, to, out, mean, std, centre, bicubic)
     raise UserError(f"{type(network).__name__} has no export to {to}: export to safetensors instead.")
 
 

@@ -22,11 +22,13 @@ from data_pipeline.text import tokenizer
 from vtx_scale.backbones import clip_resnet
 from vtx_scale.backbones.text import Text
 from vtx_scale.backbones.vit import ViT
+from vtx_scale.blocks.exact import unrounded, whole
 from vtx_scale.blocks.rows import Rows
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.clip_reader import ClipReader
-from vtx_scale.objectives.pairs import in_parts, own, refuse_vocabulary, sigmoid_loss
+from vtx_scale.objectives.pairs import in_parts, own, refuse_vocabulary, sigmoid_loss, similar
 from vtx_scale.objectives.pixels import normalised
+from vtx_scale.objectives.probes import probe
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.clip import Clip as Spec
 from vtx_scale.specs.resnet import ClipResNet
@@ -52,8 +54,11 @@ class Clip(Objective):
         self.text_proj = nn.Parameter(torch.empty(spec.text.width, spec.embed))
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1)) if spec.loss == "sigmoid" else None
+        self.stored: dict[str, Tensor | None] = {}  # scale and bias before mixed precision, of this step
         self.tokenizer = "bytes"
         self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
+        if self.image_proj is not None:  # a linear probe sees what comes before the projection (section 3.2 of the paper)
+            self.probes["features_linear"] = probe(self, "clip", self.image)
 
     @staticmethod
     def reader(spec: Spec, data: Any, train: bool) -> ClipReader:
@@ -130,6 +135,10 @@ class Clip(Objective):
         """All rows, in micro-batches whose activations are computed again in the backward pass."""
         return in_parts(what, rows, self.micro_batch)
 
+    def prepare(self, batch: Any, step: int) -> Any:
+        self.stored = {"scale": whole(self.logit_scale), "bias": None if self.logit_bias is None else whole(self.logit_bias)}
+        return batch
+
     def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
         if isinstance(self.image, clip_resnet.ClipResNet):
@@ -137,12 +146,12 @@ class Clip(Objective):
         else:
             image_nE = self.encode(self.encode_image, batch["image"])
         text_nE = self.encode(self.encode_text, batch["tokens"])
-        scale = self.logit_scale.to(image_nE.dtype).exp()
+        scale = unrounded(self.logit_scale, self.stored.pop("scale", None), image_nE.dtype).exp()
         valid_A = self.ranks.gather_plain(batch.valid)
         text_AE = self.ranks.gather(text_nE)
         seen = {"logit_scale": scale.detach()}
         if self.logit_bias is not None:
-            bias = self.logit_bias.to(image_nE.dtype)
+            bias = unrounded(self.logit_bias, self.stored.pop("bias", None), image_nE.dtype)
             return sigmoid_loss(image_nE, text_AE, scale, bias, batch.valid, valid_A, self.ranks.rank).sum(), seen
         loss_n = (self._rows(image_nE, text_AE, scale, batch.valid, valid_A)
                   + self._rows(text_nE, self.ranks.gather(image_nE), scale, batch.valid, valid_A)) / 2
@@ -150,7 +159,7 @@ class Clip(Objective):
 
     def _rows(self, x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor) -> Tensor:
         """Cross-entropy of each valid row against its own column; 0 on rows that are not valid."""
-        logits_nA = (scale * x_nE @ y_AE.T).masked_fill(~valid_A, float("-inf"))
+        logits_nA = similar(scale * x_nE, y_AE).masked_fill(~valid_A, float("-inf"))
         logits_nA = torch.where(valid_n[:, None], logits_nA, torch.zeros_like(logits_nA))
         loss_n = F.cross_entropy(logits_nA, own(self.ranks.rank, len(x_nE), x_nE.device), reduction="none")
         return torch.where(valid_n, loss_n, torch.zeros_like(loss_n))

@@ -21,6 +21,7 @@ from data_pipeline import members as said
 from data_pipeline.augment.multicrop import MultiCrop
 from data_pipeline.batch import Batch
 from data_pipeline.decode import decode_image
+from vtx_scale.blocks.exact import exact
 from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.blocks.rows import Rows
 from vtx_scale.objectives.base import Follower, Objective
@@ -148,7 +149,7 @@ class Dino(Objective):
         if rest.endswith("bias"):
             return "zeros", 0.0
         xavier = isinstance(self.spec.net, ViT) and self.spec.net.init == "xavier"
-        return ("normal", shape[1] ** -0.5) if xavier else ("truncated", 0.02)
+        return ("normal", shape[1] ** -0.5) if xavier else ("normal", 0.02)
 
     def prepare(self, batch: Batch, step: int) -> Batch:
         self.seen.clear()  # of a step that did not count
@@ -166,22 +167,31 @@ class Dino(Objective):
 
         with torch.no_grad():
             teacher_nGK = see(self.teacher, batch["globals"], "teacher").unflatten(0, (n, 2))
-            teacher_nGK = teacher_nGK.to(torch.promote_types(dtype, torch.float32))
-            target_nGK = ((teacher_nGK - self.centre) / self.temperature(step)).softmax(-1)
-            valid_n = batch.valid.to(teacher_nGK.dtype)
-            rows = (2 * valid_n.sum()).reshape(1)
-            self.seen.append(torch.cat([torch.einsum("ngk,n->k", x, valid_n) for x in (teacher_nGK, target_nGK)] + [rows]))
-            sharp = torch.einsum("ng,n->", entropy(target_nGK), valid_n) / rows.clamp(min=1)
-        parts = [see(self.student, batch[name], name, head=False).unflatten(0, (n, -1)) for name in ("globals", "locals")]
+        parts = [see(self.student, batch[name], name, head=False).unflatten(0, (n, -1)) for name in ("globals", "locals")
+                 if batch[name].shape[1]]
         student_nVC = torch.cat(parts, dim=1)  # one call of the head for all crops
         V = student_nVC.shape[1]
         student_nVK = self.student.head(student_nVC.flatten(0, 1), self.rows(batch, step, V, "head")).unflatten(0, (n, V))
-        log_nVK = (student_nVK.to(target_nGK.dtype) / spec.student_temperature).log_softmax(-1)
-        cross_nGV = -torch.einsum("ngk,nvk->ngv", target_nGK, log_nVK)
-        other_GV = 1 - torch.eye(2, V, dtype=cross_nGV.dtype, device=cross_nGV.device)
-        loss_n = (cross_nGV * other_GV).sum((1, 2)) / other_GV.sum()
+        with exact(student_nVK.device):
+            loss_n, sharp_n = self.matched(teacher_nGK, student_nVK, batch.valid, step)
         loss = torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum()
-        return loss, {"teacher_entropy": sharp[0], "centre_norm": self.centre.norm()}
+        sharp = torch.where(batch.valid, sharp_n, torch.zeros_like(sharp_n)).sum() / batch.valid.sum().clamp(min=1)
+        return loss, {"teacher_entropy": sharp, "centre_norm": self.centre.norm()}
+
+    def matched(self, teacher_nGK: Tensor, student_nVK: Tensor, valid_n: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """(n,) the loss, and the mean entropy of a slot's targets; the answers are summed for the centre. At least float32."""
+        wide = torch.promote_types(teacher_nGK.dtype, torch.float32)
+        with torch.no_grad():
+            teacher_nGK = teacher_nGK.to(wide)
+            target_nGK = ((teacher_nGK - self.centre) / self.temperature(step)).softmax(-1)
+            weight_n = valid_n.to(wide)
+            rows = (2 * weight_n.sum()).reshape(1)
+            self.seen.append(torch.cat([torch.einsum("ngk,n->k", x, weight_n) for x in (teacher_nGK, target_nGK)] + [rows]))
+            sharp_n = entropy(target_nGK).mean(1)
+        log_nVK = (student_nVK.to(wide) / self.spec.student_temperature).log_softmax(-1)
+        cross_nGV = -torch.einsum("ngk,nvk->ngv", target_nGK, log_nVK)
+        other_GV = 1 - torch.eye(2, student_nVK.shape[1], dtype=wide, device=cross_nGV.device)
+        return (cross_nGV * other_GV).sum((1, 2)) / other_GV.sum(), sharp_n
 
     @torch.no_grad()
     def follow(self, step: int) -> dict[str, Tensor]:

@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline import members as said
-from data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box
+from data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box, zoomed_box
 from data_pipeline.augment.randaug import RandAugment
 from data_pipeline.decode import Box, Pixels, decode_image, resize_crop
 from data_pipeline.errors import BadSample
 
 GREY = (128, 128, 128)  # what the plain form of RandAugment fills with
-PICTURES = ("crop", "ratio", "flip", "bicubic", "centre")  # fields of `data` that this reader heeds
+PICTURES = ("crop", "ratio", "zoom", "spread", "flip", "bicubic", "centre")  # fields of `data` that this reader heeds
 
 
 def middle(height: int, width: int, share: float) -> Box:
@@ -85,7 +85,10 @@ class ImageReader:
     def view(self, pixels: Pixels, u: np.ndarray) -> Pixels:
         """A random crop, flipped and augmented by the numbers u."""
         h, w = pixels.shape[:2]
-        box = random_resized_crop_box(h, w, u, self.data.crop, self.data.ratio)
+        if self.data.zoom is not None:
+            box = zoomed_box(h, w, u, self.data.zoom, self.data.spread, self.size)
+        else:
+            box = random_resized_crop_box(h, w, u, self.data.crop, self.data.ratio)
         out = resize_crop(pixels, box, self.size, self.data.bicubic)
         if u[CROP_WORDS] < self.data.flip:
             out = np.ascontiguousarray(out[:, ::-1])

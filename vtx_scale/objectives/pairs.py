@@ -1,4 +1,4 @@
-"""What CLIP and SigLIP share: what a sample is, towers in micro-batches, and the sigmoid loss.
+"""What CLIP and SigLIP share: what a sample is, towers in micro-batches, similarities, and the sigmoid loss.
 
 n slots of this rank, A of all, E embedding.
 """
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from data_pipeline.errors import UserError
 from data_pipeline.text import tokenizer
+from vtx_scale.blocks.exact import exact
 
 
 def refuse_vocabulary(name: str, vocab: int) -> None:
@@ -43,6 +44,12 @@ def own(rank: int, n: int, device: torch.device) -> Tensor:
     return rank * n + torch.arange(n, device=device)
 
 
+def similar(x_nE: Tensor, y_AE: Tensor) -> Tensor:
+    """(n, A), in the type of x: at a scale of 100 half precision would be off by half a unit."""
+    with exact(x_nE.device):
+        return x_nE @ y_AE.T
+
+
 def sigmoid_loss(x_nE: Tensor, y_AE: Tensor, scale: Tensor, bias: Tensor, valid_n: Tensor, valid_A: Tensor,
                  rank: int) -> Tensor:
     """(n,): SigLIP's loss (Zhai et al. 2023, arXiv:2303.15343) of each slot against all; 0 where it is not valid.
@@ -50,7 +57,7 @@ def sigmoid_loss(x_nE: Tensor, y_AE: Tensor, scale: Tensor, bias: Tensor, valid_
     A pair is yes on the diagonal, no elsewhere; a masked slot is nobody's negative. After the authors' code, where the
     bias is added; Eq. 1 of the paper subtracts it.
     """
-    logits_nA = scale * x_nE @ y_AE.T + bias
+    logits_nA = similar(scale * x_nE, y_AE) + bias
     sign_nA = -torch.ones_like(logits_nA)
     sign_nA[torch.arange(len(x_nE), device=x_nE.device), own(rank, len(x_nE), x_nE.device)] = 1
     loss_nA = -F.logsigmoid(sign_nA * logits_nA)

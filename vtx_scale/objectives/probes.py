@@ -19,8 +19,10 @@ def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor])
     """uint8 (N, S, S, 3) at the model's size -> `function` of the normalised (N, 3, S, S), float32 on the CPU."""
 
     def ask(pixels: np.ndarray | Tensor) -> Tensor:
-        dtype = next(objective.parameters()).dtype
-        return objective.ask(lambda x: function(normalised(x, kind, dtype)), torch.as_tensor(pixels))
+        def inside(x: Tensor) -> Tensor:  # where a sharded objective has its parameters, in the type they are computed in
+            return function(normalised(x, kind, next(objective.parameters()).dtype))
+
+        return objective.ask(inside, torch.as_tensor(pixels))
 
     return ask
 

@@ -20,6 +20,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.text import tokenizer
 from vtx_scale.backbones import vit
 from vtx_scale.backbones.text import SiglipText
+from vtx_scale.blocks.exact import unrounded, whole
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pairs import in_parts, refuse_vocabulary, sigmoid_loss
 from vtx_scale.objectives.pixels import normalised
@@ -42,6 +43,7 @@ class Siglip(Objective):
         self.text = SiglipText(spec.text)
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1))
+        self.stored: dict[str, Tensor | None] = {}  # scale and bias before mixed precision, of this step
         self.tokenizer = "bytes"
         self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
 
@@ -78,11 +80,16 @@ class Siglip(Objective):
         """(n, T) -> (n, E) of unit length, at least float32."""
         return unit(self.text(tokens.long()))
 
+    def prepare(self, batch: Any, step: int) -> Any:
+        self.stored = {"scale": whole(self.logit_scale), "bias": whole(self.logit_bias)}
+        return batch
+
     def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
         image_nE = in_parts(self.encode_image, batch["image"], self.micro_batch)
         text_nE = in_parts(self.encode_text, batch["tokens"], self.micro_batch)
-        scale, bias = self.logit_scale.to(image_nE.dtype).exp(), self.logit_bias.to(image_nE.dtype)
+        scale = unrounded(self.logit_scale, self.stored.pop("scale", None), image_nE.dtype).exp()
+        bias = unrounded(self.logit_bias, self.stored.pop("bias", None), image_nE.dtype)
         loss_n = sigmoid_loss(image_nE, self.ranks.gather(text_nE), scale, bias, batch.valid,
                               self.ranks.gather_plain(batch.valid), self.ranks.rank)
         # a copy, because the bias itself lies in memory that a strategy may take back

@@ -59,12 +59,28 @@ class Data(Spec):
     window: int | None = None  # V of the order; automatic when None
     crop: tuple[float, float] = (0.9, 1.0)  # area range of RandomResizedCrop
     ratio: tuple[float, float] = (0.75, 4 / 3)
+    zoom: tuple[float, float] | None = None  # instead: a square; how many times as long the picture's short side may be
+    spread: float | None = None  # of the square along the long side: 0 the middle, 1 all of it; None: anywhere at all
     flip: float = 0.0
     bicubic: bool = True  # how pictures are resized; else bilinear
     centre: float = 1.0  # the share of the short side that an evaluation looks at
     augment: Augment = field(default_factory=Augment)
     tokenizer: str = "bytes"  # "bytes", "clip", or the path of a tokenizer.json or a merges file
     bad_limit: float = 0.01  # share of bad samples in the last 10,000 slots beyond which the run stops
+
+    def faults(self) -> list[str]:
+        found = []
+        for name, low, high in (("crop", 0.0, 1.0), ("ratio", 0.0, math.inf), ("zoom", 0.999, math.inf)):
+            pair = getattr(self, name)
+            if pair is not None and not low < pair[0] <= pair[1] <= high:
+                found.append(f"{name}={pair[0]:g},{pair[1]:g}: give two numbers, the smaller first" + {
+                    "crop": ", shares of the area above 0, up to 1.", "ratio": ", above 0.", "zoom": ", from 1 on."}[name])
+        for name in ("flip", "spread"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                found.append(f"{name}={getattr(self, name)}: give a share from 0 to 1.")
+        if not 0 < self.centre <= 1:
+            found.append(f"centre={self.centre}: give a share above 0, up to 1.")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ class Log:
             images = batch[name][:16].cpu()
             columns = 4
             if images.ndim == 5:
-                columns = images.shape[1]
+                columns = max(1, images.shape[1])
                 images = images[: max(1, 16 // columns)].flatten(0, 1)
             whole = len(images) // columns * columns
             rows = [torch.cat(list(images[i : i + columns]), dim=1) for i in range(0, whole, columns)]
