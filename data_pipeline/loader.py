@@ -8,6 +8,7 @@ import ctypes
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -195,6 +196,13 @@ def preload(module: str) -> None:
     known = getattr(multiprocessing.forkserver._forkserver, "_preload_modules", [])
     if module not in known:
         multiprocessing.set_forkserver_preload([*known, module])
+    # a terminal's Ctrl-C goes to all processes: the trainer decides, its children must not die of it while they import
+    multiprocessing.resource_tracker.ensure_running()  # first, because it lets the signal through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def alone(batches: Batches, step: int) -> dict[str, Any]:

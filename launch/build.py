@@ -85,8 +85,8 @@ class DataSet:
 
 def resolve_data(run: Run, say: Callable[[str], None] = lambda line: None, folder: Path | None = None) -> Run:
     """What a recipe leaves open: `data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher that is
-    a run says its network. folder: of the run, if it is there already."""
-    return resolve_shards(resolve_teacher(run, say, folder), say)
+    a run says its network; so does a start that a smoke size goes on from. folder: of the run, if it is there already."""
+    return resolve_shards(resolve_start(resolve_teacher(run, say, folder), say), say)
 
 
 def resolve_shards(run: Run, say: Callable[[str], None] = lambda line: None) -> Run:
@@ -100,19 +100,29 @@ def resolve_shards(run: Run, say: Callable[[str], None] = lambda line: None) -> 
     return replace(run, data=replace(run.data, shards=str(train), val_shards=beside))
 
 
+def resolve_start(run: Run, say: Callable[[str], None]) -> Run:
+    """`init.from=smoke:RECIPE` is a tiny run of that recipe, made once in the cache."""
+    from launch.toys import toy_run
+
+    kind, _, recipe = run.init.from_.partition(":")
+    if kind != "smoke" or not recipe:
+        return run
+    return replace(run, init=replace(run.init, from_=str(toy_run(recipe, say))))
+
+
 def resolve_teacher(run: Run, say: Callable[[str], None], begun: Path | None) -> Run:
     """`objective.teacher` is what the run in `objective.teacher_from` trained; "smoke" is a tiny one made once in the cache.
 
     A run that has begun has its teacher in its checkpoints, and goes on where the teacher's folder is gone.
     """
     from launch.run_folder import recipe_of
-    from launch.toys import toy_teacher
+    from launch.toys import toy_run
 
     objective: Any = run.objective
     source = getattr(objective, "teacher_from", "")
     if source in ("", "required"):
         return run
-    folder = toy_teacher(say) if source == "smoke" else Path(source)
+    folder = toy_run("resnet18_imagenet", say) if source == "smoke" else Path(source)
     objective = replace(objective, teacher_from=str(folder))
     if (folder / "run.json").exists():
         theirs: Any = recipe_of(folder).objective

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     top = Parser(prog="vtx", description="Distributed pretraining of vision and vision-language models.",
                  epilog="exit codes: 0 finished, 2 wrong input, 3 not finite, 4 out of memory, "
-                        "75 asked to leave and saved, 1 anything else")
+                        "75 asked to leave and saved, 130 ended at once, 1 anything else")
     top.add_argument("--debug", action="store_true", help="show the traceback behind an error")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name in COMMANDS:
@@ -71,13 +71,18 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         if "--debug" in arguments:
             traceback.print_exc()
-        print(f"vtx: {e}", file=sys.stderr)
+        print(f"vtx: {os_sentence(e)}", file=sys.stderr)
         return 1
     except Exception as e:  # ours to mend: a sentence all the same
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"vtx: {type(e).__name__}: {e} ('vtx --debug ...' shows where)", file=sys.stderr)
         return 1
+
+
+def os_sentence(e: OSError) -> str:
+    """What the system refused, without its number."""
+    return f"{e.filename}: {e.strerror}" if e.filename and e.strerror else str(e)
 
 
 def end() -> NoReturn:

@@ -27,8 +27,10 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
     try:
         while True:
             code = once(request, world, asked)
-            if code in (0, 2, 3, 4, 75, 130) or asked:
+            if code in (0, 2, 3, 4, 75, 130):
                 return code
+            if asked:  # a rank that was struck before it listened has lost nothing that was not saved
+                return 75
             now = newest(folder)
             failures = 1 if now > best else failures + 1
             best = max(best, now)
@@ -50,12 +52,15 @@ def newest(folder: Path) -> int:
 def once(request: Path, world: int, asked: list[int]) -> int:
     """One start of all ranks; the first code that is not 0, or 0."""
     with tempfile.TemporaryDirectory(prefix="vtx-") as meet:
-        ranks = [subprocess.Popen([sys.executable, "-m", "launch.worker", str(request)],
+        # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of it from here
+        ranks = [subprocess.Popen([sys.executable, "-m", "launch.worker", str(request)], process_group=0,
                                   env={**os.environ, **rank_environment(rank, world, meet)}) for rank in range(world)]
         try:
             told, first = False, 0
             deadline = None
             while any(r.poll() is None for r in ranks):
+                if len(asked) > 1 and asked[-1] == signal.SIGINT:
+                    return 130
                 if asked and not told:
                     told = True
                     for r in ranks:

@@ -78,14 +78,14 @@ def recipe_of(folder: Path) -> Run:
 
 
 def prepare(run: Run, folder: Path, fingerprint: str, digest: str, fork: bool = False) -> None:
-    """Write run.json, or see that the run in the folder is this one.
+    """Write run.json, or see that the run in the folder is this one. A run that has saved nothing yet may become another.
 
     Raises UserError with the fields that differ where the recipe is another and `fork` is false.
     """
     forks = []
     if (folder / "run.json").exists():
         old = read(folder)
-        same = old["hash"] == digest or rehashed(old, run, fingerprint) == digest
+        same = old["hash"] == digest or rehashed(old, run, fingerprint) == digest or not begun(folder)
         if not same and not fork:
             differ = override.differences(override.from_dict(old["recipe"]), run)
             fields = "; ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in differ.items() if learned(k))
@@ -101,6 +101,13 @@ def prepare(run: Run, folder: Path, fingerprint: str, digest: str, fork: bool = 
     body = {"recipe": override.to_dict(run), "hash": digest, "forks": forks, "data": fingerprint, "paths": recipes.STRANGERS,
             "versions": versions()}
     write_whole(folder / "run.json", json.dumps(body, indent=1) + "\n")
+
+
+def begun(folder: Path) -> bool:
+    """Whether there is a checkpoint, even one that is damaged."""
+    from vtx_scale.checkpoints.format import steps
+
+    return bool(steps(folder / "checkpoints"))
 
 
 def rehashed(old: dict[str, Any], run: Run, fingerprint: str) -> str:

@@ -1,6 +1,7 @@
 """Where values come from at a run's first start: `init.from`, and networks that an objective borrows (a teacher)."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,41 @@ def start_from(source: str, run: Run, strategy: Any, say: Callable[[str], None] 
     def wanted(name: str) -> bool:
         return not name.startswith(left)
 
+    if (path / "run.json").exists() and strategy.rank == 0:
+        for line in differences(path, run):
+            say(f"init.from={source}: {line}")
+    refuse_rest(resized, strategy, left, f"init.from={source}")
     fill(strategy, resized, candidates, wanted, f"init.from={source}")
+
+
+SHAPELESS = ("heads", "activation", "eps", "pool", "pixels", "patch", "kind", "class_token")  # what shapes do not show
+
+
+def differences(path: Path, run: Run) -> list[str]:
+    """What the networks of a run folder and of a recipe compute differently with the same weights."""
+    from launch import override
+    from launch.run_folder import recipe_of
+
+    differ = override.differences(replace(run, objective=recipe_of(path).objective), run)
+    return [f"{key} was {a} there and is {b} here" for key, (a, b) in differ.items()
+            if key.startswith("objective.") and key.rpartition(".")[2] in SHAPELESS]
+
+
+def refuse_rest(state: dict[str, Tensor], strategy: Any, left: tuple[str, ...], source: str) -> None:
+    """Raises UserError where a part that the recipe has holds more there: blocks that would be left out in silence."""
+    here = {s.key.partition("/")[2] for s in strategy.slices()}
+    parts = {name.rpartition(".")[0] for name in here}
+    lists = {part for name in parts for part in prefixes(name)}  # blocks, blocks.3 ...
+    rest = [name for name in state if name not in here and not name.startswith(left)
+            and any(p in lists and p.rpartition(".")[2] in ("blocks", "stages") for p in prefixes(name))]
+    if rest:
+        raise UserError(f"{source}: it has {rest[0]}, which the recipe's network has not: make the recipe as deep.")
+
+
+def prefixes(name: str) -> list[str]:
+    """a.b.c -> a, a.b, a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def borrow(prefix: str, source: str, network: Any, strategy: Any) -> None:
@@ -97,5 +132,7 @@ def fill(strategy: Any, state: dict[str, Tensor], candidates: Callable[[str], It
             continue
         if there is None or tuple(state[there].shape) != s.shape:
             have = tuple(state[there].shape) if there else "nothing"
-            raise UserError(f"{source}: {name} is {s.shape} in the recipe and {have} there.")
+            head = name.startswith(tuple(getattr(strategy.objective, "heads", ())))
+            raise UserError(f"{source}: {name} is {s.shape} in the recipe and {have} there"
+                            f"{'; init.head=new lets it start anew' if head else ''}.")
         s.tensor.copy_(state[there][tuple(slice(a, b) for a, b in s.box)])

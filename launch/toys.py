@@ -1,4 +1,4 @@
-"""Toy shards and a toy teacher in the cache: made once, whole or not at all."""
+"""Toy shards and toy runs in the cache: made once, whole or not at all."""
 
 import os
 import shutil
@@ -33,22 +33,24 @@ def toy_shards(say: Callable[[str], None]) -> tuple[Path, Path]:
     return folder / "train", folder / "val"
 
 
-def toy_teacher(say: Callable[[str], None]) -> Path:
-    """The run folder of a tiny classifier of the toy shards, from which the smoke sizes of distillation learn."""
-    folder = cache_folder() / f"toy-teacher-{VERSION}"
+def toy_run(recipe: str, say: Callable[[str], None], steps: int = 60) -> Path:
+    """The run folder of a recipe's smoke size on the toy shards, from which other smoke sizes learn or go on."""
+    folder = cache_folder() / f"toy-{recipe}-{VERSION}"
     if not folder.exists():
-        say(f"training a toy teacher in {folder}")
+        say(f"training a toy {recipe} in {folder}")
         toy_shards(say)
         part = folder.with_name(f".{folder.name}.{os.getpid()}")
         plain = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "VTX_KILL")}
-        done = subprocess.run([sys.executable, "-m", "launch.cli", "train", "resnet18_imagenet", "--smoke", "--run", str(part),
-                               "system.world=1", "system.workers=0", "steps=60", "system.device=cpu"],
-                              env=plain, capture_output=True, text=True)
-        if done.returncode:
-            shutil.rmtree(part, ignore_errors=True)
-            raise UserError(f"The toy teacher could not be trained: {done.stderr.strip()[-200:]}")
         try:
+            done = subprocess.run([sys.executable, "-m", "launch.cli", "train", recipe, "--smoke", "--run", str(part),
+                                   "system.world=1", "system.workers=0", f"steps={steps}", "system.device=cpu"],
+                                  env=plain, capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(f"The toy {recipe} could not be trained: {done.stderr.strip()[-200:]}")
             os.rename(part, folder)
         except OSError:  # another process was first
             shutil.rmtree(part, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
     return folder

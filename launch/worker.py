@@ -56,12 +56,17 @@ def say(line: str) -> None:
 
 
 def prepared(run: Run, folder: Path, fork: bool = False) -> None:
-    """Index the data, refuse what does not fit the folder, write run.json. Before any rank starts."""
+    """Index the data, refuse what does not fit the folder or cannot be evaluated, write run.json. Before any rank starts."""
     from launch.build import hash_of, open_data, order_of
+    from launch.evaluate import evaluator
 
     (folder / "control" / "stop").unlink(missing_ok=True)  # a request to the start before this one
     data = open_data(run, True, say)
     assert data is not None
+    for evaluation in run.evaluate:
+        evaluator(evaluation.name)
+    if run.evaluate and open_data(run, False, say) is None:
+        say(f"no data.val_shards: {', '.join(e.name for e in run.evaluate)} will be left out")
     fingerprint = order_of(run, data.index).fingerprint([data.index.digest])
     run_folder.prepare(run, folder, fingerprint, hash_of(run, fingerprint), fork)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def print_table(rows: list[dict[str, Any]], columns: list[str] | None = None) ->
         table.add_column(c, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row[c]) for c in columns))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)  # a pipe has no width to wrap at
 
 
 def cell(value: Any) -> str:

@@ -27,6 +27,10 @@ def run(args: argparse.Namespace) -> int:
     for name, extra in EXTRA.items():
         absent = f"absent (optional: pip install 'vtx-scale[{extra}]')"
         rows.append({"what": name, "value": version(name) or absent, "well": True})
+    if any(version(name) for name in ("timm", "open_clip_torch")):
+        absent = "absent: timm and open_clip do not import without it; exports for them are written all the same"
+        there = importlib.util.find_spec("torchvision") is not None
+        rows.append({"what": "torchvision", "value": version("torchvision") if there else absent, "well": True})
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -9,6 +9,7 @@ HELP = "write a run's weights for transformers, open_clip, timm, torchvision or 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="a run folder")
     parser.add_argument("--to", required=True, choices=("transformers", "open_clip", "timm", "torchvision", "safetensors"))
+    parser.add_argument("--without-head", action="store_true", help="leave the classifier out")
     parser.add_argument("out", metavar="DIR", help="where the files go")
 
 
@@ -18,6 +19,7 @@ def run(args: argparse.Namespace) -> int:
 
     opened = open_run(args.folder)
     data = opened.recipe.data
-    for path in export(opened.model, args.to, Path(args.out), data.centre, data.bicubic):
+    for path in export(opened.model, args.to, Path(args.out), data.centre, data.bicubic,
+                       not args.without_head):
         print(path)
     return 0

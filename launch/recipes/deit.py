@@ -61,8 +61,10 @@ def _smoke(big: Run) -> Run:
     small = _with(objective, width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32, classes=12)
     if isinstance(small, Distill):
         small = replace(small, teacher=ResNet.size("18", blocks=(1, 1), resolution=32, classes=12), teacher_from="smoke")
+    before = "deit_b16_distilled" if isinstance(small, Distill) else "deit_b16"
     return replace(big, objective=small, data=replace(big.data, shards="toy", augment=replace(AUGMENT, repeats=2)),
-                   schedule=replace(big.schedule, warmup=2 if big.schedule.warmup else 0), init=Init(), steps=12,
+                   schedule=replace(big.schedule, warmup=2 if big.schedule.warmup else 0),
+                   init=replace(big.init, from_=f"smoke:{before}" if big.init.from_ else ""), steps=12,
                    global_batch=10, system=System(workers=1), checkpoint=Checkpoint(),
                    evaluate=(Evaluation(name="accuracy"),))
 

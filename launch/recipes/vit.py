@@ -32,14 +32,15 @@ def _smoke(big: Run, classes: int = 12) -> Run:
     net = objective.net
     assert isinstance(net, ViT)
     patch = 8 if net.stem is None else 1
-    net = replace(net, width=64, depth=2, heads=2, mlp=128, patch=patch, resolution=32,
+    net = replace(net, width=64, depth=2, heads=2, mlp=128, patch=patch, resolution=48 if big.init.from_ else 32,
                   classes=classes if net.classes else 0, stem=(1, 1) if net.stem else net.stem)
     small = replace(objective, net=net)
     if isinstance(small, Supervised):
         small = replace(small, labels=min(2, small.labels))
     schedule = replace(big.schedule, warmup=min(2, big.schedule.warmup), cooldown=min(4, big.schedule.cooldown))
+    init = replace(big.init, from_="smoke:vit_b16_jft" if big.init.from_ else "")
     return replace(big, objective=small, data=replace(big.data, shards="toy"), optim=replace(big.optim, lr=1e-3),
-                   schedule=schedule, init=Init(), steps=12, global_batch=16, system=System(workers=1),
+                   schedule=schedule, init=init, steps=12, global_batch=16, system=System(workers=1),
                    checkpoint=Checkpoint(), evaluate=tuple(Evaluation(name=e.name) for e in big.evaluate))
 
 

@@ -282,6 +282,24 @@ def test_pixels_are_prepared_alike(libraries, tmp_path):
     assert (made - want).abs().max() < 1e-5
 
 
+def test_without_a_head(libraries, tmp_path):
+    """A JFT network: its tanh layer and classifier stay here, the rest gives the same features there."""
+    spec = replace(SMALL, classes=7, representation=True)
+    ours, pixels = Trained(Net(spec), Ranks()), pictures(spec)
+    randomise(ours)
+    for to in ("timm", "transformers"):
+        with pytest.raises(UserError, match="--without-head"):
+            export(ours, to, tmp_path / to)
+        export(ours, to, tmp_path / to, head=False)
+    bare = model(replace(spec, classes=0, representation=False))
+    bare.load_state_dict(import_vit(tmp_path / "timm"))
+    theirs = libraries.timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    kept = {k: v for k, v in ours.teacher["net"].state_dict().items() if not k.startswith(("head.", "rep."))}
+    assert_same_bits(bare.state_dict(), kept)
+    with torch.no_grad():
+        close(bare(pixels), theirs(pixels))
+
+
 def test_the_resize_is_the_runs(tmp_path):
     """A run that reads its pictures bilinearly says so where it goes."""
     for bicubic, word, number in ((True, "bicubic", 3), (False, "bilinear", 2)):

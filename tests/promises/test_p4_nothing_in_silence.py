@@ -136,6 +136,19 @@ def wait_for_step(folder, step, process):
     raise AssertionError("no step came")
 
 
+@pytest.mark.parametrize(("world", "after"), [(1, 1.5), (1, 2.5), (1, 3.5), (2, 2.0), (2, 3.0), (2, 4.0)])
+def test_ctrl_c_while_it_starts(tmp_path, world, after):
+    """Whatever is being imported: a documented code, no traceback, nobody left, and the command can be run again."""
+    folder = tmp_path / "run"
+    process = start("train", COLOUR, "--run", folder, "system.workers=1", "steps=4000", f"system.world={world}")
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (75, 130), (process.returncode, out, err)
+    assert "Traceback" not in err and "Error" not in err, err
+    assert_none_survives(folder)
+
+
 @pytest.mark.parametrize(("world", "ask"), [(1, "term"), (2, "term"), (2, "ctrl-c"), (1, "stop file")])
 def test_asked_to_leave(tmp_path, world, ask):
     """Saved, exit 75, nobody left; the same command finishes the run."""

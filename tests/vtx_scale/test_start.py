@@ -54,6 +54,29 @@ def test_another_classifier_is_refused_where_it_is_to_be_kept(trained, tmp_path)
     assert "net.head.weight is (13, 64) in the recipe and (12, 64) there" in done.stderr
 
 
+def test_a_deeper_source_is_refused_and_another_arithmetic_is_said(trained, tmp_path, capfd):
+    """Nothing is left out in silence; the corrected command goes, because the refused one has saved nothing."""
+    folder, source = tmp_path / "run", f"init.from={trained('vit_b16_imagenet21k')}"
+    done = train(folder, source, "init.head=new", "objective.net.depth=1", recipe="vit_b16_finetune384", code=2)
+    assert "it has net.blocks.1." in done.stderr and "make the recipe as deep" in done.stderr
+    done = train(folder, source, "init.head=new", "objective.net.heads=4", "objective.net.activation=quick_gelu", "steps=1",
+                 recipe="vit_b16_finetune384")
+    for line in ("objective.net.heads was 2 there and is 4 here", "objective.net.activation was gelu there"):
+        assert line in done.stderr
+    assert "--fork" in train(folder, source, "init.head=new", "steps=1", recipe="vit_b16_finetune384", code=2).stderr
+
+
+def test_what_an_evaluation_lacks_is_seen_before_the_first_step(tmp_path):
+    folder = tmp_path / "run"
+    for key, said in (("evaluate.0.name=bogus", "no evaluator 'bogus'"),
+                      ("data.val_shards=/nowhere", "/nowhere does not exist")):
+        assert said in train(folder, key, recipe="vit_b16_jft", code=2).stderr
+        assert not (folder / "run.json").exists() and not (folder / "metrics.jsonl").exists()
+    shards = smoke().data.shards
+    done = train(folder, f"data.shards={shards}", "steps=1", recipe="vit_b16_jft")
+    assert "no data.val_shards: accuracy will be left out" in done.stderr
+
+
 def exported(folder, tmp_path):
     export(open_run(folder).model, "safetensors", tmp_path / "exported")
     return tmp_path / "exported"

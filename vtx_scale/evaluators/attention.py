@@ -30,7 +30,7 @@ def attention(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], cla
     Raises UserError where the objective has no such probe.
     """
     if "attention" not in probes:
-        raise UserError("attention needs an objective with a probe of that name: one whose backbone is a ViT.")
+        raise UserError("attention needs an objective with a probe of that name: one of a ViT with a class token.")
     sums, shown = torch.zeros(4, dtype=torch.float64), list[tuple[Tensor, Tensor]]()
     for batch in batches:
         mass = probes["attention"](batch["image"])

@@ -72,7 +72,7 @@ def export_resnet(spec: ResNet, state: dict[str, Tensor], to: str, out: Path, me
     cannot express the model or `out` is taken.
     """
     if to not in ("timm", "torchvision"):
-        raise UserError(f"There is no export of a ResNet to {to!r}: give timm or torchvision.")
+        raise UserError(f"There is no export of a ResNet to {to!r}: give timm, torchvision or safetensors.")
     if len(spec.blocks) != 4 or (spec.kind == "basic" and spec.wide != 1):
         raise UserError(f"{to} has ResNets of four stages, and wide ones of bottlenecks alone: this one has {spec.blocks}, "
                         f"{spec.kind}, {spec.wide} times as wide.")

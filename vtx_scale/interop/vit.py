@@ -205,7 +205,8 @@ def export_vit(spec: ViT, state: dict[str, Tensor], to: str, out: Path, mean: Tr
     if to not in ("transformers", "timm"):
         raise UserError(f"There is no export of a ViT to {to!r}: give transformers, timm or safetensors.")
     if lacking := lacking_in_timm(spec) if to == "timm" else lacking_in_transformers(spec):
-        raise UserError(f"{to} has no {lacking}: export to safetensors instead.")
+        headless = "; --without-head leaves it out" if "classifier" in lacking else ""
+        raise UserError(f"{to} has no {lacking}: export to safetensors instead{headless}.")
     state = with_positions(spec, state)
     if to == "timm":
         texts: dict[str, Any] = {"config.json": timm_config(spec, mean, std, centre, bicubic)}

@@ -22,13 +22,17 @@ from vtx_scale.specs.resnet import ClipResNet, ResNet
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.siglip import Siglip
 
+HEADS = ("head.", "dist_head.", "rep.")
 
-def export(objective: Any, to: str, out: Path, centre: float = 1.0, bicubic: bool = True) -> list[Path]:
+
+def export(objective: Any, to: str, out: Path, centre: float = 1.0, bicubic: bool = True,
+           head: bool = True) -> list[Path]:
     """Write what an objective has learned where `to`, another library or "safetensors", opens it; the files.
 
     CLIP and SigLIP go as a whole. Any other objective says by `exported()` what leaves: the spec of its network, the
     network's state by its own names, mean and deviation of the pixels. centre: the share of the short side that an
-    evaluation looks at; bicubic: how it resizes. Raises UserError where there is no such export.
+    evaluation looks at; bicubic: how it resizes. head: with the
+    classifier, where the network has one. Raises UserError where there is no such export.
     """
     spec = objective.spec
     state = {k: v.detach() for k, v in objective.state_dict().items()}
@@ -40,6 +44,11 @@ def export(objective: Any, to: str, out: Path, centre: float = 1.0, bicubic: boo
         raise UserError(f"{type(spec).__name__} cannot be exported: its objective has no exported(), which says what leaves.")
     network, state, mean, std = objective.exported()
     state = {k: v.detach() for k, v in state.items()}
+    if not head and isinstance(network, ViT | ResNet):
+        network = replace(network, classes=0)
+        if isinstance(network, ViT):
+            network = replace(network, representation=False)
+        state = {k: v for k, v in state.items() if not k.startswith(HEADS)}
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(network)})
     if isinstance(network, ViT):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipeline.errors import UserError
 from vtx_scale.backbones.vit import ViT
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pixels import normalised
@@ -22,7 +23,10 @@ def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor])
         def inside(x: Tensor) -> Tensor:  # where a sharded objective has its parameters, in the type they are computed in
             return function(normalised(x, kind, next(objective.parameters()).dtype))
 
-        return objective.ask(inside, torch.as_tensor(pixels))
+        made = torch.as_tensor(pixels)
+        if made.ndim != 4 or made.shape[3] != 3 or made.shape[1] != made.shape[2]:
+            raise UserError(f"A probe takes square pictures, uint8 (N, S, S, 3), and was given {tuple(made.shape)}.")
+        return objective.ask(inside, made)
 
     return ask
 

@@ -63,6 +63,9 @@ class ViT(Spec):
     def faults(self) -> list[str]:
         found = [f"{n}={getattr(self, n)}: give 1 or more." for n in ("width", "depth", "mlp", "heads", "patch", "resolution")
                  if getattr(self, n) < 1]
+        cell = self.patch * (1 if self.stem is None else 2 ** (max(1, len(self.stem)) + 1))
+        if 0 < self.resolution < cell:
+            found.append(f"resolution={self.resolution}: a picture must hold a patch of {cell} pixels.")
         if self.heads > 0 and self.width % self.heads:
             found.append(f"heads={self.heads}: give a divisor of the width, {self.width}.")
         if self.pool == "tok" and not self.class_token:

@@ -69,6 +69,11 @@ class Dino(Spec):
                   for n in ("student_temperature", "teacher_temperature", "warm_temperature") if getattr(self, n) <= 0]
         found += [f"{n}={getattr(self, n)}: give a share from 0 to 1." for n in ("momentum", "centre_momentum")
                   if not 0 <= getattr(self, n) <= 1]
+        if isinstance(self.net, ViT) and not found:
+            if self.last_blocks > self.net.depth:
+                found.append(f"last_blocks={self.last_blocks}: the network has {self.net.depth}.")
+            if self.crops.locals and self.crops.local_size < self.net.patch:
+                found.append(f"crops.local_size={self.crops.local_size}: a crop must hold a patch of {self.net.patch} pixels.")
         if self.net.classes:
             found.append(f"net.classes={self.net.classes}: DINO learns without classes, leave it out.")
         return found

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class Control:
         def ask(number: int, _: Any) -> None:
             if self.asked and number == signal.SIGINT:
                 os._exit(130)
+            if not self.asked and self.rank == 0:
+                os.write(2, b"leaving after this step, with a checkpoint; Ctrl-C again ends at once\n")
             self.asked = True
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -77,6 +80,12 @@ class BadLimit:
     def __init__(self, share: float) -> None:
         self.share = share
         self.recent: list[tuple[int, int]] = []
+        self.reasons: Counter[str] = Counter()
+
+    def saw(self, bad: dict[str, Any]) -> None:
+        """A ledger entry of this rank's."""
+        detail = f" ({bad['detail']})" if bad.get("detail") else ""
+        self.reasons[f"{bad.get('reason')}{detail}"[:80]] += 1
 
     def add(self, bad: int, slots: int) -> None:
         """Count a step's masked and all slots, of all ranks. Raises UserError beyond the limit."""
@@ -86,7 +95,11 @@ class BadLimit:
         masked, seen = sum(b for b, _ in self.recent), sum(s for _, s in self.recent)
         if masked > self.share * self.WINDOW:
             raise UserError(f"{masked} of the last {seen} samples were bad, more than data.bad_limit={self.share}: "
-                            f"see ledger.jsonl, or run 'vtx data verify' on the shards.")
+                            f"ledger.jsonl names them{self.why()}; 'vtx data verify' finds those that cannot be read.")
+
+    def why(self) -> str:
+        """What this rank has seen most."""
+        return f", most often for {max(self.reasons, key=self.reasons.__getitem__)}" if self.reasons else ""
 
 
 def cut_after(path: Path, step: int, field: str = "step") -> None:
