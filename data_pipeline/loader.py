@@ -5,6 +5,7 @@ and the only state is one integer: the position after the last batch that was ha
 """
 
 import ctypes
+import gc
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -323,6 +324,8 @@ class Loader:
         if stop is not None:
             stop()
         self._it = None
+        if stop is not None:
+            gc.collect()  # queues of ended workers let go of their semaphores, which nobody else would
 
 
 def checked(state: dict[str, Any], fingerprint: str) -> int:

@@ -196,7 +196,7 @@ def test_refusals(tmp_path):
     for to in ("transformers", "timm"):
         with pytest.raises(UserError, match="open_clip or safetensors"):
             export_clip(SMALL, state, to, tmp_path / "out")
-    with pytest.raises(UserError, match="timm or torchvision"):
+    with pytest.raises(UserError, match="timm, torchvision or safetensors"):
         export_resnet(Spec(), {}, "open_clip", tmp_path / "out")
     with pytest.raises(UserError, match="four stages"):
         export_resnet(Spec(blocks=(1, 1, 1)), {}, "timm", tmp_path / "out")
