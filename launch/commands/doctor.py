@@ -72,7 +72,8 @@ def meeting() -> dict[str, object]:
 
     body = ("import sys, torch, torch.distributed as dist\n"
             "dist.init_process_group('gloo', init_method='file://' + sys.argv[1], rank=int(sys.argv[2]), world_size=2)\n"
-            "x = torch.ones(1)\ndist.all_reduce(x)\nassert x.item() == 2\n")
+            "x = torch.ones(1)\ndist.all_reduce(x)\nassert x.item() == 2\n"
+            "dist.barrier()\ndist.destroy_process_group()\n")  # else the end of one is now and then an abort of its threads
     with tempfile.TemporaryDirectory() as folder:
         both = [subprocess.Popen([sys.executable, "-c", body, f"{folder}/store", str(r)], stderr=subprocess.PIPE, text=True)
                 for r in range(2)]
