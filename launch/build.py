@@ -85,8 +85,9 @@ class DataSet:
 
 def resolve_data(run: Run, say: Callable[[str], None] = lambda line: None, folder: Path | None = None) -> Run:
     """What a recipe leaves open: `data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher that is
-    a run says its network; so does a start that a smoke size goes on from. folder: of the run, if it is there already."""
-    return resolve_shards(resolve_start(resolve_teacher(run, say, folder), say), say)
+    a run says its network; so does a start that a smoke size goes on from; a palette's file becomes its colours. folder: of
+    the run, if it is there already."""
+    return resolve_shards(resolve_palette(resolve_start(resolve_teacher(run, say, folder), say)), say)
 
 
 def resolve_shards(run: Run, say: Callable[[str], None] = lambda line: None) -> Run:
@@ -134,6 +135,17 @@ def resolve_teacher(run: Run, say: Callable[[str], None], begun: Path | None) ->
         if getattr(before, "teacher_from", None) == objective.teacher_from:
             objective = replace(objective, teacher=before.teacher, teacher_pixels=before.teacher_pixels)
     return replace(run, objective=objective)
+
+
+def resolve_palette(run: Run) -> Run:
+    """`objective.palette` that names a file becomes the colours in it, so that they count in the hash and not their path."""
+    from vtx_scale.objectives.palette import read_palette
+
+    objective: Any = run.objective
+    path = Path(getattr(objective, "palette", ""))
+    if len(str(path)) > 1_000 or not path.is_file():  # colours in hexadecimal are longer than any path
+        return run
+    return replace(run, objective=replace(objective, palette=read_palette(path)))
 
 
 def open_data(run: Run, train: bool, say: Callable[[str], None] = lambda line: None) -> DataSet | None:

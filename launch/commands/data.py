@@ -5,7 +5,7 @@ from pathlib import Path
 
 from launch.commands import need_data, print_json, print_table, recipe_arguments, run_of
 
-HELP = "index, order, verify and inspect shards; make toy shards, digits or a tokenizer"
+HELP = "index, order, verify and inspect shards; make toy shards, digits, a tokenizer or a palette"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     p.add_argument("shards")
     p.add_argument("--out", metavar="FILE", help="default: tokenizer.json beside the shards")
     p.add_argument("--vocab", type=int, default=8192)
+    p = command("palette", "find the colours of pictures, for iGPT", palette)
+    p.add_argument("shards")
+    p.add_argument("--out", metavar="FILE", help="default: palette.json beside the shards")
+    p.add_argument("--colours", type=int, default=512)
+    p.add_argument("--side", type=int, default=32, help="pictures are made so small before their colours are looked at")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,4 +135,20 @@ def tokenizer(args: argparse.Namespace) -> int:
 
     out = Path(args.out) if args.out else expand(args.shards)[0].parent / "tokenizer.json"
     print(train_tokenizer(args.shards, out, args.vocab))
+    return 0
+
+
+def palette(args: argparse.Namespace) -> int:
+    from data_pipeline.errors import UserError
+    from data_pipeline.storage import expand, whole
+    from data_pipeline.tools.palette import find_palette
+    from vtx_scale.objectives.palette import write_palette
+
+    if args.colours < 2 or args.side < 2:
+        raise UserError("--colours and --side are 2 or more.")
+    out = Path(args.out) if args.out else expand(args.shards)[0].parent / "palette.json"
+    text = write_palette(find_palette(args.shards, args.colours, args.side).tolist())
+    with whole(out) as part:
+        part.write_text(text)
+    print(out)
     return 0

@@ -19,31 +19,52 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "quick_gelu": quick_gelu}
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with fused q, k, v (rows of `qkv` in this order), biased."""
+class Past:
+    """The keys and values of the tokens that a causal attention has seen: room for N of them, (B, H, N, D) each."""
 
-    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
+    def __init__(self, room: int) -> None:
+        self.room, self.seen = room, 0
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+
+    def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the keys and values of one more token (B, H, 1, D); all that were kept, (B, H, seen, D)."""
+        if self.k is None or self.v is None:
+            self.k, self.v = (x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in (k, v))
+        self.k[:, :, self.seen], self.v[:, :, self.seen] = k[:, :, 0], v[:, :, 0]
+        self.seen += 1
+        return self.k[:, :, : self.seen], self.v[:, :, : self.seen]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with fused q, k, v (rows of `qkv` in this order)."""
+
+    def __init__(self, width: int, heads: int, causal: bool = False, bias: bool = True) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width, bias=bias)
 
     def split(self, x_BNC: Tensor) -> Tensor:
         """(3, B, H, N, C / H): q, k, v."""
         B, N, C = x_BNC.shape
         return self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor, past: Past | None = None) -> Tensor:
+        """past: x is one token, which sees those of before and itself."""
         q, k, v = self.split(x_BNC)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        if past is not None:
+            k, v = past.add(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and past is None)
         return self.proj(y.transpose(1, 2).reshape(x_BNC.shape))
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int, activation: str, dropout: float = 0.0, name: str = "") -> None:
+    def __init__(self, width: int, hidden: int, activation: str, dropout: float = 0.0, name: str = "",
+                 bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
         self.activation, self.dropout, self.name = activation, dropout, name
 
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:

@@ -13,11 +13,13 @@ from data_pipeline.errors import UserError
 from vtx_scale.count import built
 from vtx_scale.interop.clip import FILES, export_clip, import_clip, spec_json
 from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.igpt import export_igpt, import_igpt
 from vtx_scale.interop.resnet import export_resnet, import_resnet
 from vtx_scale.interop.siglip import export_siglip, import_siglip
 from vtx_scale.interop.vit import export_vit, import_vit
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import Clip
+from vtx_scale.specs.igpt import Igpt
 from vtx_scale.specs.resnet import ClipResNet, ResNet
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.siglip import Siglip
@@ -29,7 +31,7 @@ def export(objective: Any, to: str, out: Path, centre: float = 1.0, bicubic: boo
            head: bool = True) -> list[Path]:
     """Write what an objective has learned where `to`, another library or "safetensors", opens it; the files.
 
-    CLIP and SigLIP go as a whole. Any other objective says by `exported()` what leaves: the spec of its network, the
+    CLIP, SigLIP and iGPT go as a whole. Any other objective says by `exported()` what leaves: the spec of its network, the
     network's state by its own names, mean and deviation of the pixels. centre: the share of the short side that an
     evaluation looks at; bicubic: how it resizes. head: with the
     classifier, where the network has one. Raises UserError where there is no such export.
@@ -40,6 +42,8 @@ def export(objective: Any, to: str, out: Path, centre: float = 1.0, bicubic: boo
         return export_clip(spec, state, to, out)
     if isinstance(spec, Siglip):
         return export_siglip(spec, state, to, out)
+    if isinstance(spec, Igpt):
+        return export_igpt(spec, state, to, out)
     if not hasattr(objective, "exported"):
         raise UserError(f"{type(spec).__name__} cannot be exported: its objective has no exported(), which says what leaves.")
     network, state, mean, std = objective.exported()
@@ -68,6 +72,8 @@ def import_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
         return import_clip(path)
     if isinstance(spec, Siglip):
         return import_siglip(path)
+    if isinstance(spec, Igpt):
+        return import_igpt(path)
     network = getattr(spec, "net", None)
     if not isinstance(network, ViT | ResNet):
         return read_weights(path, FILES)  # names of its own, which are compared where they are taken

@@ -1,0 +1,235 @@
+"""iGPT: loss and gradients over ranks against loops over single pixels in float64; palettes; draws."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import UserError
+from launch import recipes
+from tests.ranks import on_ranks
+from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from vtx_scale.blocks import random
+from vtx_scale.blocks.attention import Past
+from vtx_scale.blocks.rows import VIEWS
+from vtx_scale.objectives.igpt import Igpt, drawn
+from vtx_scale.objectives.palette import Palette, colours_of, read_palette, write_palette
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.run import System
+
+STEP, SIDE = 3, 3
+CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
+CASES = {"next": "igpt_s", "hidden": "igpt_s_bert", "classes": "igpt_l_finetune"}
+
+
+def recipe(case, strategy="single"):
+    run = recipes.find(CASES[case], smoke=True)
+    net = replace(run.objective.net, width=16, heads=2, depth=2, side=SIDE, colours=8)
+    spec = replace(run.objective, net=net, palette=bytes(range(0, 240, 10)).hex(), generative=0.7, hidden=0.4)
+    return replace(run, objective=spec, seed=5, system=System(strategy=strategy, precision="fp64"))
+
+
+def samples(pattern):
+    g = torch.Generator().manual_seed(5)
+    picture = torch.randint(0, 256, (SLOTS, SIDE, SIDE, 3), generator=g, dtype=torch.uint8)
+    return whole({"image": picture, "label": torch.randint(0, 12, (SLOTS,), generator=g)}, pattern)
+
+
+def loud(initial):
+    """No tensor may be zero."""
+    return lambda name, shape: ("normal", 0.3) if "norm" not in name else ("ones", 0.0)
+
+
+def attend(q, k, v, sees):
+    """One head: q, k, v (N, D), softmax over what a place sees, in words."""
+    out = []
+    for i in range(len(q)):
+        keys = [j for j in range(len(q)) if sees(i, j)]
+        weights = torch.stack([(q[i] * k[j]).sum() / math.sqrt(len(q[i])) for j in keys]).exp()
+        out.append(sum(w * v[j] for w, j in zip(weights, keys, strict=True)) / weights.sum())
+    return torch.stack(out)
+
+
+def by_hand(net, tokens, hidden, sees):
+    """(N, C) the states of one picture, with no operation of the library but products and sums."""
+
+    def rms(x, gain):
+        return x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt() * gain
+
+    x = net.embedding.weight[tokens]
+    if hidden is not None:
+        x = torch.where(hidden[:, None], torch.zeros_like(x), x)
+    if net.start is not None:
+        x = torch.cat([net.start[0], x[:-1]])
+    x = x + net.positions[0]
+    H = net.spec.heads
+    for b in net.blocks:
+        q, k, v = (rms(x, b.norm1.weight) @ b.attn.qkv.weight.T).chunk(3, 1)
+        heads = [attend(*(t.chunk(H, 1)[h] for t in (q, k, v)), sees) for h in range(H)]
+        x = x + torch.cat(heads, 1) @ b.attn.proj.weight.T
+        y = rms(x, b.norm2.weight) @ b.mlp.fc1.weight.T
+        x = x + (y / (1 + (-1.702 * y).exp())) @ b.mlp.fc2.weight.T
+    return rms(x, net.norm.weight)
+
+
+def brute_force(case, pattern):
+    """Loss and gradients in float64 on one process."""
+    objective, batch = alone(recipe(case), loud), samples(pattern)
+    net, total = objective.net, 0.0
+    hides = random.uniform(random.step_key(5, STEP), "/hidden", torch.arange(SLOTS) * VIEWS, SIDE**2) < 0.4
+    table = objective.palette.colours
+    for i in batch.valid.nonzero()[:, 0].tolist():
+        pixels = batch["image"][i].reshape(-1, 3).tolist()
+        tokens = torch.tensor([min(range(8), key=lambda c: sum((a - b) ** 2 for a, b in zip(p, table[c], strict=True)))
+                               for p in pixels])
+        hidden = hides[i] if case == "hidden" else None
+        states = by_hand(net, tokens, hidden, lambda i, j: case == "hidden" or j <= i)
+        logits = states @ net.out.weight.T
+        nats = [logits[n].exp().sum().log() - logits[n, t] for n, t in enumerate(tokens.tolist())
+                if hidden is None or hidden[n]]
+        loss = sum(nats) / len(nats)
+        if case == "classes":
+            z = net.head.weight @ states.mean(0) + net.head.bias
+            loss = 0.7 * loss + z.exp().sum().log() - z[batch["label"][i]]
+        total = total + loss
+    total = total / batch.valid.sum()
+    total.backward()
+    return total.item(), {k: p.grad for k, p in objective.named_parameters()}
+
+
+def cell(strategy):
+    return {case: one_case(strategy, case) for case in CASES}
+
+
+def one_case(strategy, case):
+    made, objective, rank, world = on_this_rank(recipe(case, strategy), loud)
+    out = {}
+    for pattern in PATTERNS:
+        batch = share(samples(pattern), rank, world)
+        total, value = made.sum(objective.count(batch).double()), 0.0
+        parts = batch.split(2)
+        for k, part in enumerate(parts):
+            with made.micro(last=k == len(parts) - 1):
+                loss, _ = objective(part, STEP)
+                made.backward(loss / total)
+            value += (loss / total).detach()
+        out[pattern] = (made.sum(value.clone()).item(), whole_grads(objective))
+        objective.zero_grad()
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {(case, p): brute_force(case, p) for case in CASES for p in PATTERNS}
+
+
+@pytest.mark.parametrize(("strategy", "world"), CELLS)
+def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
+    for rank, found in enumerate(on_ranks(world, cell, strategy)):
+        for case, patterns in found.items():
+            for pattern, (value, grads) in patterns.items():
+                wanted, wanted_grads = expected[case, pattern]
+                assert value == pytest.approx(wanted, rel=1e-9), (rank, case, pattern)
+                assert grads.keys() == wanted_grads.keys()
+                for name, grad in grads.items():
+                    known = 0 if wanted_grads[name] is None else wanted_grads[name]
+                    error = (torch.tensor(grad, dtype=torch.float64) - known).abs().max().item()
+                    assert error < 1e-9, (rank, case, pattern, name, error)
+
+
+def test_the_first_loss_is_the_logarithm_of_the_colours():
+    run = recipes.find("igpt_s", smoke=True)
+    objective = alone(run)
+    loss, _ = objective(whole({"image": torch.randint(0, 256, (SLOTS, 8, 8, 3), dtype=torch.uint8),
+                               "label": torch.zeros(SLOTS, dtype=torch.int64)}, "all valid"))
+    assert loss.item() / SLOTS == pytest.approx(math.log(512), rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return alone(recipe("next"), loud).eval()
+
+
+def test_step_by_step_says_what_the_whole_says(small):
+    tokens = torch.randint(0, 8, (3, SIDE**2), generator=torch.Generator().manual_seed(0))
+    past = [Past(SIDE**2) for _ in small.net.blocks]
+    with torch.no_grad():
+        steps = [small.net.step(tokens[:, i - 1] if i else None, i, past, 3) for i in range(SIDE**2)]
+        torch.testing.assert_close(torch.stack(steps, 1), small.net(tokens), rtol=1e-10, atol=1e-10)
+
+
+def test_draws_follow_the_model(small):
+    """The share of each first colour, and of each second after the commonest first, over many draws."""
+    n = 20_000
+    pictures = small.complete(torch.zeros(n, SIDE, SIDE, 3, dtype=torch.uint8), 0).to(torch.uint8)
+    tokens = small.palette.tokens(pictures)
+    with torch.no_grad():
+        first = small.net(tokens[:1])[0, 0].softmax(0)
+        seen = torch.bincount(tokens[:, 0], minlength=8) / n
+        assert (seen - first).abs().max() < 4 * (0.25 / n) ** 0.5
+        top = int(seen.argmax())
+        after = tokens[tokens[:, 0] == top]
+        second = small.net(after[:1])[0, 1].softmax(0)
+        shares = torch.bincount(after[:, 1], minlength=8) / len(after)
+        assert (shares - second).abs().max() < 4 * (0.25 / len(after)) ** 0.5
+
+
+def test_what_is_given_stays_and_a_seed_says_the_rest(small):
+    pictures = samples("all valid")["image"]
+    known = small.palette.pixels(small.palette.tokens(pictures))
+    drawn_ = small.complete(pictures, 7, seed=1).to(torch.uint8)
+    assert torch.equal(drawn_.flatten(1, 2)[:, :7], known.flatten(1, 2)[:, :7])
+    assert torch.equal(drawn_, small.complete(pictures, 7, seed=1).to(torch.uint8))
+    assert not torch.equal(drawn_, small.complete(pictures, 7, seed=2).to(torch.uint8))
+    assert torch.equal(drawn_[3:5], small.complete(torch.cat([pictures[:3], pictures[3:5]]), 7, seed=1).to(torch.uint8)[3:5])
+    assert small.training is False and small.complete(pictures, SIDE**2).to(torch.uint8).equal(known)
+
+
+def test_a_draw_never_leaves_the_distribution():
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf], [0.0, -math.inf, -math.inf]])
+    for u in (0.0, 0.5, 1 - 2.0**-24):
+        assert drawn(logits, torch.full((2,), u)).tolist() == [1, 0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1))
+def test_tokens_are_the_nearest_colours(colours, seed):
+    rng = np.random.default_rng(seed)
+    table = np.unique(rng.integers(0, 256, (colours, 3)), axis=0)
+    palette = Palette(table.astype(np.uint8).tobytes().hex())
+    pixels = rng.integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
+    wanted = ((pixels.reshape(2, 36, 1, 3).astype(int) - table) ** 2).sum(3).argmin(2)
+    assert palette.tokens(torch.from_numpy(pixels)).numpy().tolist() == wanted.tolist()
+    own = torch.from_numpy(table.astype(np.uint8)).view(1, -1, 1, 3)
+    assert palette.tokens(own).tolist() == [list(range(len(table)))]
+
+
+def test_a_palette_is_read_as_it_was_written(tmp_path):
+    colours = [(0, 0, 0), (1, 2, 3), (254, 255, 128)]
+    (tmp_path / "palette.json").write_text(write_palette(colours))
+    assert colours_of(read_palette(tmp_path / "palette.json")) == colours
+    assert len(set(colours_of("cube"))) == 512 and colours_of("cube")[0] == (16, 16, 16)
+
+
+@pytest.mark.parametrize("body", ["", "{}", '{"clusters": []}', '{"clusters": [[0, 0]]}', '{"clusters": [[0, 0, 3]]}',
+                                  '{"clusters": [["a", 0, 0]]}', '{"clusters": 3}', '{"clusters": [[0, 0, NaN]]}'])
+def test_what_is_no_palette_is_refused(tmp_path, body):
+    (tmp_path / "p.json").write_text(body)
+    with pytest.raises(UserError, match="vtx data palette"):
+        read_palette(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize("name", ["nothing", "abc", "required", ""])
+def test_a_name_that_is_no_palette_is_refused(name):
+    with pytest.raises(UserError, match="vtx data palette"):
+        colours_of(name)
+
+
+def test_a_palette_of_another_size_is_refused():
+    spec = replace(recipe("next").objective, palette=bytes(30).hex())
+    with pytest.raises(UserError, match="net.colours=10"):
+        Igpt(spec, Ranks())

@@ -1,0 +1,103 @@
+"""iGPT's transformer (Chen et al. 2020): pre-norm without means and biases, a token a pixel, row after row.
+
+B pictures, N pixels, C width, K colours. A causal net is given [start, colour 0 .. colour N-2] and says at each place which
+colour stands there; one that is not causal is given all colours, of which some are hidden.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vtx_scale.blocks.attention import MLP, Attention, Past
+from vtx_scale.specs.igpt import PixelGPT as PixelGPTSpec
+
+EPS = 1e-5
+
+
+class Block(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x)), RMS norms (Zhang & Sennrich 2019) and no bias anywhere."""
+
+    def __init__(self, spec: PixelGPTSpec) -> None:
+        super().__init__()
+        C = spec.width
+        self.norm1 = nn.RMSNorm(C, eps=EPS)
+        self.attn = Attention(C, spec.heads, spec.causal, bias=False)
+        self.norm2 = nn.RMSNorm(C, eps=EPS)
+        self.mlp = MLP(C, 4 * C, "quick_gelu", bias=False)
+
+    def forward(self, x: Tensor, past: Past | None = None, peek: bool = False) -> Tensor:
+        """(B, N, C) -> (B, N, C); `peek`: instead the norm that opens the block, what a linear probe sees."""
+        if peek:
+            return self.norm1(x)
+        x = x + self.attn(self.norm1(x), past)
+        return x + self.mlp(self.norm2(x))
+
+
+class PixelGPT(nn.Module):
+    """(B, N) colours -> (B, N, K) logits."""
+
+    def __init__(self, spec: PixelGPTSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        C = spec.width
+        self.embedding = nn.Embedding(spec.colours, C)
+        self.positions = nn.Parameter(torch.empty(1, spec.side**2, C))
+        self.start = nn.Parameter(torch.empty(1, 1, C)) if spec.causal else None
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
+        self.norm = nn.RMSNorm(C, eps=EPS)
+        self.out = nn.Linear(C, spec.colours, bias=False)
+        self.head = nn.Linear(C, spec.classes) if spec.classes else None
+
+    def units(self) -> Iterable[nn.Module]:
+        return self.blocks
+
+    def embed(self, tokens_BN: Tensor, hidden_BN: Tensor | None = None) -> Tensor:
+        """(B, N, C): content, of which what is hidden is 0, and positions."""
+        x = self.embedding(tokens_BN)
+        if hidden_BN is not None:
+            x = x.masked_fill(hidden_BN[..., None], 0)
+        if self.start is not None:
+            x = torch.cat([self.start.expand(len(x), -1, -1).to(x.dtype), x[:, :-1]], dim=1)
+        return x + self.positions
+
+    def states(self, tokens_BN: Tensor, hidden_BN: Tensor | None = None) -> Tensor:
+        """(B, N, C), after the final norm."""
+        x = self.embed(tokens_BN, hidden_BN)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def forward(self, tokens_BN: Tensor, hidden_BN: Tensor | None = None) -> Tensor:
+        return self.out(self.states(tokens_BN, hidden_BN))
+
+    def features(self, tokens_BN: Tensor, layers: Sequence[int]) -> Tensor:
+        """(B, len(layers) C): of each layer the mean over pixels of its normed input; layer `depth` is the final norm's."""
+        x, found = self.embed(tokens_BN), {}
+        for i in range(max(layers) + 1):
+            last = i == len(self.blocks)
+            if i in layers:
+                found[i] = (self.norm(x) if last else self.blocks[i](x, peek=True)).mean(1)
+            if not last and i < max(layers):
+                x = self.blocks[i](x)
+        return torch.cat([found[i] for i in layers], dim=1)
+
+    def step(self, token_B: Tensor | None, place: int, past: Sequence[Past], rows: int) -> Tensor:
+        """(rows, K) logits of the colour at `place`, given the one before it (None at the first place) and the past."""
+        assert self.start is not None, "only a causal net can be asked step by step"
+        x = self.start.expand(rows, -1, -1) if token_B is None else self.embedding(token_B)[:, None]
+        x = x + self.positions[:, place : place + 1]
+        for block, p in zip(self.blocks, past, strict=True):
+            x = block(x, past=p)
+        return self.out(self.norm(x))[:, 0]
+
+
+def initial(name: str, shape: torch.Size, spec: PixelGPTSpec) -> tuple[str, float]:
+    """The authors' initial values: the output layer starts at zero, so that the first loss is ln K."""
+    C = spec.width
+    if "norm" in name:
+        return "ones", 0.0
+    if name.startswith(("out.", "head.")):
+        return "zeros", 0.0
+    deviation = {"qkv": C**-0.5, "proj": (C * spec.depth) ** -0.5}.get(name.split(".")[-2] if "." in name else "")
+    return "normal", deviation or (0.01 if name == "positions" else 0.02)

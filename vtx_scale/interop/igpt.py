@@ -1,0 +1,84 @@
+"""iGPT to and from transformers' ImageGPT: the table, what differs, export, import.
+
+There the start is one more row of the embedding, to be fed in front of the colours; products are transposed and have biases,
+which are zero, as the released weights' are. The palette goes with it as the image processor's clusters.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from vtx_scale.backbones.igpt import EPS
+from vtx_scale.interop.clip import FILES, spec_json
+from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.rename import Line, inward, outward, under
+from vtx_scale.objectives.palette import KEY, clusters, colours_of
+from vtx_scale.specs.igpt import Igpt
+
+PRODUCTS = (("attn.qkv", "attn.c_attn"), ("attn.proj", "attn.c_proj"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"))
+TABLE = under("net.", "", [
+    Line("embedding.weight", "transformer.wte.weight"),
+    Line("positions", "transformer.wpe.weight", "table"),
+    *under("blocks.{n}.", "transformer.h.{n}.", [
+        *[Line(f"norm{k}.weight", f"ln_{k}.weight") for k in "12"],
+        *[Line(f"{ours}.weight", f"{theirs}.weight", "transposed") for ours, theirs in PRODUCTS],
+    ]),
+    Line("norm.weight", "transformer.ln_f.weight"),
+    Line("out.weight", "lm_head.weight"),
+])
+BIASES = tuple(f".{theirs}.bias" for _, theirs in PRODUCTS)
+
+
+def config(spec: Igpt) -> dict[str, Any]:
+    """config.json and preprocessor_config.json."""
+    net = spec.net
+    return {
+        "config.json": {
+            "architectures": ["ImageGPTForCausalImageModeling"], "model_type": "imagegpt", "vocab_size": net.colours + 1,
+            "n_positions": net.side**2, "n_embd": net.width, "n_layer": net.depth, "n_head": net.heads,
+            "activation_function": "quick_gelu", "layer_norm_epsilon": EPS, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0, "tie_word_embeddings": False},
+        "preprocessor_config.json": {
+            "image_processor_type": "ImageGPTImageProcessor", "do_resize": True, "do_normalize": True,
+            "do_color_quantize": True, "size": {"height": net.side, "width": net.side}, "resample": 2,
+            KEY: clusters(colours_of(spec.palette))},
+    }
+
+
+def export_igpt(spec: Igpt, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
+    """Write an iGPT where `to`, "transformers" or "safetensors", opens it; the files.
+
+    Raises UserError where the library cannot express the model or `out` is taken.
+    """
+    if to == "safetensors":
+        return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(spec)})
+    if to != "transformers":
+        raise UserError(f"There is no export of an iGPT to {to!r}: give transformers or safetensors.")
+    if not spec.net.causal or spec.net.classes:
+        raise UserError("transformers' ImageGPT is causal and its classifier has no bias: export this one to safetensors.")
+    start = state["net.start"][0]
+    made = outward(TABLE, {k: v for k, v in state.items() if k != "net.start"})
+    made["transformer.wte.weight"] = torch.cat([made["transformer.wte.weight"], start])
+    for name in [k for k in made if k.endswith(tuple(b.replace("bias", "weight") for b in BIASES))]:
+        made[name.replace("weight", "bias")] = torch.zeros(made[name].shape[1], dtype=made[name].dtype)
+    return write_folder(out, {"model.safetensors": made}, config(spec))
+
+
+def import_igpt(path: Path) -> dict[str, Tensor]:
+    """Weights under our names, from a folder or a safetensors file of ours or of transformers.
+
+    Raises UserError for biases that are not zero: this network has none.
+    """
+    state = read_weights(path, FILES)
+    if "net.embedding.weight" in state:
+        return state
+    biases = [k for k in state if k.endswith(BIASES)]
+    if any(state[k].any() for k in biases):
+        raise UserError(f"{path} has biases that are not zero, and iGPT has none: give weights of the released layout.")
+    kept = {k: v for k, v in state.items() if k not in biases and not k.endswith((".attn.bias", ".attn.masked_bias"))}
+    made = inward(TABLE, kept)
+    rows = made["net.embedding.weight"]
+    return {**made, "net.embedding.weight": rows[:-1].contiguous(), "net.start": rows[-1:][None].contiguous()}

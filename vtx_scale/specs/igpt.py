@@ -1,0 +1,72 @@
+"""iGPT's hyperparameters (Chen et al. 2020, "Generative Pretraining from Pixels") and its published sizes. Standard library only."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from vtx_scale.specs.run import Spec
+
+CUBE = 8  # levels of a channel of the palette "cube"
+
+# name: width, depth, heads, side. The heads of XL are not published: as wide as S's here.
+IGPT_SIZES: dict[str, tuple[int, int, int, int]] = {
+    "S": (512, 24, 8, 32),
+    "M": (1024, 36, 8, 32),
+    "L": (1536, 48, 16, 32),
+    "L@48": (1536, 48, 16, 48),
+    "L@64": (1536, 48, 16, 64),
+    "XL": (3072, 60, 48, 64),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelGPT(Spec):
+    """A transformer over the colours of a picture, row after row."""
+
+    build: ClassVar[str] = "vtx_scale.backbones.igpt:PixelGPT"
+
+    width: int = 512
+    depth: int = 24
+    heads: int = 8
+    side: int = 32  # pixels of a side: a token each
+    colours: int = 512
+    causal: bool = True  # every pixel sees those before it; else all see all
+    classes: int = 0  # of a linear classifier on the mean over pixels; 0 for none
+
+    @staticmethod
+    def size(name: str, **changes) -> "PixelGPT":
+        """`PixelGPT.size("S")`, `PixelGPT.size("L@48")`."""
+        width, depth, heads, side = IGPT_SIZES[name]
+        return PixelGPT(**{"width": width, "depth": depth, "heads": heads, "side": side, **changes})
+
+    def faults(self) -> list[str]:
+        found = []
+        if self.heads < 1 or self.width % self.heads:
+            found.append(f"heads={self.heads}: the width, {self.width}, must divide into them.")
+        if self.side < 2 or self.colours < 2:
+            found.append(f"side={self.side}: give 2 pixels or more, and 2 colours or more.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Igpt(Spec):
+    """Which colour comes next (a causal net), or which one was hidden (a net that is not causal, as BERT)?"""
+
+    build: ClassVar[str] = "vtx_scale.objectives.igpt:Igpt"
+
+    net: PixelGPT
+    palette: str = "cube"  # 8 x 8 x 8 colours; or a file of `vtx data palette`, which run.json holds in hexadecimal
+    hidden: float = 0.15  # the chance of a pixel to be hidden from a net that is not causal
+    generative: float = 1.0  # the weight of the colours' loss beside the classifier's
+    layer: int | None = None  # whose input `features` are: None for the middle of the net
+
+    def faults(self) -> list[str]:
+        found = []
+        if self.palette == "cube" and self.net.colours != CUBE**3:
+            found.append(f"net.colours={self.net.colours}: the palette cube has {CUBE**3}; leave it out, or give a palette.")
+        if not 0 < self.hidden <= 1:
+            found.append(f"hidden={self.hidden}: give a chance above 0, up to 1.")
+        if self.generative < 0 or (not self.generative and not self.net.classes):
+            found.append(f"generative={self.generative}: give a weight of 0 or more, and 0 only beside a classifier.")
+        if self.layer is not None and not 0 <= self.layer <= self.net.depth:
+            found.append(f"layer={self.layer}: give a number from 0 to {self.net.depth}.")
+        return found
