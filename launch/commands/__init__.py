@@ -47,8 +47,8 @@ def need_all(recipe: Any, name: str) -> None:
     if getattr(recipe.objective, "teacher_from", "") == "required":
         raise UserError(f"{name} learns from a teacher: add objective.teacher_from=RUN, a run folder or exported weights.")
     if getattr(recipe.objective, "palette", "") == "required":
-        raise UserError(f"{name} sees pictures in the colours of a palette: add objective.palette=FILE; 'vtx data palette SHARDS' "
-                        "finds one, and palette=cube is built in.")
+        raise UserError(f"{name} sees pictures in the colours of a palette: add objective.palette=FILE ('vtx data palette' "
+                        "finds one) or objective.palette=cube.")
 
 
 def print_json(value: Any) -> None:

@@ -1,8 +1,8 @@
 """iGPT (Chen et al. 2020) at the published sizes; `_smoke` runs the same code on toy shards.
 
 Nats a pixel on ImageNet's test pictures at 32 px with the authors' palette: S 2.0895, M 2.0614, L 2.0466. Linear probes of
-the best layer: CIFAR-10 96.3 % (L), ImageNet S 41.9, M 54.5, L 60.3 (48 px: 65.2), XL 68.7 %; fine-tuned ImageNet 66.3 (72.6 at
-48 px), CIFAR-10 99.0 %. The rates were searched on a grid (.01, .003, .001, ...) and are not published: ours are from this grid.
+the best layer: CIFAR-10 96.3 % (L), ImageNet S 41.9, M 54.5, L 60.3 (48 px: 65.2), XL 68.7 %; fine-tuned ImageNet 66.3 (72.6
+at 48 px), CIFAR-10 99.0 %. The rates were searched on a grid (.01, .003, .001, ...) and are not published: ours are from it.
 The authors' palette is not built in: `vtx data palette` finds one, a file of theirs is taken too (`objective.palette=FILE`).
 """
 

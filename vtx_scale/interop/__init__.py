@@ -1,6 +1,6 @@
 """Weights to and from transformers, open_clip, timm and torchvision.
 
-Reading order: rename, files, resnet, clip, vit, siglip, igpt, weights.
+Reading order: rename, files, resnet, clip, vit, siglip, igpt, dvae, weights.
 
     export(objective, "transformers", Path("out"))   a folder that the other library opens with its own code
     import_weights(Path("out"), objective.spec)      their weights under our names, as `init.from` takes them
@@ -11,11 +11,12 @@ not show (heads, activation, eps) is the recipe's to say. Tokenizers are not wri
 """
 
 from vtx_scale.interop.clip import export_clip, import_clip
+from vtx_scale.interop.dvae import export_codec, import_codec
 from vtx_scale.interop.igpt import export_igpt, import_igpt
 from vtx_scale.interop.resnet import export_resnet, import_resnet
 from vtx_scale.interop.siglip import export_siglip, import_siglip
 from vtx_scale.interop.vit import export_vit, import_vit
 from vtx_scale.interop.weights import export, import_weights, resize_positions
 
-__all__ = ["export", "export_clip", "export_igpt", "export_resnet", "export_siglip", "export_vit", "import_clip", "import_igpt", "import_resnet",
-           "import_siglip", "import_vit", "import_weights", "resize_positions"]
+__all__ = ["export", "export_clip", "export_codec", "export_igpt", "export_resnet", "export_siglip", "export_vit", "import_clip",
+           "import_codec", "import_igpt", "import_resnet", "import_siglip", "import_vit", "import_weights", "resize_positions"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from vtx_scale.count import built
 from vtx_scale.interop.clip import FILES, export_clip, import_clip, spec_json
+from vtx_scale.interop.dvae import export_codec, import_codec
 from vtx_scale.interop.files import read_weights, write_folder
 from vtx_scale.interop.igpt import export_igpt, import_igpt
 from vtx_scale.interop.resnet import export_resnet, import_resnet
@@ -19,6 +20,7 @@ from vtx_scale.interop.siglip import export_siglip, import_siglip
 from vtx_scale.interop.vit import export_vit, import_vit
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import Clip
+from vtx_scale.specs.dvae import Codec
 from vtx_scale.specs.igpt import Igpt
 from vtx_scale.specs.resnet import ClipResNet, ResNet
 from vtx_scale.specs.run import Spec
@@ -59,6 +61,8 @@ def export(objective: Any, to: str, out: Path, centre: float = 1.0, bicubic: boo
         return export_vit(network, state, to, out, mean, std, centre, bicubic)
     if isinstance(network, ResNet):
         return export_resnet(network, state, to, out, mean, std, centre, bicubic)
+    if isinstance(network, Codec):
+        return export_codec(network, state, to, out)
     raise UserError(f"{type(network).__name__} has no export to {to}: export to safetensors instead.")
 
 
@@ -75,7 +79,7 @@ def import_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
     if isinstance(spec, Igpt):
         return import_igpt(path)
     network = getattr(spec, "net", None)
-    if not isinstance(network, ViT | ResNet):
+    if not isinstance(network, ViT | ResNet | Codec):
         return read_weights(path, FILES)  # names of its own, which are compared where they are taken
     state = import_network(path, network)
     places = [name for name, part in built(spec).named_modules() if calm(getattr(part, "spec", None)) == calm(network)]
@@ -88,9 +92,11 @@ def calm(network: Any) -> Any:
 
 
 def import_network(path: Path, network: Spec) -> dict[str, Tensor]:
-    """Weights of a ViT or a ResNet, of exported or foreign files, under the network's own names. Raises UserError."""
+    """Weights of a ViT, a ResNet or a codec, of exported or foreign files, under the network's own names. Raises UserError."""
     if isinstance(network, ViT):
         return import_vit(path)
+    if isinstance(network, Codec):
+        return import_codec(path, network)
     state = read_weights(path, FILES)
     return state if "conv.weight" in state else import_resnet(path)
 

@@ -61,6 +61,10 @@ class Objective(nn.Module):
         """Blocks that are sharded, compiled and recomputed as one."""
         return ()
 
+    def exact_units(self) -> Iterable[nn.Module]:
+        """Units whose parameters stay in their own type under mixed precision, where sharding would cast them."""
+        return ()
+
     def prepare(self, batch: Batch, step: int) -> Batch:
         """What is done once a step to this rank's whole batch before it is cut into micro-batches (mixing of samples)."""
         return batch

@@ -39,8 +39,8 @@ class Igpt(Objective):
         self.net = igpt.PixelGPT(spec.net)
         self.palette = Palette(spec.palette)
         if len(self.palette.colours) != spec.net.colours:
-            raise UserError(f"objective.palette has {len(self.palette.colours)} colours and the network {spec.net.colours}: add "
-                            f"objective.net.colours={len(self.palette.colours)}.")
+            raise UserError(f"objective.palette has {len(self.palette.colours)} colours and the network {spec.net.colours}: "
+                            f"add objective.net.colours={len(self.palette.colours)}.")
         self.layer = spec.net.depth // 2 if spec.layer is None else spec.layer
         self.probes = {"features": self.features, "encode_image": lambda x: F.normalize(self.features(x), dim=-1),
                        "loss": self._loss}

@@ -1,7 +1,7 @@
-"""iGPT's hyperparameters (Chen et al. 2020, "Generative Pretraining from Pixels") and its published sizes. Standard library only."""
+"""iGPT's hyperparameters (Chen et al. 2020) and its published sizes. Standard library only."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from vtx_scale.specs.run import Spec
 

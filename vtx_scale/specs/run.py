@@ -114,13 +114,14 @@ class Schedule(Spec):
     kind: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
     warmup: int = 0
     floor: float = 0.0
+    length: int | None = None  # of cosine and linear: the step at which the floor is reached; None for the last
     timescale: int = 10_000  # of rsqrt
     cooldown: int = 0  # of rsqrt
 
     def __call__(self, step: int, steps: int) -> float:
         if step < self.warmup:
             return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, steps - self.warmup)
+        done = (step - self.warmup) / max(1, (self.length or steps) - self.warmup)
         if self.kind == "cosine":
             return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         if self.kind == "linear":

@@ -32,6 +32,8 @@ class FSDP(Base):
             self.mesh = init_device_mesh(device.type, (self.world,), mesh_dim_names=("shard",))
 
     def prepare(self, objective: nn.Module) -> None:
+        for unit in objective.exact_units():  # type: ignore[operator]
+            fully_shard(unit, mesh=self.mesh, mp_policy=MixedPrecisionPolicy())
         for unit in [*objective.units(), objective]:  # type: ignore[operator]
             fully_shard(unit, mesh=self.mesh, mp_policy=self.policy)
         self.parts = [m for m in objective.modules() if isinstance(m, FSDPModule)]
