@@ -8,10 +8,12 @@ import gzip
 import hashlib
 import html
 import importlib.util
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,11 @@ from data_pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """vocab: ids are 0..vocab-1. `ids` and `words` turn text to ids and back, without the frame."""
+    """vocab: ids are 0..vocab-1. `ids` and `words` turn text to ids and back, without the frame.
+
+    rougher(text, share, generator): the same with a share of the merges left out (Provilkov et al. 2020); None where there
+    are no merges.
+    """
 
     name: str
     vocab: int
@@ -30,6 +36,7 @@ class Tokenizer:
     fingerprint: str
     ids: Callable[[str], list[int]]
     words: Callable[[list[int]], str]
+    rougher: Callable[[str, float, np.random.Generator], list[int]] | None = None
 
     def encode(self, text: str, context: int) -> NDArray[np.int32]:
         """(context,) int32; a longer text is cut and still ends with the end token."""
@@ -102,13 +109,16 @@ def of_merges(path: Path) -> Tokenizer:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
 
+    rougher = with_dropout(engine)
+
     def words(ids: list[int]) -> str:
         joined = "".join(names[i] for i in ids)
         pieces = joined.replace("</w>", " ")
         return bytearray(letters.get(c, 32) for c in pieces).decode("utf-8", "replace").strip()
 
     return Tokenizer("clip", len(names), len(names) - 2, len(names) - 1, hashlib.sha256(text).hexdigest()[:16],
-                     lambda t: engine.encode(clean(t), add_special_tokens=False).ids, words)
+                     lambda t: engine.encode(clean(t), add_special_tokens=False).ids, words,
+                     lambda t, share, generator: rougher(clean(t), share, generator))
 
 
 def of_json(path: Path) -> Tokenizer:
@@ -125,7 +135,35 @@ def of_json(path: Path) -> Tokenizer:
         raise UserError(f"{path} lacks <|start|> and <|end|> as its last ids: make it with 'vtx data tokenizer'.")
     return Tokenizer(str(path), vocab, start, end, hashlib.sha256(path.read_bytes()).hexdigest()[:16],
                      lambda t: engine.encode(t, add_special_tokens=False).ids,
-                     lambda ids: engine.decode(ids))
+                     lambda ids: engine.decode(ids), with_dropout(engine))
+
+
+def with_dropout(engine: Any) -> Callable[[str, float, np.random.Generator], list[int]]:
+    """BPE-dropout (Provilkov et al. 2020) by the merges of an engine, whose own draws hang on no seed.
+
+    Of the merges that are possible each is left out with the share's chance; the best of the rest is made, until none is left.
+    """
+    model = json.loads(engine.to_str())["model"]
+    rank = {tuple(m.split(" ") if isinstance(m, str) else m): i for i, m in enumerate(model["merges"])}
+    vocab, suffix = model["vocab"], model.get("end_of_word_suffix") or ""
+
+    def pieces(word: str, share: float, generator: np.random.Generator) -> list[str]:
+        parts = [*word[:-1], word[-1] + suffix]
+        while len(parts) > 1:
+            found = [(rank[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in rank]
+            kept = [f for f, u in zip(found, generator.random(len(found)), strict=True) if u >= share] if share else found
+            if not kept:
+                break
+            _, i = min(kept)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        return parts
+
+    def ids(text: str, share: float, generator: np.random.Generator) -> list[int]:
+        text = engine.normalizer.normalize_str(text) if engine.normalizer else text
+        words = [word for word, _ in engine.pre_tokenizer.pre_tokenize_str(text)]
+        return [vocab[p] for word in words for p in pieces(word, share, generator)]
+
+    return ids
 
 
 def open_clip_merges() -> Path:

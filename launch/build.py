@@ -67,6 +67,10 @@ def check_micro_batch(run: Run, objective: nn.Module, world: int) -> None:
                         "over the whole batch: leave it out, use more ranks, or set system.recompute=true to save memory.")
 
 
+# what an objective may borrow -> the recipe whose smoke size stands for one, and the specs of such networks
+PARTS = {"teacher": ("resnet18_imagenet", ("ResNet", "ViT")), "codec": ("dvae_dalle", ("Codec",))}
+
+
 @dataclass(frozen=True)
 class DataSet:
     """An indexed set of samples, and where its shards lie."""
@@ -84,10 +88,12 @@ class DataSet:
 
 
 def resolve_data(run: Run, say: Callable[[str], None] = lambda line: None, folder: Path | None = None) -> Run:
-    """What a recipe leaves open: `data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher that is
-    a run says its network; so does a start that a smoke size goes on from; a palette's file becomes its colours. folder: of
-    the run, if it is there already."""
-    return resolve_shards(resolve_palette(resolve_start(resolve_teacher(run, say, folder), say)), say)
+    """What a recipe leaves open: `data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher or codec
+    that is a run says its network; so does a start that a smoke size goes on from; a palette's file becomes its colours.
+    folder: of the run, if it is there already."""
+    for part in PARTS:
+        run = resolve_borrowed(run, part, say, folder)
+    return resolve_shards(resolve_palette(resolve_start(run, say)), say)
 
 
 def resolve_shards(run: Run, say: Callable[[str], None] = lambda line: None) -> Run:
@@ -111,29 +117,32 @@ def resolve_start(run: Run, say: Callable[[str], None]) -> Run:
     return replace(run, init=replace(run.init, from_=str(toy_run(recipe, say))))
 
 
-def resolve_teacher(run: Run, say: Callable[[str], None], begun: Path | None) -> Run:
-    """`objective.teacher` is what the run in `objective.teacher_from` trained; "smoke" is a tiny one made once in the cache.
+def resolve_borrowed(run: Run, part: str, say: Callable[[str], None], begun: Path | None) -> Run:
+    """`objective.PART`, a "teacher" or a "codec", is the network that the run in `objective.PART_from` trained; "smoke" is a
+    tiny one made once in the cache.
 
-    A run that has begun has its teacher in its checkpoints, and goes on where the teacher's folder is gone.
+    A run that has begun has it in its checkpoints, and goes on where the folder is gone.
     """
     from launch.run_folder import recipe_of
     from launch.toys import toy_run
 
     objective: Any = run.objective
-    source = getattr(objective, "teacher_from", "")
+    source = getattr(objective, f"{part}_from", "")
     if source in ("", "required"):
         return run
-    folder = toy_run("resnet18_imagenet", say) if source == "smoke" else Path(source)
-    objective = replace(objective, teacher_from=str(folder))
+    folder = toy_run(PARTS[part][0], say) if source == "smoke" else Path(source)
+    objective = replace(objective, **{f"{part}_from": str(folder)})
+    told = [f.name for f in fields(objective) if f.name in (part, f"{part}_pixels")]  # what the run of the part knows better
     if (folder / "run.json").exists():
         theirs: Any = recipe_of(folder).objective
-        if not hasattr(theirs, "net"):
-            raise UserError(f"{folder} trained a {type(theirs).__name__}, which is no teacher: give a run of a classifier.")
-        objective = replace(objective, teacher=theirs.net, teacher_pixels=theirs.pixels)
+        if type(getattr(theirs, "net", None)).__name__ not in PARTS[part][1]:
+            raise UserError(f"{folder} trained a {type(theirs).__name__}, which is no {part}: give a run of {PARTS[part][0]}.")
+        known = {part: theirs.net, f"{part}_pixels": getattr(theirs, "pixels", None)}
+        objective = replace(objective, **{name: known[name] for name in told})
     elif begun is not None and (begun / "run.json").exists():
         before: Any = recipe_of(begun).objective
-        if getattr(before, "teacher_from", None) == objective.teacher_from:
-            objective = replace(objective, teacher=before.teacher, teacher_pixels=before.teacher_pixels)
+        if getattr(before, f"{part}_from", None) == str(folder):
+            objective = replace(objective, **{name: getattr(before, name) for name in told})
     return replace(run, objective=objective)
 
 

@@ -111,7 +111,7 @@ def borrow(prefix: str, source: str, network: Any, strategy: Any) -> None:
 
     def candidates(name: str) -> Iterable[str]:
         own = name.removeprefix(prefix)
-        return f"net.{own}", f"teacher.net.{own}", own
+        return f"average.{own}", f"net.{own}", f"teacher.net.{own}", own
 
     fill(strategy, state, candidates, lambda name: name.startswith(prefix), source, statistics=True)
 

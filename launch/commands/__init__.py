@@ -46,6 +46,9 @@ def need_all(recipe: Any, name: str) -> None:
         raise UserError(f"{name} goes on from trained weights: add init.from=RUN, a run folder or exported weights.")
     if getattr(recipe.objective, "teacher_from", "") == "required":
         raise UserError(f"{name} learns from a teacher: add objective.teacher_from=RUN, a run folder or exported weights.")
+    if getattr(recipe.objective, "codec_from", "") == "required":
+        raise UserError(f"{name} learns from the codes of a discrete VAE: add objective.codec_from=RUN, a run folder or "
+                        "exported weights.")
     if getattr(recipe.objective, "palette", "") == "required":
         raise UserError(f"{name} sees pictures in the colours of a palette: add objective.palette=FILE ('vtx data palette' "
                         "finds one) or objective.palette=cube.")

@@ -28,11 +28,12 @@ class Past:
         self.v: Tensor | None = None
 
     def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the keys and values of one more token (B, H, 1, D); all that were kept, (B, H, seen, D)."""
+        """Keep the keys and values of n more tokens (B, H, n, D); all that were kept, (B, H, seen, D)."""
         if self.k is None or self.v is None:
             self.k, self.v = (x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in (k, v))
-        self.k[:, :, self.seen], self.v[:, :, self.seen] = k[:, :, 0], v[:, :, 0]
-        self.seen += 1
+        now = slice(self.seen, self.seen + k.shape[2])
+        self.k[:, :, now], self.v[:, :, now] = k, v
+        self.seen += k.shape[2]
         return self.k[:, :, : self.seen], self.v[:, :, : self.seen]
 
 

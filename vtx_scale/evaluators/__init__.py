@@ -1,8 +1,8 @@
 """What a model has learned, in numbers that are the same on every rank; in the loop and on a finished run alike.
 
 A file NAME.py with a function NAME is an evaluator. Most are (probes, batches, classes, ranks) -> numbers: `zero_shot`,
-`retrieval`, `attention`, `completions`. Those marked `features.on_features` are (train, val, classes, ranks) -> numbers and
-share one pass over the samples: `knn`, `linear`, `linear_sgd`, `few_shot`. A number may also be a picture, uint8 (H, W, 3).
+`retrieval`, `attention`, `samples`. Those marked `features.on_features` are (train, val, classes, ranks) -> numbers and share
+one pass over the samples: `knn`, `linear`, `linear_sgd`, `few_shot`. A number may also be a picture, uint8 (H, W, 3).
 
 `batches` is a rank's share: every rank gets as many, and calls the probes as often, as any other (a sharded model
 needs all ranks for a forward pass), masked slots included.
@@ -10,4 +10,4 @@ needs all ranks for a forward pass), masked slots included.
 
 # files here with a function of their own name; read by the command line at every start, so it looks at no file
 NAMES = ("accuracy", "attention", "completions", "few_shot", "knn", "linear", "linear_sgd", "loss",
-         "reconstruction", "retrieval", "zero_shot")
+         "reconstruction", "retrieval", "samples", "zero_shot")

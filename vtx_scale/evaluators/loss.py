@@ -1,4 +1,4 @@
-"""The loss on validation samples, of objectives that say it a picture (masked patches)."""
+"""The loss on validation samples, of objectives that say it a sample (masked patches, iGPT, DALL-E)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,10 +13,11 @@ def loss(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes:
          ranks: Ranks) -> dict[str, float]:
     """The mean in nats, and the number of samples. Raises UserError where the objective has no such probe, or no samples."""
     if "loss" not in probes:
-        raise UserError("loss needs an objective with a probe of that name (masked patches): use another evaluator.")
+        raise UserError("loss needs an objective with a probe of that name (masked patches, iGPT, DALL-E): use another.")
     total = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
-        nats = probes["loss"](batch["image"], batch.ids).double()
+        texts = {name: batch[name] for name in ("tokens", "length") if name in batch}
+        nats = probes["loss"](batch["image"], batch.ids, **texts).double()
         total += torch.stack([nats[batch.valid].sum(), batch.valid.sum().double()])
     nats, samples = ranks.sum(total).tolist()
     if not samples:

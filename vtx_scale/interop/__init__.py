@@ -18,5 +18,6 @@ from vtx_scale.interop.siglip import export_siglip, import_siglip
 from vtx_scale.interop.vit import export_vit, import_vit
 from vtx_scale.interop.weights import export, import_weights, resize_positions
 
-__all__ = ["export", "export_clip", "export_codec", "export_igpt", "export_resnet", "export_siglip", "export_vit", "import_clip",
-           "import_codec", "import_igpt", "import_resnet", "import_siglip", "import_vit", "import_weights", "resize_positions"]
+__all__ = ["export", "export_clip", "export_codec", "export_igpt", "export_resnet", "export_siglip", "export_vit",
+           "import_clip", "import_codec", "import_igpt", "import_resnet", "import_siglip", "import_vit", "import_weights",
+           "resize_positions"]

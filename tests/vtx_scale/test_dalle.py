@@ -1,0 +1,241 @@
+"""DALL-E: patterns of attention as defined, loss and gradients over ranks against dense float64, draws, dropped merges."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.text import tokenizer
+from data_pipeline.tools.tokenizer import train_tokenizer
+from launch import recipes
+from tests.ranks import on_ranks
+from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from vtx_scale.backbones.dalle import Attention, kind_of, sees
+from vtx_scale.count import parameters
+from vtx_scale.objectives.dalle import Dalle
+from vtx_scale.objectives.dalle_reader import framed
+from vtx_scale.objectives.dvae import mapped
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.dalle import TextToCodes
+from vtx_scale.specs.run import System
+
+STEP, T, G, V, K = 3, 5, 4, 9, 6
+CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
+SPEC = TextToCodes(width=16, heads=2, depth=4, context=T, grid=G, vocab=V, codes=K, reach=1)
+
+
+@pytest.mark.parametrize(("size", "count"), [("2.8B", 2_928_262_656), ("5.6B", 5_685_004_800), ("12B", 12_292_840_960)])
+def test_parameters(size, count):
+    assert parameters(TextToCodes.size(size)) == count
+
+
+def test_layers():
+    kinds = [kind_of(i, 64) for i in range(1, 65)]
+    assert [i + 1 for i, k in enumerate(kinds) if k == "column"] == list(range(2, 63, 4))
+    assert [i + 1 for i, k in enumerate(kinds) if k == "conv"] == [64] and kinds.count("row") == 47
+
+
+@pytest.mark.parametrize(("kind", "pairs"), [("row", 328_304), ("column", 311_936), ("conv", 352_209)])
+def test_patterns_have_the_published_pairs(kind, pairs):
+    """Of 256 text and 1,024 code places; and each pattern a place at a time, by its definition."""
+    made = sees(kind, 32, 5)
+    assert int(made.sum()) + 256 * 257 // 2 + 1024 * 256 == pairs
+    for i in (0, 1, 31, 32, 33, 500, 1023):
+        if kind == "row":
+            wanted = {j for j in range(i - 32, i + 1)}
+        elif kind == "column":
+            wanted = {j for j in range(i + 1) if j % 32 == i % 32}
+        else:
+            wanted = {i - 32 * a - b for a in range(6) for b in range(-5, 6) if a or b >= 0}
+        assert set(made[i].nonzero()[:, 0].tolist()) == {j for j in wanted if j >= 0}
+
+
+def dense_mask(kind):
+    mask = torch.zeros(1 + T + G * G, 1 + T + G * G, dtype=torch.bool)
+    mask[: 1 + T, : 1 + T] = torch.ones(1 + T, 1 + T).tril().bool()
+    mask[1 + T :, : 1 + T] = True
+    mask[1 + T :, 1 + T :] = sees(kind, G, SPEC.reach)
+    return mask
+
+
+def dense(attention, x):
+    """The same attention by all pairs and a mask."""
+    q, k, v = attention.qkv(x).view(*x.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4)
+    score = (q @ k.transpose(-1, -2)) / math.sqrt(8)
+    share_ = score.masked_fill(~dense_mask(attention.kind), -math.inf).softmax(-1)
+    return attention.proj((share_ @ v).transpose(1, 2).reshape(x.shape))
+
+
+@pytest.mark.parametrize("kind", ["row", "column", "conv"])
+@pytest.mark.parametrize(("grid", "reach"), [(4, 1), (3, 5), (6, 2), (5, 0)])
+def test_sparse_attention_is_the_dense_one_with_a_mask(kind, grid, reach):
+    spec = replace(SPEC, grid=grid, reach=reach)
+    torch.manual_seed(0)
+    made, N = Attention(spec, kind).double(), 1 + T + grid * grid
+    x = torch.randn(2, N, 16, dtype=torch.float64, requires_grad=True)
+    mask = torch.zeros(N, N, dtype=torch.bool)
+    mask[: 1 + T, : 1 + T] = torch.ones(1 + T, 1 + T).tril().bool()
+    mask[1 + T :, : 1 + T] = True
+    mask[1 + T :, 1 + T :] = sees(kind, grid, reach)
+    q, k, v = made.qkv(x).view(2, N, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    known = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    known = made.proj(known.transpose(1, 2).reshape(2, N, 16))
+    weigh = torch.randn(2, N, 16, dtype=torch.float64)
+    wanted, = torch.autograd.grad((known * weigh).sum(), x)
+    found = made(x)
+    gradient, = torch.autograd.grad((found * weigh).sum(), x)
+    assert torch.allclose(found, known, atol=1e-12) and torch.allclose(gradient, wanted, atol=1e-12)
+
+
+def recipe(strategy="single"):
+    run = recipes.find("dalle_12b", smoke=True)
+    codec = replace(run.objective.codec, width=4, groups=2, vocab=K, stem=5, resolution=2 * G)
+    return replace(run, objective=replace(run.objective, net=SPEC, codec=codec, codec_from=""), seed=5,
+                   system=System(strategy=strategy, precision="fp64"))
+
+
+def loud(initial):
+    return lambda name, shape: ("normal", 0.3) if "norm" not in name else ("ones", 0.0)
+
+
+def samples(pattern):
+    g = torch.Generator().manual_seed(5)
+    lengths = torch.arange(SLOTS) % (T + 1)
+    tokens = torch.randint(0, V - 1, (SLOTS, T), generator=g)
+    tokens[torch.arange(T) >= lengths[:, None]] = V - 1
+    return whole({"image": torch.randint(0, 256, (SLOTS, 2 * G, 2 * G, 3), generator=g, dtype=torch.uint8),
+                  "tokens": tokens.int(), "length": lengths}, pattern)
+
+
+def brute_force(pattern):
+    """Sample by sample, with dense attention."""
+    objective, batch, total = alone(recipe(), loud), samples(pattern), 0.0
+    net = objective.net
+    for i in batch.valid.nonzero()[:, 0].tolist():
+        codes = objective.codec.encoder(mapped(batch["image"][i : i + 1], torch.float64)).argmax(1).flatten().tolist()
+        tokens, length = batch["tokens"][i].tolist(), int(batch["length"][i])
+        x = [net.starts[0, 0]]
+        for p, token in enumerate(tokens):
+            x.append((net.text.weight[token] if p < length else net.padding[0, p]) + net.text_positions[0, p])
+        x.append(net.starts[0, 1])
+        for p, code in enumerate(codes[:-1]):
+            x.append(net.code.weight[code] + net.rows[0, p // G, 0] + net.columns[0, 0, p % G])
+        x = torch.stack(x)[None]
+        for b in net.blocks:
+            x = x + dense(b.attn, b.norm1(x))
+            x = x + b.mlp(b.norm2(x))
+        x = net.norm(x)[0]
+
+        def mean_nats(states, layer, wanted):
+            z = states @ layer.weight.T + layer.bias
+            return sum(z[n].exp().sum().log() - z[n, t] for n, t in enumerate(wanted)) / len(wanted)
+
+        total = total + mean_nats(x[:T], net.text_out, tokens) / 8 + mean_nats(x[T + 1 :], net.code_out, codes) * 7 / 8
+    total = total / batch.valid.sum()
+    total.backward()
+    return total.item(), {k: p.grad for k, p in objective.named_parameters() if p.requires_grad}
+
+
+def cell(strategy):
+    made, objective, rank, world = on_this_rank(recipe(strategy), loud)
+    out = {}
+    for pattern in PATTERNS:
+        batch = share(samples(pattern), rank, world)
+        total, value = made.sum(objective.count(batch).double()), 0.0
+        parts = batch.split(2)
+        for k, part in enumerate(parts):
+            with made.micro(last=k == len(parts) - 1):
+                loss, _ = objective(part, STEP)
+                made.backward(loss / total)
+            value += (loss / total).detach()
+        out[pattern] = (made.sum(value.clone()).item(), whole_grads(objective))
+        objective.zero_grad()
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {p: brute_force(p) for p in PATTERNS}
+
+
+@pytest.mark.parametrize(("strategy", "world"), CELLS)
+def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
+    for rank, found in enumerate(on_ranks(world, cell, strategy)):
+        for pattern, (value, grads) in found.items():
+            wanted, wanted_grads = expected[pattern]
+            assert value == pytest.approx(wanted, rel=1e-9), (rank, pattern)
+            assert grads.keys() == wanted_grads.keys() and not any(name.startswith("codec") for name in grads)
+            for name, grad in grads.items():
+                known = 0 if wanted_grads[name] is None else wanted_grads[name]
+                error = (torch.tensor(grad, dtype=torch.float64) - known).abs().max().item()
+                assert error < 1e-9, (rank, pattern, name, error)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return alone(recipe(), loud).eval()
+
+
+def test_step_by_step_says_what_the_whole_says(small):
+    batch = samples("all valid")
+    tokens, unused = batch["tokens"].long(), small.unused(batch["length"])
+    codes = torch.randint(0, K, (SLOTS, G * G), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        past = small.net.read(tokens, unused)
+        steps = [small.net.step(codes[:, i - 1] if i else None, i, past, SLOTS) for i in range(G * G)]
+        torch.testing.assert_close(torch.stack(steps, 1), small.net(tokens, unused, codes)[1], rtol=1e-10, atol=1e-10)
+
+
+def test_a_seed_and_a_place_say_the_picture(small):
+    batch = samples("all valid")
+    texts = batch["tokens"], batch["length"]
+    made = small.probes["sample"](texts, seed=1)
+    assert made.shape == (SLOTS, 2 * G, 2 * G, 3) and torch.equal(made, small.probes["sample"](texts, seed=1))
+    assert not torch.equal(made, small.probes["sample"](texts, seed=2))
+    assert torch.equal(made[:3], small.probes["sample"](tuple(t[:3] for t in texts), seed=1))
+    cold = [small.probes["sample"](texts, seed=s, temperature=1e-6) for s in (1, 2)]
+    assert torch.equal(*cold), "without temperature the likeliest codes are drawn"
+
+
+def test_captions_are_framed():
+    assert framed([3, 4], 9, 4)["tokens"].tolist() == [3, 4, 9, 9] and framed([3, 4], 9, 4)["length"] == 2
+    assert framed([1, 2, 3, 4, 5], 9, 4)["tokens"].tolist() == [1, 2, 3, 4] and framed([1] * 5, 9, 4)["length"] == 4
+
+
+def test_another_codec_is_refused():
+    from data_pipeline.errors import UserError
+
+    spec = recipe().objective
+    with pytest.raises(UserError, match="objective.net.grid=4 objective.net.codes=6"):
+        Dalle(replace(spec, net=replace(SPEC, codes=7)), Ranks())
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    from data_pipeline.tools.toy import make_toy
+
+    folder = tmp_path_factory.mktemp("words")
+    make_toy(folder / "toy", samples=64, shards=1, seed=0)
+    return tokenizer(str(train_tokenizer(str(folder / "toy"), folder / "tokenizer.json", 400)))
+
+
+TEXTS = ["a small red circle left of a large blue square", "Über ein grünes Dreieck", "", "x", "aaaaaaaaaa   \n b"]
+
+
+def test_without_dropping_the_merges_are_the_tokenizers(words):
+    for text in TEXTS:
+        assert words.rougher(text, 0.0, np.random.default_rng(0)) == words.ids(text)
+
+
+def test_dropped_merges_spell_the_same_text_in_more_pieces(words):
+    text, counts = TEXTS[0], []
+    for share_ in (0.0, 0.1, 0.5, 0.99):
+        made = [words.rougher(text, share_, np.random.default_rng(s)) for s in range(40)]
+        assert {words.words(ids) for ids in made} == {words.words(words.ids(text))}
+        counts.append(np.mean([len(ids) for ids in made]))
+        assert len({tuple(ids) for ids in made}) == 1 if share_ == 0 else len({tuple(ids) for ids in made}) > 5
+    assert counts == sorted(counts) and counts[-1] > 2 * counts[0]
+    again = [words.rougher(text, 0.3, np.random.default_rng(7)) for _ in range(2)]
+    assert again[0] == again[1]

@@ -1,0 +1,187 @@
+"""DALL-E's sparse transformer (Ramesh et al. 2021, arXiv:2102.12092, B.1 and figure 11): a caption, then a picture's codes.
+
+B samples, T text places, G x G codes, N = 1 + T + G G places, C width, H heads of D. A caption's places see each other
+causally. A code's place sees every place of the text, and of the codes before it those of a pattern:
+  row     the G before it and itself, over the ends of rows;
+  column  those above it and itself;
+  conv    a square of 11 x 11 around it, as far as it lies before it, over the ends of rows.
+One softmax goes over text and codes together. Only the pairs of a pattern (and of the rows that it touches) are computed.
+Place i of the codes holds code i - 1, the first a start vector, and says code i. Not published, and so here: biases
+everywhere, GELU, pre-norm, a start vector each for text and codes.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtx_scale.blocks.attention import MLP, Past
+from vtx_scale.specs.dalle import TextToCodes as Spec
+
+EPS = 1e-5
+
+
+def kind_of(layer: int, depth: int) -> str:
+    """Of layer 1 .. depth: conv at the end, every fourth from the second on column, else row."""
+    return "conv" if layer == depth else "column" if layer % 4 == 2 else "row"
+
+
+def sees(kind: str, grid: int, reach: int, device: torch.device | str = "cpu") -> Tensor:
+    """(G G, G G) bool: whether a code's place (rows) looks at another (columns). The patterns as they are defined."""
+    i = torch.arange(grid * grid, device=device)
+    back = i[:, None] - i[None]
+    if kind == "row":
+        return (back >= 0) & (back <= grid)
+    if kind == "column":
+        return (back >= 0) & (back % grid == 0)
+    up = (back + reach) // grid  # back = grid * up + left, left in -reach .. reach
+    left = back - grid * up
+    return (back >= 0) & (up >= 0) & (up <= reach) & (left.abs() <= reach)
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: Spec, kind: str) -> None:
+        super().__init__()
+        self.spec, self.kind, self.heads = spec, kind, spec.heads
+        self.above = min(spec.grid, {"row": 1, "conv": spec.reach + 1}.get(kind, 0))  # rows of codes that a row's places touch
+        self.qkv = nn.Linear(spec.width, 3 * spec.width)
+        self.proj = nn.Linear(spec.width, spec.width)
+
+    def forward(self, x_BNC: Tensor, past: Past | None = None) -> Tensor:
+        """past: x is the text, or one place of the codes, which sees what it may of those before and itself."""
+        B, N, C = x_BNC.shape
+        q, k, v = self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = past.add(k, v)
+            mask = self.seen_from(past.seen - 1, x_BNC.device) if N == 1 else None
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=N > 1)
+        else:
+            T = 1 + self.spec.context
+            text = F.scaled_dot_product_attention(q[:, :, :T], k[:, :, :T], v[:, :, :T], is_causal=True)
+            y = torch.cat([text, self.of_codes(q[:, :, T:], k, v)], dim=2)
+        return self.proj(y.transpose(1, 2).reshape(B, N, C))
+
+    def seen_from(self, place: int, device: torch.device) -> Tensor | None:
+        """(1, place + 1) bool, for one place at a time."""
+        T = 1 + self.spec.context
+        if place < T:
+            return None
+        row = sees(self.kind, self.spec.grid, self.spec.reach, device)[place - T, : place - T + 1]
+        return torch.cat([row.new_ones(T), row])[None]
+
+    def of_codes(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H, G G, D): q of the codes, k and v (B, H, N, D) of all places."""
+        spec, G, T = self.spec, self.spec.grid, 1 + self.spec.context
+        text_k, text_v = k[:, :, :T], v[:, :, :T]
+        # (B, H, G, G, D): rows of codes, or columns
+        q, code_k, code_v = (t.unflatten(2, (G, G)) for t in (q, k[:, :, T:], v[:, :, T:]))
+        pattern = sees(self.kind, G, spec.reach, q.device)
+        if self.kind == "column":
+            q, code_k, code_v = (t.transpose(2, 3) for t in (q, code_k, code_v))
+            mask = torch.ones(G, G, dtype=torch.bool, device=q.device).tril()  # of every column
+        else:  # a row of places beside its own and the `above` rows of keys
+            up = self.above
+            code_k, code_v = (F.pad(t, (0, 0, 0, 0, up, 0)).unfold(2, up + 1, 1).permute(0, 1, 2, 5, 3, 4).flatten(3, 4)
+                              for t in (code_k, code_v))
+            mask = F.pad(pattern.view(G, G, G, G), (0, 0, up, 0)).unfold(2, up + 1, 1)  # (G, G, G, G, up + 1)
+            rows = torch.arange(G, device=q.device)
+            mask = mask[rows, :, rows].permute(0, 1, 3, 2).flatten(2)  # (G, G, (up + 1) G)
+        scale = q.shape[-1] ** -0.5
+        near = (q @ code_k.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf"))
+        far = (q.flatten(2, 3) @ text_k.transpose(-1, -2) * scale).unflatten(2, (G, G))
+        share = torch.cat([far, near], dim=-1).softmax(-1)
+        y = (share[..., :T].flatten(2, 3) @ text_v).unflatten(2, (G, G)) + share[..., T:] @ code_v
+        return (y.transpose(2, 3) if self.kind == "column" else y).flatten(2, 3)
+
+
+class Block(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x))."""
+
+    def __init__(self, spec: Spec, kind: str) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(spec.width, eps=EPS)
+        self.attn = Attention(spec, kind)
+        self.norm2 = nn.LayerNorm(spec.width, eps=EPS)
+        self.mlp = MLP(spec.width, 4 * spec.width, "gelu")
+
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), past)
+        return x + self.mlp(self.norm2(x))
+
+
+class TextToCodes(nn.Module):
+    """Tokens (B, T) and codes (B, G G) -> logits (B, T, V) of the tokens and (B, G G, K) of the codes.
+
+    unused (B, T) bool: places behind the end of a caption, which take a learned vector each.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        C = spec.width
+        self.text = nn.Embedding(spec.vocab, C)
+        self.padding = nn.Parameter(torch.empty(1, spec.context, C))
+        self.text_positions = nn.Parameter(torch.empty(1, spec.context, C))
+        self.code = nn.Embedding(spec.codes, C)
+        self.rows = nn.Parameter(torch.empty(1, spec.grid, 1, C))
+        self.columns = nn.Parameter(torch.empty(1, 1, spec.grid, C))
+        self.starts = nn.Parameter(torch.empty(1, 2, C))
+        self.blocks = nn.ModuleList(Block(spec, kind_of(i + 1, spec.depth)) for i in range(spec.depth))
+        self.norm = nn.LayerNorm(C, eps=EPS)
+        self.text_out = nn.Linear(C, spec.vocab)
+        self.code_out = nn.Linear(C, spec.codes)
+
+    def units(self) -> Iterable[nn.Module]:
+        return self.blocks
+
+    def exact_units(self) -> list[nn.Module]:
+        """What the paper keeps in float32: embeddings and the layers that say the tokens."""
+        return [self.text, self.code, self.text_out, self.code_out]
+
+    def told(self, tokens_BT: Tensor, unused_BT: Tensor) -> Tensor:
+        """(B, 1 + T, C): the start and the caption."""
+        x = torch.where(unused_BT[..., None], self.padding, self.text(tokens_BT)) + self.text_positions
+        return torch.cat([self.starts[:, :1].expand(len(x), -1, -1), x], dim=1)
+
+    def painted(self, codes: Tensor) -> Tensor:
+        """(B, G G, C): the start and all codes but the last."""
+        places = (self.rows + self.columns).flatten(1, 2)
+        x = self.code(codes[:, :-1]) + places[:, :-1]
+        return torch.cat([self.starts[:, 1:].expand(len(x), -1, -1), x], dim=1)
+
+    def forward(self, tokens_BT: Tensor, unused_BT: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([self.told(tokens_BT, unused_BT), self.painted(codes)], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        T = self.spec.context
+        return self.text_out(x[:, :T]), self.code_out(x[:, T + 1 :])
+
+    def read(self, tokens_BT: Tensor, unused_BT: Tensor) -> list[Past]:
+        """What the blocks keep of a caption, for `step`."""
+        past = [Past(1 + self.spec.context + self.spec.grid**2) for _ in self.blocks]
+        self.through(self.told(tokens_BT, unused_BT), past)
+        return past
+
+    def step(self, code_B: Tensor | None, place: int, past: list[Past], rows: int) -> Tensor:
+        """(rows, K) logits of the code at `place`, given the one before it (None at the first place) and the past."""
+        if code_B is None:
+            x = self.starts[:, 1:].expand(rows, -1, -1)
+        else:
+            x = (self.code(code_B) + (self.rows + self.columns).flatten(1, 2)[:, place - 1])[:, None]
+        return self.code_out(self.norm(self.through(x, past)))[:, 0]
+
+    def through(self, x: Tensor, past: list[Past]) -> Tensor:
+        for block, p in zip(self.blocks, past, strict=True):
+            x = block(x, p)
+        return x
+
+
+def initial(name: str, shape: torch.Size, spec: Spec) -> tuple[str, float]:
+    """GPT-2's (the paper says nothing): N(0, 0.02), what a block adds smaller by sqrt(2 depth); biases zero."""
+    if "norm" in name:
+        return ("ones" if name.endswith("weight") else "zeros"), 0.0
+    if name.endswith("bias"):
+        return "zeros", 0.0
+    return "normal", 0.02 * ((2 * spec.depth) ** -0.5 if name.endswith(("proj.weight", "fc2.weight")) else 1)

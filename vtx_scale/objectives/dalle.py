@@ -1,0 +1,136 @@
+"""DALL-E's second stage (Ramesh et al. 2021, arXiv:2102.12092): a caption and the codes of its picture, one after the other.
+
+B samples, T text places, G x G codes. The codes are the likeliest of a trained discrete VAE, which lies frozen in the
+checkpoint, so that a run goes on without the files that it came from. The loss is 1/8 of the text's mean cross-entropy and
+7/8 of the codes'. Places behind a caption count: each has its own learned input, and the end token for an answer.
+Departs: no gradient scale of a block's own and no PowerSGD; mixed precision is the strategy's, embeddings and outputs in
+float32 as in the paper.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_pipeline.batch import Batch
+from data_pipeline.errors import UserError
+from data_pipeline.text import tokenizer
+from vtx_scale.backbones import dalle, dvae
+from vtx_scale.blocks import random
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.dalle_reader import DalleReader, framed
+from vtx_scale.objectives.dvae import mapped, unmapped
+from vtx_scale.objectives.igpt import drawn
+from vtx_scale.objectives.image_reader import PICTURES, ImageReader
+from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.specs.dalle import Dalle as DalleSpec
+
+
+class Dalle(Objective):
+    heeds = (*PICTURES, "tokenizer")
+
+    def __init__(self, spec: DalleSpec, ranks: Ranks) -> None:
+        super().__init__(spec, ranks)
+        if (spec.codec.grid, spec.codec.vocab) != (spec.net.grid, spec.net.codes):
+            raise UserError(f"The codec gives {spec.codec.grid} x {spec.codec.grid} of {spec.codec.vocab} codes, the network takes "
+                            f"{spec.net.grid} x {spec.net.grid} of {spec.net.codes}: set objective.net.grid={spec.codec.grid} "
+                            f"objective.net.codes={spec.codec.vocab}.")
+        self.spec: DalleSpec = spec
+        self.net = dalle.TextToCodes(spec.net)
+        self.codec = dvae.Codec(spec.codec).requires_grad_(False)
+        self.tokenizer = "bytes"
+        self.probes = {"codes": self.codes, "decode": self.decode, "loss": self._loss, "sample": self.sample}
+
+    @staticmethod
+    def reader(spec: DalleSpec, data: Any, train: bool) -> DalleReader:
+        have = tokenizer(data.tokenizer).vocab
+        if have != spec.net.vocab:
+            raise UserError(f"data.tokenizer={data.tokenizer} has {have} ids and objective.net.vocab is {spec.net.vocab}: "
+                            f"set objective.net.vocab={have}.")
+        return DalleReader(ImageReader(spec.codec.resolution, data, train), spec.net.context, spec.merges_dropped, data, train)
+
+    def units(self) -> Iterable[nn.Module]:
+        return [*self.net.units(), *self.codec.units()]
+
+    def exact_units(self) -> Iterable[nn.Module]:
+        return [*self.net.exact_units(), *self.codec.exact_units()]
+
+    def borrowed(self) -> dict[str, str]:
+        return {"codec.": self.spec.codec_from}
+
+    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
+        part, _, rest = name.partition(".")
+        return dvae.initial(rest, shape) if part == "codec" else dalle.initial(rest, shape, self.spec.net)
+
+    def nats(self, tokens_BT: Tensor, length_B: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) each: the mean cross-entropy of a sample's text places, and of its codes."""
+        tokens_BT = tokens_BT.long()
+        text, code = self.net(tokens_BT, self.unused(length_B), codes)
+        wide = torch.promote_types(text.dtype, torch.float32)
+        return tuple(F.cross_entropy(logits.to(wide).transpose(1, 2), wanted, reduction="none").mean(1)
+                     for logits, wanted in ((text, tokens_BT), (code, codes)))  # type: ignore[return-value]
+
+    def unused(self, length_B: Tensor) -> Tensor:
+        """(B, T) bool: places behind a caption."""
+        return torch.arange(self.spec.net.context, device=length_B.device) >= length_B[:, None]
+
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            codes = self.coded(batch["image"])
+        text_B, code_B = self.nats(batch["tokens"], batch["length"], codes)
+        count = batch.valid.sum().clamp(min=1)
+
+        def counted(x_B: Tensor) -> Tensor:
+            return torch.where(batch.valid, x_B, torch.zeros_like(x_B)).sum()
+
+        share = self.spec.text_share
+        seen = {"text_nats": counted(text_B).detach() / count, "code_nats": counted(code_B).detach() / count}
+        return counted(share * text_B + (1 - share) * code_B), seen
+
+    def coded(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, S, S, 3) -> (B, G G) int64."""
+        return self.codec.encoder(mapped(pixels, self.codec.encoder.input.weight.dtype)).argmax(1).flatten(1)
+
+    def codes(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """uint8 (B, S, S, 3) -> (B, G, G), whole numbers in 0..K-1."""
+        return self.ask(lambda x: self.coded(x).unflatten(1, (self.spec.net.grid,) * 2), torch.as_tensor(pixels))
+
+    def decode(self, codes: np.ndarray | Tensor) -> Tensor:
+        """(B, G, G) codes -> (B, S, S, 3) in 0..255."""
+        return self.ask(lambda c: unmapped(self.codec.decoder.of_codes(c.long())), torch.as_tensor(codes))
+
+    def _loss(self, pixels: np.ndarray | Tensor, ids: Tensor, tokens: Tensor, length: Tensor) -> Tensor:
+        """(B,) nats, weighted as in training."""
+
+        def nats(x: Tensor, tokens: Tensor, length: Tensor) -> Tensor:
+            text_B, code_B = self.nats(tokens, length, self.coded(x))
+            return self.spec.text_share * text_B + (1 - self.spec.text_share) * code_B
+
+        return self.ask(nats, torch.as_tensor(pixels), tokens, length)
+
+    def sample(self, texts: list[str] | tuple[Tensor, Tensor], seed: int = 0, temperature: float = 1.0) -> Tensor:
+        """Captions, or their tokens (B, T) and lengths (B,) -> a picture of each, (B, S, S, 3) in 0..255.
+
+        A picture's random numbers belong to the seed and to its place among the captions.
+        """
+        if isinstance(texts, list):
+            words = tokenizer(self.tokenizer)
+            made = [framed(words.ids(t), words.end, self.spec.net.context) for t in texts]
+            tokens, length = (torch.from_numpy(np.stack([m[k] for m in made])) for k in ("tokens", "length"))
+        else:
+            tokens, length = texts
+
+        def draw(tokens: Tensor, length: Tensor) -> Tensor:
+            B, G = len(tokens), self.spec.net.grid
+            u = random.uniform(random.step_key(seed, 0, tokens.device), "sample", torch.arange(B, device=tokens.device), G * G)
+            past = self.net.read(tokens.long(), self.unused(length))
+            codes = torch.zeros(B, G * G, dtype=torch.int64, device=tokens.device)
+            for i in range(G * G):
+                logits = self.net.step(codes[:, i - 1] if i else None, i, past, B)
+                codes[:, i] = drawn(logits, u[:, i], temperature)
+            return unmapped(self.codec.decoder.of_codes(codes.unflatten(1, (G, G))))
+
+        return self.ask(draw, tokens, length)
