@@ -136,7 +136,8 @@ def resolve_borrowed(run: Run, part: str, say: Callable[[str], None], begun: Pat
     if (folder / "run.json").exists():
         theirs: Any = recipe_of(folder).objective
         if type(getattr(theirs, "net", None)).__name__ not in PARTS[part][1]:
-            raise UserError(f"{folder} trained a {type(theirs).__name__}, which is no {part}: give a run of {PARTS[part][0]}.")
+            raise UserError(f"{folder} trained a {type(theirs).__name__}, which is no {part}: give a run of a "
+                            f"{' or '.join(PARTS[part][1])}, as {PARTS[part][0]} trains one.")
         known = {part: theirs.net, f"{part}_pixels": getattr(theirs, "pixels", None)}
         objective = replace(objective, **{name: known[name] for name in told})
     elif begun is not None and (begun / "run.json").exists():

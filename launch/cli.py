@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from data_pipeline.errors import UserError
 
-COMMANDS = ("train", "submit", "evaluate", "export", "show", "data", "checkpoints", "doctor", "demo")
+COMMANDS = ("train", "submit", "evaluate", "export", "sample", "show", "data", "checkpoints", "doctor", "demo")
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,8 +11,23 @@ from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.count import built, counted, macs, parameters, sample
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import CLIP_SIZES, Clip
+from vtx_scale.specs.dalle import DALLE_SIZES, TextToCodes
 from vtx_scale.specs.dino import Dino
-from vtx_scale.specs.models import CLIPS, DEITS, DEITS_PLAIN, DINOS, HYBRIDS, RESNETS, SIGLIPS, VITS, published
+from vtx_scale.specs.dvae import Codec
+from vtx_scale.specs.igpt import IGPT_SIZES, PixelGPT
+from vtx_scale.specs.models import (
+    CLIPS,
+    DALLES,
+    DEITS,
+    DEITS_PLAIN,
+    DINOS,
+    HYBRIDS,
+    IGPTS,
+    RESNETS,
+    SIGLIPS,
+    VITS,
+    published,
+)
 from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNet, ResNet
 from vtx_scale.specs.siglip import SIGLIP_SIZES, Siglip
 
@@ -201,6 +216,34 @@ def test_dino(size):
     assert not any(p.requires_grad for p in whole.teacher.parameters())
 
 
+# released layout; PixelGPT.size(...)
+IGPT_FIGURES = {"S": 76_571_648, "M": 455_157_760, "L": 1_362_250_752, "L@48": 1_364_216_832, "L@64": 1_366_969_344,
+                "XL": 6_810_875_904}
+DALLE_FIGURES = {"2.8B": (2_928_262_656, 2_831_155_200), "5.6B": (5_685_004_800, 5_549_064_192),
+                 "12B": (12_292_840_960, 12_092_178_432)}  # all; matrices of the blocks
+
+
+@pytest.mark.parametrize("size", IGPT_FIGURES)
+def test_igpt(size):
+    assert parameters(PixelGPT.size(size)) == IGPT_FIGURES[size]
+
+
+def test_dvae():
+    """The released encoder and decoder, and their multiply-accumulates at 256 pixels."""
+    made, spec = built(Codec()), Codec()
+    assert sum(p.numel() for p in made.encoder.parameters()) == 53_786_240
+    assert sum(p.numel() for p in made.decoder.parameters()) == 43_829_766
+    encoder = counted(made.encoder, sample(spec)) / 1e9
+    assert encoder == pytest.approx(136.147, abs=5e-4) and macs(spec) / 1e9 - encoder == pytest.approx(153.981, abs=5e-4)
+
+
+@pytest.mark.parametrize("size", DALLE_FIGURES)
+def test_dalle(size):
+    made, spec = built(TextToCodes.size(size)), TextToCodes.size(size)
+    assert (sum(p.numel() for p in made.parameters()), 12 * spec.width**2 * spec.depth) == DALLE_FIGURES[size]
+    assert sum(p.numel() for n, p in made.named_parameters() if n.startswith("blocks") and p.ndim == 2) == DALLE_FIGURES[size][1]
+
+
 def test_the_largest_is_built_in_little_memory():
     """ViT-e/14 with JFT-3B's classes, 3.9 billion parameters, on the meta device: under 2 GB, everything imported."""
     code = ("import resource; from vtx_scale.count import built; from launch.recipes.vit import vit_e14_jft3b;"
@@ -216,7 +259,7 @@ def test_two_blocks_tell_of_all(pool):
     """macs() counts two blocks and multiplies; here every block is run."""
     spec = ViT.size("Ti/16", pool=pool, class_token=pool == "tok", classes=10)
     assert counted(built(spec), sample(spec)) == macs(spec)
-    for text in (Clip.size("ViT-B/32").text, Siglip.size("B/16").text):
+    for text in (Clip.size("ViT-B/32").text, Siglip.size("B/16").text, PixelGPT.size("S")):
         assert counted(built(text), sample(text)) == macs(text)
 
 
@@ -226,10 +269,14 @@ def test_every_published_model_is_listed():
     assert set(CLIP_FIGURES) == {*CLIP_SIZES, *CLIP_RESNET_SIZES} and set(RESNETS.values()) == set(RESNET_SIZES)
     assert set(SIGLIPS.values()) == set(SIGLIP_FIGURES) == set(SIGLIP_SIZES) and set(DEITS.values()) == set(DEIT_FIGURES)
     assert set(HYBRIDS.values()) == set(HYBRID_FIGURES) and set(DINOS.values()) < set(DINO_FIGURES)
-    one_each = (VITS, CLIPS, RESNETS, SIGLIPS, DEITS, DEITS_PLAIN, DINOS, ["dino_resnet50"])
+    assert set(IGPTS.values()) == set(IGPT_FIGURES) == set(IGPT_SIZES)
+    assert set(DALLES.values()) == set(DALLE_FIGURES) == set(DALLE_SIZES)
+    one_each = (VITS, CLIPS, RESNETS, SIGLIPS, DEITS, DEITS_PLAIN, DINOS, IGPTS, DALLES, ["dino_resnet50", "dvae_dalle"])
     assert len(rows) == sum(map(len, one_each)) + 2 * len(HYBRIDS)
     other = {"clip_vit_l14_336": 336, "clip_rn50x4": 288, "clip_rn50x16": 384, "clip_rn50x64": 448,
              **{name: int(size.partition("@")[2] or 224) for name, size in SIGLIPS.items()}, "deit_b16_distilled_384": 384,
-             "deit_b16_384": 384, **{f"{name}_384": 384 for name in HYBRIDS}}
+             "deit_b16_384": 384, **{f"{name}_384": 384 for name in HYBRIDS}, "igpt_xl": 64, "dvae_dalle": 256,
+             **{name: int(size.partition("@")[2] or 32) for name, size in IGPTS.items() if size != "XL"},
+             **{name: 256 for name in DALLES}}
     assert all(resolution == other.get(name, 224) for name, (_, resolution) in rows.items())
     assert parameters(rows["vit_b16"][0]) == VIT_FIGURES["B/16"][2]

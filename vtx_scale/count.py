@@ -17,6 +17,9 @@ from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import Clip, TextTower
+from vtx_scale.specs.dalle import TextToCodes
+from vtx_scale.specs.dvae import Codec
+from vtx_scale.specs.igpt import PixelGPT
 from vtx_scale.specs.resnet import ClipResNet, ResNet
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.siglip import Siglip, SiglipText
@@ -45,16 +48,22 @@ def macs(spec: Spec) -> int:
         return macs(spec.image) + macs(spec.text)
     if isinstance(spec, ClipResNet):
         return counted(built(spec), sample(spec)) + unasked(spec)
-    if isinstance(spec, ViT | TextTower | SiglipText) and spec.depth > 2:  # blocks are alike: the second tells of the rest
+    if isinstance(spec, ViT | TextTower | SiglipText | PixelGPT) and spec.depth > 2:  # blocks are alike: the second tells of the rest
         one, two = (macs(replace(spec, depth=depth)) for depth in (1, 2))
         return one + (spec.depth - 1) * (two - one)
+    if isinstance(spec, Codec):
+        codec, codes = built(spec), torch.empty(1, spec.vocab, spec.grid, spec.grid, device="meta")
+        return counted(codec.encoder, sample(spec)) + counted(codec.decoder, codes)
+    if isinstance(spec, TextToCodes):
+        tokens, codes = (torch.empty(1, n, dtype=torch.int64, device="meta") for n in (spec.context, spec.grid**2))
+        return counted(built(spec), tokens, tokens.bool(), codes)
     return counted(built(spec), sample(spec))
 
 
-def counted(model: Any, inputs: torch.Tensor) -> int:
-    """Multiply-accumulates of `model(inputs)`, by torch's counter."""
+def counted(model: Any, *inputs: torch.Tensor) -> int:
+    """Multiply-accumulates of `model(*inputs)`, by torch's counter."""
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # without gradients the counter trips
-        model(inputs)
+        model(*inputs)
     return counter.get_total_flops() // 2
 
 
@@ -68,6 +77,8 @@ def sample(spec: Spec) -> torch.Tensor:
     """One sample as a backbone takes it."""
     if isinstance(spec, TextTower | SiglipText):
         return torch.empty(1, spec.context, dtype=torch.int64, device="meta")
-    if isinstance(spec, ViT | ResNet | ClipResNet):
+    if isinstance(spec, PixelGPT):
+        return torch.empty(1, spec.side**2, dtype=torch.int64, device="meta")
+    if isinstance(spec, ViT | ResNet | ClipResNet | Codec):
         return torch.empty(1, 3, spec.resolution, spec.resolution, device="meta")
     raise TypeError(f"vtx_scale.count knows no sample for {type(spec).__name__}")

@@ -33,7 +33,8 @@ def _smoke(big: Run) -> Run:
     net = replace(igpt.net, width=64, depth=2, heads=2, side=8, classes=classes)
     return replace(big, objective=replace(igpt, net=net, palette="cube"), data=replace(big.data, shards="toy"),
                    optim=replace(big.optim, lr=3e-3), schedule=replace(big.schedule, warmup=min(2, big.schedule.warmup)),
-                   init=Init(), steps=12, global_batch=16, system=System(workers=1), checkpoint=Checkpoint(),
+                   init=replace(big.init, from_="smoke:igpt_s" if big.init.from_ else ""), steps=12, global_batch=16,
+                   system=System(workers=1), checkpoint=Checkpoint(),
                    evaluate=tuple(Evaluation(name=e.name) for e in big.evaluate))
 
 

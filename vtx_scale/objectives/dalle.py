@@ -35,9 +35,10 @@ class Dalle(Objective):
     def __init__(self, spec: DalleSpec, ranks: Ranks) -> None:
         super().__init__(spec, ranks)
         if (spec.codec.grid, spec.codec.vocab) != (spec.net.grid, spec.net.codes):
-            raise UserError(f"The codec gives {spec.codec.grid} x {spec.codec.grid} of {spec.codec.vocab} codes, the network takes "
-                            f"{spec.net.grid} x {spec.net.grid} of {spec.net.codes}: set objective.net.grid={spec.codec.grid} "
-                            f"objective.net.codes={spec.codec.vocab}.")
+            have, takes = (f"{g} x {g} of {k} codes" for g, k in ((spec.codec.grid, spec.codec.vocab),
+                                                                  (spec.net.grid, spec.net.codes)))
+            raise UserError(f"The codec gives {have} and the network takes {takes}: set "
+                            f"objective.net.grid={spec.codec.grid} objective.net.codes={spec.codec.vocab}.")
         self.spec: DalleSpec = spec
         self.net = dalle.TextToCodes(spec.net)
         self.codec = dvae.Codec(spec.codec).requires_grad_(False)
@@ -111,10 +112,11 @@ class Dalle(Objective):
 
         return self.ask(nats, torch.as_tensor(pixels), tokens, length)
 
-    def sample(self, texts: list[str] | tuple[Tensor, Tensor], seed: int = 0, temperature: float = 1.0) -> Tensor:
+    def sample(self, texts: list[str] | tuple[Tensor, Tensor], seed: int = 0, temperature: float = 1.0,
+               first: int = 0) -> Tensor:
         """Captions, or their tokens (B, T) and lengths (B,) -> a picture of each, (B, S, S, 3) in 0..255.
 
-        A picture's random numbers belong to the seed and to its place among the captions.
+        A picture's random numbers belong to the seed and to its place among the captions, of which these are first, ...
         """
         if isinstance(texts, list):
             words = tokenizer(self.tokenizer)
@@ -125,7 +127,8 @@ class Dalle(Objective):
 
         def draw(tokens: Tensor, length: Tensor) -> Tensor:
             B, G = len(tokens), self.spec.net.grid
-            u = random.uniform(random.step_key(seed, 0, tokens.device), "sample", torch.arange(B, device=tokens.device), G * G)
+            u = random.uniform(random.step_key(seed, 0, tokens.device), "sample",
+                               first + torch.arange(B, device=tokens.device), G * G)
             past = self.net.read(tokens.long(), self.unused(length))
             codes = torch.zeros(B, G * G, dtype=torch.int64, device=tokens.device)
             for i in range(G * G):

@@ -114,16 +114,16 @@ class Igpt(Objective):
 
         return self.ask(nats, torch.as_tensor(pixels), ids)
 
-    def complete(self, pixels: Pictures, given: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
+    def complete(self, pixels: Pictures, given: int, seed: int = 0, temperature: float = 1.0, first: int = 0) -> Tensor:
         """uint8 (B, S, S, 3), of which the first `given` pixels in raster order are kept and the others drawn -> the same
         shape, float32 whole numbers. given=0 draws whole pictures.
 
-        A picture's random numbers belong to the seed and to its place among the pictures.
+        A picture's random numbers belong to the seed and to its place among the pictures, of which these are first, ...
         """
 
         def draw(x: Tensor) -> Tensor:
             tokens, N, B = self.palette.tokens(x), self.spec.net.side**2, len(x)
-            u = random.uniform(random.step_key(seed, 0, x.device), "complete", torch.arange(B, device=x.device), N)
+            u = random.uniform(random.step_key(seed, 0, x.device), "complete", first + torch.arange(B, device=x.device), N)
             past = [Past(N) for _ in self.net.blocks]
             for i in range(N):
                 logits = self.net.step(tokens[:, i - 1] if i else None, i, past, B)

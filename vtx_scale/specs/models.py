@@ -2,6 +2,9 @@
 
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import Clip
+from vtx_scale.specs.dalle import TextToCodes
+from vtx_scale.specs.dvae import Codec
+from vtx_scale.specs.igpt import PixelGPT
 from vtx_scale.specs.resnet import ResNet
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.siglip import Siglip
@@ -42,6 +45,8 @@ HYBRIDS = {
     "vit_r_ti16": "R+Ti/16", "vit_r26_s32": "R26+S/32", "vit_r26_b32": "R26+B/32", "vit_r50_b16": "R50+B/16",
     "vit_r50_b32": "R50+B/32", "vit_r50_l16": "R50+L/16", "vit_r50_l32": "R50+L/32",
 }
+IGPTS = {"igpt_s": "S", "igpt_m": "M", "igpt_l": "L", "igpt_l48": "L@48", "igpt_l64": "L@64", "igpt_xl": "XL"}
+DALLES = {"dalle_2b8": "2.8B", "dalle_5b6": "5.6B", "dalle_12b": "12B"}  # the transformers; their codec is dvae_dalle
 DINOS = {"dino_vit_s16": "S/16", "dino_vit_s8": "S/8", "dino_vit_b16": "B/16", "dino_vit_b8": "B/8"}  # released without a head
 
 
@@ -70,4 +75,10 @@ def published() -> dict[str, tuple[Spec, int]]:
     for name, size in DINOS.items():
         made[name] = (ViT.size(size), 224)
     made["dino_resnet50"] = (ResNet.size("50"), 224)
+    for name, size in IGPTS.items():
+        igpt = PixelGPT.size(size)
+        made[name] = (igpt, igpt.side)
+    made["dvae_dalle"] = (Codec(), Codec().resolution)
+    for name, size in DALLES.items():
+        made[name] = (TextToCodes.size(size), 256)
     return made
