@@ -48,7 +48,7 @@ def macs(spec: Spec) -> int:
         return macs(spec.image) + macs(spec.text)
     if isinstance(spec, ClipResNet):
         return counted(built(spec), sample(spec)) + unasked(spec)
-    if isinstance(spec, ViT | TextTower | SiglipText | PixelGPT) and spec.depth > 2:  # blocks are alike: the second tells of the rest
+    if isinstance(spec, ViT | TextTower | SiglipText | PixelGPT) and spec.depth > 2:  # alike: the second tells of the rest
         one, two = (macs(replace(spec, depth=depth)) for depth in (1, 2))
         return one + (spec.depth - 1) * (two - one)
     if isinstance(spec, Codec):
