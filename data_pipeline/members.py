@@ -65,6 +65,16 @@ def caption(members: Mapping[str, Any]) -> str:
     return text(found.encode("utf-8", "replace"))
 
 
+def captions(members: Mapping[str, Any]) -> list[str]:
+    """All of a sample's: "captions" of the JSON where there is such a list, else its one. Raises as `caption` does."""
+    if "json" in members and b'"captions"' in members["json"]:
+        value = about(members)
+        found = value.get("captions") if isinstance(value, dict) else None
+        if isinstance(found, list) and found and all(isinstance(x, str) for x in found):
+            return [text(x.encode("utf-8", "replace")) for x in found]
+    return [caption(members)]
+
+
 def label(members: Mapping[str, Any]) -> int:
     """The class number, -1 where there is none. Raises BadSample label for what is no number below 2^31."""
     if "cls" not in members:

@@ -10,7 +10,8 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from vtx_scale.specs.run import Run
 
-FILES = ("clip", "siglip", "dino", "vit", "deit", "resnet", "igpt", "dvae", "dalle", "cifar10")
+FILES = ("clip", "siglip", "dino", "vit", "deit", "resnet", "igpt", "dvae", "dalle", "virtex",
+         "cifar10")
 STRANGERS: list[str] = []  # folders of recipes that came from files: what else they import lies there
 
 

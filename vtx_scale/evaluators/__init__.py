@@ -9,5 +9,5 @@ needs all ranks for a forward pass), masked slots included.
 """
 
 # files here with a function of their own name; read by the command line at every start, so it looks at no file
-NAMES = ("accuracy", "attention", "completions", "few_shot", "knn", "linear", "linear_sgd", "loss",
+NAMES = ("accuracy", "attention", "captions", "completions", "few_shot", "knn", "linear", "linear_sgd", "loss",
          "reconstruction", "retrieval", "samples", "zero_shot")

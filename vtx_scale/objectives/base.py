@@ -104,6 +104,10 @@ class Objective(nn.Module):
         """Whether a decayed parameter is a classifier's matrix, for `optim.head_decay`."""
         return False
 
+    def trunk(self, name: str) -> bool:
+        """Whether a parameter belongs to the part that learns at `optim.trunk_lr`."""
+        return False
+
     def ask(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """function(*rows), float32 on the CPU, without gradient: what a probe does.
 

@@ -26,7 +26,7 @@ from vtx_scale.blocks.exact import unrounded, whole
 from vtx_scale.blocks.rows import Rows
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.clip_reader import ClipReader
-from vtx_scale.objectives.pairs import in_parts, own, refuse_vocabulary, sigmoid_loss, similar
+from vtx_scale.objectives.pairs import in_parts, own, refuse_words, sigmoid_loss, similar
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import probe
 from vtx_scale.objectives.ranks import Ranks
@@ -62,7 +62,7 @@ class Clip(Objective):
 
     @staticmethod
     def reader(spec: Spec, data: Any, train: bool) -> ClipReader:
-        refuse_vocabulary(data.tokenizer, spec.text.vocab)
+        refuse_words(data.tokenizer, spec.text.vocab)
         return ClipReader(spec.image.resolution, spec.text.context, data.crop, data.ratio, data.flip, data.tokenizer, train,
                           data.bicubic)
 

@@ -25,6 +25,7 @@ from vtx_scale.objectives.dalle_reader import DalleReader, framed
 from vtx_scale.objectives.dvae import mapped, unmapped
 from vtx_scale.objectives.igpt import drawn
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
+from vtx_scale.objectives.pairs import refuse_words
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.dalle import Dalle as DalleSpec
 
@@ -47,10 +48,7 @@ class Dalle(Objective):
 
     @staticmethod
     def reader(spec: DalleSpec, data: Any, train: bool) -> DalleReader:
-        have = tokenizer(data.tokenizer).vocab
-        if have != spec.net.vocab:
-            raise UserError(f"data.tokenizer={data.tokenizer} has {have} ids and objective.net.vocab is {spec.net.vocab}: "
-                            f"set objective.net.vocab={have}.")
+        refuse_words(data.tokenizer, spec.net.vocab, "objective.net.vocab")
         return DalleReader(ImageReader(spec.codec.resolution, data, train), spec.net.context, spec.merges_dropped, data, train)
 
     def units(self) -> Iterable[nn.Module]:

@@ -16,12 +16,11 @@ from data_pipeline.text import tokenizer
 from vtx_scale.blocks.exact import exact
 
 
-def refuse_vocabulary(name: str, vocab: int) -> None:
-    """Raises UserError where the tokenizer `name` has another number of ids than the text tower."""
+def refuse_words(name: str, vocab: int, key: str = "objective.text.vocab") -> None:
+    """Raises UserError where the tokenizer `name` has another number of ids than the network, whose `key` says it."""
     have = tokenizer(name).vocab
     if have != vocab:
-        raise UserError(f"data.tokenizer={name} has {have} ids and objective.text.vocab is {vocab}: "
-                        f"set objective.text.vocab={have}.")
+        raise UserError(f"data.tokenizer={name} has {have} ids and {key} is {vocab}: set {key}={have}.")
 
 
 def blank_pair(size: int, context: int) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from vtx_scale.backbones import vit
 from vtx_scale.backbones.text import SiglipText
 from vtx_scale.blocks.exact import unrounded, whole
 from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.pairs import in_parts, refuse_vocabulary, sigmoid_loss
+from vtx_scale.objectives.pairs import in_parts, refuse_words, sigmoid_loss
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.objectives.siglip_reader import SiglipReader, encode_all
@@ -49,7 +49,7 @@ class Siglip(Objective):
 
     @staticmethod
     def reader(spec: Spec, data: Any, train: bool) -> SiglipReader:
-        refuse_vocabulary(data.tokenizer, spec.text.vocab)
+        refuse_words(data.tokenizer, spec.text.vocab)
         return SiglipReader(spec.image.resolution, spec.text.context, data.flip, data.tokenizer, train, data.bicubic)
 
     def units(self) -> Iterable[nn.Module]:

@@ -85,19 +85,22 @@ class Data(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Spec):
-    """AdamW (Loshchilov & Hutter 2019), SGD with momentum, or ViT-g's Adafactor (`vtx_scale.trainer.adafactor`).
+    """AdamW (Loshchilov & Hutter 2019), SGD with momentum, with Lookahead around it, or ViT-g's Adafactor.
 
     `lr` is the peak; `clip` the global gradient norm, None for none. SGD's momentum is betas[0], and its decay is added to
     the gradient.
     """
 
-    kind: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    kind: Literal["adamw", "sgd", "lookahead", "adafactor"] = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8  # of adamw
     decay: float = 0.0
     decay_end: float | None = None  # where the decay goes, on half a cosine
     head_decay: float | None = None  # of a classifier's matrix, where it differs
+    trunk_lr: float | None = None  # the peak of what the objective calls its trunk, where it differs
+    lookahead: int = 5  # of lookahead: every so many steps ...
+    lookahead_share: float = 0.5  # ... the slow weights move so far to the fast ones
     clip: float | None = None
     clip_each: bool = False  # `clip` holds for each tensor's own norm
 

@@ -8,23 +8,25 @@ from torch import Tensor, nn
 
 from vtx_scale.specs.run import Optimizer
 from vtx_scale.trainer.adafactor import Adafactor
+from vtx_scale.trainer.lookahead import Lookahead
 
 
-def groups(module: nn.Module, undecayed: Callable[[str, Tensor], bool],
-           head: Callable[[str], bool] = lambda name: False) -> list[dict[str, Any]]:
-    """Groups of kind "body", "head" and "undecayed", in the order of the names; an empty one is left out."""
-    made: dict[str, list[nn.Parameter]] = {"body": [], "head": [], "undecayed": []}
+def groups(module: nn.Module, undecayed: Callable[[str, Tensor], bool], head: Callable[[str], bool] = lambda name: False,
+           trunk: Callable[[str], bool] = lambda name: False) -> list[dict[str, Any]]:
+    """Groups of kind "body", "head" and "undecayed", of the trunk or not, in the order of the names; none is empty."""
+    kinds = [(kind, of_trunk) for of_trunk in (False, True) for kind in ("body", "head", "undecayed")]
+    made: dict[tuple[str, bool], list[nn.Parameter]] = {kind: [] for kind in kinds}
     for name, p in module.named_parameters():
         if p.requires_grad:
-            made["undecayed" if undecayed(name, p) else "head" if head(name) else "body"].append(p)
-    return [{"kind": kind, "params": part} for kind, part in made.items() if part]
+            made["undecayed" if undecayed(name, p) else "head" if head(name) else "body", trunk(name)].append(p)
+    return [{"kind": kind, "trunk": of_trunk, "params": part} for (kind, of_trunk), part in made.items() if part]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, spec: Optimizer, rate: float, step: int, steps: int) -> None:
     """The learning rate and weight decay of a step."""
     decay = spec.decay_at(step, steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate if spec.trunk_lr is None or not group["trunk"] else rate * spec.trunk_lr / spec.lr
         group["weight_decay"] = {"body": decay, "undecayed": 0.0}.get(
             group["kind"], decay if spec.head_decay is None else spec.head_decay)
 
@@ -34,7 +36,7 @@ def optimizer_of(objective: Any, spec: Optimizer, shards: Any = None) -> torch.o
 
     shards: the process group over which parameters are cut, None where they are whole.
     """
-    made = groups(objective, objective.undecayed, objective.head)
+    made = groups(objective, objective.undecayed, objective.head, objective.trunk)
     cuda = any(p.is_cuda for g in made for p in g["params"])
     each = None if cuda else False  # many tensors at once only where that is faster
     optimizer: torch.optim.Optimizer
@@ -44,6 +46,12 @@ def optimizer_of(objective: Any, spec: Optimizer, shards: Any = None) -> torch.o
         optimizer = torch.optim.SGD(made, lr=spec.lr, momentum=spec.betas[0], foreach=each)
         for p in parameters(optimizer):
             optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format)}
+    elif spec.kind == "lookahead":
+        optimizer = Lookahead(made, spec.lr, spec.betas[0], spec.lookahead, spec.lookahead_share, foreach=each)
+        for p in parameters(optimizer):
+            optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32),
+                                  "momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format),
+                                  "slow": p.detach().clone(memory_format=torch.preserve_format)}
     else:
         optimizer = torch.optim.AdamW(made, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True if cuda else None,
                                       foreach=each)

@@ -1,0 +1,109 @@
+"""VirTex's textual head (Desai & Johnson 2021, arXiv:2006.06666, section 3.2): transformer decoders over a picture's map.
+
+B samples, T tokens, P places of the map, H width. Post-norm layers as torch's TransformerDecoderLayer with GELU: causal
+attention over tokens, attention to the map, MLP of 4 H. Words, positions, the map's projection and the output, which is tied
+to the words, are shared by both directions; the layers are not.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtx_scale.blocks.rows import Rows, dropout
+from vtx_scale.specs.virtex import Virtex as Spec
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x to a memory, x itself or the map; its weights are dropped out, too."""
+
+    def __init__(self, width: int, heads: int, drop: float, name: str) -> None:
+        super().__init__()
+        self.heads, self.drop, self.name = heads, drop, name
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BTH: Tensor, memory_BPH: Tensor, causal: bool, rows: Rows | None) -> Tensor:
+        B, T, H = x_BTH.shape
+        q = self.q(x_BTH).view(B, T, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(memory_BPH).view(B, -1, 2, self.heads, H // self.heads).permute(2, 0, 3, 1, 4)
+        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if causal:
+            later = torch.ones(T, T, dtype=torch.bool, device=x_BTH.device).triu(1)
+            score = score.masked_fill(later, float("-inf"))
+        share = dropout(score.softmax(-1), self.drop, rows, self.name, "weights")
+        return self.proj((share @ v).transpose(1, 2).reshape(B, T, H))
+
+
+class Layer(nn.Module):
+    def __init__(self, spec: Spec, name: str) -> None:
+        super().__init__()
+        H = spec.width
+        self.drop, self.name = spec.dropout, name
+        self.own = Attention(H, spec.heads, spec.dropout, f"{name}.own")
+        self.map = Attention(H, spec.heads, spec.dropout, f"{name}.map")
+        self.fc1, self.fc2 = nn.Linear(H, 4 * H), nn.Linear(4 * H, H)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(H), nn.LayerNorm(H), nn.LayerNorm(H)
+
+    def forward(self, x: Tensor, map_BPH: Tensor, rows: Rows | None = None) -> Tensor:
+        """Padding stands behind every token that it could be seen by."""
+
+        def drop(y: Tensor, what: str) -> Tensor:
+            return dropout(y, self.drop, rows, self.name, what)
+
+        x = self.norm1(x + drop(self.own(x, x, True, rows), "drop1"))
+        x = self.norm2(x + drop(self.map(x, map_BPH, False, rows), "drop2"))
+        return self.norm3(x + drop(self.fc2(drop(F.gelu(self.fc1(x)), "fc1")), "drop3"))
+
+
+class Captioner(nn.Module):
+    """Tokens (B, T), of which `length` (B,) count, and a map (B, C, h, w) -> logits (B, T, V) of what follows each."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec, H = spec, spec.width
+        self.projection = nn.Linear(spec.net.width, H)
+        self.words = nn.Embedding(spec.vocab, H)
+        self.positions = nn.Embedding(spec.context, H)
+        self.norm = nn.LayerNorm(H, eps=1e-8)
+        self.forwards = self.layers("forwards")
+        self.backwards = self.layers("backwards") if spec.directions == "both" else None
+        self.bias = nn.Parameter(torch.empty(spec.vocab))
+
+    def layers(self, name: str) -> nn.ModuleList:
+        return nn.ModuleList(Layer(self.spec, f"{name}.{i}") for i in range(self.spec.depth))
+
+    def units(self) -> Iterable[nn.Module]:
+        return [*self.forwards, *(self.backwards or [])]
+
+    def look(self, map_BChw: Tensor) -> Tensor:
+        """(B, h w, H)."""
+        return self.projection(map_BChw.flatten(2).transpose(1, 2))
+
+    def forward(self, tokens_BT: Tensor, length_B: Tensor, look_BPH: Tensor, back: bool = False,
+                rows: Rows | None = None) -> Tensor:
+        T = tokens_BT.shape[1]
+        place = torch.arange(T, device=tokens_BT.device)
+        x = self.norm(self.words(tokens_BT) + self.positions(place))
+        x = dropout(x, self.spec.dropout, rows, "back" if back else "forward", "embedding")
+        x = x * (place < length_B[:, None])[..., None]
+        layers = self.backwards if back else self.forwards
+        assert layers is not None
+        for layer in layers:
+            x = layer(x, look_BPH, rows)
+        return F.linear(x, self.words.weight, self.bias)
+
+
+def initial(name: str, shape: torch.Size) -> tuple[str, float]:
+    """N(0, 0.02) for weights; biases as torch makes them: zero in attention, else uniform by what comes in."""
+    if "norm" in name:
+        return ("ones" if name.endswith("weight") else "zeros"), 0.0
+    if not name.endswith("bias"):
+        return "normal", 0.02
+    part = name.split(".")[-2] if "." in name else ""
+    if part in ("q", "kv", "proj"):
+        return "zeros", 0.0
+    fan_in = {"fc1": shape[0] // 4, "fc2": 4 * shape[0]}.get(part)
+    return ("uniform", fan_in**-0.5) if fan_in else ("zeros", 0.0)

@@ -1,0 +1,32 @@
+"""Whether the captions that a model writes are those of the samples, word for word."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from vtx_scale.objectives.ranks import Ranks
+
+
+def captions(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None,
+             ranks: Ranks) -> dict[str, float]:
+    """exact, the share of samples whose caption is written token for token (the first, where there are several); right, the
+    share of tokens that are right where they stand; and the number of samples.
+
+    Raises UserError where the objective writes no captions, or without samples.
+    """
+    if "caption_ids" not in probes:
+        raise UserError("captions needs an objective that writes them (VirTex): use another evaluator.")
+    counts = torch.zeros(4, dtype=torch.float64)
+    for batch in batches:
+        made, wanted = probes["caption_ids"](batch["image"]), batch["tokens"].long()
+        there = torch.arange(wanted.shape[1]) < batch["length"][:, None]
+        same = (made == wanted) & there
+        exact = (made == torch.where(there, wanted, torch.zeros_like(wanted))).all(1)
+        keep = batch.valid
+        counts += torch.stack([exact[keep].sum(), same[keep].sum(), there[keep].sum(), keep.sum()]).double()
+    exact_, same_, tokens, seen = ranks.sum(counts).tolist()
+    if not seen:
+        raise UserError("captions found no valid validation sample: look at them with 'vtx data verify'.")
+    return {"exact": exact_ / seen, "right": same_ / max(1.0, tokens), "samples": int(seen)}

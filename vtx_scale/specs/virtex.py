@@ -1,0 +1,55 @@
+"""VirTex's hyperparameters (Desai & Johnson 2021, arXiv:2006.06666) and its published sizes. Standard library only."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.run import Spec
+
+# name: trunk, layers and width of a decoder
+VIRTEX_SIZES: dict[str, tuple[str, int, int]] = {
+    "R50-L1-H512": ("50", 1, 512), "R50-L1-H768": ("50", 1, 768), "R50-L1-H1024": ("50", 1, 1024),
+    "R50-L1-H2048": ("50", 1, 2048), "R50-L2-H1024": ("50", 2, 1024), "R50-L3-H1024": ("50", 3, 1024),
+    "R50-L4-H1024": ("50", 4, 1024), "R50w2x-L1-H1024": ("wide 50-2", 1, 1024), "R101-L1-H1024": ("101", 1, 1024),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Virtex(Spec):
+    """A ResNet learns from captions, which decoders write forwards and backwards while they look at its map."""
+
+    build: ClassVar[str] = "vtx_scale.objectives.virtex:Virtex"
+
+    net: ResNet
+    width: int = 1024  # of the decoders, whose heads are of 64
+    depth: int = 1
+    context: int = 30  # tokens, start and end included
+    vocab: int = 10_000
+    dropout: float = 0.1
+    directions: Literal["both", "forward"] = "both"
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
+    jitter_share: float = 0.8
+    mirrored: bool = True  # pictures may be flipped; then left and right change places in the caption
+    beam: int = 5  # captions that are followed when one is written
+
+    @staticmethod
+    def size(name: str, **changes) -> "Virtex":
+        """`Virtex.size("R50-L1-H1024")`."""
+        trunk, depth, width = VIRTEX_SIZES[name]
+        return Virtex(**{"net": ResNet.size(trunk), "depth": depth, "width": width, **changes})
+
+    @property
+    def heads(self) -> int:
+        return max(1, self.width // 64)
+
+    def faults(self) -> list[str]:
+        found = []
+        if self.width % self.heads:
+            found.append(f"width={self.width}: give a multiple of 64, or less than 128.")
+        if self.context < 3 or self.depth < 1 or self.beam < 1:
+            found.append(f"context={self.context}: give 3 tokens or more, a depth and a beam of 1 or more.")
+        if not 0 <= self.dropout < 1:
+            found.append(f"dropout={self.dropout}: give a share from 0 to below 1.")
+        if self.net.classes:
+            found.append(f"net.classes={self.net.classes}: VirTex learns from captions, leave it out.")
+        return found
