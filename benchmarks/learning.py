@@ -1,10 +1,12 @@
 """Does an objective learn? A small training on CIFAR-10, beside the same network untrained and beside raw pixels.
 
     python benchmarks/learning.py pixels --data FOLDER
+    python benchmarks/learning.py colours --data FOLDER objective.palette=FILE
     python benchmarks/learning.py table
     python benchmarks/learning.py RECIPE --data FOLDER [--seed 0] [--runs FOLDER] [key=value ...]
 
-RECIPE is one of launch/recipes/cifar10.py, "pixels" the comparison with raw pixels, "table" what is there. FOLDER holds
+RECIPE is one of launch/recipes/cifar10.py, "pixels" the comparison with raw pixels, "colours" how well
+counts foretell iGPT's colours, "table" what is there. FOLDER holds
 train-*.tar and test-*.tar. One training a command; the same command goes on where it was stopped. Readouts and their
 penalty are fixed beforehand: weighted k-NN (20 neighbours), logistic regression with an L2 of 1e-3; raw pixels alone get
 the best of four penalties, chosen on the test pictures, which favours them. Writes
@@ -32,6 +34,7 @@ from vtx_scale.trainer.init import initialise
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+FILES = ("objective.teacher_from=", "objective.palette=")  # keys that name what lies on this machine
 CURVE = 12  # points of the training's curve that are kept
 
 
@@ -40,7 +43,7 @@ def untrained(run):
     objective = build.build_objective(run, torch.float32)
     Single(torch.device("cpu")).prepare(objective)
     initialise(objective, objective.initial, run.seed)
-    return scores(run, objective, [e.name for e in run.evaluate if e.name != "accuracy"])
+    return scores(run, objective, [e.name for e in run.evaluate if e.name not in ("accuracy", "completions")])
 
 
 def pixels(run):
@@ -61,6 +64,32 @@ def pixels(run):
     return made
 
 
+def colours(run):
+    """Nats of a test pixel's colour by counts of the training pictures: alone, and after its left neighbour in raster order.
+
+    The neighbours' counts are smoothed by the colours'; how much is chosen on the test pictures, which favours them.
+    """
+    objective, K = build.build_objective(run, torch.float32), run.objective.net.colours
+    one, two, tests = torch.zeros(K), torch.zeros(K, K), []
+    for train in (True, False):
+        batches, count = build.eval_batches(run, build.open_data(run, train))
+        for batch in Loader(batches, stop=count):
+            tokens = objective.palette.tokens(batch["image"])[batch.valid]
+            if train:
+                one += torch.bincount(tokens.flatten(), minlength=K)
+                two += torch.bincount((tokens[:, :-1] * K + tokens[:, 1:]).flatten(), minlength=K * K).view(K, K)
+            else:
+                tests.append(tokens)
+    tokens, share = torch.cat(tests), (one + 1) / (one + 1).sum()
+    first = -share.log()[tokens]
+    after = []
+    for weight in (0.1, 1.0, 10.0, 100.0):
+        table = (two + weight * K * share) / (two + weight * K * share).sum(1, keepdim=True)
+        nats = torch.cat([first[:, :1], -table.log()[tokens[:, :-1], tokens[:, 1:]]], 1)
+        after.append(nats.mean().item())
+    return {"colours": K, "side": run.objective.net.side, "unigram": first.mean().item(), "bigram": min(after)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
@@ -78,6 +107,8 @@ def main():
     keys = [f"data.shards={args.data}/train-*.tar", f"data.val_shards={args.data}/test-*.tar", f"seed={args.seed}", *args.keys]
     if args.recipe == "pixels":
         return write("pixels", pixels(build.resolve_data(override.override(recipes.find("cifar10_vit"), keys))))
+    if args.recipe == "colours":
+        return write("colours", colours(build.resolve_data(override.override(recipes.find("cifar10_igpt"), keys))))
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", "launch.cli", "train", args.recipe, "--run", str(folder), *keys], check=True)
     run = build.resolve_data(override.override(recipes.find(args.recipe), keys))
@@ -86,7 +117,7 @@ def main():
     points = sorted({round(i * (len(rows) - 1) / (CURVE - 1)) for i in range(CURVE)} | {min(99, len(rows) - 1)})
     trained = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     result = {
-        "recipe": args.recipe, "seed": args.seed, "keys": [k for k in args.keys if not k.startswith("objective.teacher_from=")],
+        "recipe": args.recipe, "seed": args.seed, "keys": [k for k in args.keys if not k.startswith(FILES)],
         "steps": run.steps, "batch": run.global_batch,
         "training_seconds": round(sum(r["seconds"] for r in rows), 1), "seconds": round(time.perf_counter() - began, 1),
         "curve": [{k: round(rows[i][k], 4) for k in said if k in rows[i]} for i in points],

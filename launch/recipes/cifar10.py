@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.dino import Crops, Dino
+from vtx_scale.specs.igpt import Igpt, PixelGPT
 from vtx_scale.specs.resnet import ResNet
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, Spec, System
 from vtx_scale.specs.supervised import Distill, Masked, Supervised
@@ -52,6 +53,15 @@ def cifar10_deit_plain() -> Run:
     """The same student without a teacher."""
     net = _net(classes=10, stem=(), patch=2)
     return _run(Supervised(net=net, smoothing=0.1, pixels="imagenet"), 1_500, ("accuracy",))
+
+
+def cifar10_igpt() -> Run:
+    """iGPT on CIFAR-10 at 16 pixels; objective.palette names 128 colours of `vtx data palette --colours 128 --side 16`."""
+    net = PixelGPT(width=128, depth=6, heads=4, side=16, colours=128)
+    run = _run(Igpt(net=net, palette="required", layer=6), 1_300, ("loss", "linear", "completions"), lr=3e-3)
+    return replace(run, data=Data(shards="required", crop=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.5, bicubic=False),
+                   optim=replace(run.optim, betas=(0.9, 0.95), decay=0.0), schedule=replace(run.schedule, warmup=60),
+                   global_batch=16)
 
 
 def cifar10_dino() -> Run:
