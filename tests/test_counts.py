@@ -25,11 +25,13 @@ from vtx_scale.specs.models import (
     IGPTS,
     RESNETS,
     SIGLIPS,
+    VIRTEXES,
     VITS,
     published,
 )
 from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNet, ResNet
 from vtx_scale.specs.siglip import SIGLIP_SIZES, Siglip
+from vtx_scale.specs.virtex import VIRTEX_SIZES
 
 # patches, positions, blocks and norm; with class token; with 1000 classes; with attention pooling in place of both;
 # GMAC with 1000 classes at 224 px; at the larger size and its pixels
@@ -272,7 +274,9 @@ def test_every_published_model_is_listed():
     assert set(HYBRIDS.values()) == set(HYBRID_FIGURES) and set(DINOS.values()) < set(DINO_FIGURES)
     assert set(IGPTS.values()) == set(IGPT_FIGURES) == set(IGPT_SIZES)
     assert set(DALLES.values()) == set(DALLE_FIGURES) == set(DALLE_SIZES)
-    one_each = (VITS, CLIPS, RESNETS, SIGLIPS, DEITS, DEITS_PLAIN, DINOS, IGPTS, DALLES, ["dino_resnet50", "dvae_dalle"])
+    assert set(VIRTEXES.values()) == set(VIRTEX_SIZES)
+    one_each = (VITS, CLIPS, RESNETS, SIGLIPS, DEITS, DEITS_PLAIN, DINOS, IGPTS, DALLES, VIRTEXES,
+                ["dino_resnet50", "dvae_dalle"])
     assert len(rows) == sum(map(len, one_each)) + 2 * len(HYBRIDS)
     other = {"clip_vit_l14_336": 336, "clip_rn50x4": 288, "clip_rn50x16": 384, "clip_rn50x64": 448,
              **{name: int(size.partition("@")[2] or 224) for name, size in SIGLIPS.items()}, "deit_b16_distilled_384": 384,

@@ -23,6 +23,7 @@ from vtx_scale.specs.igpt import PixelGPT
 from vtx_scale.specs.resnet import ClipResNet, ResNet
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.siglip import Siglip, SiglipText
+from vtx_scale.specs.virtex import Virtex
 
 
 def built(spec: Spec) -> Any:
@@ -51,6 +52,14 @@ def macs(spec: Spec) -> int:
     if isinstance(spec, ViT | TextTower | SiglipText | PixelGPT) and spec.depth > 2:  # alike: the second tells of the rest
         one, two = (macs(replace(spec, depth=depth)) for depth in (1, 2))
         return one + (spec.depth - 1) * (two - one)
+    if isinstance(spec, Virtex):
+        text, side = built(spec).text, spec.net.resolution // 2 ** (len(spec.net.blocks) + 1)
+        map_ = torch.empty(1, spec.net.width, side, side, device="meta")
+        tokens, length = (torch.empty(1, n, dtype=torch.int64, device="meta") for n in (spec.context, 1))
+        look = text.look(map_)
+        ways = (False, True) if spec.directions == "both" else (False,)
+        return (macs(spec.net) + counted(text.look, map_)
+                + sum(counted(text, tokens, length.flatten(), look, back) for back in ways))
     if isinstance(spec, Codec):
         codec, codes = built(spec), torch.empty(1, spec.vocab, spec.grid, spec.grid, device="meta")
         return counted(codec.encoder, sample(spec)) + counted(codec.decoder, codes)
@@ -60,7 +69,7 @@ def macs(spec: Spec) -> int:
     return counted(built(spec), sample(spec))
 
 
-def counted(model: Any, *inputs: torch.Tensor) -> int:
+def counted(model: Any, *inputs: Any) -> int:
     """Multiply-accumulates of `model(*inputs)`, by torch's counter."""
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # without gradients the counter trips
         model(*inputs)

@@ -11,10 +11,10 @@ STEPS = 12
 # one recipe for each objective, and for each kind of network and optimizer that keeps a state of its own
 RECIPES = ["vit_b16_jft", "vit_g14_jft3b", "vit_r50_b16_jft", "vit_b16_imagenet21k", "vit_b16_masked", "deit_s16",
            "deit_s16_distilled", "resnet50_imagenet", "dino_vit_s16", "dino_resnet50", "siglip_vit_b16", "clip_rn50",
-           "igpt_s", "igpt_s_bert", "dvae_dalle", "dalle_12b"]
+           "igpt_s", "igpt_s_bert", "dvae_dalle", "dalle_12b", "virtex_r50"]
 # A ReLU turns a difference in the last bit of a number near zero into another gradient (docs/objectives.md): across worlds
 # these are compared in float64, where no number is near enough.
-RELU = ("vit_r50_b16_jft", "resnet50_imagenet", "dino_resnet50", "clip_rn50", "dvae_dalle", "dalle_12b")
+RELU = ("vit_r50_b16_jft", "resnet50_imagenet", "dino_resnet50", "clip_rn50", "dvae_dalle", "dalle_12b", "virtex_r50")
 KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")  # see vtx_scale.failpoint
 CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3)]
 

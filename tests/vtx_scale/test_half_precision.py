@@ -14,7 +14,8 @@ from vtx_scale.objectives.pairs import sigmoid_loss
 
 KEYS = ("system.precision=bf16", "steps=3")
 RECIPES = ["vit_s16_imagenet", "vit_r50_b16_jft", "resnet18_imagenet", "deit_ti16_distilled", "vit_b16_masked", "dino_vit_s16",
-           "dino_resnet50", "clip_vit_b32", "clip_rn50", "siglip_vit_b16", "igpt_s", "dvae_dalle"]
+           "dino_resnet50", "clip_vit_b32", "clip_rn50", "siglip_vit_b16", "igpt_s", "dvae_dalle", "dalle_12b",
+           "virtex_r50"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.blocks.attention import MLP, Past
+from vtx_scale.blocks.exact import exact
 from vtx_scale.specs.dalle import TextToCodes as Spec
 
 EPS = 1e-5
@@ -156,7 +157,12 @@ class TextToCodes(nn.Module):
             x = block(x)
         x = self.norm(x)
         T = self.spec.context
-        return self.text_out(x[:, :T]), self.code_out(x[:, T + 1 :])
+        return self.say(self.text_out, x[:, :T]), self.say(self.code_out, x[:, T + 1 :])
+
+    def say(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        """Logits in at least float32."""
+        with exact(x.device):
+            return layer(x.to(torch.promote_types(x.dtype, torch.float32)))
 
     def read(self, tokens_BT: Tensor, unused_BT: Tensor) -> list[Past]:
         """What the blocks keep of a caption, for `step`."""
@@ -170,7 +176,7 @@ class TextToCodes(nn.Module):
             x = self.starts[:, 1:].expand(rows, -1, -1)
         else:
             x = (self.code(code_B) + (self.rows + self.columns).flatten(1, 2)[:, place - 1])[:, None]
-        return self.code_out(self.norm(self.through(x, past)))[:, 0]
+        return self.say(self.code_out, self.norm(self.through(x, past)))[:, 0]
 
     def through(self, x: Tensor, past: list[Past]) -> Tensor:
         for block, p in zip(self.blocks, past, strict=True):

@@ -8,6 +8,7 @@ from vtx_scale.specs.igpt import PixelGPT
 from vtx_scale.specs.resnet import ResNet
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.siglip import Siglip
+from vtx_scale.specs.virtex import Virtex
 
 # The papers tell small from large by case (s and S, g and G); a name must do without.
 VITS = {
@@ -46,6 +47,11 @@ HYBRIDS = {
     "vit_r50_b32": "R50+B/32", "vit_r50_l16": "R50+L/16", "vit_r50_l32": "R50+L/32",
 }
 IGPTS = {"igpt_s": "S", "igpt_m": "M", "igpt_l": "L", "igpt_l48": "L@48", "igpt_l64": "L@64", "igpt_xl": "XL"}
+VIRTEXES = {
+    "virtex_r50_h512": "R50-L1-H512", "virtex_r50_h768": "R50-L1-H768", "virtex_r50": "R50-L1-H1024",
+    "virtex_r50_h2048": "R50-L1-H2048", "virtex_r50_l2": "R50-L2-H1024", "virtex_r50_l3": "R50-L3-H1024",
+    "virtex_r50_l4": "R50-L4-H1024", "virtex_r50w2x": "R50w2x-L1-H1024", "virtex_r101": "R101-L1-H1024",
+}
 DALLES = {"dalle_2b8": "2.8B", "dalle_5b6": "5.6B", "dalle_12b": "12B"}  # the transformers; their codec is dvae_dalle
 DINOS = {"dino_vit_s16": "S/16", "dino_vit_s8": "S/8", "dino_vit_b16": "B/16", "dino_vit_b8": "B/8"}  # released without a head
 
@@ -78,6 +84,9 @@ def published() -> dict[str, tuple[Spec, int]]:
     for name, size in IGPTS.items():
         igpt = PixelGPT.size(size)
         made[name] = (igpt, igpt.side)
+    for name, size in VIRTEXES.items():
+        virtex = Virtex.size(size)
+        made[name] = (virtex, virtex.net.resolution)
     made["dvae_dalle"] = (Codec(), Codec().resolution)
     for name, size in DALLES.items():
         made[name] = (TextToCodes.size(size), 256)
