@@ -1,7 +1,9 @@
 """A global batch of eleven slots, its masks, its shares on ranks, and an objective built on a rank as a run builds it."""
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from data_pipeline.batch import Batch
@@ -10,6 +12,7 @@ from tests.ranks import gathered
 from vtx_scale.specs.run import Run
 
 SLOTS = 11
+CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
 PATTERNS = {"some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1], "a rank masked": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
             "all valid": [1] * 11}
 
@@ -61,3 +64,34 @@ def whole_grads(objective: Any) -> dict[str, list]:
     """The gradient of every trained parameter, assembled, as plain lists that another process can take."""
     return {k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
             for k, p in objective.named_parameters() if p.requires_grad}
+
+
+def by_pattern(run: Run, samples: Callable[[str], Batch], values: Any, step: int, cut: int | None = None) -> dict[str, Any]:
+    """On a rank, for every mask pattern: the loss of the whole batch, and whole gradients. cut: slots of a micro-batch."""
+    made, objective, rank, world = on_this_rank(run, values)
+    out = {}
+    for pattern in PATTERNS:
+        batch = objective.prepare(share(samples(pattern), rank, world), step)
+        total, value = made.sum(objective.count(batch).double()), torch.zeros((), dtype=torch.float64)
+        parts = batch.split(cut)
+        for k, part in enumerate(parts):
+            with made.micro(last=k == len(parts) - 1):
+                loss, _ = objective(part, step)
+                made.backward(loss / total)
+            value += (loss / total).detach()
+        out[pattern] = (made.sum(value).item(), whole_grads(objective))
+        objective.zero_grad()
+    return out
+
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any], *where: object) -> None:
+    """Within 1e-9. expected: pattern -> (loss, gradients by name, None for zero)."""
+    assert found.keys() == expected.keys() == PATTERNS.keys()
+    for pattern, (value, grads) in found.items():
+        wanted, wanted_grads = expected[pattern]
+        assert value == pytest.approx(wanted, rel=1e-9), (*where, pattern)
+        assert grads.keys() == wanted_grads.keys()
+        for name, grad in grads.items():
+            known = 0 if wanted_grads[name] is None else wanted_grads[name]
+            error = (torch.tensor(grad, dtype=torch.float64) - known).abs().max().item()
+            assert error < 1e-9, (*where, pattern, name, error)

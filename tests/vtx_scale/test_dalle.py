@@ -11,9 +11,10 @@ from data_pipeline.text import tokenizer
 from data_pipeline.tools.tokenizer import train_tokenizer
 from launch import recipes
 from tests.ranks import on_ranks
-from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.backbones.dalle import Attention, kind_of, sees
 from vtx_scale.count import parameters
+from vtx_scale.evaluators.samples import samples as samples_evaluator
 from vtx_scale.objectives.dalle import Dalle
 from vtx_scale.objectives.dalle_reader import framed
 from vtx_scale.objectives.dvae import mapped
@@ -22,7 +23,6 @@ from vtx_scale.specs.dalle import TextToCodes
 from vtx_scale.specs.run import System
 
 STEP, T, G, V, K = 3, 5, 4, 9, 6
-CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
 SPEC = TextToCodes(width=16, heads=2, depth=4, context=T, grid=G, vocab=V, codes=K, reach=1)
 
 
@@ -139,20 +139,7 @@ def brute_force(pattern):
 
 
 def cell(strategy):
-    made, objective, rank, world = on_this_rank(recipe(strategy), loud)
-    out = {}
-    for pattern in PATTERNS:
-        batch = share(samples(pattern), rank, world)
-        total, value = made.sum(objective.count(batch).double()), 0.0
-        parts = batch.split(2)
-        for k, part in enumerate(parts):
-            with made.micro(last=k == len(parts) - 1):
-                loss, _ = objective(part, STEP)
-                made.backward(loss / total)
-            value += (loss / total).detach()
-        out[pattern] = (made.sum(value.clone()).item(), whole_grads(objective))
-        objective.zero_grad()
-    return out
+    return by_pattern(recipe(strategy), samples, loud, STEP, cut=2)
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +150,8 @@ def expected():
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
     for rank, found in enumerate(on_ranks(world, cell, strategy)):
-        for pattern, (value, grads) in found.items():
-            wanted, wanted_grads = expected[pattern]
-            assert value == pytest.approx(wanted, rel=1e-9), (rank, pattern)
-            assert grads.keys() == wanted_grads.keys() and not any(name.startswith("codec") for name in grads)
-            for name, grad in grads.items():
-                known = 0 if wanted_grads[name] is None else wanted_grads[name]
-                error = (torch.tensor(grad, dtype=torch.float64) - known).abs().max().item()
-                assert error < 1e-9, (rank, pattern, name, error)
+        assert_equal(found, expected, rank)
+        assert not any(name.startswith("codec") for _, grads in found.values() for name in grads)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +178,16 @@ def test_a_seed_and_a_place_say_the_picture(small):
     assert torch.equal(made[:3], small.probes["sample"](tuple(t[:3] for t in texts), seed=1))
     cold = [small.probes["sample"](texts, seed=s, temperature=1e-6) for s in (1, 2)]
     assert torch.equal(*cold), "without temperature the likeliest codes are drawn"
+
+
+def test_samples_are_a_row_each(small):
+    batch = samples("a rank masked")
+    scores = samples_evaluator(small.probes, [batch], None, Ranks())
+    assert scores["picture"].shape == (4 * 2 * G, 5 * 2 * G, 3) and scores["samples"] == 4
+    rows = torch.from_numpy(scores["picture"]).unflatten(0, (4, 2 * G))
+    assert torch.equal(rows[:, :, : 2 * G], batch["image"][batch.valid][:4])
+    nobody = replace(batch, valid=torch.zeros_like(batch.valid))
+    assert samples_evaluator(small.probes, [nobody], None, Ranks()) == {"samples": 0}
 
 
 def test_captions_are_framed():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from launch import recipes
 from tests.ranks import on_ranks
-from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.blocks import random
 from vtx_scale.blocks.rows import VIEWS
 from vtx_scale.evaluators.reconstruction import reconstruction
@@ -19,7 +19,6 @@ from vtx_scale.specs.dvae import half_cosine
 from vtx_scale.specs.run import Schedule, System
 
 STEP, SIDE, K = 3, 8, 6
-CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
 
 
 def recipe(strategy="single"):
@@ -80,20 +79,7 @@ def brute_force(pattern):
 
 
 def cell(strategy):
-    made, objective, rank, world = on_this_rank(recipe(strategy), loud)
-    out = {}
-    for pattern in PATTERNS:
-        batch = share(samples(pattern), rank, world)
-        total, value = made.sum(objective.count(batch).double()), 0.0
-        parts = batch.split(2)
-        for k, part in enumerate(parts):
-            with made.micro(last=k == len(parts) - 1):
-                loss, _ = objective(part, STEP)
-                made.backward(loss / total)
-            value += (loss / total).detach()
-        out[pattern] = (made.sum(value.clone()).item(), whole_grads(objective))
-        objective.zero_grad()
-    return out
+    return by_pattern(recipe(strategy), samples, loud, STEP, cut=2)
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +90,7 @@ def expected():
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
     for rank, found in enumerate(on_ranks(world, cell, strategy)):
-        for pattern, (value, grads) in found.items():
-            wanted, wanted_grads = expected[pattern]
-            assert value == pytest.approx(wanted, rel=1e-9), (rank, pattern)
-            assert grads.keys() == wanted_grads.keys()
-            for name, grad in grads.items():
-                error = (torch.tensor(grad, dtype=torch.float64) - wanted_grads[name]).abs().max().item()
-                assert error < 1e-9, (rank, pattern, name, error)
+        assert_equal(found, expected, rank)
 
 
 def test_the_law_of_a_channel_is_a_law():

@@ -284,7 +284,7 @@ def test_names():
     files = Path(evaluators.__path__[0]).glob("*.py")
     assert sorted(NAMES) == sorted(f.stem for f in files if f"\ndef {f.stem}(" in f.read_text())
     assert all(callable(evaluator(name)) for name in NAMES)
-    with pytest.raises(UserError, match="no evaluator 'features': choose of accuracy, attention, few_shot, knn"):
+    with pytest.raises(UserError, match="no evaluator 'features': choose of accuracy, attention, captions, "):
         evaluator("features")
 
 
@@ -338,7 +338,7 @@ def test_on_a_finished_run(run):
 
     refused = vtx("evaluate", run, "--with", "knn,kmm")
     assert refused.returncode == 2
-    assert "There is no evaluator 'kmm': choose of accuracy, attention, few_shot, knn" in refused.stderr
+    assert "There is no evaluator 'kmm': choose of accuracy, attention, captions, " in refused.stderr
     assert "few_shot, knn, linear" in vtx("evaluate", "--help").stdout
 
 

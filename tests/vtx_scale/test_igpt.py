@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from data_pipeline.errors import UserError
 from launch import recipes
 from tests.ranks import on_ranks
-from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.blocks import random
 from vtx_scale.blocks.attention import Past
 from vtx_scale.blocks.rows import VIEWS
+from vtx_scale.evaluators.completions import completions
 from vtx_scale.objectives.igpt import Igpt, drawn
 from vtx_scale.objectives.palette import Palette, colours_of, read_palette, write_palette
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.run import System
 
 STEP, SIDE = 3, 3
-CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
 CASES = {"next": "igpt_s", "hidden": "igpt_s_bert", "classes": "igpt_l_finetune"}
 
 
@@ -102,43 +102,19 @@ def brute_force(case, pattern):
 
 
 def cell(strategy):
-    return {case: one_case(strategy, case) for case in CASES}
-
-
-def one_case(strategy, case):
-    made, objective, rank, world = on_this_rank(recipe(case, strategy), loud)
-    out = {}
-    for pattern in PATTERNS:
-        batch = share(samples(pattern), rank, world)
-        total, value = made.sum(objective.count(batch).double()), 0.0
-        parts = batch.split(2)
-        for k, part in enumerate(parts):
-            with made.micro(last=k == len(parts) - 1):
-                loss, _ = objective(part, STEP)
-                made.backward(loss / total)
-            value += (loss / total).detach()
-        out[pattern] = (made.sum(value.clone()).item(), whole_grads(objective))
-        objective.zero_grad()
-    return out
+    return {case: by_pattern(recipe(case, strategy), samples, loud, STEP, cut=2) for case in CASES}
 
 
 @pytest.fixture(scope="module")
 def expected():
-    return {(case, p): brute_force(case, p) for case in CASES for p in PATTERNS}
+    return {case: {p: brute_force(case, p) for p in PATTERNS} for case in CASES}
 
 
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
     for rank, found in enumerate(on_ranks(world, cell, strategy)):
-        for case, patterns in found.items():
-            for pattern, (value, grads) in patterns.items():
-                wanted, wanted_grads = expected[case, pattern]
-                assert value == pytest.approx(wanted, rel=1e-9), (rank, case, pattern)
-                assert grads.keys() == wanted_grads.keys()
-                for name, grad in grads.items():
-                    known = 0 if wanted_grads[name] is None else wanted_grads[name]
-                    error = (torch.tensor(grad, dtype=torch.float64) - known).abs().max().item()
-                    assert error < 1e-9, (rank, case, pattern, name, error)
+        for case in CASES:
+            assert_equal(found[case], expected[case], rank, case)
 
 
 def test_the_first_loss_is_the_logarithm_of_the_colours():
@@ -187,6 +163,23 @@ def test_what_is_given_stays_and_a_seed_says_the_rest(small):
     assert not torch.equal(drawn_, small.complete(pictures, 7, seed=2).to(torch.uint8))
     assert torch.equal(drawn_[3:5], small.complete(torch.cat([pictures[:3], pictures[3:5]]), 7, seed=1).to(torch.uint8)[3:5])
     assert small.training is False and small.complete(pictures, SIDE**2).to(torch.uint8).equal(known)
+
+
+def test_completions_are_a_row_each(small):
+    """Itself, what was given, four draws that keep the upper half; masked slots are drawn with the others and not shown."""
+    batch = samples("a rank masked")
+    scores = completions(small.probes, [batch], None, Ranks())
+    rows = torch.from_numpy(scores["picture"]).unflatten(0, (4, SIDE)).unflatten(2, (6, SIDE)).transpose(1, 2)
+    first = batch["image"][batch.valid][:4]
+    assert scores["samples"] == 4 and torch.equal(rows[:, 0], first)
+    half = SIDE // 2
+    known = small.palette.pixels(small.palette.tokens(first))
+    assert torch.equal(rows[:, 1, :half], first[:, :half]) and (rows[:, 1, half:] == 128).all()
+    assert all(torch.equal(rows[:, k, :half], known[:, :half]) for k in range(2, 6))
+    nobody = replace(batch, valid=torch.zeros_like(batch.valid))
+    assert completions(small.probes, [nobody], None, Ranks()) == {"samples": 0}
+    with pytest.raises(UserError, match="causal iGPT"):
+        completions({}, [batch], None, Ranks())
 
 
 def test_a_draw_never_leaves_the_distribution():

@@ -12,7 +12,7 @@ from data_pipeline.members import captions
 from data_pipeline.text import tokenizer
 from launch import recipes
 from tests.ranks import on_ranks
-from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.backbones.captioner import Captioner
 from vtx_scale.count import parameters
 from vtx_scale.evaluators.captions import captions as captions_evaluator
@@ -29,7 +29,6 @@ from vtx_scale.trainer.optim import optimizer_of, set_applied, set_rates
 FIGURES = {"R50-L1-H512": 38_111_568, "R50-L1-H768": 51_699_792, "R50-L1-H1024": 69_482_320, "R50-L1-H2048": 182_555_472,
            "R50-L2-H1024": 103_075_664, "R50-L3-H1024": 136_669_008, "R50-L4-H1024": 170_262_352,
            "R50w2x-L1-H1024": 112_808_528, "R101-L1-H1024": 88_474_448}
-CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
 STEP, T, V = 3, 7, 11
 SMALL = Virtex(net=ResNet(blocks=(1,), kind="basic", resolution=32), width=16, depth=2, context=T, vocab=V, dropout=0.0, beam=3)
 
@@ -116,17 +115,7 @@ def brute_force(pattern):
 
 
 def cell(strategy):
-    made, objective, rank, world = on_this_rank(recipe(strategy), loud)
-    out = {}
-    for pattern in PATTERNS:
-        batch = share(samples(pattern), rank, world)
-        total = made.sum(objective.count(batch).double())
-        with made.micro(last=True):
-            loss, _ = objective(batch, STEP)
-            made.backward(loss / total)
-        out[pattern] = (made.sum((loss / total).detach().clone()).item(), whole_grads(objective))
-        objective.zero_grad()
-    return out
+    return by_pattern(recipe(strategy), samples, loud, STEP)
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +126,7 @@ def expected():
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
     for rank, found in enumerate(on_ranks(world, cell, strategy)):
-        for pattern, (value, grads) in found.items():
-            wanted, wanted_grads = expected[pattern]
-            assert value == pytest.approx(wanted, rel=1e-9), (rank, pattern)
-            assert grads.keys() == wanted_grads.keys()
-            for name, grad in grads.items():
-                known = 0 if wanted_grads[name] is None else wanted_grads[name]
-                error = (torch.tensor(grad, dtype=torch.float64) - known).abs().max().item()
-                assert error < 1e-9, (rank, pattern, name, error)
+        assert_equal(found, expected, rank)
 
 
 def test_groups_of_the_recipe():
