@@ -110,6 +110,7 @@ def of_merges(path: Path) -> Tokenizer:
     ])
 
     rougher = with_dropout(engine)
+    assert rougher is not None
 
     def words(ids: list[int]) -> str:
         joined = "".join(names[i] for i in ids)
@@ -138,16 +139,24 @@ def of_json(path: Path) -> Tokenizer:
                      lambda ids: engine.decode(ids), with_dropout(engine))
 
 
-def with_dropout(engine: Any) -> Callable[[str, float, np.random.Generator], list[int]]:
-    """BPE-dropout (Provilkov et al. 2020) by the merges of an engine, whose own draws hang on no seed.
+def with_dropout(engine: Any) -> Callable[[str, float, np.random.Generator], list[int]] | None:
+    """BPE-dropout (Provilkov et al. 2020) by the merges of an engine, whose own draws hang on no seed; None of one that is no
+    byte-level BPE, where alone every piece of a word has an id.
 
     Of the merges that are possible each is left out with the share's chance; the best of the rest is made, until none is left.
     """
-    model = json.loads(engine.to_str())["model"]
-    rank = {tuple(m.split(" ") if isinstance(m, str) else m): i for i, m in enumerate(model["merges"])}
-    vocab, suffix = model["vocab"], model.get("end_of_word_suffix") or ""
+    if type(engine.model).__name__ != "BPE" or "ByteLevel" not in str(engine.pre_tokenizer):
+        return None
+
+    @lru_cache(1)
+    def table() -> tuple[dict[tuple[str, ...], int], dict[str, int], str]:
+        """Ranks of merges, ids, what ends a word: made for the first caption, for most runs leave nothing out."""
+        model = json.loads(engine.to_str())["model"]
+        rank = {tuple(m.split(" ") if isinstance(m, str) else m): i for i, m in enumerate(model["merges"])}
+        return rank, model["vocab"], model.get("end_of_word_suffix") or ""
 
     def pieces(word: str, share: float, generator: np.random.Generator) -> list[str]:
+        rank, _, suffix = table()
         parts = [*word[:-1], word[-1] + suffix]
         while len(parts) > 1:
             found = [(rank[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in rank]
@@ -161,6 +170,7 @@ def with_dropout(engine: Any) -> Callable[[str, float, np.random.Generator], lis
     def ids(text: str, share: float, generator: np.random.Generator) -> list[int]:
         text = engine.normalizer.normalize_str(text) if engine.normalizer else text
         words = [word for word, _ in engine.pre_tokenizer.pre_tokenize_str(text)]
+        vocab = table()[1]
         return [vocab[p] for word in words for p in pieces(word, share, generator)]
 
     return ids

@@ -29,8 +29,8 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
             code = once(request, world, asked)
             if code in (0, 2, 3, 4, 75, 130):
                 return code
-            if asked:  # a rank that was struck before it listened has lost nothing that was not saved
-                return 75
+            if asked:  # a rank that our SIGTERM struck before it listened had nothing to save yet
+                return 75 if code == -signal.SIGTERM else max(code, 1)
             now = newest(folder)
             failures = 1 if now > best else failures + 1
             best = max(best, now)

@@ -1,5 +1,6 @@
 """Where values come from at a run's first start: `init.from`, and networks that an objective borrows (a teacher)."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,7 @@ def start_from(source: str, run: Run, strategy: Any, say: Callable[[str], None] 
     fill(strategy, resized, candidates, wanted, f"init.from={source}")
 
 
+LIST = re.compile(r"(.*?\b(?:blocks|stages))\.")  # what a network has several of
 SHAPELESS = ("heads", "activation", "eps", "pool", "pixels", "patch", "kind", "class_token")  # what shapes do not show
 
 
@@ -82,18 +84,12 @@ def differences(path: Path, run: Run) -> list[str]:
 def refuse_rest(state: dict[str, Tensor], strategy: Any, left: tuple[str, ...], source: str) -> None:
     """Raises UserError where a part that the recipe has holds more there: blocks that would be left out in silence."""
     here = {s.key.partition("/")[2] for s in strategy.slices()}
-    parts = {name.rpartition(".")[0] for name in here}
-    lists = {part for name in parts for part in prefixes(name)}  # blocks, blocks.3 ...
-    rest = [name for name in state if name not in here and not name.startswith(left)
-            and any(p in lists and p.rpartition(".")[2] in ("blocks", "stages") for p in prefixes(name))]
-    if rest:
-        raise UserError(f"{source}: it has {rest[0]}, which the recipe's network has not: make the recipe as deep.")
-
-
-def prefixes(name: str) -> list[str]:
-    """a.b.c -> a, a.b, a.b.c."""
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    lists = {m[1] for name in here if (m := LIST.match(name))}
+    for name in state:
+        both = (name, name.removeprefix("teacher."))  # a plain network takes a DINO's teacher
+        deeper = any((m := LIST.match(n)) and m[1] in lists for n in both)
+        if deeper and here.isdisjoint(both) and not name.startswith(left):
+            raise UserError(f"{source}: it has {name}, which the recipe's network has not: make the recipe as deep.")
 
 
 def borrow(prefix: str, source: str, network: Any, strategy: Any) -> None:

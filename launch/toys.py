@@ -1,5 +1,6 @@
 """Toy shards and toy runs in the cache: made once, whole or not at all."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -47,10 +48,8 @@ def toy_run(recipe: str, say: Callable[[str], None], steps: int = 60) -> Path:
                                   env=plain, capture_output=True, text=True)
             if done.returncode:
                 raise UserError(f"The toy {recipe} could not be trained: {done.stderr.strip()[-200:]}")
-            os.rename(part, folder)
-        except OSError:  # another process was first
+            with contextlib.suppress(OSError):  # another process was first
+                os.rename(part, folder)
+        finally:
             shutil.rmtree(part, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
     return folder

@@ -136,6 +136,19 @@ def wait_for_step(folder, step, process):
     raise AssertionError("no step came")
 
 
+@pytest.mark.parametrize(("code", "says"), [(-signal.SIGTERM, 75), (1, 1), (-signal.SIGKILL, 1), (0, 0), (75, 75), (3, 3)])
+def test_a_failure_on_the_way_out_is_no_75(tmp_path, monkeypatch, code, says):
+    """75 promises that all is saved: a rank that failed while it was asked to leave says so still."""
+    from launch import local
+
+    def once(request, world, asked):
+        asked.append(signal.SIGTERM)
+        return code
+
+    monkeypatch.setattr(local, "once", once)
+    assert local.launch(tmp_path / "request", tmp_path, 2, print) == says
+
+
 @pytest.mark.parametrize(("world", "after"), [(1, 1.5), (1, 2.5), (1, 3.5), (2, 2.0), (2, 3.0), (2, 4.0)])
 def test_ctrl_c_while_it_starts(tmp_path, world, after):
     """Whatever is being imported: a documented code, no traceback, nobody left, and the command can be run again."""

@@ -220,6 +220,18 @@ def test_without_dropping_the_merges_are_the_tokenizers(words):
         assert words.rougher(text, 0.0, np.random.default_rng(0)) == words.ids(text)
 
 
+def test_a_tokenizer_without_merges_is_taken_as_before(tmp_path):
+    """A tokenizer.json of words, not of merges: it loads, and has nothing to leave out."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    engine = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
+    engine.pre_tokenizer = pre_tokenizers.Whitespace()
+    engine.add_special_tokens(["<|start|>", "<|end|>"])
+    engine.save(str(tmp_path / "tokenizer.json"))
+    made = tokenizer(str(tmp_path / "tokenizer.json"))
+    assert made.rougher is None and made.ids("b a z") == [1, 0, 2]
+
+
 def test_dropped_merges_spell_the_same_text_in_more_pieces(words):
     text, counts = TEXTS[0], []
     for share_ in (0.0, 0.1, 0.5, 0.99):

@@ -54,6 +54,12 @@ def test_another_classifier_is_refused_where_it_is_to_be_kept(trained, tmp_path)
     assert "net.head.weight is (13, 64) in the recipe and (12, 64) there" in done.stderr
 
 
+def test_a_deeper_teacher_is_refused(trained, tmp_path):
+    done = train(tmp_path / "run", f"init.from={trained('dino_vit_s16')}", "objective.net.depth=1",
+                 recipe="vit_b16_finetune384", code=2)
+    assert "it has teacher.net.blocks.1." in done.stderr
+
+
 def test_a_deeper_source_is_refused_and_another_arithmetic_is_said(trained, tmp_path, capfd):
     """Nothing is left out in silence; the corrected command goes, because the refused one has saved nothing."""
     folder, source = tmp_path / "run", f"init.from={trained('vit_b16_imagenet21k')}"

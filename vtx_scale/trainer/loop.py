@@ -72,7 +72,8 @@ class Trainer:
             set_rates(self.optimizer, run.optim, rate, p.step, run.steps)
             for bad in batch.bad:
                 self.ledger.write(**bad, step=p.step + 1)
-                limit.saw(bad)
+                if bad["kind"] != "retry":
+                    limit.saw(bad)
             for reason, count in batch.notes.items():
                 self.ledger.write(kind="note", reason=reason, count=count, step=p.step + 1)
 
