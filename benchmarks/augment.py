@@ -20,10 +20,10 @@ import PIL
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from data_pipeline.augment import affine, colour
-from data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
-from data_pipeline.augment.multicrop import VIEW_WORDS, MultiCrop
-from data_pipeline.augment.randaug import RandAugment
+from vtx_scale.data_pipeline.augment import affine, colour
+from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
+from vtx_scale.data_pipeline.augment.multicrop import VIEW_WORDS, MultiCrop
+from vtx_scale.data_pipeline.augment.randaug import RandAugment
 
 FILL = (124, 116, 104)
 BICUBIC, NEAREST, AFFINE = Image.Resampling.BICUBIC, Image.Resampling.NEAREST, Image.Transform.AFFINE

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.loader import Loader
-from launch import build, override, recipes
-from launch.evaluate import scores
+from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.evaluators.features import extract
 from vtx_scale.evaluators.knn import knn
 from vtx_scale.evaluators.linear import linear
+from vtx_scale.launch import build, override, recipes
+from vtx_scale.launch.evaluate import scores
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.init import initialise
@@ -110,7 +110,7 @@ def main():
     if args.recipe == "colours":
         return write("colours", colours(build.resolve_data(override.override(recipes.find("cifar10_igpt"), keys))))
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "launch.cli", "train", args.recipe, "--run", str(folder), *keys], check=True)
+    subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", "train", args.recipe, "--run", str(folder), *keys], check=True)
     run = build.resolve_data(override.override(recipes.find(args.recipe), keys))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     said = ("step", "loss", "accuracy", "teacher_accuracy", "distillation", "teacher_entropy", "marginal_entropy")

@@ -24,11 +24,11 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from data_pipeline.augment.crop import random_resized_crop_box
-from data_pipeline.decode import decode_image, resize_crop
-from data_pipeline.index import open_index
-from data_pipeline.loader import Batches, Loader
-from data_pipeline.order import Order
+from vtx_scale.data_pipeline.augment.crop import random_resized_crop_box
+from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.loader import Batches, Loader
+from vtx_scale.data_pipeline.order import Order
 from vtx_scale.objectives.clip_reader import ClipReader
 
 SIZE, BATCH = 224, 64

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for tests
 
-from data_pipeline.batch import Batch
 from tests.parity.libraries import open_clip, timm, transformers
 from vtx_scale.backbones.resnet import ResNet
 from vtx_scale.backbones.vit import ViT
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rows import Rows, keepers
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.interop import export_clip, export_resnet, export_siglip, export_vit
 from vtx_scale.interop.rename import Line, outward, under
 from vtx_scale.interop.siglip import HALF

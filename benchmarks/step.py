@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.batch import Batch
-from launch.build import build_objective
-from launch.recipes.clip import clip_vit_b32_smoke
 from vtx_scale.checkpoints.write import Writer
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.launch.build import build_objective
+from vtx_scale.launch.recipes.clip import clip_vit_b32_smoke
 from vtx_scale.strategies.apply import apply
 from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.control import Control, Ledger

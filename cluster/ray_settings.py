@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.guard import guarded
-from cluster.job import GaveUp
-from data_pipeline.errors import UserError
+from vtx_scale.cluster.guard import guarded
+from vtx_scale.cluster.job import GaveUp
+from vtx_scale.data_pipeline.errors import UserError
 
 # Ray's own limits are made for patience (ten minutes until a stopped worker is noticed), not for recovery. What the
 # user has set stands.

@@ -27,9 +27,9 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from cluster.job import Died, Ended, Event, GaveUp, Job
-from cluster.policy import Failures, after_failure, give_up
-from data_pipeline.errors import UserError
+from vtx_scale.cluster.job import Died, Ended, Event, GaveUp, Job
+from vtx_scale.cluster.policy import Failures, after_failure, give_up
+from vtx_scale.data_pipeline.errors import UserError
 
 GRACE = 10.0  # seconds that the other ranks have to follow one that ended by decision
 LOOK = 0.3  # seconds between two looks of the driver

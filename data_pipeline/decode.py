@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.errors import BadSample, notes
+from vtx_scale.data_pipeline.errors import BadSample, notes
 
 LIMIT = 64_000_000  # pixels
 RATIO = 20

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from data_pipeline.errors import UserError
-from data_pipeline.storage import File, expand, short_hash, whole
-from data_pipeline.tar import COMPRESSED, Problem, samples
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.storage import File, expand, short_hash, whole
+from vtx_scale.data_pipeline.tar import COMPRESSED, Problem, samples
 
 CHUNK, CAP = 256, 8 << 20
 EXTENT_LIMIT = 1 << 32

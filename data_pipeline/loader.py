@@ -23,11 +23,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data_pipeline.batch import Batch
-from data_pipeline.errors import BadSample, UserError, notes
-from data_pipeline.index import CHUNK
-from data_pipeline.order import AUGMENT, draws
-from data_pipeline.read import CHUNKS_KEPT, ChunkReader, Members
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.errors import BadSample, UserError, notes
+from vtx_scale.data_pipeline.index import CHUNK
+from vtx_scale.data_pipeline.order import AUGMENT, draws
+from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Members
 
 PR_SET_PDEATHSIG = 1
 FOREVER = 1 << 62  # steps
@@ -258,7 +258,7 @@ class Loader:
     def _start(self) -> Iterator:
         extra: dict[str, Any] = {}
         if self.workers:
-            preload("data_pipeline.loader")
+            preload("vtx_scale.data_pipeline.loader")
             extra = {"multiprocessing_context": "forkserver", "worker_init_fn": start_worker, "prefetch_factor": 2}
         steps: Any = range(self.step, self.stop)
         made = DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers, collate_fn=same,

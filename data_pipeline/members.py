@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline.errors import BadSample, notes
+from vtx_scale.data_pipeline.errors import BadSample, notes
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif")  # the first that is there counts
 TEXTS = ("txt", "json", "cls")

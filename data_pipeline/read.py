@@ -8,10 +8,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipeline.errors import BadSample, UserError
-from data_pipeline.index import Index, shown
-from data_pipeline.storage import File
-from data_pipeline.tar import Sample, samples
+from vtx_scale.data_pipeline.errors import BadSample, UserError
+from vtx_scale.data_pipeline.index import Index, shown
+from vtx_scale.data_pipeline.storage import File
+from vtx_scale.data_pipeline.tar import Sample, samples
 
 CHUNKS_KEPT = 4096
 FILES_KEPT = 128

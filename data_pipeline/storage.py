@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data_pipeline.errors import BadSample, UserError
-from data_pipeline.index import open_index
-from data_pipeline.loader import Reader, checked
-from data_pipeline.order import Order
-from data_pipeline.read import ChunkReader, Members
+from vtx_scale.data_pipeline.errors import BadSample, UserError
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.loader import Reader, checked
+from vtx_scale.data_pipeline.order import Order
+from vtx_scale.data_pipeline.read import ChunkReader, Members
 
 Stage = Callable[[Iterable[Any]], Iterable[Any]]
 STAGE_VIEW = 1 << 32  # of the draws that seed a user's stages; a reader's own views are small numbers

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipeline.errors import UserError
-from data_pipeline.index import open_index
-from data_pipeline.loader import Batches, InOrder
-from data_pipeline.order import Order
-from data_pipeline.text import tokenizer
-from launch.override import recipe_hash
 from vtx_scale.blocks.norm import BatchNorm
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.loader import Batches, InOrder
+from vtx_scale.data_pipeline.order import Order
+from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.launch.override import recipe_hash
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.run import Data, Run
 
@@ -98,7 +98,7 @@ def resolve_data(run: Run, say: Callable[[str], None] = lambda line: None, folde
 
 def resolve_shards(run: Run, say: Callable[[str], None] = lambda line: None) -> Run:
     """The same of the data alone."""
-    from launch.toys import toy_shards
+    from vtx_scale.launch.toys import toy_shards
 
     if run.data.shards != "toy":
         return run
@@ -109,7 +109,7 @@ def resolve_shards(run: Run, say: Callable[[str], None] = lambda line: None) -> 
 
 def resolve_start(run: Run, say: Callable[[str], None]) -> Run:
     """`init.from=smoke:RECIPE` is a tiny run of that recipe, made once in the cache."""
-    from launch.toys import toy_run
+    from vtx_scale.launch.toys import toy_run
 
     kind, _, recipe = run.init.from_.partition(":")
     if kind != "smoke" or not recipe:
@@ -123,8 +123,8 @@ def resolve_borrowed(run: Run, part: str, say: Callable[[str], None], begun: Pat
 
     A run that has begun has it in its checkpoints, and goes on where the folder is gone.
     """
-    from launch.run_folder import recipe_of
-    from launch.toys import toy_run
+    from vtx_scale.launch.run_folder import recipe_of
+    from vtx_scale.launch.toys import toy_run
 
     objective: Any = run.objective
     source = getattr(objective, f"{part}_from", "")

@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 
 COMMANDS = ("train", "submit", "evaluate", "export", "sample", "show", "data", "checkpoints", "doctor", "demo")
 
@@ -26,7 +26,7 @@ def parser() -> Parser:
     top.add_argument("--debug", action="store_true", help="show the traceback behind an error")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name in COMMANDS:
-        module = importlib.import_module(f"launch.commands.{name}")
+        module = importlib.import_module(f"vtx_scale.launch.commands.{name}")
         made = commands.add_parser(name, help=module.HELP, description=module.HELP)
         made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback behind an error")
         module.arguments(made)

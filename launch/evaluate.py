@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.evaluators import NAMES
 from vtx_scale.specs.run import Run
 
@@ -16,7 +16,7 @@ def evaluator(name: str) -> Any:
 
     Raises UserError where there is none.
     """
-    from launch.build import follow
+    from vtx_scale.launch.build import follow
 
     if ":" in name:
         return follow(name)
@@ -36,8 +36,8 @@ def each(run: Run, objective: Any, names: list[str],
     """
     import torch
 
-    from data_pipeline.loader import Loader
-    from launch import build
+    from vtx_scale.data_pipeline.loader import Loader
+    from vtx_scale.launch import build
 
     data = build.open_data(run, False)
     if data is None:
@@ -95,9 +95,9 @@ def watched(batches: Iterable[Any], bad: list[dict[str, Any]]) -> Iterator[Any]:
 
 def features(run: Run, objective: Any, probe: str, bad: list[dict[str, Any]]) -> Any:
     """(train, val) `Features` of this rank's shares, in tar order and as the evaluation reads them; or the UserError."""
-    from data_pipeline.loader import Loader
-    from launch import build
+    from vtx_scale.data_pipeline.loader import Loader
     from vtx_scale.evaluators.features import extract
+    from vtx_scale.launch import build
 
     made = []
     for train, key in ((True, "data.shards"), (False, "data.val_shards")):
@@ -134,7 +134,7 @@ def evaluate(folder: Path, names: list[str], run: Run | None = None) -> Iterator
     """
     import numpy as np
 
-    from launch import build, run_folder
+    from vtx_scale.launch import build, run_folder
 
     for name in names:
         evaluator(name)

@@ -16,7 +16,7 @@ RETRIES = 3  # starts in a row that save nothing new
 
 
 def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) -> int:
-    """Run `python -m launch.worker REQUEST` on `world` ranks until they finish; the exit code of the run.
+    """Run `python -m vtx_scale.launch.worker REQUEST` on `world` ranks until they finish; the exit code of the run.
 
     A rank that dies (a signal, a lost peer) ends the others and all start again from the newest checkpoint; a
     rank that says why it stopped (codes 2, 3, 4, 75) is believed.
@@ -53,7 +53,7 @@ def once(request: Path, world: int, asked: list[int]) -> int:
     """One start of all ranks; the first code that is not 0, or 0."""
     with tempfile.TemporaryDirectory(prefix="vtx-") as meet:
         # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of it from here
-        ranks = [subprocess.Popen([sys.executable, "-m", "launch.worker", str(request)], process_group=0,
+        ranks = [subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.worker", str(request)], process_group=0,
                                   env={**os.environ, **rank_environment(rank, world, meet)}) for rank in range(world)]
         try:
             told, first = False, 0

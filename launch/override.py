@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.specs.run import Run, Spec
 
 

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from data_pipeline.errors import UserError
-from launch import override, recipes
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch import override, recipes
 from vtx_scale.specs.run import Run
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def begun(folder: Path) -> bool:
 
 def rehashed(old: dict[str, Any], run: Run, fingerprint: str) -> str:
     """The hash that an old run.json would get today: fields that did not exist then have their defaults."""
-    from launch.build import hash_of
+    from vtx_scale.launch.build import hash_of
 
     before = override.from_dict(old["recipe"])
     return hash_of(before, old["data"]) if old["data"] == fingerprint else ""
@@ -145,8 +145,8 @@ def open_run(folder: str | Path) -> OpenRun:
     """
     import torch
 
-    from launch.build import build_objective
     from vtx_scale.checkpoints.read import Tensors, load, newest
+    from vtx_scale.launch.build import build_objective
     from vtx_scale.strategies.single import Single
     from vtx_scale.trainer.precision import precision_of
 

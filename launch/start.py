@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.specs.run import Run
 
 
@@ -73,8 +73,8 @@ SHAPELESS = ("heads", "activation", "eps", "pool", "pixels", "patch", "kind", "c
 
 def differences(path: Path, run: Run) -> list[str]:
     """What the networks of a run folder and of a recipe compute differently with the same weights."""
-    from launch import override
-    from launch.run_folder import recipe_of
+    from vtx_scale.launch import override
+    from vtx_scale.launch.run_folder import recipe_of
 
     differ = override.differences(replace(run, objective=recipe_of(path).objective), run)
     return [f"{key} was {a} there and is {b} here" for key, (a, b) in differ.items()

@@ -11,19 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.job import Died, Ended, Event, GaveUp, Job
-from cluster.ray_settings import settings
-from data_pipeline.errors import UserError
-from launch import override, recipes, run_folder
-from launch.local import newest
-from launch.worker import prepared, say, work
+from vtx_scale.cluster.job import Died, Ended, Event, GaveUp, Job
+from vtx_scale.cluster.ray_settings import settings
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch import override, recipes, run_folder
+from vtx_scale.launch.local import newest
+from vtx_scale.launch.worker import prepared, say, work
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.control import Ledger
 
 
 def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = False) -> int:
     """Train until the end, or until SIGTERM or Ctrl-C asks to save and leave (75); a second Ctrl-C leaves at once."""
-    from launch.build import resolve_data
+    from vtx_scale.launch.build import resolve_data
 
     if failures < 0:
         raise UserError(f"--failures={failures}: give 0 or more.")
@@ -44,7 +44,7 @@ def on_ray(run: Run, folder: Path, address: str, failures: int, debug: bool, ask
     try:
         with settings(address) as home:
             say("starting Ray on this machine" if home else f"joining the Ray cluster at {address}")
-            from cluster import ray_train  # Ray reads its settings when it is imported
+            from vtx_scale.cluster import ray_train  # Ray reads its settings when it is imported
 
             job = Job(ray_worker, payload, run.system.world, run.system.device != "cpu", failures,
                       partial(newest, folder))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 
 VERSION = "v1"  # part of the folder's name: another content is another folder
 
@@ -19,7 +19,7 @@ def cache_folder() -> Path:
 
 def toy_shards(say: Callable[[str], None]) -> tuple[Path, Path]:
     """Folders of 256 training and 64 validation samples."""
-    from data_pipeline.tools.toy import make_toy
+    from vtx_scale.data_pipeline.tools.toy import make_toy
 
     folder = cache_folder() / f"toy-{VERSION}"
     if not folder.exists():
@@ -43,7 +43,7 @@ def toy_run(recipe: str, say: Callable[[str], None], steps: int = 60) -> Path:
         part = folder.with_name(f".{folder.name}.{os.getpid()}")
         plain = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "VTX_KILL")}
         try:
-            done = subprocess.run([sys.executable, "-m", "launch.cli", "train", recipe, "--smoke", "--run", str(part),
+            done = subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", "train", recipe, "--smoke", "--run", str(part),
                                    "system.world=1", "system.workers=0", f"steps={steps}", "system.device=cpu"],
                                   env=plain, capture_output=True, text=True)
             if done.returncode:

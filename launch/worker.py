@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
-from launch import override, recipes, run_folder
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch import override, recipes, run_folder
 from vtx_scale.specs.run import Run
 
 
 def run_local(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> int:
     """`vtx train`: become one rank where a launcher says so, else start as many as the system wants."""
-    from launch.build import resolve_data
+    from vtx_scale.launch.build import resolve_data
 
     folder = folder.resolve()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
@@ -34,7 +34,7 @@ def run_local(run: Run, folder: Path, fork: bool = False, debug: bool = False) -
         prepared(run, folder, fork)
         if world == 1:
             return work(run, folder, debug=debug)
-        from launch.local import launch
+        from vtx_scale.launch.local import launch
 
         with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="vtx-request-") as request:
             json.dump({"recipe": override.to_dict(run), "folder": str(folder), "debug": debug,
@@ -57,8 +57,8 @@ def say(line: str) -> None:
 
 def prepared(run: Run, folder: Path, fork: bool = False) -> None:
     """Index the data, refuse what does not fit the folder or cannot be evaluated, write run.json. Before any rank starts."""
-    from launch.build import hash_of, open_data, order_of
-    from launch.evaluate import evaluator
+    from vtx_scale.launch.build import hash_of, open_data, order_of
+    from vtx_scale.launch.evaluate import evaluator
 
     (folder / "control" / "stop").unlink(missing_ok=True)  # a request to the start before this one
     data = open_data(run, True, say)
@@ -125,11 +125,11 @@ def keep_traceback(folder: Path) -> None:
 def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
     import torch.distributed as dist
 
-    from data_pipeline.loader import Loader, die_with_parent
-    from launch import build
-    from launch.evaluate import each
-    from launch.start import start
     from vtx_scale.checkpoints.write import Writer
+    from vtx_scale.data_pipeline.loader import Loader, die_with_parent
+    from vtx_scale.launch import build
+    from vtx_scale.launch.evaluate import each
+    from vtx_scale.launch.start import start
     from vtx_scale.objectives.ranks import GroupRanks, Ranks
     from vtx_scale.strategies.apply import apply, strategy_of
     from vtx_scale.trainer.control import Control, Ledger
@@ -337,8 +337,8 @@ def slot_share(run: Run, batches: Any, precision: Any, device: Any, world: int) 
     """What one sample a second uses of the peak of all ranks: samples a second times this is the model FLOP utilisation."""
     import torch
 
-    from data_pipeline.batch import Batch
-    from launch import build
+    from vtx_scale.data_pipeline.batch import Batch
+    from vtx_scale.launch import build
     from vtx_scale.trainer.flops import peak_flops, training_flops
 
     row = {k: torch.from_numpy(v) for k, v in batches.reader.blank().items()}
@@ -351,12 +351,12 @@ def slot_share(run: Run, batches: Any, precision: Any, device: Any, world: int) 
 
 def show_inputs(run: Run, batches: Any, log: Any) -> None:
     """A grid of the first batch in TensorBoard, with captions where there are any."""
-    from data_pipeline.batch import Batch
+    from vtx_scale.data_pipeline.batch import Batch
 
     batch = Batch(**batches[0])
     captions = []
     if "tokens" in batch:
-        from data_pipeline.text import tokenizer
+        from vtx_scale.data_pipeline.text import tokenizer
 
         words = tokenizer(run.data.tokenizer)
         captions = [words.decode(row.tolist()) for row in batch["tokens"][:16]]
@@ -364,7 +364,7 @@ def show_inputs(run: Run, batches: Any, log: Any) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m launch.worker REQUEST.json`: one rank of `launch.local`."""
+    """`python -m vtx_scale.launch.worker REQUEST.json`: one rank of `vtx_scale.launch.local`."""
     request = json.loads(Path(argv[0]).read_text())
     recipes.let_import(request["paths"])
     return work(override.from_dict(request["recipe"]), Path(request["folder"]), debug=request["debug"])

@@ -249,7 +249,7 @@ def test_dalle(size):
 
 def test_the_largest_is_built_in_little_memory():
     """ViT-e/14 with JFT-3B's classes, 3.9 billion parameters, on the meta device: under 2 GB, everything imported."""
-    code = ("import resource; from vtx_scale.count import built; from launch.recipes.vit import vit_e14_jft3b;"
+    code = ("import resource; from vtx_scale.count import built; from vtx_scale.launch.recipes.vit import vit_e14_jft3b;"
             "n = sum(p.numel() for p in built(vit_e14_jft3b().objective).parameters());"
             "print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
     count, kib = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -1,1 +1,29 @@
-"""The learning: pure torch. Reading order: specs, objectives, backbones, trainer, strategies, checkpoints."""
+"""From a bucket of tars to weights that one can trust: distributed pretraining of vision models.
+
+    vtx_scale.train("clip_vit_b32", "runs/first", smoke=True)   what `vtx train` does; a recipe, a function or a `Run`
+    run = vtx_scale.open_run("runs/first")                      a trained model: run.probes, run.model, run.recipe
+
+The learning (this package's own folders) is pure torch. Reading order: specs, distributed, blocks, backbones, objectives,
+strategies, checkpoints, trainer, evaluators, interop, planner. `launch` is the command, `data_pipeline` reads samples,
+`cluster` knows Ray.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vtx_scale.launch.python import RunEnded, train
+    from vtx_scale.launch.run_folder import OpenRun, open_run
+
+__all__ = ["OpenRun", "RunEnded", "open_run", "train"]
+
+
+def __getattr__(name: str) -> Any:  # torch is loaded when a run is opened, not when a command asks for help
+    if name in ("open_run", "OpenRun"):
+        from vtx_scale.launch import run_folder
+
+        return getattr(run_folder, name)
+    if name in ("train", "RunEnded"):
+        from vtx_scale.launch import python
+
+        return getattr(python, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

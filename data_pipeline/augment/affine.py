@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.augment.colour import clamp, interleaved, planes
-from data_pipeline.decode import Pixels
+from vtx_scale.data_pipeline.augment.colour import clamp, interleaved, planes
+from vtx_scale.data_pipeline.decode import Pixels
 
 Colour = tuple[int, int, int]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from data_pipeline.decode import Pixels
+from vtx_scale.data_pipeline.decode import Pixels
 
 Floats = NDArray[np.float32]
 ONE = 1 << 24  # a weight of 1 in a blur

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.decode import Box
+from vtx_scale.data_pipeline.decode import Box
 
 TRIES = 5
 CROP_WORDS = 4 * TRIES  # uniform numbers a random resized crop takes, whatever comes of them

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipeline.decode import Box
+from vtx_scale.data_pipeline.decode import Box
 
 
 @dataclass(frozen=True)

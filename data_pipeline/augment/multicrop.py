@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.augment.affine import flip
-from data_pipeline.augment.colour import JITTER_WORDS, blur, grey, jitter, solarise
-from data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
-from data_pipeline.decode import Pixels, resize_crop
+from vtx_scale.data_pipeline.augment.affine import flip
+from vtx_scale.data_pipeline.augment.colour import JITTER_WORDS, blur, grey, jitter, solarise
+from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
+from vtx_scale.data_pipeline.decode import Pixels, resize_crop
 
 VIEW_WORDS = CROP_WORDS + JITTER_WORDS + 6  # of each view, whatever comes of them
 

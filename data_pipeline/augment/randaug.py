@@ -18,8 +18,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.augment import affine, colour
-from data_pipeline.decode import Pixels
+from vtx_scale.data_pipeline.augment import affine, colour
+from vtx_scale.data_pipeline.decode import Pixels
 
 LAYER_WORDS = 6  # uniform numbers: which, whether, noise, sign, two of Cutout's centre
 TOP = 10.0

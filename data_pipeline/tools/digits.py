@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.errors import UserError
-from data_pipeline.tools.shards import Sample, write_lines, write_shard
-from data_pipeline.tools.toy import encoded
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.tools.shards import Sample, write_lines, write_shard
+from vtx_scale.data_pipeline.tools.toy import encoded
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("a handwritten {}", "the digit {}", "a scan of the number {}")

@@ -3,10 +3,10 @@
 from collections import Counter
 from typing import Any
 
-from data_pipeline.errors import BadSample
-from data_pipeline.index import open_index
-from data_pipeline.order import defaults
-from data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.errors import BadSample
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.order import defaults
+from vtx_scale.data_pipeline.read import ChunkReader
 
 
 def inspect(shards: str, look: int = 1000) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from data_pipeline.augment.crop import centre_box
-from data_pipeline.decode import decode_image, resize_crop
-from data_pipeline.errors import BadSample, UserError
-from data_pipeline.index import open_index
-from data_pipeline.members import image
-from data_pipeline.order import draws
-from data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.augment.crop import centre_box
+from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.errors import BadSample, UserError
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.members import image
+from vtx_scale.data_pipeline.order import draws
+from vtx_scale.data_pipeline.read import ChunkReader
 
 PIXELS = 1_000_000  # of all pictures together
 

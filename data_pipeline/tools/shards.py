@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_pipeline.storage import whole
+from vtx_scale.data_pipeline.storage import whole
 
 Sample = tuple[str, dict[str, bytes]]  # key, extension -> bytes
 

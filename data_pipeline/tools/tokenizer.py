@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.errors import BadSample, UserError
-from data_pipeline.index import open_index
-from data_pipeline.members import caption
-from data_pipeline.read import ChunkReader
-from data_pipeline.storage import whole
+from vtx_scale.data_pipeline.errors import BadSample, UserError
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.members import caption
+from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.storage import whole
 
 
 def captions(shards: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_pipeline.tools.shards import Sample, write_lines, write_shard
+from vtx_scale.data_pipeline.tools.shards import Sample, write_lines, write_shard
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
 SHAPES = ("circle", "square", "triangle")

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_pipeline import members as sample
-from data_pipeline.decode import decode_image
-from data_pipeline.errors import BadSample
-from data_pipeline.index import common_root, open_shard, shown
-from data_pipeline.storage import expand
-from data_pipeline.tar import Problem, samples
+from vtx_scale.data_pipeline import members as sample
+from vtx_scale.data_pipeline.decode import decode_image
+from vtx_scale.data_pipeline.errors import BadSample
+from vtx_scale.data_pipeline.index import common_root, open_shard, shown
+from vtx_scale.data_pipeline.storage import expand
+from vtx_scale.data_pipeline.tar import Problem, samples
 
 
 def verify(shards: str) -> Iterator[dict[str, str]]:

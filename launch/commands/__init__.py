@@ -16,7 +16,7 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_of(args: argparse.Namespace) -> Any:
     """The Run that recipe, --smoke and key=value mean. Raises UserError."""
-    from launch import override, recipes
+    from vtx_scale.launch import override, recipes
 
     return override.override(recipes.find(args.recipe, args.smoke), args.keys)
 
@@ -31,15 +31,15 @@ def folder_of(args: argparse.Namespace) -> Path:
 
 def need_data(recipe: Any, name: str) -> None:
     """Raises UserError where a recipe leaves open what only its user can give."""
-    from data_pipeline.errors import UserError
+    from vtx_scale.data_pipeline.errors import UserError
 
     if recipe.data.shards == "required":
         raise UserError(f"{name} needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards.")
 
 
-def need_all(recipe: Any, name: str) -> None:
+def refuse_open_fields(recipe: Any, name: str) -> None:
     """The same for a training, which may go out from another run."""
-    from data_pipeline.errors import UserError
+    from vtx_scale.data_pipeline.errors import UserError
 
     need_data(recipe, name)
     if recipe.init.from_ == "required":

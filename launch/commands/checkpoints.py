@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.commands import print_json, print_table
+from vtx_scale.launch.commands import print_json, print_table
 
 HELP = "list the checkpoints of a run; --verify reads every byte"
 
@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launch import run_folder
+    from vtx_scale.launch import run_folder
 
     folder = Path(args.folder)
     run_folder.read(folder)

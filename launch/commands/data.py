@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.commands import need_data, print_json, print_table, recipe_arguments, run_of
+from vtx_scale.launch.commands import need_data, print_json, print_table, recipe_arguments, run_of
 
 HELP = "index, order, verify and inspect shards; make toy shards, digits, a tokenizer or a palette"
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def index(args: argparse.Namespace) -> int:
-    from data_pipeline.index import open_index
+    from vtx_scale.data_pipeline.index import open_index
 
     made = open_index(args.shards, say=lambda line: print(line))
     row = {"shards": len(made.names), "samples": made.n, "chunks": len(made.chunk_bytes), "known_bad": len(made.bad),
@@ -65,7 +65,7 @@ def index(args: argparse.Namespace) -> int:
 
 
 def order(args: argparse.Namespace) -> int:
-    from data_pipeline.errors import UserError
+    from vtx_scale.data_pipeline.errors import UserError
 
     for name in ("world", "steps"):
         if getattr(args, name) < 1:
@@ -74,8 +74,8 @@ def order(args: argparse.Namespace) -> int:
         raise UserError(f"--start {args.start}: give 0 or more.")
     recipe = run_of(args)
     need_data(recipe, args.recipe)
-    from data_pipeline.read import ChunkReader
-    from launch.build import open_data, order_of, resolve_shards
+    from vtx_scale.data_pipeline.read import ChunkReader
+    from vtx_scale.launch.build import open_data, order_of, resolve_shards
 
     data = open_data(resolve_shards(recipe), True)
     assert data is not None
@@ -93,7 +93,7 @@ def order(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from data_pipeline.tools.verify import verify as bad_samples
+    from vtx_scale.data_pipeline.tools.verify import verify as bad_samples
 
     bad = 0
     for row in bad_samples(args.shards):
@@ -105,7 +105,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from data_pipeline.tools.inspect import inspect as look
+    from vtx_scale.data_pipeline.tools.inspect import inspect as look
 
     row = look(args.shards)
     print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
@@ -113,8 +113,8 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def toy(args: argparse.Namespace) -> int:
-    from data_pipeline.errors import UserError
-    from data_pipeline.tools.toy import make_toy
+    from vtx_scale.data_pipeline.errors import UserError
+    from vtx_scale.data_pipeline.tools.toy import make_toy
 
     if args.samples < 1 or args.shards < 1 or args.size < 8:
         raise UserError("--samples and --shards are 1 or more, --size 8 or more.")
@@ -123,15 +123,15 @@ def toy(args: argparse.Namespace) -> int:
 
 
 def digits(args: argparse.Namespace) -> int:
-    from data_pipeline.tools.digits import make_digits
+    from vtx_scale.data_pipeline.tools.digits import make_digits
 
     print(make_digits(Path(args.out)))
     return 0
 
 
 def tokenizer(args: argparse.Namespace) -> int:
-    from data_pipeline.storage import expand
-    from data_pipeline.tools.tokenizer import train_tokenizer
+    from vtx_scale.data_pipeline.storage import expand
+    from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
 
     out = Path(args.out) if args.out else expand(args.shards)[0].parent / "tokenizer.json"
     print(train_tokenizer(args.shards, out, args.vocab))
@@ -139,9 +139,9 @@ def tokenizer(args: argparse.Namespace) -> int:
 
 
 def palette(args: argparse.Namespace) -> int:
-    from data_pipeline.errors import UserError
-    from data_pipeline.storage import expand, whole
-    from data_pipeline.tools.palette import find_palette
+    from vtx_scale.data_pipeline.errors import UserError
+    from vtx_scale.data_pipeline.storage import expand, whole
+    from vtx_scale.data_pipeline.tools.palette import find_palette
     from vtx_scale.objectives.palette import write_palette
 
     if args.colours < 2 or args.side < 2:

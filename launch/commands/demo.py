@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch.commands import print_table
+from vtx_scale.launch.commands import print_table
 
 HELP = "train a small CLIP on digits with two processes, kill one, resume, score, export; minutes on two cores"
 
@@ -22,9 +22,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from data_pipeline.tools.digits import make_digits
-    from launch import recipes
+    from vtx_scale.data_pipeline.tools.digits import make_digits
     from vtx_scale.interop import export_clip
+    from vtx_scale.launch import recipes
 
     folder = Path(args.folder).resolve()
     steps = recipes.find("clip_digits").steps
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if calm or struck:
         return calm or struck
     heading("Export to transformers, and the same pictures through both")
-    from launch.run_folder import open_run
+    from vtx_scale.launch.run_folder import open_run
 
     opened, exported = open_run(folder / "disturbed"), folder / "transformers"
     if not exported.exists():
@@ -58,7 +58,7 @@ def train(folder: Path, shards: Path, **env: str) -> int:
     """The command that a user would type, in a process of its own."""
     keys = [f"system.world={WORLD}", "system.strategy=fsdp", f"data.shards={shards / 'train'}",
             f"data.val_shards={shards / 'val'}"]
-    return subprocess.call([sys.executable, "-m", "launch.cli", "train", "clip_digits", "--run", str(folder), *keys],
+    return subprocess.call([sys.executable, "-m", "vtx_scale.launch.cli", "train", "clip_digits", "--run", str(folder), *keys],
                            env={**os.environ, **env})
 
 
@@ -67,9 +67,9 @@ def difference(opened: Any, exported: Path, shards: Path) -> float:
     import torch
     import transformers
 
-    from data_pipeline.text import tokenizer
-    from launch import build
+    from vtx_scale.data_pipeline.text import tokenizer
     from vtx_scale.interop.clip import MEAN, STD
+    from vtx_scale.launch import build
 
     recipe = opened.recipe
     data = build.open_data(recipe, False)

@@ -7,7 +7,7 @@ import platform
 import shutil
 from importlib import metadata
 
-from launch.commands import print_json, print_table
+from vtx_scale.launch.commands import print_json, print_table
 
 HELP = "what this machine has: versions, processors, memory, disk, and whether ranks can meet"
 

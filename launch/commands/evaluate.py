@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from data_pipeline.errors import UserError
-from launch.commands import print_json, print_table
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.evaluators import NAMES
+from vtx_scale.launch.commands import print_json, print_table
 
 HELP = "score the newest checkpoint of a run"
 
@@ -19,14 +19,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launch import override, run_folder
+    from vtx_scale.launch import override, run_folder
 
     folder = Path(args.folder)
     for key in args.keys:
         if not key.startswith(("data.", "system.")):
             raise UserError(f"{key}: an evaluation takes the model as it was trained; data.* and system.* can be set.")
     recipe = override.override(run_folder.recipe_of(folder), args.keys)
-    from launch.evaluate import evaluate
+    from vtx_scale.launch.evaluate import evaluate
 
     lacking = None
     for name, values in evaluate(folder, [n for n in args.names.split(",") if n], recipe):

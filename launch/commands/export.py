@@ -14,8 +14,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launch.run_folder import open_run
     from vtx_scale.interop import export
+    from vtx_scale.launch.run_folder import open_run
 
     opened = open_run(args.folder)
     data = opened.recipe.data

@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
     from PIL import Image
 
-    from data_pipeline.errors import UserError
-    from launch.run_folder import open_run
+    from vtx_scale.data_pipeline.errors import UserError
+    from vtx_scale.launch.run_folder import open_run
 
     if args.count < 1 or args.temperature <= 0 or not 1 <= args.keep:
         raise UserError("--count and --keep are 1 or more, --temperature is above 0.")
@@ -70,8 +70,8 @@ def best(judge: Any, caption: str, pictures: list[Any]) -> list[Any]:
     """By the cosine between caption and picture, the highest first (Ramesh et al. 2021, section 2.6)."""
     import numpy as np
 
-    from data_pipeline.decode import resize_crop
-    from data_pipeline.errors import UserError
+    from vtx_scale.data_pipeline.decode import resize_crop
+    from vtx_scale.data_pipeline.errors import UserError
 
     if "encode_text" not in judge.probes:
         raise UserError(f"{judge.folder} reads no texts: --rerank takes a run of CLIP or SigLIP.")

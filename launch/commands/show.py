@@ -3,7 +3,7 @@
 import argparse
 from typing import Any, get_args
 
-from launch.commands import print_json, print_table, run_of
+from vtx_scale.launch.commands import print_json, print_table, run_of
 
 HELP = "list recipes, models or keys; or show a recipe with what differs from it"
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print_table(rows)
         return 0
-    from launch import override, recipes
+    from vtx_scale.launch import override, recipes
 
     made = run_of(args)
     changed = override.differences(recipes.find(args.recipe, args.smoke), made)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def recipe_rows() -> list[dict[str, Any]]:
-    from launch import recipes
+    from vtx_scale.launch import recipes
 
     return [{"name": name, "objective": type(function().objective).__name__.lower(), "summary": recipes.summary(function)}
             for name, function in recipes.named() if not name.endswith("_smoke")]
@@ -54,7 +54,7 @@ def model_rows() -> list[dict[str, Any]]:
 
 def key_rows() -> list[dict[str, Any]]:
     """Every key that some recipe has, with its type and the first recipe's value."""
-    from launch import override, recipes
+    from vtx_scale.launch import override, recipes
 
     rows: dict[str, dict[str, Any]] = {}
     for _, function in recipes.named():

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.commands import folder_of, need_all, recipe_arguments, run_of
+from vtx_scale.launch.commands import folder_of, recipe_arguments, refuse_open_fields, run_of
 
 HELP = "train a recipe; the same command on the same folder resumes"
 
@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe, folder = run_of(args), folder_of(args)
-    need_all(recipe, args.recipe)
-    from launch.worker import run_local
+    refuse_open_fields(recipe, args.recipe)
+    from vtx_scale.launch.worker import run_local
 
     return run_local(recipe, folder, fork=args.fork, debug=args.debug)

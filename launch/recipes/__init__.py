@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.specs.run import Run
 
 FILES = ("clip", "siglip", "dino", "vit", "deit", "resnet", "igpt", "dvae", "dalle", "virtex",
@@ -18,7 +18,7 @@ STRANGERS: list[str] = []  # folders of recipes that came from files: what else 
 def named() -> Iterator[tuple[str, Callable[[], Run]]]:
     """Every recipe of the package, smoke siblings included."""
     for file in FILES:
-        module = importlib.import_module(f"launch.recipes.{file}")
+        module = importlib.import_module(f"vtx_scale.launch.recipes.{file}")
         for name, value in vars(module).items():
             if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_"):
                 yield name, value

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.guard import family, living, processes
-from cluster.job import Died, Ended, Event, GaveUp
-from cluster.policy import Failures, after_failure, give_up
-from cluster.ray_settings import OWN, QUIET, TRAIN, settings
-from data_pipeline.errors import UserError
 from tests.promises.harness import SMALL, assert_same_bits, environment, lines, losses, train, vtx
 from tests.require import need
+from vtx_scale.cluster.guard import family, living, processes
+from vtx_scale.cluster.job import Died, Ended, Event, GaveUp
+from vtx_scale.cluster.policy import Failures, after_failure, give_up
+from vtx_scale.cluster.ray_settings import OWN, QUIET, TRAIN, settings
+from vtx_scale.data_pipeline.errors import UserError
 
 STEPS, KILLED = 120, 100
 KEYS = (*SMALL, "system.world=2", f"steps={STEPS}", "checkpoint.every=10")
@@ -31,7 +31,7 @@ class Submitted:
         self.family: set[tuple[int, int]] = set()
         self.ports: set[str] = set()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", "submit", "clip_vit_b32", "--smoke", "--run", str(folder), *KEYS],
+            [sys.executable, "-m", "vtx_scale.launch.cli", "submit", "clip_vit_b32", "--smoke", "--run", str(folder), *KEYS],
             env={**environment({"HOME": str(home)}), **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def watch(self, until=lambda: False) -> None:
@@ -152,7 +152,7 @@ def test_the_names_of_ray_that_may_change_are_there():
     from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
     from ray.train.v2.api.exceptions import ControllerError
 
-    from cluster.ray_train import TorchrunVariables, Watch
+    from vtx_scale.cluster.ray_train import TorchrunVariables, Watch
 
     assert set(TRAIN) | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"} <= ENV_VARS_TO_PROPAGATE
     assert {ENABLE_RAY_CLUSTERS_ENV_VAR, METRICS_ENABLED_ENV_VAR} <= set(OWN) and "RAY_USAGE_STATS_ENABLED" in QUIET
@@ -178,7 +178,7 @@ def status(*ranks: Ended | Exception | None) -> SimpleNamespace:
 @pytest.fixture
 def watch(tmp_path):
     need("ray")
-    from cluster.ray_train import Watch, event_of
+    from vtx_scale.cluster.ray_train import Watch, event_of
 
     saved = [0]
     made = Watch(tmp_path / "events", lambda: saved[0], allowed=5)
@@ -198,7 +198,7 @@ def test_a_rank_that_ended_by_decision_is_believed(watch, monkeypatch):
     assert watch.told()[-1] == Event("ended", codes={0: 3, 1: 3})
 
     watch.before_worker_group_start(None)
-    monkeypatch.setattr("cluster.ray_train.GRACE", 0.2)
+    monkeypatch.setattr("vtx_scale.cluster.ray_train.GRACE", 0.2)
     watch.after_worker_group_poll_status(status(None, Ended(75)))
     time.sleep(0.3)
     with pytest.raises(GaveUp):  # but not for ever: it may wait for the one that has ended
@@ -250,7 +250,7 @@ def test_the_token_is_for_its_owner_and_goes_with_the_folder(monkeypatch):
 def test_the_guard_ends_what_a_killed_process_leaves(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
-    body = ("import subprocess, sys, time\nfrom pathlib import Path\nfrom cluster.guard import guarded\n"
+    body = ("import subprocess, sys, time\nfrom pathlib import Path\nfrom vtx_scale.cluster.guard import guarded\n"
             "with guarded(Path(sys.argv[1])):\n"
             "    p = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
             "    time.sleep(2)\n"

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline import members as sample
-from data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
-from data_pipeline.decode import decode_image, resize_crop
-from data_pipeline.index import Index, open_index
-from data_pipeline.loader import Batches, InOrder
-from data_pipeline.order import Order
-from data_pipeline.tools.shards import write_shard
-from data_pipeline.tools.verify import verify
+from vtx_scale.data_pipeline import members as sample
+from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
+from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.index import Index, open_index
+from vtx_scale.data_pipeline.loader import Batches, InOrder
+from vtx_scale.data_pipeline.order import Order
+from vtx_scale.data_pipeline.tools.shards import write_shard
+from vtx_scale.data_pipeline.tools.verify import verify
 
 SIZES = (5, 1, 9)  # samples a shard
 CHUNK = 2

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from data_pipeline.augment import affine, colour
-from data_pipeline.augment.crop import CROP_WORDS
-from data_pipeline.augment.erase import ERASE_WORDS, erase_box
-from data_pipeline.augment.mixing import Mix, mix_parameters
-from data_pipeline.augment.multicrop import VIEW_WORDS, MultiCrop
-from data_pipeline.augment.randaug import OPERATIONS, RandAugment
+from vtx_scale.data_pipeline.augment import affine, colour
+from vtx_scale.data_pipeline.augment.crop import CROP_WORDS
+from vtx_scale.data_pipeline.augment.erase import ERASE_WORDS, erase_box
+from vtx_scale.data_pipeline.augment.mixing import Mix, mix_parameters
+from vtx_scale.data_pipeline.augment.multicrop import VIEW_WORDS, MultiCrop
+from vtx_scale.data_pipeline.augment.randaug import OPERATIONS, RandAugment
 
 FILL = (124, 116, 104)
 BICUBIC, NEAREST, AFFINE = Image.Resampling.BICUBIC, Image.Resampling.NEAREST, Image.Transform.AFFINE
@@ -201,7 +201,7 @@ def test_randaug_in_its_two_forms():
 def test_randaug_chooses_evenly(policy, often, monkeypatch):
     chosen = []
     monkeypatch.setattr(RandAugment, "apply", lambda self, pixels, name, level, sign: chosen.append((name, sign)) or pixels)
-    monkeypatch.setattr("data_pipeline.augment.randaug.cutout", lambda pixels, *_: chosen.append(("cutout", 1)) or pixels)
+    monkeypatch.setattr("vtx_scale.data_pipeline.augment.randaug.cutout", lambda pixels, *_: chosen.append(("cutout", 1)) or pixels)
     pixels, n = np.zeros((2, 2, 3), np.uint8), 6000
     for u in np.random.default_rng(0).random((n, policy.words)):
         policy(pixels, u)
@@ -298,7 +298,7 @@ def test_how_often_views_are_changed(monkeypatch):
         def step(pixels, *_, name=name):
             counts[name] += 1
             return pixels
-        monkeypatch.setattr(f"data_pipeline.augment.multicrop.{name}", step)
+        monkeypatch.setattr(f"vtx_scale.data_pipeline.augment.multicrop.{name}", step)
     pixels, n, rng = np.zeros((8, 8, 3), np.uint8), 1000, np.random.default_rng(0)
     crop = MultiCrop(global_size=8, local_size=8)
     for view, blurs, solarises in ((0, 1, 0), (1, 0.1, 0.2), (5, 0.5, 0)):

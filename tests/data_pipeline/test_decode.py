@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.augment.crop import CROP_WORDS, TRIES, centre_box, random_resized_crop_box, zoomed_box
-from data_pipeline.decode import decode_image, resize_crop
 from tests.data_pipeline.make import encoded, picture
+from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, TRIES, centre_box, random_resized_crop_box, zoomed_box
+from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:

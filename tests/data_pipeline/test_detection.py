@@ -6,10 +6,6 @@ import time
 import numpy as np
 from PIL import Image
 
-from data_pipeline.index import open_index
-from data_pipeline.loader import Batches, InOrder
-from data_pipeline.tools.shards import write_shard
-from data_pipeline.tools.verify import verify
 from tests.data_pipeline.make import (
     GREY,
     Pixels,
@@ -24,6 +20,10 @@ from tests.data_pipeline.make import (
     small_index,
     small_set,
 )
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.loader import Batches, InOrder
+from vtx_scale.data_pipeline.tools.shards import write_shard
+from vtx_scale.data_pipeline.tools.verify import verify
 
 GOOD = {"jpg": jpeg(), "txt": b"a picture"}
 

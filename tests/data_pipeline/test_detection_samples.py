@@ -11,12 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import members as sample
-from data_pipeline.decode import decode_image
-from data_pipeline.errors import BadSample, notes
-from data_pipeline.index import open_index
-from data_pipeline.loader import Batches, InOrder
-from data_pipeline.tools.shards import write_shard
 from tests.data_pipeline.make import (
     GREY,
     Pixels,
@@ -26,6 +20,12 @@ from tests.data_pipeline.make import (
     picture,
     png_header,
 )
+from vtx_scale.data_pipeline import members as sample
+from vtx_scale.data_pipeline.decode import decode_image
+from vtx_scale.data_pipeline.errors import BadSample, notes
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.loader import Batches, InOrder
+from vtx_scale.data_pipeline.tools.shards import write_shard
 
 
 def reason(body: bytes) -> str:
@@ -58,8 +58,8 @@ def test_corrupt_jpeg():
 
 BOMB = """
 import resource, sys, time
-from data_pipeline.decode import decode_image
-from data_pipeline.errors import BadSample
+from vtx_scale.data_pipeline.decode import decode_image
+from vtx_scale.data_pipeline.errors import BadSample
 from tests.data_pipeline.make import jpeg
 
 decode_image(jpeg())

@@ -10,11 +10,6 @@ import tarfile
 
 import pytest
 
-from data_pipeline.errors import BadSample, UserError
-from data_pipeline.index import open_index
-from data_pipeline.read import ChunkReader
-from data_pipeline.tools.shards import write_shard
-from data_pipeline.tools.verify import verify
 from tests.data_pipeline.make import (
     jpeg,
     masked,
@@ -22,6 +17,11 @@ from tests.data_pipeline.make import (
     small_set,
     verified,
 )
+from vtx_scale.data_pipeline.errors import BadSample, UserError
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.tools.shards import write_shard
+from vtx_scale.data_pipeline.tools.verify import verify
 
 GOOD = {"jpg": jpeg(), "txt": b"a picture"}
 

@@ -10,12 +10,12 @@ import zlib
 import pytest
 from safetensors.numpy import load_file
 
-import data_pipeline.index as module
-from data_pipeline.errors import UserError
-from data_pipeline.index import open_index
-from data_pipeline.read import ChunkReader
-from data_pipeline.tools.shards import write_shard
+import vtx_scale.data_pipeline.index as module
 from tests.data_pipeline.make import jpeg, rows, small_index, small_set
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.tools.shards import write_shard
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
-from data_pipeline.storage import File, Folder, braces, expand
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.storage import File, Folder, braces, expand
 
 
 def test_a_folder_keeps_objects_whole(tmp_path):

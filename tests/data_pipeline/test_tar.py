@@ -11,12 +11,12 @@ import webdataset.tariterators as theirs
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import BadSample, UserError
-from data_pipeline.index import build, scan
-from data_pipeline.read import ChunkReader
-from data_pipeline.tar import Member, Problem, Sample, number, pax, samples, split_name, walk
-from data_pipeline.tools.verify import verify
 from tests.data_pipeline.make import jpeg
+from vtx_scale.data_pipeline.errors import BadSample, UserError
+from vtx_scale.data_pipeline.index import build, scan
+from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.tar import Member, Problem, Sample, number, pax, samples, split_name, walk
+from vtx_scale.data_pipeline.tools.verify import verify
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 KINDS = [tarfile.REGTYPE] * 5 + [tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE,

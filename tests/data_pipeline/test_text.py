@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import UserError
-from data_pipeline.text import byte_letters, of_merges, tokenizer
-from data_pipeline.tools.shards import write_shard
-from data_pipeline.tools.tokenizer import train_tokenizer
-from data_pipeline.tools.toy import make_toy
 from tests.data_pipeline.make import jpeg
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.text import byte_letters, of_merges, tokenizer
+from vtx_scale.data_pipeline.tools.shards import write_shard
+from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
+from vtx_scale.data_pipeline.tools.toy import make_toy
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import tarfile
 import pytest
 from PIL import Image
 
-from data_pipeline.index import open_index
-from data_pipeline.tools.digits import make_digits
-from data_pipeline.tools.inspect import inspect
-from data_pipeline.tools.shards import write_shard
-from data_pipeline.tools.toy import CLASSES, COLOURS, make_toy
-from data_pipeline.tools.verify import verify
 from tests.require import need
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.tools.digits import make_digits
+from vtx_scale.data_pipeline.tools.inspect import inspect
+from vtx_scale.data_pipeline.tools.shards import write_shard
+from vtx_scale.data_pipeline.tools.toy import CLASSES, COLOURS, make_toy
+from vtx_scale.data_pipeline.tools.verify import verify
 
 
 def digest(folder):

@@ -9,11 +9,6 @@ import torch
 import webdataset as wds
 from torch.utils.data import DataLoader
 
-from data_pipeline.errors import UserError
-from data_pipeline.loader import Loader
-from data_pipeline.read import ChunkReader
-from data_pipeline.tools.shards import write_shard
-from data_pipeline.wds import Source, Staged, Stages
 from tests.data_pipeline.make import (
     Pixels,
     batches_of,
@@ -26,6 +21,11 @@ from tests.data_pipeline.make import (
     small_set,
     to_text,
 )
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.loader import Loader
+from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.tools.shards import write_shard
+from vtx_scale.data_pipeline.wds import Source, Staged, Stages
 
 
 @pytest.fixture(scope="module")

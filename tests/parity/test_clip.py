@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
-from data_pipeline.text import tokenizer
-from launch.start import start_from
 from tests.parity.alike import all_close, assert_same_bits, randomise
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.interop import export_clip, files, import_clip, resize_positions
 from vtx_scale.interop.clip import MEAN, OPEN_CLIP, STD, TRANSFORMERS, mlp_ratio, open_clip_config, transformers_config
 from vtx_scale.interop.rename import outward
+from vtx_scale.launch.start import start_from
 from vtx_scale.objectives.clip import Clip
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.clip import CLIP_SIZES, TextTower, image_tower

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from data_pipeline.errors import UserError
 from tests.parity.alike import assert_same_bits, close, randomise
 from vtx_scale.backbones.dvae import Codec
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop import export_codec, import_codec
 from vtx_scale.objectives.dvae import mapped
 from vtx_scale.specs.dvae import Codec as Spec

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import UserError
 from tests.parity.alike import assert_same_bits, close, randomise
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop import export_igpt, import_igpt, import_weights
 from vtx_scale.objectives.igpt import Igpt
 from vtx_scale.objectives.ranks import Ranks

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
 from tests.parity.alike import all_close, assert_same_bits, close, randomise
 from tests.parity.test_clip import here, inputs, opened, there
 from vtx_scale.backbones.bit import BitStem, StandardConv
@@ -15,6 +14,7 @@ from vtx_scale.backbones.clip_resnet import initial as clip_initial
 from vtx_scale.backbones.resnet import ResNet, initial
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rows import Rows, keepers
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop import export_clip, export_resnet, import_clip, import_resnet, resize_positions
 from vtx_scale.interop.clip import OPEN_CLIP_RESNET, open_clip_config
 from vtx_scale.interop.rename import Line, inward, outward, under

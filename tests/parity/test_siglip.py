@@ -10,14 +10,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
-from data_pipeline.text import tokenizer
-from launch.start import start_from
 from tests.parity.alike import all_close, assert_same_bits, close, randomise
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.interop import export, export_siglip, import_siglip, import_vit
 from vtx_scale.interop.rename import outward
 from vtx_scale.interop.siglip import OPEN_CLIP, TRANSFORMERS, transformers_config
 from vtx_scale.interop.vit import joined
+from vtx_scale.launch.start import start_from
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.objectives.siglip import Siglip
 from vtx_scale.objectives.siglip_reader import SiglipReader, canonical, encode, encode_all

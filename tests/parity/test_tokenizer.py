@@ -6,8 +6,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from data_pipeline.text import tokenizer
 from tests.require import need
+from vtx_scale.data_pipeline.text import tokenizer
 
 TEXTS = [
     "", " ", "a photo of a cat", "It's Bob's dog; they'RE here, we've gone, I'm off, you'll see, he'd know, don't",

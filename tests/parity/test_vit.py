@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
-from launch.start import start_from
 from tests.parity.alike import assert_same_bits, close, randomise
 from vtx_scale.backbones.vit import ViT
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop import export, export_vit, import_vit, import_weights, resize_positions
 from vtx_scale.interop.rename import outward
 from vtx_scale.interop.vit import TIMM, TRANSFORMERS_5, TRANSFORMERS_HEAD, TRANSFORMERS_HEADS, transformers_config
+from vtx_scale.launch.start import start_from
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.backbones import ViT as Spec

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from launch import override, recipes, worker
-from launch.build import resolve_data
 from tests.ranks import on_ranks
 from vtx_scale.checkpoints.read import Tensors, newest
+from vtx_scale.launch import override, recipes, worker
+from vtx_scale.launch.build import resolve_data
 from vtx_scale.specs.run import Run
 
 SMALL = ("system.workers=0",)
@@ -25,7 +25,7 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 def vtx(*arguments: object, env: dict[str, str] | None = None, timeout: float = 240,
         cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command as a user would type it."""
-    return subprocess.run([sys.executable, "-m", "launch.cli", *map(str, arguments)], text=True, capture_output=True,
+    return subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", *map(str, arguments)], text=True, capture_output=True,
                           timeout=timeout, env=environment(env), cwd=cwd)
 
 
@@ -52,8 +52,8 @@ def train_on_ranks(folder: Path, world: int, strategy: str, *keys: str, recipe: 
 
 def one_rank(recipe: dict, folder: Path, paths: list[str]) -> int:
     """The worker, which also writes down which sample stood in which slot."""
-    from data_pipeline.loader import Loader
-    from data_pipeline.order import Order
+    from vtx_scale.data_pipeline.loader import Loader
+    from vtx_scale.data_pipeline.order import Order
 
     recipes.let_import(paths)
     plain = Loader.next

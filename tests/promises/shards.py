@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_pipeline.tools.shards import write_shard
-from data_pipeline.tools.toy import make_toy
+from vtx_scale.data_pipeline.tools.shards import write_shard
+from vtx_scale.data_pipeline.tools.toy import make_toy
 
 
 def jpeg(size: int = 64, colour: int = 90) -> bytes:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.errors import UserError
-from data_pipeline.loader import Loader
-from data_pipeline.tools.shards import write_shard
 from tests.data_pipeline.make import DiesAt, Pixels, batches_of, corrupt, rows, small_index, small_set
 from tests.surfaces.survivors import mentioning
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.loader import Loader
+from vtx_scale.data_pipeline.tools.shards import write_shard
 
 BATCH, STEPS = 8, 5  # 40 positions: more than two epochs of 15
 
@@ -234,7 +234,7 @@ def test_no_worker_survives_a_close_or_an_exception(sound):
 
 PARENT = """
 import sys, time
-from data_pipeline.loader import Loader
+from vtx_scale.data_pipeline.loader import Loader
 from tests.data_pipeline.make import Slow, batches_of, small_index
 
 if __name__ == "__main__":

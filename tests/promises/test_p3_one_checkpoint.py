@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import launch
-from launch import override, recipes, run_folder
+import vtx_scale
 from tests.promises.harness import COLOUR, assert_same_bits, lines, losses, smoke, train, train_on_ranks
 from tests.ranks import on_ranks
 from vtx_scale.checkpoints.format import Damaged, read_manifest, seal
 from vtx_scale.checkpoints.read import Tensors, listing, newest, verify
+from vtx_scale.launch import override, recipes, run_folder
 
 CELLS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("ddp", 3), ("fsdp", 3), ("hsdp", 4)]
 NEXT = list(zip(CELLS, CELLS[1:] + CELLS[:1], strict=True))
@@ -38,8 +38,8 @@ def saved(tmp_path_factory):
 
 def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -> None:
     """On a rank: load the newest checkpoint of `source` and save what was loaded, without a step."""
-    from launch import build, worker
     from vtx_scale.checkpoints.write import Writer
+    from vtx_scale.launch import build, worker
     from vtx_scale.strategies.apply import apply, strategy_of
     from vtx_scale.trainer.loop import Progress
     from vtx_scale.trainer.optim import optimizer_of
@@ -159,7 +159,7 @@ def test_a_manifest_cannot_name_files_elsewhere(copy):
 
 def test_no_stored_file_is_a_pickle():
     """The only readers of stored tensors are safetensors'; neither pickle nor torch.load is called anywhere."""
-    root = Path(launch.__file__).parent.parent
+    root = Path(vtx_scale.__file__).parent.parent
     calls = re.compile(r"torch\.(load|save)\(|pickle\.(load|dump|Unpickler)|np\.load\([^)]*allow_pickle=True")
     for package in ("launch", "cluster", "vtx_scale", "data_pipeline"):
         for file in (root / package).rglob("*.py"):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.tools.shards import write_shard
 from tests.promises.harness import lines, losses, train, vtx
+from vtx_scale.data_pipeline.tools.shards import write_shard
 
 
 def encoded(image, kind, **options):

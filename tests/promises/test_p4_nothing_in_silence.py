@@ -121,7 +121,7 @@ def test_another_system_is_the_same_run(tmp_path):
 
 
 def start(*arguments, env=None):
-    return subprocess.Popen([sys.executable, "-m", "launch.cli", *map(str, arguments)], text=True, stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.cli", *map(str, arguments)], text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env=environment(env), start_new_session=True)
 
 
@@ -139,7 +139,7 @@ def wait_for_step(folder, step, process):
 @pytest.mark.parametrize(("code", "says"), [(-signal.SIGTERM, 75), (1, 1), (-signal.SIGKILL, 1), (0, 0), (75, 75), (3, 3)])
 def test_a_failure_on_the_way_out_is_no_75(tmp_path, monkeypatch, code, says):
     """75 promises that all is saved: a rank that failed while it was asked to leave says so still."""
-    from launch import local
+    from vtx_scale.launch import local
 
     def once(request, world, asked):
         asked.append(signal.SIGTERM)

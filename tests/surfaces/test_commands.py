@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from launch import open_run
 from tests.promises.harness import environment, lines, losses, train, train_on_ranks, vtx
 from tests.surfaces.survivors import assert_none_survives
+from vtx_scale import open_run
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_the_worker_runs_under_torchrun(tmp_path):
     folder, marks = tmp_path / "run", tmp_path / "marks"
     marks.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2",
-               "-m", "launch.cli", "--", "train", "clip_vit_b32", "--smoke", "--run", folder, "system.workers=0",
+               "-m", "vtx_scale.launch.cli", "--", "train", "clip_vit_b32", "--smoke", "--run", folder, "system.workers=0",
                "system.strategy=fsdp", "checkpoint.every=2"]
     done = subprocess.run(command, text=True, capture_output=True, timeout=240,
                           env=environment({"VTX_KILL": "backward-6:1", "VTX_KILL_ONCE": str(marks)}))
@@ -143,7 +143,7 @@ def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    ranks = [subprocess.Popen([sys.executable, "-m", "launch.cli", "train", "clip_vit_b32", "--smoke", "--run",
+    ranks = [subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.cli", "train", "clip_vit_b32", "--smoke", "--run",
                                tmp_path / "run", "system.workers=0"], text=True, stderr=subprocess.PIPE,
                               env=environment({"RANK": str(r), "WORLD_SIZE": "2", "LOCAL_RANK": str(r),
                                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})) for r in range(2)]
@@ -154,13 +154,13 @@ def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
 
 
 def test_output_into_a_closed_pipe():
-    done = subprocess.run(f"{sys.executable} -m launch.cli data order clip_vit_b32 --smoke --steps 200 | head -1", shell=True,
+    done = subprocess.run(f"{sys.executable} -m vtx_scale.launch.cli data order clip_vit_b32 --smoke --steps 200 | head -1", shell=True,
                           text=True, capture_output=True, env=environment(), timeout=60)
     assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
 def test_ctrl_c_in_a_command():
-    process = subprocess.Popen([sys.executable, "-m", "launch.cli", "data", "order", "clip_vit_b32", "--smoke", "--steps",
+    process = subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.cli", "data", "order", "clip_vit_b32", "--smoke", "--steps",
                                 "1000000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
     time.sleep(4)
     process.send_signal(signal.SIGINT)
@@ -173,7 +173,7 @@ def test_a_terminal_sees_a_live_line(tmp_path):
     import pty
 
     parent, child = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-m", "launch.cli", "train", "clip_vit_b32", "--smoke", "--run",
+    process = subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.cli", "train", "clip_vit_b32", "--smoke", "--run",
                                 tmp_path / "run", "system.workers=0"], stdout=child, stderr=child,
                                env=environment({"TERM": "xterm", "COLUMNS": "120"}))
     os.close(child)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 HEAVY = ("torch", "numpy", "ray", "boto3", "transformers", "PIL", "tokenizers")
-MODULES = ("launch", "launch.cli", "launch.override", "launch.recipes", "launch.recipes.clip", "vtx_scale.specs",
+MODULES = ("vtx_scale", "vtx_scale.launch", "vtx_scale.launch.cli", "vtx_scale.launch.override", "vtx_scale.launch.recipes",
+           "vtx_scale.launch.recipes.clip", "vtx_scale.launch.python", "vtx_scale.specs",
            "vtx_scale.specs.run", "vtx_scale.specs.backbones", "vtx_scale.specs.clip", "vtx_scale.specs.models")
 
 
@@ -24,7 +25,7 @@ def test_imports_nothing_heavy(module):
 
 
 def test_recipes_and_models_are_made_without_torch():
-    assert found_after("from launch import recipes\nrecipes.find('clip_vit_b32', smoke=True)\n"
+    assert found_after("from vtx_scale.launch import recipes\nrecipes.find('clip_vit_b32', smoke=True)\n"
                        "from vtx_scale.specs.models import published\npublished()") == []
 
 

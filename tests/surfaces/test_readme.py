@@ -55,7 +55,7 @@ def test_the_code_that_opens_a_run(place):
 def test_every_other_command_names_what_exists():
     """Commands that need a cluster or somebody's data are not run, but their options and recipes must exist."""
     text = README.read_text()
-    recipes = subprocess.run([sys.executable, "-m", "launch.cli", "show", "recipes", "--json"], text=True,
+    recipes = subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", "show", "recipes", "--json"], text=True,
                              capture_output=True, env=environment()).stdout
     for name in set(re.findall(r"\bclip_\w+", text)):
         assert f'"{name}"' in recipes, name

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from launch import open_run
 from tests.promises.harness import COLOUR, losses, vtx
+from vtx_scale import open_run
 
 
 def test_a_strangers_objective(tmp_path):

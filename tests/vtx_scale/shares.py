@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.batch import Batch
-from launch.build import build_objective
 from tests.ranks import gathered
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.launch.build import build_objective
 from vtx_scale.specs.run import Run
 
 SLOTS = 11

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_pipeline.batch import Batch
-from launch.recipes.clip import clip_rn50_smoke, clip_vit_b32_smoke
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
 from vtx_scale.blocks.rows import keepers
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.launch.recipes.clip import clip_rn50_smoke, clip_vit_b32_smoke
 from vtx_scale.specs.run import System
 
 WAYS = [("softmax", None), ("softmax", 2), ("sigmoid", None), ("resnet", None)]  # loss (or image tower), micro-batch

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.text import tokenizer
-from data_pipeline.tools.tokenizer import train_tokenizer
-from launch import recipes
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.backbones.dalle import Attention, kind_of, sees
 from vtx_scale.count import parameters
+from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
 from vtx_scale.evaluators.samples import samples as samples_evaluator
+from vtx_scale.launch import recipes
 from vtx_scale.objectives.dalle import Dalle
 from vtx_scale.objectives.dalle_reader import framed
 from vtx_scale.objectives.dvae import mapped
@@ -196,7 +196,7 @@ def test_captions_are_framed():
 
 
 def test_another_codec_is_refused():
-    from data_pipeline.errors import UserError
+    from vtx_scale.data_pipeline.errors import UserError
 
     spec = recipe().objective
     with pytest.raises(UserError, match="objective.net.grid=4 objective.net.codes=6"):
@@ -205,7 +205,7 @@ def test_another_codec_is_refused():
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    from data_pipeline.tools.toy import make_toy
+    from vtx_scale.data_pipeline.tools.toy import make_toy
 
     folder = tmp_path_factory.mktemp("words")
     make_toy(folder / "toy", samples=64, shards=1, seed=0)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from launch import recipes
-from launch.build import build_objective
 from tests.promises.harness import lines, tensors, train_on_ranks
+from vtx_scale.launch import recipes
+from vtx_scale.launch.build import build_objective
 from vtx_scale.trainer.init import keyed_flat
 
 

@@ -12,18 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.batch import Batch
-from data_pipeline.errors import UserError
-from data_pipeline.loader import InOrder
-from data_pipeline.order import draws
-from data_pipeline.tools.toy import make_toy
-from launch import override, recipes
-from launch.evaluate import evaluator, scores
-from launch.worker import prepared
 from tests.promises.harness import lines, one_rank, smoke, train, vtx
 from tests.ranks import gathered, on_ranks
 from tests.require import need
 from vtx_scale import evaluators
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.loader import InOrder
+from vtx_scale.data_pipeline.order import draws
+from vtx_scale.data_pipeline.tools.toy import make_toy
 from vtx_scale.evaluators import NAMES
 from vtx_scale.evaluators import linear as linear_file
 from vtx_scale.evaluators.attention import COLOURS, attention, attention_pictures, held
@@ -32,6 +29,9 @@ from vtx_scale.evaluators.few_shot import few_shot
 from vtx_scale.evaluators.knn import knn, pack, unpack
 from vtx_scale.evaluators.linear import linear
 from vtx_scale.evaluators.linear_sgd import linear_sgd
+from vtx_scale.launch import override, recipes
+from vtx_scale.launch.evaluate import evaluator, scores
+from vtx_scale.launch.worker import prepared
 from vtx_scale.objectives.ranks import GroupRanks, Ranks
 from vtx_scale.specs.run import Evaluation
 
@@ -59,7 +59,7 @@ def samples(n, seed, repeat=True):
 
 
 def batches(n, seed, rank=0, world=1, repeat=True):
-    """This rank's share, as `launch.build.eval_batches` deals it."""
+    """This rank's share, as `vtx_scale.launch.build.eval_batches` deals it."""
     pixels, label, valid = samples(n, seed, repeat)
     for step in range(-(-n // (SIZE * world))):
         at = torch.from_numpy(InOrder(n).share(step, SIZE * world, rank, world))

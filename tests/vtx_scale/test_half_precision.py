@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from data_pipeline.batch import Batch
 from tests.promises.harness import lines, train_on_ranks
 from tests.vtx_scale.shares import alone
 from vtx_scale.blocks.exact import exact, unrounded
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.dino import entropy
 from vtx_scale.objectives.pairs import sigmoid_loss
 

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import UserError
-from launch import recipes
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.blocks import random
 from vtx_scale.blocks.attention import Past
 from vtx_scale.blocks.rows import VIEWS
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.evaluators.completions import completions
+from vtx_scale.launch import recipes
 from vtx_scale.objectives.igpt import Igpt, drawn
 from vtx_scale.objectives.palette import Palette, colours_of, read_palette, write_palette
 from vtx_scale.objectives.ranks import Ranks

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data_pipeline.augment.mixing import mix_parameters
-from launch import recipes
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
 from vtx_scale.blocks import random
 from vtx_scale.blocks.rows import VIEWS
+from vtx_scale.data_pipeline.augment.mixing import mix_parameters
+from vtx_scale.launch import recipes
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.specs.run import Augment, System
 

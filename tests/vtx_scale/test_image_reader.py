@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.batch import Batch
-from data_pipeline.errors import BadSample, UserError
-from data_pipeline.loader import uniforms
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.errors import BadSample, UserError
+from vtx_scale.data_pipeline.loader import uniforms
 from vtx_scale.evaluators.accuracy import accuracy
 from vtx_scale.evaluators.loss import loss
 from vtx_scale.objectives.dino import Dino

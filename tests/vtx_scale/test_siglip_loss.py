@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from launch.build import build_objective
-from launch.recipes.siglip import siglip_vit_b16, siglip_vit_b16_smoke
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from vtx_scale.launch.build import build_objective
+from vtx_scale.launch.recipes.siglip import siglip_vit_b16, siglip_vit_b16_smoke
 from vtx_scale.objectives.siglip import unit
 from vtx_scale.specs.run import System
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from launch import open_run, override, recipes, worker
 from tests.promises.harness import losses, one_rank, smoke, tensors, train, train_on_ranks
 from tests.ranks import on_ranks
+from vtx_scale import open_run
 from vtx_scale.interop import export
+from vtx_scale.launch import override, recipes, worker
 
 
 @pytest.fixture(scope="module")

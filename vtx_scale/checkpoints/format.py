@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 
 FORMAT = 1
 NAME = re.compile(r"^step-(\d{8})$")

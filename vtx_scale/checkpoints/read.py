@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data_pipeline.errors import UserError
 from vtx_scale.checkpoints.format import Damaged, check_file, folder_name, read_manifest, steps
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.strategies.base import Slice
 from vtx_scale.trainer.init import Box
 

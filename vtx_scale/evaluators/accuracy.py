@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.ranks import Ranks
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
-from data_pipeline.order import draws
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.order import draws
 from vtx_scale.evaluators.features import DRAWS
 from vtx_scale.objectives.ranks import Ranks
 

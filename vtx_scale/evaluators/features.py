@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.ranks import Ranks
 
-DRAWS = 255  # the purpose of an evaluator's draws: far from those of data_pipeline.order
+DRAWS = 255  # the purpose of an evaluator's draws: far from those of vtx_scale.data_pipeline.order
 
 Evaluator = TypeVar("Evaluator", bound=Callable[..., Any])
 

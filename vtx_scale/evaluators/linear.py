@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from data_pipeline.order import draws
+from vtx_scale.data_pipeline.order import draws
 from vtx_scale.evaluators.features import DRAWS, Features, on_features, table, top1
 from vtx_scale.objectives.ranks import Ranks
 

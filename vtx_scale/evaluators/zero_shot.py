@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.ranks import Ranks
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a handwritten {}", "the digit {}",

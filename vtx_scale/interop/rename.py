@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 
 SPLIT = {"x": ("q", "k", "v"), "w": ("query", "key", "value")}
 HOLES = {"n": r"\d+", "p": "weight|bias", **{hole: "|".join(words) for hole, words in SPLIT.items()}}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import FILES, OPEN_CLIP_BLOCK, TRANSFORMERS_BLOCK, spec_json
 from vtx_scale.interop.files import read_weights, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under

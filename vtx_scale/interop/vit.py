@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
 from vtx_scale.blocks.position import sincos2d
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import FILES, TRANSFORMERS_BLOCK, mlp_ratio, spec_json
 from vtx_scale.interop.files import read_weights, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.errors import UserError
 from vtx_scale.count import built
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import FILES, export_clip, import_clip, spec_json
 from vtx_scale.interop.dvae import export_codec, import_codec
 from vtx_scale.interop.files import read_weights, write_folder

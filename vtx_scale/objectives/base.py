@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rows import VIEWS, Rows
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.run import Augment, Spec
 
@@ -54,7 +54,7 @@ class Objective(nn.Module):
 
     @staticmethod
     def reader(spec: Any, data: Any, train: bool) -> Any:
-        """A picklable `data_pipeline.loader.Reader`."""
+        """A picklable `vtx_scale.data_pipeline.loader.Reader`."""
         raise TypeError("an objective needs a reader")
 
     def units(self) -> Iterable[nn.Module]:

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
-from data_pipeline.text import tokenizer
 from vtx_scale.backbones import clip_resnet
 from vtx_scale.backbones.text import Text
 from vtx_scale.backbones.vit import ViT
 from vtx_scale.blocks.exact import unrounded, whole
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.clip_reader import ClipReader
 from vtx_scale.objectives.pairs import in_parts, own, refuse_words, sigmoid_loss, similar

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box
-from data_pipeline.decode import decode_image, resize_crop
-from data_pipeline.members import caption, image, label
-from data_pipeline.text import tokenizer
+from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box
+from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.members import caption, image, label
+from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.pairs import blank_pair
 
 

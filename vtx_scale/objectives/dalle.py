@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
-from data_pipeline.errors import UserError
-from data_pipeline.text import tokenizer
 from vtx_scale.backbones import dalle, dvae
 from vtx_scale.blocks import random
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.dalle_reader import DalleReader, framed
 from vtx_scale.objectives.dvae import mapped, unmapped

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.members import caption
-from data_pipeline.text import tokenizer
+from vtx_scale.data_pipeline.members import caption
+from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.image_reader import ImageReader
 
 TEXT = 1 << 10  # the view whose random numbers belong to the text

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline import members as said
-from data_pipeline.augment.multicrop import MultiCrop
-from data_pipeline.batch import Batch
-from data_pipeline.decode import decode_image
 from vtx_scale.blocks.exact import exact
 from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.data_pipeline import members as said
+from vtx_scale.data_pipeline.augment.multicrop import MultiCrop
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.objectives.base import Follower, Objective
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.pixels import STATISTICS, normalised

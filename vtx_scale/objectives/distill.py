@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
-from data_pipeline.errors import UserError
 from vtx_scale.backbones import vit
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.mixing import blended

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
 from vtx_scale.backbones import dvae
 from vtx_scale.blocks.exact import exact
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.base import Follower, Objective
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.ranks import Ranks

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
-from data_pipeline.errors import UserError
 from vtx_scale.backbones import igpt
 from vtx_scale.blocks import random
 from vtx_scale.blocks.attention import Past
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.palette import Palette

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline import members as said
-from data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box, zoomed_box
-from data_pipeline.augment.randaug import RandAugment
-from data_pipeline.decode import Box, Pixels, decode_image, resize_crop
-from data_pipeline.errors import BadSample
+from vtx_scale.data_pipeline import members as said
+from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box, zoomed_box
+from vtx_scale.data_pipeline.augment.randaug import RandAugment
+from vtx_scale.data_pipeline.decode import Box, Pixels, decode_image, resize_crop
+from vtx_scale.data_pipeline.errors import BadSample
 
 GREY = (128, 128, 128)  # what the plain form of RandAugment fills with
 PICTURES = ("crop", "ratio", "zoom", "spread", "flip", "bicubic", "centre")  # fields of `data` that this reader heeds

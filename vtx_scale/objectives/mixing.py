@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.augment.erase import ERASE_WORDS, erase_box
-from data_pipeline.augment.mixing import Mix, mix_parameters
-from data_pipeline.batch import Batch
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rows import VIEWS, Rows
+from vtx_scale.data_pipeline.augment.erase import ERASE_WORDS, erase_box
+from vtx_scale.data_pipeline.augment.mixing import Mix, mix_parameters
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.objectives.ranks import Ranks

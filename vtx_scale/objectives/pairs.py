@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from data_pipeline.errors import UserError
-from data_pipeline.text import tokenizer
 from vtx_scale.blocks.exact import exact
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.text import tokenizer
 
 
 def refuse_words(name: str, vocab: int, key: str = "objective.text.vocab") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.specs.igpt import CUBE
 
 ROWS = 1 << 14  # pixels that are compared with all colours at once

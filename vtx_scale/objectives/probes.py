@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.errors import UserError
 from vtx_scale.backbones.vit import ViT
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pixels import normalised
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
-from data_pipeline.text import tokenizer
 from vtx_scale.backbones import vit
 from vtx_scale.backbones.text import SiglipText
 from vtx_scale.blocks.exact import unrounded, whole
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pairs import in_parts, refuse_words, sigmoid_loss
 from vtx_scale.objectives.pixels import normalised

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.decode import decode_image, resize_crop
-from data_pipeline.members import caption, image, label
-from data_pipeline.text import Tokenizer, tokenizer
+from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.members import caption, image, label
+from vtx_scale.data_pipeline.text import Tokenizer, tokenizer
 from vtx_scale.objectives.pairs import blank_pair
 
 MARKS = str.maketrans({"_": " ", **{c: None for c in string.punctuation if c != "_"}})

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
 from vtx_scale.backbones import resnet, vit
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.mixing import blended

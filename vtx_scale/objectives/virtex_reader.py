@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.augment.colour import JITTER_WORDS, jitter
-from data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
-from data_pipeline.decode import decode_image, resize_crop
-from data_pipeline.members import captions, image, label
-from data_pipeline.text import Tokenizer, tokenizer
+from vtx_scale.data_pipeline.augment.colour import JITTER_WORDS, jitter
+from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
+from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.members import captions, image, label
+from vtx_scale.data_pipeline.text import Tokenizer, tokenizer
 from vtx_scale.objectives.image_reader import middle
 from vtx_scale.specs.virtex import Virtex
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.specs.run import System
 from vtx_scale.strategies.base import Base
 from vtx_scale.strategies.ddp import DDP

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.strategies.base import Base
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import UserError
 
 
 class NotFinite(Exception):

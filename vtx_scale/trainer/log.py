@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.batch import Batch
 
 
 class Log:

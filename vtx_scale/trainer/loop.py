@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.loader import Loader
 from vtx_scale.blocks.rows import keepers
 from vtx_scale.checkpoints.write import Writer
+from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.failpoint import failpoint
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base

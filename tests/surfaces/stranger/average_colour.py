@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_pipeline.decode import decode_image, resize_crop
-from data_pipeline.errors import BadSample
+from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.errors import BadSample
 from vtx_scale.objectives.base import Follower, Objective
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Spec, System
 
