@@ -23,12 +23,14 @@ from pathlib import Path
 import torch
 
 from vtx_scale.data_pipeline.loader import Loader
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import extract
 from vtx_scale.evaluators.knn import knn
 from vtx_scale.evaluators.linear import linear
 from vtx_scale.launch import build, override, recipes
+from vtx_scale.launch.datasets import open_data
 from vtx_scale.launch.evaluate import scores
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.init import initialise
 
@@ -57,7 +59,7 @@ def pixels(run):
 
         parts = []
         for train in (True, False):
-            batches, count = build.eval_batches(run, build.open_data(run, train))
+            batches, count = build.eval_batches(run, open_data(run, train))
             parts.append(extract(probe, Loader(batches, stop=count), Ranks()))
         best = max((linear(*parts, None, Ranks(), penalties=(p,)) for p in PENALTIES), key=lambda r: r["top1"])
         made[name] = {"knn": knn(*parts, None, Ranks()), "linear": best}
@@ -72,7 +74,7 @@ def colours(run):
     objective, K = build.build_objective(run, torch.float32), run.objective.net.colours
     one, two, tests = torch.zeros(K), torch.zeros(K, K), []
     for train in (True, False):
-        batches, count = build.eval_batches(run, build.open_data(run, train))
+        batches, count = build.eval_batches(run, open_data(run, train))
         for batch in Loader(batches, stop=count):
             tokens = objective.palette.tokens(batch["image"])[batch.valid]
             if train:
@@ -106,12 +108,12 @@ def main():
     folder = args.runs / f"{args.recipe}-{args.seed}"
     keys = [f"data.shards={args.data}/train-*.tar", f"data.val_shards={args.data}/test-*.tar", f"seed={args.seed}", *args.keys]
     if args.recipe == "pixels":
-        return write("pixels", pixels(build.resolve_data(override.override(recipes.find("cifar10_vit"), keys))))
+        return write("pixels", pixels(resolve_data(override.override(recipes.find("cifar10_vit"), keys))))
     if args.recipe == "colours":
-        return write("colours", colours(build.resolve_data(override.override(recipes.find("cifar10_igpt"), keys))))
+        return write("colours", colours(resolve_data(override.override(recipes.find("cifar10_igpt"), keys))))
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", "train", args.recipe, "--run", str(folder), *keys], check=True)
-    run = build.resolve_data(override.override(recipes.find(args.recipe), keys))
+    run = resolve_data(override.override(recipes.find(args.recipe), keys))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     said = ("step", "loss", "accuracy", "teacher_accuracy", "distillation", "teacher_entropy", "marginal_entropy")
     points = sorted({round(i * (len(rows) - 1) / (CURVE - 1)) for i in range(CURVE)} | {min(99, len(rows) - 1)})

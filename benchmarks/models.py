@@ -37,13 +37,13 @@ from vtx_scale.backbones.vit import ViT
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rows import Rows, keepers
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export_clip, export_resnet, export_siglip, export_vit
 from vtx_scale.interop.rename import Line, outward, under
 from vtx_scale.interop.siglip import HALF
 from vtx_scale.interop.siglip import OPEN_CLIP as SIGLIP_OPEN_CLIP
 from vtx_scale.interop.vit import TIMM
 from vtx_scale.objectives import clip, siglip
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.objectives.supervised import Supervised
 from vtx_scale.specs.backbones import ViT as ViTSpec
 from vtx_scale.specs.clip import Clip as ClipSpec

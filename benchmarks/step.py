@@ -22,11 +22,12 @@ from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.recipes.clip import clip_vit_b32_smoke
 from vtx_scale.strategies.apply import apply
 from vtx_scale.strategies.single import Single
-from vtx_scale.trainer.control import Control, Ledger
+from vtx_scale.trainer.control import Control
 from vtx_scale.trainer.init import initialise
 from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.loop import Trainer
 from vtx_scale.trainer.optim import optimizer_of
+from vtx_scale.trainer.output import Ledger
 from vtx_scale.trainer.precision import precision_of
 
 

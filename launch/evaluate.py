@@ -1,11 +1,25 @@
 """Evaluators on the validation samples: in the loop over all ranks, and on a finished run in one process."""
 
+import argparse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.evaluators import NAMES
+from vtx_scale.data_pipeline.loader import Loader
+from vtx_scale.evaluators.features import extract
+from vtx_scale.launch import override
+from vtx_scale.launch.build import eval_batches
+from vtx_scale.launch.datasets import open_data
+from vtx_scale.launch.open_run import open_run
+from vtx_scale.launch.prepare import check_evaluator
+from vtx_scale.launch.run_folder import recipe_of
+from vtx_scale.launch.tables import print_json, print_table
+from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import Run
 
 AHEAD = 16  # batches of a rank from which on loader processes are worth their start
@@ -16,13 +30,8 @@ def evaluator(name: str) -> Any:
 
     Raises UserError where there is none.
     """
-    from vtx_scale.launch.build import follow
-
-    if ":" in name:
-        return follow(name)
-    if name not in NAMES:
-        raise UserError(f"There is no evaluator {name!r}: choose of {', '.join(NAMES)}, or give package.module:function.")
-    return follow(f"vtx_scale.evaluators.{name}:{name}")
+    check_evaluator(name)
+    return import_object(name if ":" in name else f"vtx_scale.evaluators.{name}:{name}")
 
 
 def each(run: Run, objective: Any, names: list[str],
@@ -34,12 +43,7 @@ def each(run: Run, objective: Any, names: list[str],
     `bad`: how many samples were left out because they cannot be read. note: takes a ledger entry of each of this rank's.
     Yields nothing where the run names no validation samples.
     """
-    import torch
-
-    from vtx_scale.data_pipeline.loader import Loader
-    from vtx_scale.launch import build
-
-    data = build.open_data(run, False)
+    data = open_data(run, False)
     if data is None:
         return
     was, ranks = objective.training, objective.ranks
@@ -66,7 +70,7 @@ def each(run: Run, objective: Any, names: list[str],
                         raise shared[probe]
                     yield name, counted(function(*shared[probe], data.classes, ranks))
                 else:
-                    batches, count = build.eval_batches(run, data, ranks.rank, ranks.world)
+                    batches, count = eval_batches(run, data, ranks.rank, ranks.world)
                     looked = watched(Loader(batches, stop=count), bad)
                     yield name, counted(function(objective.probes, looked, data.classes, ranks))
             except UserError as e:
@@ -95,14 +99,10 @@ def watched(batches: Iterable[Any], bad: list[dict[str, Any]]) -> Iterator[Any]:
 
 def features(run: Run, objective: Any, probe: str, bad: list[dict[str, Any]]) -> Any:
     """(train, val) `Features` of this rank's shares, in tar order and as the evaluation reads them; or the UserError."""
-    from vtx_scale.data_pipeline.loader import Loader
-    from vtx_scale.evaluators.features import extract
-    from vtx_scale.launch import build
-
     made = []
     for train, key in ((True, "data.shards"), (False, "data.val_shards")):
-        data = build.open_data(run, train)
-        batches, count = build.eval_batches(run, data, objective.ranks.rank, objective.ranks.world)  # type: ignore[arg-type]
+        data = open_data(run, train)
+        batches, count = eval_batches(run, data, objective.ranks.rank, objective.ranks.world)  # type: ignore[arg-type]
         loader = Loader(batches, stop=count, workers=run.system.workers if count >= AHEAD else 0)
         try:
             made.append(extract(objective.probes[probe], watched(loader, bad), objective.ranks, key))
@@ -132,15 +132,11 @@ def evaluate(folder: Path, names: list[str], run: Run | None = None) -> Iterator
 
     Raises UserError for a name that is none, before anything is read.
     """
-    import numpy as np
-
-    from vtx_scale.launch import build, run_folder
-
     for name in names:
         evaluator(name)
-    opened = run_folder.open_run(folder)
+    opened = open_run(folder)
     run = run or opened.recipe
-    if build.open_data(run, False) is None:
+    if open_data(run, False) is None:
         raise UserError(f"{folder} names no validation samples: add data.val_shards=FOLDER.")
     for name, values in each(run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"]):
         yield name, values if isinstance(values, UserError) else {
@@ -150,10 +146,28 @@ def evaluate(folder: Path, names: list[str], run: Run | None = None) -> Iterator
 
 def keep_picture(folder: Path, name: str, key: str, step: int, pixels: Any) -> str:
     """uint8 (H, W, 3) as RUN/pictures/NAME-STEP.png; NAME-KEY-STEP.png where its key is not plainly "picture"."""
-    from PIL import Image
-
     stem = name.replace(":", ".") + ("" if key == "picture" else f"-{key}")
     path = folder / "pictures" / f"{stem}-{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(pixels).save(path)
     return str(path)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = Path(args.folder)
+    for key in args.keys:
+        if not key.startswith(("data.", "system.")):
+            raise UserError(f"{key}: an evaluation takes the model as it was trained; data.* and system.* can be set.")
+    recipe = override.override(recipe_of(folder), args.keys)
+
+    lacking = None
+    for name, values in evaluate(folder, [n for n in args.names.split(",") if n], recipe):
+        if isinstance(values, UserError):
+            lacking = lacking or values
+        elif args.json:
+            print_json({"name": name, **values})
+        else:
+            print_table([{"name": name, **{k: v if isinstance(v, str | int) else f"{v:.4g}" for k, v in values.items()}}])
+    if lacking is not None:  # after all that can be had
+        raise lacking
+    return 0

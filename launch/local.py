@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vtx_scale.checkpoints.format import steps
-from vtx_scale.trainer.control import Ledger
+from vtx_scale.trainer.output import Ledger
 
 RETRIES = 3  # starts in a row that save nothing new
 

@@ -9,6 +9,7 @@ from typing import Any
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import override, recipes
 from vtx_scale.launch.commands import refuse_open_fields
+from vtx_scale.launch.train import train as vtx_train
 from vtx_scale.specs.run import Run
 
 
@@ -28,12 +29,10 @@ def train(recipe: str | Callable[[], Run] | Run, folder: str | Path, *, smoke: b
     of a named recipe. keys: fields to change, as on the command line; one with a dot in its name is given as
     `**{"data.shards": "/data/train"}`. Raises UserError for wrong input, RunEnded where the run did not finish.
     """
-    from vtx_scale.launch.worker import run_local
-
     run = run_of(recipe, smoke)
     run = override.override(run, [f"{key}={text(value)}" for key, value in keys.items()])
     refuse_open_fields(run, recipe if isinstance(recipe, str) else "the recipe")
-    code = run_local(run, Path(folder))
+    code = vtx_train(run, Path(folder))
     if code == 2:
         raise UserError(f"The run in {folder} was refused: the sentence stands above.")
     if code:

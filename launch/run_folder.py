@@ -1,25 +1,25 @@
-"""A run folder: who may write in it, what it was made from, and `open_run` for those who read it.
+"""A run folder: who may write in it, and what it was made from. Standard library alone.
 
-    run.json metrics.jsonl ledger.jsonl evaluations.jsonl log.txt tensorboard/ checkpoints/step-00000120/ control/ lease/
+    run.json metrics.jsonl ledger.jsonl evaluations.jsonl log.txt tensorboard/ pictures/ checkpoints/step-00000120/
+    control/ lease/
 """
 
 import fcntl
 import json
 import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import override, recipes
 from vtx_scale.specs.run import Run
+from vtx_scale.trainer.output import Ledger
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import nn
+HashOf = Callable[[Run, str], str]  # (run, fingerprint of its data) -> the run's name
 
 
 def write_whole(path: Path, body: str) -> None:
@@ -30,7 +30,7 @@ def write_whole(path: Path, body: str) -> None:
     os.replace(part, path)
 
 
-def hold(folder: Path) -> IO[str]:
+def acquire_lease(folder: Path) -> IO[str]:
     """The right to write in a folder, for as long as the returned file is open or its process lives.
 
     Raises UserError, naming the holder, where another process of this host has it.
@@ -42,8 +42,10 @@ def hold(folder: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
-        raise UserError(f"{folder} is being written by {file.read().strip() or 'another process'}: "
-                        "wait for it, or choose another --run folder.") from None
+        raise UserError(
+            f"{folder} is being written by {file.read().strip() or 'another process'}: "
+            "wait for it, or choose another --run folder."
+        ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
@@ -51,6 +53,7 @@ def hold(folder: Path) -> IO[str]:
 
 
 def versions() -> dict[str, str]:
+    """Of the packages that decide what a run computes."""
     out = {}
     for name in ("vtx-scale", "torch", "numpy", "safetensors"):
         try:
@@ -63,9 +66,12 @@ def versions() -> dict[str, str]:
 def read(folder: Path) -> dict[str, Any]:
     """run.json. Raises UserError where the folder is no run folder."""
     try:
-        return json.loads((folder / "run.json").read_text())
+        body: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        return body
     except FileNotFoundError:
-        raise UserError(f"{folder} is no run folder (no run.json in it): give the folder of 'vtx train --run'.") from None
+        raise UserError(
+            f"{folder} is no run folder (no run.json in it): give the folder of 'vtx train --run'."
+        ) from None
     except ValueError:
         raise UserError(f"{folder}/run.json is not JSON: restore it, or train in another folder.") from None
 
@@ -74,95 +80,56 @@ def recipe_of(folder: Path) -> Run:
     """The recipe of a run; the folders of a stranger's recipe come on the path."""
     body = read(folder)
     recipes.let_import(body.get("paths", []))
-    return override.from_dict(body["recipe"])
+    run: Run = override.from_dict(body["recipe"])
+    return run
 
 
-def prepare(run: Run, folder: Path, fingerprint: str, digest: str, fork: bool = False) -> None:
+def prepare(run: Run, folder: Path, fingerprint: str, hash_of: HashOf, fork: bool = False) -> None:
     """Write run.json, or see that the run in the folder is this one. A run that has saved nothing yet may become another.
 
     Raises UserError with the fields that differ where the recipe is another and `fork` is false.
     """
-    forks = []
+    forks: list[str] = []
+    digest = hash_of(run, fingerprint)
     if (folder / "run.json").exists():
         old = read(folder)
-        same = old["hash"] == digest or rehashed(old, run, fingerprint) == digest or not begun(folder)
-        if not same and not fork:
-            differ = override.differences(override.from_dict(old["recipe"]), run)
-            fields = "; ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in differ.items() if learned(k))
-            if old["data"] != fingerprint:
-                fields = "; ".join(filter(None, [fields, f"the data set was {old['data']}, is {fingerprint}"]))
-            raise UserError(f"{folder} holds another run ({fields}): choose another --run folder, "
-                            "or pass --fork to go on from its checkpoint with the new recipe.")
+        # the hash that an old run.json would get today: fields that did not exist then have their defaults
+        before: Run = override.from_dict(old["recipe"])
+        same = digest in (old["hash"], hash_of(before, old["data"])) and old["data"] == fingerprint
+        if not (same or fork or not begun(folder)):
+            raise another_run(folder, before, run, old["data"], fingerprint)
         forks = old.get("forks", [])
-        if not same:
+        if not same and begun(folder):
             forks = [*forks, old["hash"]]
-            with (folder / "ledger.jsonl").open("a") as f:
-                f.write(json.dumps({"kind": "fork", "from": old["hash"], "to": digest}) + "\n")
-    body = {"recipe": override.to_dict(run), "hash": digest, "forks": forks, "data": fingerprint, "paths": recipes.STRANGERS,
-            "versions": versions()}
+            Ledger(folder).write(kind="fork", **{"from": old["hash"], "to": digest})
+    body = {
+        "recipe": override.to_dict(run),
+        "hash": digest,
+        "forks": forks,
+        "data": fingerprint,
+        "paths": recipes.STRANGERS,
+        "versions": versions(),
+    }
     write_whole(folder / "run.json", json.dumps(body, indent=1) + "\n")
+
+
+def another_run(folder: Path, before: Run, now: Run, data_before: str, data_now: str) -> UserError:
+    """What differs, field by field."""
+    differ = override.differences(before, now)
+    said = [f"{key} was {a!r}, is {b!r}" for key, (a, b) in differ.items() if counted(key)]
+    if data_before != data_now:
+        said.append(f"the data set was {data_before}, is {data_now}")
+    return UserError(
+        f"{folder} holds another run ({'; '.join(said)}): choose another --run folder, "
+        "or pass --fork to go on from its checkpoint with the new recipe."
+    )
 
 
 def begun(folder: Path) -> bool:
     """Whether there is a checkpoint, even one that is damaged."""
-    from vtx_scale.checkpoints.format import steps
-
     return bool(steps(folder / "checkpoints"))
 
 
-def rehashed(old: dict[str, Any], run: Run, fingerprint: str) -> str:
-    """The hash that an old run.json would get today: fields that did not exist then have their defaults."""
-    from vtx_scale.launch.build import hash_of
-
-    before = override.from_dict(old["recipe"])
-    return hash_of(before, old["data"]) if old["data"] == fingerprint else ""
-
-
-def learned(key: str) -> bool:
+def counted(key: str) -> bool:
     """Whether a field counts in the hash."""
-    head = key.split(".")[0]
-    return head not in ("system", "checkpoint", "evaluate") and key not in override.UNCOUNTED
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """A finished or running training, ready to be used: `probes["encode_image"](uint8 (N, H, W, 3))`."""
-
-    folder: Path
-    recipe: Run
-    step: int
-    model: "nn.Module"
-
-    @property
-    def probes(self) -> "dict[str, Callable[..., Any]]":
-        return self.model.probes  # type: ignore[return-value]
-
-
-def open_run(folder: str | Path) -> OpenRun:
-    """The newest whole checkpoint of a run folder, on this process and device.
-
-    Raises UserError where the folder is no run folder or has no whole checkpoint.
-    """
-    import torch
-
-    from vtx_scale.checkpoints.read import Tensors, load, newest
-    from vtx_scale.launch.build import build_objective
-    from vtx_scale.strategies.single import Single
-    from vtx_scale.trainer.precision import precision_of
-
-    folder = Path(folder)
-    run = recipe_of(folder)
-    found = newest(folder / "checkpoints")
-    if found is None:
-        raise UserError(f"{folder} has no whole checkpoint: run its training first.")
-    path, manifest = found
-    device = torch.device("cpu")
-    objective = build_objective(run, precision_of(run.system, device).weights)
-    strategy = Single(device)
-    strategy.prepare(objective)
-    tensors = Tensors(path, manifest)
-    wanted = {s.key for s in strategy.slices()}
-    tensors.shapes = {k: v for k, v in tensors.shapes.items() if k in wanted}
-    load(strategy.slices(), tensors)
-    objective.eval()
-    return OpenRun(folder, run, manifest["step"], objective)
+    return key.split(".")[0] not in ("system", "checkpoint", "evaluate") and key not in override.UNCOUNTED

@@ -16,26 +16,26 @@ from vtx_scale.cluster.ray_settings import settings
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import override, recipes, run_folder
 from vtx_scale.launch.local import newest
-from vtx_scale.launch.worker import prepared, say, work
+from vtx_scale.launch.prepare import prepare_folder
+from vtx_scale.launch.resolve import resolve_data
+from vtx_scale.launch.worker import work
 from vtx_scale.specs.run import Run
-from vtx_scale.trainer.control import Ledger
+from vtx_scale.trainer.output import Ledger, say
 
 
 def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = False) -> int:
     """Train until the end, or until SIGTERM or Ctrl-C asks to save and leave (75); a second Ctrl-C leaves at once."""
-    from vtx_scale.launch.build import resolve_data
-
     if failures < 0:
         raise UserError(f"--failures={failures}: give 0 or more.")
     folder = folder.resolve()
     run = resolve_data(run, say, folder)
-    held = run_folder.hold(folder)
+    lease = run_folder.acquire_lease(folder)
     try:
         with requests() as asked:
-            prepared(run, folder)
+            prepare_folder(run, folder)
             return 75 if asked else on_ray(run, folder, address, failures, debug, asked)
     finally:
-        held.close()
+        lease.close()
 
 
 def on_ray(run: Run, folder: Path, address: str, failures: int, debug: bool, asked: list[int]) -> int:
@@ -46,18 +46,19 @@ def on_ray(run: Run, folder: Path, address: str, failures: int, debug: bool, ask
             say("starting Ray on this machine" if home else f"joining the Ray cluster at {address}")
             from vtx_scale.cluster import ray_train  # Ray reads its settings when it is imported
 
+
             job = Job(ray_worker, payload, run.system.world, run.system.device != "cpu", failures,
                       partial(newest, folder))
             with ray_train.connected(address, home, run.system.world or os.cpu_count() or 1, worker_environment(run)):
                 listen(asked)  # Ray has put a handler of its own in our place
-                return follow(ray_train.run(job, home), folder, failures, debug, asked)
+                return watch(ray_train.run(job, home), folder, failures, debug, asked)
     except GaveUp as e:
         Ledger(folder).write(kind="gave_up", reason=str(e), step=newest(folder))
         say(f"vtx: {e}")
         return 1
 
 
-def follow(events: Iterator[Event | None], folder: Path, failures: int, debug: bool, asked: list[int]) -> int:
+def watch(events: Iterator[Event | None], folder: Path, failures: int, debug: bool, asked: list[int]) -> int:
     """Tell the user what happens, pass the wish to leave on, return the exit code of the run."""
     news, told, last, code = News(folder / "log.txt", debug), False, "", 1
     for event in events:

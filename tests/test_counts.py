@@ -8,7 +8,8 @@ import torch
 
 from vtx_scale.backbones.bit import BitStem
 from vtx_scale.blocks.norm import BatchNorm
-from vtx_scale.count import built, counted, macs, parameters, sample
+from vtx_scale.planner.count import built, count_published, counted, macs, parameters, sample
+from vtx_scale.planner.stored import stored_counts
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import CLIP_SIZES, Clip
 from vtx_scale.specs.dalle import DALLE_SIZES, TextToCodes
@@ -249,7 +250,7 @@ def test_dalle(size):
 
 def test_the_largest_is_built_in_little_memory():
     """ViT-e/14 with JFT-3B's classes, 3.9 billion parameters, on the meta device: under 2 GB, everything imported."""
-    code = ("import resource; from vtx_scale.count import built; from vtx_scale.launch.recipes.vit import vit_e14_jft3b;"
+    code = ("import resource; from vtx_scale.planner.count import built; from vtx_scale.launch.recipes.vit import vit_e14_jft3b;"
             "n = sum(p.numel() for p in built(vit_e14_jft3b().objective).parameters());"
             "print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
     count, kib = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -285,3 +286,7 @@ def test_every_published_model_is_listed():
              **{name: 256 for name in DALLES}}
     assert all(resolution == other.get(name, 224) for name, (_, resolution) in rows.items())
     assert parameters(rows["vit_b16"][0]) == VIT_FIGURES["B/16"][2]
+
+
+def test_stored_counts_are_those_that_are_counted():
+    assert stored_counts() == count_published()

@@ -11,17 +11,17 @@ strategies, checkpoints, trainer, evaluators, interop, planner. `launch` is the 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vtx_scale.launch.open_run import OpenRun, open_run
     from vtx_scale.launch.python import RunEnded, train
-    from vtx_scale.launch.run_folder import OpenRun, open_run
 
 __all__ = ["OpenRun", "RunEnded", "open_run", "train"]
 
 
 def __getattr__(name: str) -> Any:  # torch is loaded when a run is opened, not when a command asks for help
     if name in ("open_run", "OpenRun"):
-        from vtx_scale.launch import run_folder
+        from vtx_scale.launch import open_run
 
-        return getattr(run_folder, name)
+        return getattr(open_run, name)
     if name in ("train", "RunEnded"):
         from vtx_scale.launch import python
 

@@ -1,9 +1,6 @@
 """`vtx checkpoints RUN`: what is there and whether it is whole."""
 
 import argparse
-from pathlib import Path
-
-from vtx_scale.launch.commands import print_json, print_table
 
 HELP = "list the checkpoints of a run; --verify reads every byte"
 
@@ -15,18 +12,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vtx_scale.launch import run_folder
+    from vtx_scale.launch.checkpoints import run
 
-    folder = Path(args.folder)
-    run_folder.read(folder)
-    from vtx_scale.checkpoints.read import listing
-
-    rows = listing(folder / "checkpoints", deep=args.verify)
-    if args.json:
-        for row in rows:
-            print_json(row)
-    elif rows:
-        print_table([{**r, "valid": ("yes" if args.verify else "manifest") if r["valid"] else "no"} for r in rows])
-    else:
-        print(f"{folder} has no checkpoint yet")
-    return int(args.verify and not all(r["valid"] for r in rows))
+    return run(args)

@@ -1,7 +1,6 @@
 """`vtx export RUN --to LIBRARY DIR`: the newest checkpoint in another library's layout."""
 
 import argparse
-from pathlib import Path
 
 HELP = "write a run's weights for transformers, open_clip, timm, torchvision or as plain safetensors"
 
@@ -14,12 +13,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vtx_scale.interop import export
-    from vtx_scale.launch.run_folder import open_run
+    from vtx_scale.launch.export import run
 
-    opened = open_run(args.folder)
-    data = opened.recipe.data
-    for path in export(opened.model, args.to, Path(args.out), data.centre, data.bicubic,
-                       not args.without_head):
-        print(path)
-    return 0
+    return run(args)

@@ -1,9 +1,6 @@
 """`vtx show recipes|models|keys|RECIPE`."""
 
 import argparse
-from typing import Any, get_args
-
-from vtx_scale.launch.commands import print_json, print_table, run_of
 
 HELP = "list recipes, models or keys; or show a recipe with what differs from it"
 
@@ -16,49 +13,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    lists = {"recipes": recipe_rows, "models": model_rows, "keys": key_rows}
-    if args.recipe in lists:
-        rows = lists[args.recipe]()
-        if args.json:
-            print_json(rows)
-        else:
-            print_table(rows)
-        return 0
-    from vtx_scale.launch import override, recipes
+    from vtx_scale.launch.show import run
 
-    made = run_of(args)
-    changed = override.differences(recipes.find(args.recipe, args.smoke), made)
-    if args.json:
-        print_json({"recipe": override.to_dict(made), "hash": override.recipe_hash(made),
-                    "changed": {k: {"from": a, "to": b} for k, (a, b) in changed.items()}})
-        return 0
-    print_table([{"key": k, "value": str(v), "": f"was {changed[k][0]}" if k in changed else ""}
-                 for k, v, _ in override.walk(made)])
-    return 0
-
-
-def recipe_rows() -> list[dict[str, Any]]:
-    from vtx_scale.launch import recipes
-
-    return [{"name": name, "objective": type(function().objective).__name__.lower(), "summary": recipes.summary(function)}
-            for name, function in recipes.named() if not name.endswith("_smoke")]
-
-
-def model_rows() -> list[dict[str, Any]]:
-    from vtx_scale.count import macs, parameters
-    from vtx_scale.specs.models import published
-
-    return [{"name": name, "parameters": parameters(spec), "macs": macs(spec), "resolution": resolution}
-            for name, (spec, resolution) in published().items()]
-
-
-def key_rows() -> list[dict[str, Any]]:
-    """Every key that some recipe has, with its type and the first recipe's value."""
-    from vtx_scale.launch import override, recipes
-
-    rows: dict[str, dict[str, Any]] = {}
-    for _, function in recipes.named():
-        for key, value, kind in override.walk(function()):
-            named = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
-            rows.setdefault(key, {"key": key, "type": named, "example": str(value)})
-    return [rows[k] for k in sorted(rows)]
+    return run(args)

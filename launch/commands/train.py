@@ -16,6 +16,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     recipe, folder = run_of(args), folder_of(args)
     refuse_open_fields(recipe, args.recipe)
-    from vtx_scale.launch.worker import run_local
+    from vtx_scale.launch.train import train
 
-    return run_local(recipe, folder, fork=args.fork, debug=args.debug)
+    return train(recipe, folder, fork=args.fork, debug=args.debug)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tests.parity.alike import all_close, assert_same_bits, randomise
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export_clip, files, import_clip, resize_positions
 from vtx_scale.interop.clip import MEAN, OPEN_CLIP, STD, TRANSFORMERS, mlp_ratio, open_clip_config, transformers_config
 from vtx_scale.interop.rename import outward
-from vtx_scale.launch.start import start_from
+from vtx_scale.launch.initial import load_source
 from vtx_scale.objectives.clip import Clip
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.clip import CLIP_SIZES, TextTower, image_tower
 from vtx_scale.specs.clip import Clip as Spec
 from vtx_scale.specs.run import Run
@@ -186,7 +186,7 @@ def test_another_resolution(libraries, tmp_path):
             big = Clip(spec, Ranks()).eval()
         strategy = Single(torch.device("cpu"))
         strategy.prepare(big)
-        start_from(str(tmp_path / "out"), Run(objective=spec), strategy)
+        load_source(str(tmp_path / "out"), Run(objective=spec), strategy)
         assert torch.equal(big.image.positions[:, 0], ours.image.positions[:, 0])
         all_close(here(big), there(theirs, spec))
     assert resize_positions(ours.state_dict(), SMALL)["image.positions"].shape == (1, 17, 48)

@@ -9,9 +9,9 @@ import torch
 
 from tests.parity.alike import assert_same_bits, close, randomise
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export_igpt, import_igpt, import_weights
 from vtx_scale.objectives.igpt import Igpt
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.igpt import Igpt as Spec
 from vtx_scale.specs.igpt import PixelGPT
 

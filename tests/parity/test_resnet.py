@@ -15,12 +15,12 @@ from vtx_scale.backbones.resnet import ResNet, initial
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rows import Rows, keepers
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export_clip, export_resnet, import_clip, import_resnet, resize_positions
 from vtx_scale.interop.clip import OPEN_CLIP_RESNET, open_clip_config
 from vtx_scale.interop.rename import Line, inward, outward, under
 from vtx_scale.interop.resnet import TABLE, with_counts
 from vtx_scale.objectives.clip import Clip
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.clip import Clip as ClipSpec
 from vtx_scale.specs.clip import TextTower
 from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNet

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tests.parity.alike import all_close, assert_same_bits, close, randomise
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export, export_siglip, import_siglip, import_vit
 from vtx_scale.interop.rename import outward
 from vtx_scale.interop.siglip import OPEN_CLIP, TRANSFORMERS, transformers_config
 from vtx_scale.interop.vit import joined
-from vtx_scale.launch.start import start_from
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.launch.initial import load_source
 from vtx_scale.objectives.siglip import Siglip
 from vtx_scale.objectives.siglip_reader import SiglipReader, canonical, encode, encode_all
 from vtx_scale.specs.run import Run
@@ -173,7 +173,7 @@ def test_another_resolution(tmp_path):
         big = Siglip(other, Ranks())
     strategy = Single(torch.device("cpu"))
     strategy.prepare(big)
-    start_from(str(tmp_path / "out"), Run(objective=other), strategy)
+    load_source(str(tmp_path / "out"), Run(objective=other), strategy)
     assert big.image.positions.shape == (1, 36, 48)
     assert torch.equal(big.text.positions, ours.text.positions)
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tests.parity.alike import assert_same_bits, close, randomise
 from vtx_scale.backbones.vit import ViT
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export, export_vit, import_vit, import_weights, resize_positions
 from vtx_scale.interop.rename import outward
 from vtx_scale.interop.vit import TIMM, TRANSFORMERS_5, TRANSFORMERS_HEAD, TRANSFORMERS_HEADS, transformers_config
-from vtx_scale.launch.start import start_from
+from vtx_scale.launch.initial import load_source
 from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.backbones import ViT as Spec
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.run import Spec as AnySpec
@@ -254,7 +254,7 @@ def test_another_resolution(libraries, changes, tmp_path):
             big = Trained(Net(other), Ranks())
         strategy = Single(torch.device("cpu"))
         strategy.prepare(big)
-        start_from(str(tmp_path / "out"), Run(objective=Net(other)), strategy)
+        load_source(str(tmp_path / "out"), Run(objective=Net(other)), strategy)
         extra = ours.extra
         for net in (big.student["net"], big.teacher["net"]):
             assert torch.equal(net.positions[:, :extra], ours.positions[:, :extra])

@@ -11,7 +11,8 @@ import torch
 from tests.ranks import on_ranks
 from vtx_scale.checkpoints.read import Tensors, newest
 from vtx_scale.launch import override, recipes, worker
-from vtx_scale.launch.build import resolve_data
+from vtx_scale.launch.prepare import prepare_folder
+from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
 
 SMALL = ("system.workers=0",)
@@ -45,7 +46,7 @@ def smoke(*keys: str, recipe: str = "clip_vit_b32") -> Run:
 def train_on_ranks(folder: Path, world: int, strategy: str, *keys: str, recipe: str = "clip_vit_b32", code: int = 0) -> None:
     """The same training on ranks of this test's server: the worker itself, without the start of a new Python."""
     run = smoke(f"system.strategy={strategy}", *keys, recipe=recipe)
-    worker.prepared(run, folder)
+    prepare_folder(run, folder)
     codes = on_ranks(world, one_rank, override.to_dict(run), folder, recipes.STRANGERS)
     assert codes == [code] * world, (codes, (folder / "log.txt").read_text())
 

@@ -15,7 +15,7 @@ RECIPES = ["vit_b16_jft", "vit_g14_jft3b", "vit_r50_b16_jft", "vit_b16_imagenet2
 # A ReLU turns a difference in the last bit of a number near zero into another gradient (docs/objectives.md): across worlds
 # these are compared in float64, where no number is near enough.
 RELU = ("vit_r50_b16_jft", "resnet50_imagenet", "dino_resnet50", "clip_rn50", "dvae_dalle", "dalle_12b", "virtex_r50")
-KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")  # see vtx_scale.failpoint
+KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")  # see vtx_scale.distributed.failpoint
 CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3)]
 
 

@@ -6,7 +6,7 @@ from tests.promises.harness import COLOUR, assert_same_bits, ids, lines, losses,
 from tests.surfaces.survivors import assert_none_survives
 
 STEPS = 12
-KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")  # see vtx_scale.failpoint
+KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")  # see vtx_scale.distributed.failpoint
 
 
 @pytest.fixture(scope="module")

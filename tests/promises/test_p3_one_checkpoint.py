@@ -39,7 +39,9 @@ def saved(tmp_path_factory):
 def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -> None:
     """On a rank: load the newest checkpoint of `source` and save what was loaded, without a step."""
     from vtx_scale.checkpoints.write import Writer
-    from vtx_scale.launch import build, worker
+    from vtx_scale.launch.build import build_objective
+    from vtx_scale.launch.process import device_of, init_process_group
+    from vtx_scale.launch.restore import restore
     from vtx_scale.strategies.apply import apply, strategy_of
     from vtx_scale.trainer.loop import Progress
     from vtx_scale.trainer.optim import optimizer_of
@@ -48,16 +50,18 @@ def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -
     recipes.let_import(paths)
     run = override.from_dict(recipe)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = worker.meet(run, rank, world)
+    device = device_of(run.system)
+    init_process_group(run.system, device, rank, world)
     strategy = strategy_of(run.system, world, device, None)
-    objective = build.build_objective(run, torch.float32)
+    objective = build_objective(run, torch.float32)
     apply(objective, strategy, run.system)
     optimizer = optimizer_of(objective, run.optim, strategy.shard_group())
     for s in strategy.slices(optimizer):
         s.tensor.fill_(float("nan"))  # whatever is not loaded shows
     fingerprint = run_folder.read(source)["data"]
     progress = Progress()
-    assert worker.resume(source, strategy, optimizer, progress, precision_of(run.system, device), fingerprint, run)
+    precision = precision_of(run.system, device)
+    assert restore(source, run, fingerprint, strategy, optimizer, progress, precision)
     writer = Writer(target / "checkpoints", rank, world, "again", 1)
     if world > 1:
         torch.distributed.barrier()  # rank 0 has cleared what it found

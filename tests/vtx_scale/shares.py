@@ -46,7 +46,7 @@ def alone(run: Run, values: Any = lambda initial: initial) -> Any:
 
 def on_this_rank(run: Run, values: Any = lambda initial: initial) -> tuple[Any, Any, int, int]:
     """Strategy, objective in float64, rank and world, on a rank of `tests.ranks.on_ranks`."""
-    from vtx_scale.objectives.ranks import GroupRanks
+    from vtx_scale.distributed.ranks import GroupRanks
     from vtx_scale.strategies.apply import apply, strategy_of
     from vtx_scale.trainer.init import initialise
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tests.ranks import gathered, on_ranks
+from vtx_scale.distributed.sharding import local
 from vtx_scale.trainer.adafactor import Adafactor, factored
-from vtx_scale.trainer.init import local
 
 SHAPES = {"matrix": (48, 40), "positions": (1, 50, 33), "kernel": (64, 3, 16, 16), "vector": (70,), "deep": (5, 32, 40)}
 STEPS, LR, DECAY = 4, 0.1, 0.2

@@ -9,7 +9,7 @@ from tests.ranks import gathered, on_ranks
 from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rows import Rows
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.distributed.ranks import Ranks
 
 ROWS, CHANNELS = 11, 5
 PATTERNS = {"all valid": [1] * 11, "some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1],
@@ -55,7 +55,7 @@ def expected(pattern, shape):
 
 def cell(recompute):
     """On a rank: the same of ours for every pattern and shape; y and the gradient of x are this rank's rows."""
-    from vtx_scale.objectives.ranks import GroupRanks
+    from vtx_scale.distributed.ranks import GroupRanks
 
     dist = gathered()
     rank, world = dist.get_rank(), dist.get_world_size()

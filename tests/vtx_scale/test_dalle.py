@@ -10,15 +10,15 @@ import torch
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.backbones.dalle import Attention, kind_of, sees
-from vtx_scale.count import parameters
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.samples import samples as samples_evaluator
 from vtx_scale.launch import recipes
 from vtx_scale.objectives.dalle import Dalle
 from vtx_scale.objectives.dalle_reader import framed
 from vtx_scale.objectives.dvae import mapped
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.planner.count import parameters
 from vtx_scale.specs.dalle import TextToCodes
 from vtx_scale.specs.run import System
 

@@ -11,10 +11,10 @@ from tests.ranks import on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.blocks import random
 from vtx_scale.blocks.rows import VIEWS
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.reconstruction import reconstruction
 from vtx_scale.launch import recipes
 from vtx_scale.objectives.dvae import EPS, divergence, logit_laplace, mapped, unmapped
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.dvae import half_cosine
 from vtx_scale.specs.run import Schedule, System
 

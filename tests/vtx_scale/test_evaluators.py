@@ -21,6 +21,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import InOrder
 from vtx_scale.data_pipeline.order import draws
 from vtx_scale.data_pipeline.tools.toy import make_toy
+from vtx_scale.distributed.ranks import GroupRanks, Ranks
 from vtx_scale.evaluators import NAMES
 from vtx_scale.evaluators import linear as linear_file
 from vtx_scale.evaluators.attention import COLOURS, attention, attention_pictures, held
@@ -31,8 +32,7 @@ from vtx_scale.evaluators.linear import linear
 from vtx_scale.evaluators.linear_sgd import linear_sgd
 from vtx_scale.launch import override, recipes
 from vtx_scale.launch.evaluate import evaluator, scores
-from vtx_scale.launch.worker import prepared
-from vtx_scale.objectives.ranks import GroupRanks, Ranks
+from vtx_scale.launch.prepare import prepare_folder
 from vtx_scale.specs.run import Evaluation
 
 KINDS, SIZE = 5, 16  # classes; slots of a rank in a batch
@@ -378,7 +378,7 @@ def test_bad_validation_samples_are_counted_and_named(tmp_path):
     run = replace(smoke("steps=1", f"data.val_shards={val}", "system.strategy=ddp", recipe="vit_s16_imagenet"),
                   evaluate=(Evaluation(name="accuracy"), Evaluation(name="knn")))
     folder = tmp_path / "run"
-    prepared(run, folder)
+    prepare_folder(run, folder)
     assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
     for row in lines(folder / "evaluations.jsonl"):
         assert row["samples"] == 19 and row["bad"] == 5, row
@@ -395,7 +395,7 @@ def test_in_the_loop_one_failure_leaves_the_others(tmp_path):
     wanted = ("linear", "attention", "knn", WHERE)
     run = replace(smoke("system.strategy=fsdp", "steps=2"), evaluate=tuple(Evaluation(name=n) for n in wanted))
     folder = tmp_path / "run"
-    prepared(run, folder)
+    prepare_folder(run, folder)
     assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
     rows = {r["name"]: r for r in lines(folder / "evaluations.jsonl")}
     assert list(rows) == ["linear", "knn", WHERE] and rows["knn"]["samples"] == 64 and "picture" not in rows[WHERE]

@@ -15,11 +15,12 @@ from vtx_scale.blocks import random
 from vtx_scale.blocks.attention import Past
 from vtx_scale.blocks.rows import VIEWS
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.completions import completions
 from vtx_scale.launch import recipes
 from vtx_scale.objectives.igpt import Igpt, drawn
-from vtx_scale.objectives.palette import Palette, colours_of, read_palette, write_palette
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.objectives.palette import Palette
+from vtx_scale.specs.palette import colours_of, read_palette, write_palette
 from vtx_scale.specs.run import System
 
 STEP, SIDE = 3, 3

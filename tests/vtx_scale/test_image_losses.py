@@ -72,7 +72,8 @@ def samples(case, pattern):
 @torch.no_grad()
 def shake(objective):
     """No tensor may be zero: heads start there, and would hide what is before them."""
-    from vtx_scale.trainer.init import box_of, keyed_flat, local
+    from vtx_scale.distributed.sharding import box_of, local
+    from vtx_scale.trainer.init import keyed_flat
 
     for name, tensor in [*objective.named_parameters(), *objective.named_buffers()]:
         noise = keyed_flat(f"noise {name}", 0, tensor.numel(), ("normal", 0.1), 0).view(tensor.shape).to(tensor.dtype)

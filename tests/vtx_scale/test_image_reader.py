@@ -10,12 +10,12 @@ from PIL import Image
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.loader import uniforms
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.accuracy import accuracy
 from vtx_scale.evaluators.loss import loss
 from vtx_scale.objectives.dino import Dino
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.masked import mean_colours
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.dino import Crops
 from vtx_scale.specs.dino import Dino as DinoSpec

@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
 from vtx_scale.objectives.mixing import blended, neighbours
 from vtx_scale.objectives.pixels import normalised
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.run import Augment
 
 SLOTS, SIDE = 200, 16

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from vtx_scale.blocks import random
 from vtx_scale.blocks.position import cubic, resampled, sincos2d
 from vtx_scale.blocks.rows import VIEWS, Rows, drop_path, dropout
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.distributed.ranks import Ranks
 
 GOLDEN = [[0.8778162002563477, 0.4464036822319031], [0.8093263506889343, 0.8501076698303223]]
 

@@ -11,7 +11,8 @@ from tests.promises.harness import losses, one_rank, smoke, tensors, train, trai
 from tests.ranks import on_ranks
 from vtx_scale import open_run
 from vtx_scale.interop import export
-from vtx_scale.launch import override, recipes, worker
+from vtx_scale.launch import override, recipes
+from vtx_scale.launch.prepare import prepare_folder
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_a_teacher_comes_from_a_run_or_from_exported_weights(trained, tmp_path, 
         run = replace(run, objective=replace(run.objective, teacher=open_run(folder).recipe.objective.net))
     assert run.objective.teacher == open_run(folder).recipe.objective.net
     run = replace(run, steps=2, system=replace(run.system, strategy="fsdp"))
-    worker.prepared(run, tmp_path / "run")
+    prepare_folder(run, tmp_path / "run")
     assert on_ranks(2, one_rank, override.to_dict(run), tmp_path / "run", recipes.STRANGERS) == [0, 0]
     before, after = tensors(folder), tensors(tmp_path / "run")
     names = [k for k in before if k.startswith("param/")]

@@ -10,11 +10,11 @@ from torch import nn
 
 from tests.promises.harness import COLOUR, losses, smoke, tensors, train_on_ranks
 from tests.require import need
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.recipes.clip import clip_vit_b32, clip_vit_b32_smoke
 from vtx_scale.objectives.base import Follower, Objective
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.run import Optimizer, Schedule, Spec
 from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.flops import training_flops
@@ -215,8 +215,8 @@ def test_flops_of_a_step():
 
     A little less: pixels need no gradient.
     """
-    from vtx_scale.count import macs
     from vtx_scale.data_pipeline.batch import Batch
+    from vtx_scale.planner.count import macs
 
     run = clip_vit_b32()
     two = torch.arange(2)

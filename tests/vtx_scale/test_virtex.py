@@ -11,15 +11,15 @@ from torch import nn
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.backbones.captioner import Captioner
-from vtx_scale.count import parameters
 from vtx_scale.data_pipeline.members import captions
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.captions import captions as captions_evaluator
 from vtx_scale.launch import recipes
 from vtx_scale.objectives.pixels import normalised
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.objectives.virtex import backwards
 from vtx_scale.objectives.virtex_reader import framed, turned
+from vtx_scale.planner.count import parameters
 from vtx_scale.specs.resnet import ResNet
 from vtx_scale.specs.run import Optimizer, System
 from vtx_scale.specs.virtex import VIRTEX_SIZES, Virtex

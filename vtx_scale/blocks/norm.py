@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.blocks.rows import Rows
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.distributed.ranks import Ranks
 
 
 class Normalise(torch.autograd.Function):

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtx_scale.blocks import random
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.distributed.ranks import Ranks
 
 VIEWS = 1 << 16  # a row's number is slot * VIEWS + view
 

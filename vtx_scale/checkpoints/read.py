@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vtx_scale.checkpoints.format import Damaged, check_file, folder_name, read_manifest, steps
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.strategies.base import Slice
-from vtx_scale.trainer.init import Box
+from vtx_scale.distributed.sharding import Box, Slice
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from vtx_scale.checkpoints.format import (
     sync_folder,
     write_synced,
 )
-from vtx_scale.failpoint import failpoint
-from vtx_scale.strategies.base import Slice
+from vtx_scale.distributed.failpoint import failpoint
+from vtx_scale.distributed.sharding import Slice
 
 
 class Writer:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.order import draws
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS
-from vtx_scale.objectives.ranks import Ranks
 
 SHOWN = 8  # pictures
 COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # viridis at 0, 1/4 .. 1

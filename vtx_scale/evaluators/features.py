@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.distributed.ranks import Ranks
 
 DRAWS = 255  # the purpose of an evaluator's draws: far from those of vtx_scale.data_pipeline.order
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtx_scale.data_pipeline.order import draws
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS, Features, on_features, table, top1
-from vtx_scale.objectives.ranks import Ranks
 
 BIAS = 100.0  # the feature that is appended
 

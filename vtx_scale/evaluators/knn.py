@@ -7,8 +7,8 @@ the training samples; the queries of all ranks go round, and each rank's k neare
 import torch
 from torch import Tensor
 
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import Features, largest, on_features, padded, table, top1, unit
-from vtx_scale.objectives.ranks import Ranks
 
 QUERIES, BANK = 1024, 8192  # of all ranks, of one: what is compared at once
 LOW = (1 << 32) - 1

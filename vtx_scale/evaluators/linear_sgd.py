@@ -8,9 +8,9 @@ import math
 import torch
 
 from vtx_scale.data_pipeline.order import draws
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS, Features, on_features, table, top1
 from vtx_scale.evaluators.linear import logits, loss_and_gradient
-from vtx_scale.objectives.ranks import Ranks
 
 
 @on_features

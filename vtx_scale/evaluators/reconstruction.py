@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.distributed.ranks import Ranks
 
 SHOWN = 8
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.distributed.ranks import Ranks
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a handwritten {}", "the digit {}",
              "a small {}", "a large {}")

@@ -15,8 +15,8 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import FILES, spec_json
 from vtx_scale.interop.files import read_weights, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under
-from vtx_scale.objectives.palette import KEY, clusters, colours_of
 from vtx_scale.specs.igpt import Igpt
+from vtx_scale.specs.palette import KEY, clusters, colours_of
 
 PRODUCTS = (("attn.qkv", "attn.c_attn"), ("attn.proj", "attn.c_proj"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"))
 TABLE = under("net.", "", [

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtx_scale.count import built
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop.clip import FILES, export_clip, import_clip, spec_json
 from vtx_scale.interop.dvae import export_codec, import_codec
 from vtx_scale.interop.files import read_weights, write_folder
@@ -22,6 +22,7 @@ from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import Clip
 from vtx_scale.specs.dvae import Codec
 from vtx_scale.specs.igpt import Igpt
+from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.resnet import ClipResNet, ResNet
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.siglip import Siglip
@@ -82,7 +83,9 @@ def import_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
     if not isinstance(network, ViT | ResNet | Codec):
         return read_weights(path, FILES)  # names of its own, which are compared where they are taken
     state = import_network(path, network)
-    places = [name for name, part in built(spec).named_modules() if calm(getattr(part, "spec", None)) == calm(network)]
+    with torch.device("meta"):
+        objective = import_object(spec.build)(spec, Ranks())
+    places = [name for name, part in objective.named_modules() if calm(getattr(part, "spec", None)) == calm(network)]
     return {f"{place}.{k}": v for place in places for k, v in state.items()}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rows import VIEWS, Rows
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.specs.run import Augment, Spec
 
 

@@ -24,12 +24,12 @@ from vtx_scale.blocks.exact import unrounded, whole
 from vtx_scale.blocks.rows import Rows
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.clip_reader import ClipReader
 from vtx_scale.objectives.pairs import in_parts, own, refuse_words, sigmoid_loss, similar
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import probe
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.clip import Clip as Spec
 from vtx_scale.specs.resnet import ClipResNet
 

@@ -20,13 +20,13 @@ from vtx_scale.blocks import random
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.dalle_reader import DalleReader, framed
 from vtx_scale.objectives.dvae import mapped, unmapped
 from vtx_scale.objectives.igpt import drawn
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.pairs import refuse_words
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.dalle import Dalle as DalleSpec
 
 

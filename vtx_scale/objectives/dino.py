@@ -24,11 +24,11 @@ from vtx_scale.data_pipeline import members as said
 from vtx_scale.data_pipeline.augment.multicrop import MultiCrop
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.decode import decode_image
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Follower, Objective
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.pixels import STATISTICS, normalised
 from vtx_scale.objectives.probes import image_probes, probe
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.objectives.supervised import network, network_initial
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.dino import Dino as DinoSpec

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from vtx_scale.backbones import dvae
 from vtx_scale.blocks.exact import exact
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Follower, Objective
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.dvae import Dvae as DvaeSpec
 from vtx_scale.specs.dvae import half_cosine
 from vtx_scale.specs.run import Spec

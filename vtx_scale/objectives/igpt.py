@@ -20,10 +20,10 @@ from vtx_scale.blocks.attention import Past
 from vtx_scale.blocks.rows import Rows
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.palette import Palette
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.igpt import Igpt as IgptSpec
 
 Pictures = np.ndarray | Tensor

@@ -18,11 +18,11 @@ from vtx_scale.backbones import vit
 from vtx_scale.blocks.rows import Rows
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.pixels import STATISTICS, normalised
 from vtx_scale.objectives.probes import image_probes
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.objectives.supervised import network_undecayed
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.supervised import Masked as MaskedSpec

@@ -15,9 +15,9 @@ from vtx_scale.blocks.rows import VIEWS, Rows
 from vtx_scale.data_pipeline.augment.erase import ERASE_WORDS, erase_box
 from vtx_scale.data_pipeline.augment.mixing import Mix, mix_parameters
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pixels import STATISTICS
-from vtx_scale.objectives.ranks import Ranks
 
 
 def neighbours(x: Tensor, ranks: Ranks) -> Tensor:

@@ -21,10 +21,10 @@ from vtx_scale.backbones.text import SiglipText
 from vtx_scale.blocks.exact import unrounded, whole
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pairs import in_parts, refuse_words, sigmoid_loss
 from vtx_scale.objectives.pixels import normalised
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.objectives.siglip_reader import SiglipReader, encode_all
 from vtx_scale.specs.siglip import Siglip as Spec
 

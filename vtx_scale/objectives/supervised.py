@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from vtx_scale.backbones import resnet, vit
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.image_reader import PICTURES, ImageReader
 from vtx_scale.objectives.mixing import blended
 from vtx_scale.objectives.pixels import STATISTICS, normalised
 from vtx_scale.objectives.probes import image_probes
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.resnet import ResNet
 from vtx_scale.specs.run import Spec

@@ -18,11 +18,11 @@ from vtx_scale.backbones import captioner, resnet
 from vtx_scale.blocks.rows import Rows
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pairs import refuse_words
 from vtx_scale.objectives.pixels import STATISTICS, normalised
 from vtx_scale.objectives.probes import image_probes
-from vtx_scale.objectives.ranks import Ranks
 from vtx_scale.objectives.virtex_reader import VirtexReader
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.virtex import Virtex as VirtexSpec

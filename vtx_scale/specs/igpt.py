@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from vtx_scale.specs.palette import CUBE
 from vtx_scale.specs.run import Spec
-
-CUBE = 8  # levels of a channel of the palette "cube"
 
 # name: width, depth, heads, side. The heads of XL are not published: as wide as S's here.
 IGPT_SIZES: dict[str, tuple[int, int, int, int]] = {

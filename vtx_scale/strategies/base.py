@@ -6,26 +6,13 @@ The step is norm -> verdict -> step: the norm is ours under every strategy, the 
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vtx_scale.trainer.init import Box, box_of, local
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A part of one tensor of the state: read when saving, written when loading. `tensor` is a view."""
-
-    key: str  # param/NAME, buffer/NAME, and what the optimizer keeps: exp_avg/NAME, exp_avg_sq/NAME ...
-    shape: tuple[int, ...]
-    box: Box
-    tensor: Tensor
-    replicas: int = 1
-    replica: int = 0
+from vtx_scale.distributed.sharding import Slice, box_of, local
 
 
 class Strategy(Protocol):

@@ -1,1 +1,1 @@
-"""The loop and what it calls. Reading order: loop, init, optim, precision, control, log."""
+"""The loop and what it calls. Reading order: loop, init, optim, precision, control, output, log."""

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vtx_scale.trainer.init import Box, box_of, local
+from vtx_scale.distributed.sharding import Box, box_of, local
 
 LEAST = 32
 EPS = 1e-30

@@ -1,6 +1,5 @@
-"""Whether a step counts, whether to leave, and the ledger that says so."""
+"""Whether a step counts, and whether to leave."""
 
-import json
 import os
 import signal
 import threading
@@ -54,24 +53,6 @@ class Control:
                             "lower optim.lr or look at the samples that ledger.jsonl names.")
 
 
-class Ledger:
-    """`ledger.jsonl`: one line for everything masked, skipped, retried, repaired. Every rank appends."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "ledger.jsonl"
-        self.counts: dict[str, int] = {}
-
-    def write(self, **entry: Any) -> None:
-        line = json.dumps(entry, separators=(",", ":"), default=str).encode()[:4000] + b"\n"
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(fd, line)
-        finally:
-            os.close(fd)
-        reason = str(entry.get("reason", entry.get("kind")))
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-
-
 class BadLimit:
     """Stops the run when more than a share of the last 10,000 slots were masked for bad samples."""
 
@@ -100,20 +81,3 @@ class BadLimit:
     def why(self) -> str:
         """What this rank has seen most."""
         return f", most often for {max(self.reasons, key=self.reasons.__getitem__)}" if self.reasons else ""
-
-
-def cut_after(path: Path, step: int, field: str = "step") -> None:
-    """Remove the lines of a JSON-lines file beyond `step`, torn ones too: a resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if line.endswith(b"\n") and entry.get(field, 0) <= step:
-            kept.append(line)
-    part = path.with_suffix(".part")
-    part.write_bytes(b"".join(kept))
-    os.replace(part, path)

@@ -10,25 +10,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from vtx_scale.distributed.sharding import box_of, local
 
 BLOCK = 1 << 14
-Box = tuple[tuple[int, int], ...]
 Initial = tuple[str, float]  # kind and its number: ("normal", std), ("uniform", bound), ("constant", value) ...
-
-
-def box_of(tensor: Tensor) -> Box:
-    """(start, stop) in every dimension of what this rank holds of a tensor."""
-    if not isinstance(tensor, DTensor):
-        return tuple((0, n) for n in tensor.shape)
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tuple((o, o + n) for o, n in zip(offset, shape, strict=True))
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that lies on this rank, as a view."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
 def keyed_flat(name: str, lo: int, hi: int, initial: Initial, seed: int) -> Tensor:

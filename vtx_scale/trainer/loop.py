@@ -12,12 +12,13 @@ from torch import Tensor
 from vtx_scale.blocks.rows import keepers
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.loader import Loader
-from vtx_scale.failpoint import failpoint
+from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
-from vtx_scale.trainer.control import BadLimit, Control, Ledger
+from vtx_scale.trainer.control import BadLimit, Control
 from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.optim import set_applied, set_rates
+from vtx_scale.trainer.output import Ledger
 from vtx_scale.trainer.precision import Precision
 
 
@@ -152,7 +153,7 @@ class Trainer:
             ids = batch.ids[batch.valid].tolist()
             self.ledger.write(kind="skip", reason="loss" if not math.isfinite(loss) else "gradient", step=step,
                               rank=self.strategy.rank, samples=ids)
-        self.log.say(f"step {step} is not finite (loss {loss}, gradient norm {norm}): skipped, see ledger.jsonl")
+        self.log.message(f"step {step} is not finite (loss {loss}, gradient norm {norm}): skipped, see ledger.jsonl")
         self.control.skip(step)
         return False
 
@@ -185,7 +186,7 @@ class Trainer:
         self.writer.abandon()
         if self.writer.error:
             self.ledger.write(kind="save_failed", reason=self.writer.error, step=self.saved, rank=self.strategy.rank)
-            self.log.say(f"saving step {self.saved} failed ({self.writer.error}): the checkpoint before it stays")
+            self.log.message(f"saving step {self.saved} failed ({self.writer.error}): the checkpoint before it stays")
         self.writer.error = None
 
     def settle(self) -> str | None:

@@ -18,7 +18,7 @@ class Precision:
     weights: torch.dtype
     compute: torch.dtype | None
     scale: float = 1.0
-    good: int = 0
+    good_steps: int = 0
 
     GROW = 2_000
 
@@ -30,10 +30,10 @@ class Precision:
     def update(self, finite: bool) -> None:
         if self.compute is not torch.float16:
             return
-        self.good = self.good + 1 if finite else 0
+        self.good_steps = self.good_steps + 1 if finite else 0
         if not finite:
             self.scale = max(1.0, self.scale / 2)
-        elif self.good % self.GROW == 0:
+        elif self.good_steps % self.GROW == 0:
             self.scale *= 2
 
 

@@ -7,19 +7,22 @@ print this number.
 
 import functools
 import importlib
+import json
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.ranks import Ranks
+from vtx_scale.planner.stored import FILE
 from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import Clip, TextTower
 from vtx_scale.specs.dalle import TextToCodes
 from vtx_scale.specs.dvae import Codec
 from vtx_scale.specs.igpt import PixelGPT
+from vtx_scale.specs.models import published
 from vtx_scale.specs.resnet import ClipResNet, ResNet
 from vtx_scale.specs.run import Spec
 from vtx_scale.specs.siglip import Siglip, SiglipText
@@ -90,4 +93,13 @@ def sample(spec: Spec) -> torch.Tensor:
         return torch.empty(1, spec.side**2, dtype=torch.int64, device="meta")
     if isinstance(spec, ViT | ResNet | ClipResNet | Codec):
         return torch.empty(1, 3, spec.resolution, spec.resolution, device="meta")
-    raise TypeError(f"vtx_scale.count knows no sample for {type(spec).__name__}")
+    raise TypeError(f"vtx_scale.planner.count knows no sample for {type(spec).__name__}")
+
+
+def count_published() -> dict[str, dict[str, int]]:
+    """What `stored.FILE` holds."""
+    return {name: {"parameters": parameters(spec), "macs": macs(spec)} for name, (spec, _) in published().items()}
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(count_published(), indent=1) + "\n")

@@ -9,23 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtx_scale.checkpoints.read import Tensors, newest
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.interop.weights import import_network, import_weights, resize_positions
+from vtx_scale.launch import override
+from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.specs.run import Run
 
 
-def start(run: Run, objective: Any, strategy: Any, say: Callable[[str], None]) -> None:
+def load_initial(run: Run, objective: Any, strategy: Any, say: Callable[[str], None]) -> None:
     """Fill what comes from elsewhere. Raises UserError where it does not fit."""
     borrowed = objective.borrowed()
     if run.init.from_:
-        start_from(run.init.from_, run, strategy, say, tuple(borrowed))
+        load_source(run.init.from_, run, strategy, say, tuple(borrowed))
     for prefix, source in borrowed.items():
-        borrow(prefix, source, getattr(run.objective, prefix.rstrip(".")), strategy)
+        load_part(prefix, source, getattr(run.objective, prefix.rstrip(".")), strategy)
 
 
 def stored(path: Path) -> dict[str, Tensor]:
     """Parameters and buffers of the newest checkpoint of a run folder."""
-    from vtx_scale.checkpoints.read import Tensors, newest
-
     found = newest(path / "checkpoints")
     if found is None:
         raise UserError(f"{path} has no whole checkpoint: run its training first.")
@@ -33,14 +35,12 @@ def stored(path: Path) -> dict[str, Tensor]:
     return tensors.state("param") | tensors.state("buffer")
 
 
-def start_from(source: str, run: Run, strategy: Any, say: Callable[[str], None] = print,
+def load_source(source: str, run: Run, strategy: Any, say: Callable[[str], None] = print,
                borrowed: tuple[str, ...] = ()) -> None:
     """`init.from`: parameters and running statistics of a run folder or of exported weights.
 
     A plain network starts from the teacher of a run that has one (DINO). borrowed: prefixes that come from elsewhere.
     """
-    from vtx_scale.interop.weights import import_weights, resize_positions
-
     path = Path(source)
     if not path.exists():
         raise UserError(f"init.from={source}: there is no such file or folder.")
@@ -73,9 +73,6 @@ SHAPELESS = ("heads", "activation", "eps", "pool", "pixels", "patch", "kind", "c
 
 def differences(path: Path, run: Run) -> list[str]:
     """What the networks of a run folder and of a recipe compute differently with the same weights."""
-    from vtx_scale.launch import override
-    from vtx_scale.launch.run_folder import recipe_of
-
     differ = override.differences(replace(run, objective=recipe_of(path).objective), run)
     return [f"{key} was {a} there and is {b} here" for key, (a, b) in differ.items()
             if key.startswith("objective.") and key.rpartition(".")[2] in SHAPELESS]
@@ -92,10 +89,8 @@ def refuse_rest(state: dict[str, Tensor], strategy: Any, left: tuple[str, ...], 
             raise UserError(f"{source}: it has {name}, which the recipe's network has not: make the recipe as deep.")
 
 
-def borrow(prefix: str, source: str, network: Any, strategy: Any) -> None:
+def load_part(prefix: str, source: str, network: Any, strategy: Any) -> None:
     """Fill the part `prefix` from a run folder's network or from exported weights of `network`."""
-    from vtx_scale.interop.weights import import_network
-
     path = Path(source)
     if not path.exists():
         raise UserError(f"objective.{prefix}from={source}: there is no such file or folder.".replace(".from", "_from"))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.tools.toy import make_toy
 
 VERSION = "v1"  # part of the folder's name: another content is another folder
 
@@ -19,8 +20,6 @@ def cache_folder() -> Path:
 
 def toy_shards(say: Callable[[str], None]) -> tuple[Path, Path]:
     """Folders of 256 training and 64 validation samples."""
-    from vtx_scale.data_pipeline.tools.toy import make_toy
-
     folder = cache_folder() / f"toy-{VERSION}"
     if not folder.exists():
         part = folder.with_name(f".{folder.name}.{os.getpid()}")

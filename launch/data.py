@@ -1,0 +1,110 @@
+"""The work of `vtx data ...`, a function each."""
+
+import argparse
+from pathlib import Path
+
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.storage import expand, whole
+from vtx_scale.data_pipeline.tools.digits import make_digits
+from vtx_scale.data_pipeline.tools.inspect import inspect as inspect_shards
+from vtx_scale.data_pipeline.tools.palette import find_palette
+from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
+from vtx_scale.data_pipeline.tools.toy import make_toy
+from vtx_scale.data_pipeline.tools.verify import verify as verify_shards
+from vtx_scale.launch.commands import need_data, run_of
+from vtx_scale.launch.datasets import order_of, training_data
+from vtx_scale.launch.resolve import resolve_shards
+from vtx_scale.launch.tables import print_json, print_table
+from vtx_scale.specs.palette import write_palette
+
+
+def run(args: argparse.Namespace) -> int:
+    """The function that the command names."""
+    work = {
+        "index": index,
+        "order": order,
+        "verify": verify,
+        "inspect": inspect,
+        "toy": toy,
+        "digits": digits,
+        "tokenizer": tokenizer,
+        "palette": palette,
+    }
+    return work[args.what](args)
+
+
+def index(args: argparse.Namespace) -> int:
+    made = open_index(args.shards, say=lambda line: print(line))
+    row = {"shards": len(made.names), "samples": made.n, "chunks": len(made.chunk_bytes), "known_bad": len(made.bad),
+           "digest": made.digest.hex()[:32], "file": str(made.file)}
+    print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
+    return 0
+
+
+def order(args: argparse.Namespace) -> int:
+    for name in ("world", "steps"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: give 1 or more.")
+    if args.start < 0:
+        raise UserError(f"--start {args.start}: give 0 or more.")
+    recipe = run_of(args)
+    need_data(recipe, args.recipe)
+    data = training_data(resolve_shards(recipe))
+    reader, made = ChunkReader(data.index), order_of(recipe, data.index)
+    for step in range(args.start, args.start + args.steps):
+        for rank in range(args.world):
+            at = made.share(step, recipe.global_batch, rank, args.world)
+            numbers = iter(made.ids(at[at >= 0]).tolist())
+            ids = [reader.id(next(numbers)) if p >= 0 else None for p in at.tolist()]
+            if args.json:
+                print_json({"step": step, "rank": rank, "ids": ids})
+            else:
+                print(f"step {step} rank {rank}: " + " ".join(x or "-" for x in ids))
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    bad = 0
+    for row in verify_shards(args.shards):
+        bad += 1
+        print_json(row) if args.json else print(f"{row['shard']}/{row['key'] or '(the tar)'}: {row['reason']}")
+    if not args.json:
+        print(f"{bad} bad" if bad else "every sample is sound")
+    return int(bad > 0)
+
+
+def inspect(args: argparse.Namespace) -> int:
+    row = inspect_shards(args.shards)
+    print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
+    return 0
+
+
+def toy(args: argparse.Namespace) -> int:
+    if args.samples < 1 or args.shards < 1 or args.size < 8:
+        raise UserError("--samples and --shards are 1 or more, --size 8 or more.")
+    print(make_toy(Path(args.out), args.samples, args.shards, args.size, args.seed))
+    return 0
+
+
+def digits(args: argparse.Namespace) -> int:
+    print(make_digits(Path(args.out)))
+    return 0
+
+
+def tokenizer(args: argparse.Namespace) -> int:
+    out = Path(args.out) if args.out else expand(args.shards)[0].parent / "tokenizer.json"
+    print(train_tokenizer(args.shards, out, args.vocab))
+    return 0
+
+
+def palette(args: argparse.Namespace) -> int:
+    if args.colours < 2 or args.side < 2:
+        raise UserError("--colours and --side are 2 or more.")
+    out = Path(args.out) if args.out else expand(args.shards)[0].parent / "palette.json"
+    text = write_palette(find_palette(args.shards, args.colours, args.side).tolist())
+    with whole(out) as part:
+        part.write_text(text)
+    print(out)
+    return 0

@@ -1,0 +1,88 @@
+"""One rank among the others: its device, its process group, and who speaks for all."""
+
+import os
+import tempfile
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.specs.run import System
+from vtx_scale.trainer.output import append
+
+
+def rank_and_world() -> tuple[int, int]:
+    """As the launcher says in the environment; 0 of 1 where there is none."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def device_of(system: System) -> torch.device:
+    """The device of this rank, made the current one. Raises UserError for a GPU where there is none."""
+    cuda = system.device == "cuda" or (system.device == "auto" and torch.cuda.is_available())
+    if system.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("system.device=cuda, but torch sees no GPU: run 'vtx doctor', or leave the device out.")
+    if system.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if not cuda:
+        torch.set_num_threads(system.threads)
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def init_process_group(system: System, device: torch.device, rank: int, world: int) -> None:
+    """Meet the other ranks, where there are any or the strategy shards.
+
+    In VTX_MEET's file where the launcher names one, else at MASTER_ADDR and MASTER_PORT.
+    """
+    if world == 1 and system.strategy not in ("fsdp", "hsdp"):
+        return
+    where, limit = os.environ.get("VTX_MEET"), timedelta(seconds=system.timeout)
+    store = None
+    if where is None and "MASTER_ADDR" not in os.environ:
+        where = f"file://{tempfile.mkdtemp(prefix='vtx-')}/store"
+    elif where is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun keeps one store over its restarts, where a new rank may find the address of a dead one
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        agents = dist.TCPStore(address, port, world, False, limit)
+        store = dist.PrefixStore(f"vtx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", agents)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=where, store=store, rank=rank, world_size=world, timeout=limit)
+
+
+def common_attempt(device: torch.device, world: int) -> str:
+    """A name of this start of the run, the same on every rank."""
+    generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))
+    word = torch.randint(1 << 30, (1,), generator=generator).to(device)
+    if world > 1:
+        dist.broadcast(word, 0)
+    return f"{word.item():08x}"
+
+
+def speaks(code: int) -> bool:
+    """Whether no other rank has said why the run ends: the first to fail knows best.
+
+    Where ranks did not meet in a file (torchrun), what all of them see alike is rank 0's to say.
+    """
+    meeting = os.environ.get("VTX_MEET", "").removeprefix("file://")
+    if not meeting:
+        return rank_and_world()[0] == 0 or code in (1, 4)
+    try:
+        Path(meeting).with_name("said").touch(exist_ok=False)
+        return True
+    except OSError:
+        return False
+
+
+def keep_traceback(folder: Path) -> None:
+    """The traceback of the exception that is being handled, in log.txt."""
+    try:
+        append(folder / "log.txt", f"rank {rank_and_world()[0]}\n{traceback.format_exc()}".rstrip().encode())
+    except OSError:
+        pass  # the sentence still reaches stderr

@@ -1,0 +1,82 @@
+"""What a recipe leaves open, made definite before anything is built: toy shards, pretrained parts, palettes. No torch.
+
+`data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher or codec that is a run says its network;
+so does a start that a smoke size goes on from; a palette's file becomes its colours.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch.run_folder import recipe_of
+from vtx_scale.launch.toy_data import toy_run, toy_shards
+from vtx_scale.specs.palette import read_palette
+from vtx_scale.specs.run import Run
+from vtx_scale.trainer.output import silent
+
+Say = Callable[[str], None]
+
+# what an objective may borrow -> the recipe whose smoke size stands for one, and the specs of such networks
+PARTS = {"teacher": ("resnet18_imagenet", ("ResNet", "ViT")), "codec": ("dvae_dalle", ("Codec",))}
+
+
+def resolve_data(run: Run, say: Say = silent, folder: Path | None = None) -> Run:
+    """The run with nothing left open. folder: of the run, if it is there already."""
+    for part in PARTS:
+        run = resolve_borrowed(run, part, say, folder)
+    return resolve_shards(resolve_palette(resolve_start(run, say)), say)
+
+
+def resolve_shards(run: Run, say: Say = silent) -> Run:
+    """The same of the data alone."""
+    if run.data.shards != "toy":
+        return run
+    train, val = toy_shards(say)
+    beside = run.data.val_shards or ("" if run.data.hold_out else str(val))
+    return replace(run, data=replace(run.data, shards=str(train), val_shards=beside))
+
+
+def resolve_start(run: Run, say: Say) -> Run:
+    """`init.from=smoke:RECIPE` is a tiny run of that recipe, made once in the cache."""
+    kind, _, recipe = run.init.from_.partition(":")
+    if kind != "smoke" or not recipe:
+        return run
+    return replace(run, init=replace(run.init, from_=str(toy_run(recipe, say))))
+
+
+def resolve_borrowed(run: Run, part: str, say: Say, begun: Path | None) -> Run:
+    """`objective.PART`, a "teacher" or a "codec", is the network that the run in `objective.PART_from` trained; "smoke" is a
+    tiny one made once in the cache.
+
+    A run that has begun has it in its checkpoints, and goes on where the folder is gone.
+    """
+    objective: Any = run.objective
+    source = getattr(objective, f"{part}_from", "")
+    if source in ("", "required"):
+        return run
+    folder = toy_run(PARTS[part][0], say) if source == "smoke" else Path(source)
+    objective = replace(objective, **{f"{part}_from": str(folder)})
+    told = [f.name for f in fields(objective) if f.name in (part, f"{part}_pixels")]  # what the run of the part knows better
+    if (folder / "run.json").exists():
+        theirs: Any = recipe_of(folder).objective
+        if type(getattr(theirs, "net", None)).__name__ not in PARTS[part][1]:
+            raise UserError(f"{folder} trained a {type(theirs).__name__}, which is no {part}: give a run of a "
+                            f"{' or '.join(PARTS[part][1])}, as {PARTS[part][0]} trains one.")
+        known = {part: theirs.net, f"{part}_pixels": getattr(theirs, "pixels", None)}
+        objective = replace(objective, **{name: known[name] for name in told})
+    elif begun is not None and (begun / "run.json").exists():
+        before: Any = recipe_of(begun).objective
+        if getattr(before, f"{part}_from", None) == str(folder):
+            objective = replace(objective, **{name: getattr(before, name) for name in told})
+    return replace(run, objective=objective)
+
+
+def resolve_palette(run: Run) -> Run:
+    """`objective.palette` that names a file becomes the colours in it, so that they count in the hash and not their path."""
+    objective: Any = run.objective
+    path = Path(getattr(objective, "palette", ""))
+    if len(str(path)) > 1_000 or not path.is_file():  # colours in hexadecimal are longer than any path
+        return run
+    return replace(run, objective=replace(objective, palette=read_palette(path)))

@@ -1,0 +1,78 @@
+"""Going on where a run's newest checkpoint stands."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from vtx_scale.checkpoints.format import folder_name, read_manifest
+from vtx_scale.checkpoints.read import Tensors, load, newest
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch import run_folder
+from vtx_scale.specs.run import Run
+from vtx_scale.strategies.base import Base
+from vtx_scale.trainer.loop import Progress, due
+from vtx_scale.trainer.output import Ledger, say
+from vtx_scale.trainer.precision import Precision
+
+
+def restore(
+    folder: Path,
+    run: Run,
+    fingerprint: str,
+    strategy: Base,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    precision: Precision,
+) -> bool:
+    """Load the newest whole checkpoint, the same on every rank; False where there is none.
+
+    Raises UserError where it was made from other data, or does not stand at a step of this batch.
+    """
+    step = common_step(folder, strategy)
+    if step < 0:
+        return False
+    path = folder / "checkpoints" / folder_name(step)
+    manifest = read_manifest(path)
+    data = manifest["data"]
+    forked = bool(run_folder.read(folder).get("forks"))
+    if data["fingerprint"] != fingerprint and not forked:
+        raise UserError(
+            f"{path} was made from another data set or order (fingerprint {data['fingerprint']}, now "
+            f"{fingerprint}): give data.shards as it was, or train in another folder."
+        )
+    if data["position"] != step * run.global_batch and not forked:
+        raise UserError(f"{path} is at sample {data['position']}, not at a step of global_batch={run.global_batch}.")
+    load(strategy.slices(optimizer), Tensors(path, manifest))
+    progress.step, progress.applied, progress.samples = step, manifest["applied"], manifest["samples"]
+    progress.frozen = manifest.get("frozen", 0)
+    precision.scale, precision.good_steps = manifest["scale"], manifest["good"]
+    return True
+
+
+def common_step(folder: Path, strategy: Base) -> int:
+    """The step of the newest whole checkpoint as rank 0 sees it, on every rank; -1 where there is none."""
+
+    def damaged(line: str) -> None:
+        say(line)
+        Ledger(folder).write(kind="checkpoint_damaged", reason=line)
+
+    step = 0.0
+    if strategy.rank == 0:
+        found = newest(folder / "checkpoints", damaged)
+        step = float(found[1]["step"]) if found else -1.0
+    here = torch.tensor([step], dtype=torch.float64, device=strategy.device)
+    return int(strategy.sum(here).item())
+
+
+def overdue(run: Run, folder: Path, step: int, strategy: Base) -> list[str]:
+    """Evaluators that were due at `step` but did not come to write their line; the same on every rank."""
+    names, file = due(run, step), folder / "evaluations.jsonl"
+    done = set()
+    if strategy.rank == 0 and file.exists():
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        done = {r["name"] for r in rows if r["step"] == step}
+    mine = [float(strategy.rank == 0 and name not in done) for name in names]
+    flags = torch.tensor(mine, device=strategy.device)
+    missing = strategy.sum(flags).tolist() if names else []
+    return [name for name, flag in zip(names, missing, strict=True) if flag]

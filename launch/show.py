@@ -1,0 +1,52 @@
+"""Recipes, models and keys as rows; a recipe with what differs from it."""
+
+import argparse
+from typing import Any, get_args
+
+from vtx_scale.launch import override, recipes
+from vtx_scale.launch.commands import run_of
+from vtx_scale.launch.tables import print_json, print_table
+from vtx_scale.planner.stored import stored_counts
+from vtx_scale.specs.models import published
+
+
+def run(args: argparse.Namespace) -> int:
+    lists = {"recipes": recipe_rows, "models": model_rows, "keys": key_rows}
+    if args.recipe in lists:
+        rows = lists[args.recipe]()
+        if args.json:
+            print_json(rows)
+        else:
+            print_table(rows)
+        return 0
+
+    made = run_of(args)
+    changed = override.differences(recipes.find(args.recipe, args.smoke), made)
+    if args.json:
+        print_json({"recipe": override.to_dict(made), "hash": override.recipe_hash(made),
+                    "changed": {k: {"from": a, "to": b} for k, (a, b) in changed.items()}})
+        return 0
+    print_table([{"key": k, "value": str(v), "": f"was {changed[k][0]}" if k in changed else ""}
+                 for k, v, _ in override.walk(made)])
+    return 0
+
+
+def recipe_rows() -> list[dict[str, Any]]:
+    return [{"name": name, "objective": type(function().objective).__name__.lower(), "summary": recipes.summary(function)}
+            for name, function in recipes.named() if not name.endswith("_smoke")]
+
+
+def model_rows() -> list[dict[str, Any]]:
+    """The published models with their stored counts."""
+    counts = stored_counts()
+    return [{"name": name, **counts[name], "resolution": resolution} for name, (_, resolution) in published().items()]
+
+
+def key_rows() -> list[dict[str, Any]]:
+    """Every key that some recipe has, with its type and the first recipe's value."""
+    rows: dict[str, dict[str, Any]] = {}
+    for _, function in recipes.named():
+        for key, value, kind in override.walk(function()):
+            named = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+            rows.setdefault(key, {"key": key, "type": named, "example": str(value)})
+    return [rows[k] for k in sorted(rows)]

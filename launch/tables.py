@@ -1,0 +1,30 @@
+"""What commands print: JSON for programs, tables for people."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value), flush=False)
+
+
+def print_table(rows: list[dict[str, Any]], columns: list[str] | None = None) -> None:
+    """Rows for people; numbers stand right."""
+    if not rows:
+        return
+    columns = columns or list(rows[0])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for c in columns:
+        right = isinstance(rows[0].get(c), int | float) and not isinstance(rows[0].get(c), bool)
+        table.add_column(c, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row[c]) for c in columns))
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)  # a pipe has no width to wrap at
+
+
+def cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

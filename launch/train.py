@@ -1,0 +1,64 @@
+"""`vtx train`: become one rank where a launcher says so, else prepare the folder and start as many as the system wants."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch import override, recipes, run_folder
+from vtx_scale.launch.local import launch
+from vtx_scale.launch.prepare import prepare_folder
+from vtx_scale.launch.resolve import resolve_data
+from vtx_scale.specs.run import Run
+from vtx_scale.trainer.output import say
+
+
+def train(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> int:
+    """Train until the end, or go on with the run that is in the folder; the exit code.
+
+    Raises UserError for wrong input that is seen before a rank starts.
+    """
+    folder = folder.resolve()
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return in_this_process(run, folder, fork, debug, prepare=True)
+    run = resolve_data(run, say, folder)
+    world = run.system.world or automatic_world()
+    if world < 1:
+        raise UserError(f"system.world={world}: give the number of processes, 1 or more.")
+    lease = run_folder.acquire_lease(folder)
+    try:
+        prepare_folder(run, folder, fork)
+        if world == 1:
+            return in_this_process(run, folder, False, debug, prepare=False)
+        return in_processes(run, folder, world, debug)
+    finally:
+        lease.close()
+
+
+def in_this_process(run: Run, folder: Path, fork: bool, debug: bool, prepare: bool) -> int:
+    """This process is a rank."""
+    from vtx_scale.launch.worker import work  # torch: a launcher of many ranks and a refusal do without
+
+    return work(run, folder, fork=fork, debug=debug, prepare=prepare)
+
+
+def in_processes(run: Run, folder: Path, world: int, debug: bool) -> int:
+    """Processes of their own are the ranks; what they must know stands in a file while they live."""
+    body = {
+        "recipe": override.to_dict(run),
+        "folder": str(folder),
+        "debug": debug,
+        "paths": recipes.STRANGERS,
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="vtx-request-") as request:
+        json.dump(body, request)
+        request.flush()
+        return launch(Path(request.name), folder, world, say)
+
+
+def automatic_world() -> int:
+    """A process for each GPU, else one."""
+    import torch  # where system.world says nothing
+
+    return max(1, torch.cuda.device_count())
