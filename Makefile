@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: install demo test test-full lint
+.PHONY: install demo test test-full lint house
 
 install: $(STAMP)
 
@@ -31,3 +31,6 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+house: $(STAMP)
+	$(BIN)/python tests/house.py --write

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from vtx_scale.blocks.rules import initial_values
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import extract
@@ -44,7 +45,7 @@ def untrained(run):
     """The network of the recipe and seed with its initial values, at the same readouts."""
     objective = build.build_objective(run, torch.float32)
     Single(torch.device("cpu")).prepare(objective)
-    initialise(objective, objective.initial, run.seed)
+    initialise(objective, initial_values(objective), run.seed)
     return scores(run, objective, [e.name for e in run.evaluate if e.name not in ("accuracy", "completions")])
 
 

@@ -44,14 +44,15 @@ from vtx_scale.interop.siglip import HALF
 from vtx_scale.interop.siglip import OPEN_CLIP as SIGLIP_OPEN_CLIP
 from vtx_scale.interop.vit import TIMM
 from vtx_scale.objectives import clip, siglip
+from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.supervised import Supervised
-from vtx_scale.specs.backbones import ViT as ViTSpec
 from vtx_scale.specs.clip import Clip as ClipSpec
 from vtx_scale.specs.clip import TextTower, image_tower
 from vtx_scale.specs.resnet import ResNet as ResNetSpec
 from vtx_scale.specs.siglip import Siglip as SiglipSpec
 from vtx_scale.specs.siglip import SiglipText
 from vtx_scale.specs.supervised import Supervised as SupervisedSpec
+from vtx_scale.specs.vit import ViT as ViTSpec
 
 OURS = "vtx-scale"
 Outputs = tuple[Tensor, ...]
@@ -215,7 +216,7 @@ def hybrid(device: torch.device, batch: int) -> Family:
 
 def clips(name: str, device: torch.device, batch: int) -> Family:
     spec = ClipSpec.size(name)
-    ours = filled(clip.Clip(spec, Ranks())).to(device)
+    ours = filled(clip.Clip(spec, Context())).to(device)
     x = images(batch, spec.image.resolution, device)
     words = tokens(batch, spec.text.context, spec.text.vocab, device)
     rows = rows_of(batch, device)
@@ -256,7 +257,7 @@ def siglip_b16(device: torch.device, batch: int) -> Family:
     """open_clip's has exact GELU in version 1; here it gets the published tanh, as the others have it."""
     batch = batch or 2
     spec = SiglipSpec.size("B/16")
-    ours = filled(siglip.Siglip(spec, Ranks())).to(device)
+    ours = filled(siglip.Siglip(spec, Context())).to(device)
     x = images(batch, spec.image.resolution, device)
     words = tokens(batch, spec.text.context, spec.text.vocab, device)
     hf = opened(lambda f: export_siglip(spec, ours.state_dict(), "transformers", f), transformers.SiglipModel.from_pretrained,
@@ -298,7 +299,7 @@ class Features(nn.Module):
 def pair_loss(objective: Any, theirs: Callable[[Features], Tensor], count: int, device: torch.device) -> Family:
     """The end of an objective of two towers, whose towers answer at once."""
     ours, other = Features(count, 512).to(device), Features(count, 512).to(device)
-    objective.encode_image = objective.encode_text = lambda x: x
+    objective.encode_image = objective.encode_text = lambda x, rows=None: x
     objective.logit_scale = ours.scale
     if objective.logit_bias is not None:
         objective.logit_bias = ours.bias
@@ -312,14 +313,14 @@ def pair_loss(objective: Any, theirs: Callable[[Features], Tensor], count: int, 
 def clip_loss(device: torch.device, batch: int) -> Family:
     spec = ClipSpec(image=image_tower("s/16", depth=1), text=TextTower(depth=1, width=64, heads=1, vocab=8))
     loss = open_clip.ClipLoss()
-    return pair_loss(clip.Clip(spec, Ranks()), lambda f: loss(f.image, f.text, f.scale.exp()), batch or 256, device)
+    return pair_loss(clip.Clip(spec, Context()), lambda f: loss(f.image, f.text, f.scale.exp()), batch or 256, device)
 
 
 def siglip_loss(device: torch.device, batch: int) -> Family:
     spec = SiglipSpec(image=ViTSpec.size("S/16", pool="map", class_token=False, depth=1),
                       text=SiglipText(width=64, depth=1, mlp=64, heads=1, vocab=8, embed=384))
     loss = open_clip.loss.SigLipLoss()
-    return pair_loss(siglip.Siglip(spec, Ranks()), lambda f: loss(f.image, f.text, f.scale.exp(), f.bias), batch or 256,
+    return pair_loss(siglip.Siglip(spec, Context()), lambda f: loss(f.image, f.text, f.scale.exp(), f.bias), batch or 256,
                      device)
 
 
@@ -338,7 +339,7 @@ def softmax_loss(device: torch.device, batch: int) -> Family:
     """The objective's also counts how many are right."""
     count = batch or 256
     net = ViTSpec.size("s/16", depth=1, classes=1000)
-    objective = Supervised(SupervisedSpec(net=net, smoothing=0.1), Ranks())
+    objective = Supervised(SupervisedSpec(net=net, smoothing=0.1), Context())
     ours, other = Answers(count, 1000).to(device), Answers(count, 1000).to(device)
     objective.net = ours
     label = (torch.arange(count) * 37 % 1000).to(device)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from vtx_scale.blocks.rules import initial_values
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.launch.build import build_objective
@@ -52,10 +53,9 @@ def parts(run, device):
     precision = precision_of(run.system, device)
     strategy = Single(device)
     objective = build_objective(run, precision.weights)
-    initial = objective.initial
     apply(objective, strategy, run.system)
-    initialise(objective, initial, run.seed)
-    return precision, strategy, objective, optimizer_of(objective, run.optim, strategy.shard_group())
+    initialise(objective, initial_values(objective), run.seed)
+    return precision, strategy, objective, optimizer_of(objective, strategy.rules, run.optim, strategy.shard_group())
 
 
 def sync(device):
@@ -96,7 +96,7 @@ def main() -> None:
         trainer.run = replace(run, system=replace(run.system, leave_after=steps))
         trainer.train()
 
-    bare_precision, _, bare, bare_optimizer = parts(run, device)
+    bare_precision, bare_strategy, bare, bare_optimizer = parts(run, device)
 
     def plain(steps: int) -> None:
         for _ in range(steps):
@@ -106,7 +106,7 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
             bare_optimizer.step()
             bare_optimizer.zero_grad(set_to_none=True)
-            bare.after_step()
+            bare_strategy.clamp()
 
     def timed(f) -> float:
         sync(device)

@@ -91,6 +91,42 @@ def next_header(data: Bytes, at: int) -> int:
     return last
 
 
+def announced(
+    kind: bytes, extra: bytes, name: str | None, size: int | None, sparse: bool
+) -> tuple[str | None, int | None, bool]:
+    """What an extended header says of the member behind it: its name, its size, whether it is sparse."""
+    if kind == b"L":
+        name = extra.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    elif kind == b"x":
+        records = pax(extra)
+        name = records.get("path", name)
+        digits = records.get("size", "")
+        size = int(digits) if digits.isascii() and digits.isdigit() else size
+        sparse = any(x.startswith("GNU.sparse.") for x in records)
+    return name, size, sparse
+
+
+def ustar_name(header: bytes) -> str:
+    """The name in a header block, with its prefix where POSIX has one."""
+    raw = header[:100].partition(b"\0")[0]
+    if header[345] and header[257:263] == b"ustar\0":
+        raw = header[345:500].partition(b"\0")[0] + b"/" + raw
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def behind_special(data: Bytes, header: bytes, body: int, after: int) -> int:
+    """Where the next header stands behind a member that is no regular file, whose data by its size are body .. after."""
+    kind = header[156:157]
+    if kind in b"123456":  # they have no data, whatever their size says
+        return body
+    if kind == b"S" and header[482]:  # more blocks of a sparse map come before the data
+        more = body
+        while more + BLOCK <= len(data) and data[more + 504 : more + 505] != b"\0":
+            more += BLOCK
+        return after + more + BLOCK - body
+    return after
+
+
 def walk(data: Bytes) -> Iterator[Member | Problem]:
     """Members and problems in order.
 
@@ -127,31 +163,15 @@ def walk(data: Bytes) -> Iterator[Member | Problem]:
             start = at
         if extended:
             extra = bytes(data[body : body + length])
-            if kind == b"L":
-                name = extra.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-            elif kind == b"x":
-                fields = pax(extra)
-                name = fields.get("path", name)
-                said = fields.get("size", "")
-                size = int(said) if said.isascii() and said.isdigit() else size
-                sparse = any(x.startswith("GNU.sparse.") for x in fields)
+            name, size, sparse = announced(kind, extra, name, size, sparse)
             at = body + -(-length // BLOCK) * BLOCK
             continue
         if name is None:
-            raw = header[:100].partition(b"\0")[0]
-            if header[345] and header[257:263] == b"ustar\0":
-                raw = header[345:500].partition(b"\0")[0] + b"/" + raw
-            name = raw.decode("utf-8", "surrogateescape")
+            name = ustar_name(header)
         length = length if size is None else size
         at = body + -(-length // BLOCK) * BLOCK
         if kind not in REGULAR or sparse:
-            if kind in b"123456":
-                at = body
-            if kind == b"S" and header[482]:  # more blocks of a sparse map come before the data
-                more = body
-                while more + BLOCK <= last and data[more + 504 : more + 505] != b"\0":
-                    more += BLOCK
-                at += more + BLOCK - body
+            at = behind_special(data, header, body, at)
             if kind != b"5":
                 yield Problem("member_type", start, f"{name} has type {kind!r}")
         else:

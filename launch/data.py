@@ -13,7 +13,7 @@ from vtx_scale.data_pipeline.tools.palette import find_palette
 from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
 from vtx_scale.data_pipeline.tools.toy import make_toy
 from vtx_scale.data_pipeline.tools.verify import verify as verify_shards
-from vtx_scale.launch.commands import need_data, run_of
+from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.datasets import order_of, training_data
 from vtx_scale.launch.resolve import resolve_shards
 from vtx_scale.launch.tables import print_json, print_table
@@ -50,7 +50,8 @@ def order(args: argparse.Namespace) -> int:
     if args.start < 0:
         raise UserError(f"--start {args.start}: give 0 or more.")
     recipe = run_of(args)
-    need_data(recipe, args.recipe)
+    if recipe.data.shards == "required":
+        raise UserError(f"{args.recipe} {recipe.data.needs['shards']}")
     data = training_data(resolve_shards(recipe))
     reader, made = ChunkReader(data.index), order_of(recipe, data.index)
     for step in range(args.start, args.start + args.steps):

@@ -15,7 +15,7 @@ import transformers
 from vtx_scale.checkpoints.read import newest
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.data_pipeline.tools.digits import make_digits
-from vtx_scale.interop import export_clip
+from vtx_scale.interop import export
 from vtx_scale.interop.clip import MEAN, STD
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import eval_batches
@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     opened, exported = open_run(folder / "disturbed"), folder / "transformers"
     if not exported.exists():
-        state = {k: v.detach() for k, v in opened.model.state_dict().items()}
-        export_clip(opened.recipe.objective, state, "transformers", exported)  # type: ignore[arg-type]
+        export(opened.model, "transformers", exported)
     error = difference(opened, exported, shards)
     return report(folder, error)
 

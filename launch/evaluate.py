@@ -12,11 +12,10 @@ from PIL import Image
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.evaluators.features import extract
-from vtx_scale.launch import override
+from vtx_scale.launch import checks, override
 from vtx_scale.launch.build import eval_batches
 from vtx_scale.launch.datasets import open_data
 from vtx_scale.launch.open_run import open_run
-from vtx_scale.launch.prepare import check_evaluator
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.specs.imports import import_object
@@ -30,7 +29,7 @@ def evaluator(name: str) -> Any:
 
     Raises UserError where there is none.
     """
-    check_evaluator(name)
+    checks.check_evaluator(name)
     return import_object(name if ":" in name else f"vtx_scale.evaluators.{name}:{name}")
 
 
@@ -46,7 +45,7 @@ def each(run: Run, objective: Any, names: list[str],
     data = open_data(run, False)
     if data is None:
         return
-    was, ranks = objective.training, objective.ranks
+    was, ranks = objective.training, objective.context.ranks
     objective.eval()
     shared: dict[str, Any] = {}  # by the probe whose features they are
     bad: list[dict[str, Any]] = []
@@ -102,10 +101,10 @@ def features(run: Run, objective: Any, probe: str, bad: list[dict[str, Any]]) ->
     made = []
     for train, key in ((True, "data.shards"), (False, "data.val_shards")):
         data = open_data(run, train)
-        batches, count = eval_batches(run, data, objective.ranks.rank, objective.ranks.world)  # type: ignore[arg-type]
+        batches, count = eval_batches(run, data, objective.context.ranks.rank, objective.context.ranks.world)  # type: ignore[arg-type]
         loader = Loader(batches, stop=count, workers=run.system.workers if count >= AHEAD else 0)
         try:
-            made.append(extract(objective.probes[probe], watched(loader, bad), objective.ranks, key))
+            made.append(extract(objective.probes[probe], watched(loader, bad), objective.context.ranks, key))
         except UserError as e:
             return e
         finally:

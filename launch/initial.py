@@ -2,28 +2,28 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from vtx_scale.blocks.rules import rule_of
 from vtx_scale.checkpoints.read import Tensors, newest
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.weights import import_network, import_weights, resize_positions
-from vtx_scale.launch import override
 from vtx_scale.launch.run_folder import recipe_of
+from vtx_scale.specs import walk
+from vtx_scale.specs.network import Network
 from vtx_scale.specs.run import Run
+from vtx_scale.strategies.base import Base
 
 
-def load_initial(run: Run, objective: Any, strategy: Any, say: Callable[[str], None]) -> None:
+def load_initial(run: Run, strategy: Base, say: Callable[[str], None]) -> None:
     """Fill what comes from elsewhere. Raises UserError where it does not fit."""
-    borrowed = objective.borrowed()
     if run.init.from_:
-        load_source(run.init.from_, run, strategy, say, tuple(borrowed))
-    for prefix, source in borrowed.items():
-        load_part(prefix, source, getattr(run.objective, prefix.rstrip(".")), strategy)
+        load_source(run.init.from_, run, strategy, say)
+    for part in run.objective.pretrained:
+        load_part(part.part, getattr(run.objective, part.source), getattr(run.objective, part.part), strategy)
 
 
 def stored(path: Path) -> dict[str, Tensor]:
@@ -35,11 +35,11 @@ def stored(path: Path) -> dict[str, Tensor]:
     return tensors.state("param") | tensors.state("buffer")
 
 
-def load_source(source: str, run: Run, strategy: Any, say: Callable[[str], None] = print,
-               borrowed: tuple[str, ...] = ()) -> None:
+def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None] = print) -> None:
     """`init.from`: parameters and running statistics of a run folder or of exported weights.
 
-    A plain network starts from the teacher of a run that has one (DINO). borrowed: prefixes that come from elsewhere.
+    A plain network starts from the teacher of a run that has one (DINO). Pretrained parts come from elsewhere, and under
+    `init.head=new` heads start anew.
     """
     path = Path(source)
     if not path.exists():
@@ -48,67 +48,74 @@ def load_source(source: str, run: Run, strategy: Any, say: Callable[[str], None]
     resized = resize_positions(state, run.objective)
     if resized is not state and strategy.rank == 0:
         say(f"init.from={source}: its position embeddings are resized to the recipe's resolution")
-
-    heads = getattr(strategy.objective, "heads", ()) if run.init.head == "new" else ()
-    if run.init.head == "new" and not heads:
+    elsewhere = tuple(f"{part.part}." for part in run.objective.pretrained)
+    new_heads = run.init.head == "new"
+    if new_heads and not any(rule.group == "head" for rule in strategy.rules.values()):
         raise UserError(f"init.head=new: {type(run.objective).__name__} has no head that could start anew, leave it out.")
-    left = (*borrowed, *heads)
-
-    def candidates(name: str) -> Iterable[str]:
-        return name, f"teacher.{name}"
 
     def wanted(name: str) -> bool:
-        return not name.startswith(left)
+        return not (name.startswith(elsewhere) or (new_heads and is_head(strategy, name)))
 
     if (path / "run.json").exists() and strategy.rank == 0:
         for line in differences(path, run):
             say(f"init.from={source}: {line}")
-    refuse_rest(resized, strategy, left, f"init.from={source}")
-    fill(strategy, resized, candidates, wanted, f"init.from={source}")
+    refuse_rest(resized, strategy, wanted, f"init.from={source}")
+    fill(strategy, resized, lambda name: (name, f"teacher.{name}"), wanted, f"init.from={source}")
+
+
+def is_head(strategy: Base, name: str) -> bool:
+    """Whether a name, of this model or of another of the same kind, belongs to a classifier."""
+    try:
+        return rule_of(strategy.objective.parameter_rules, name).group == "head"
+    except LookupError:
+        return False
 
 
 LIST = re.compile(r"(.*?\b(?:blocks|stages))\.")  # what a network has several of
-SHAPELESS = ("heads", "activation", "eps", "pool", "pixels", "patch", "kind", "class_token")  # what shapes do not show
 
 
 def differences(path: Path, run: Run) -> list[str]:
     """What the networks of a run folder and of a recipe compute differently with the same weights."""
-    differ = override.differences(replace(run, objective=recipe_of(path).objective), run)
-    return [f"{key} was {a} there and is {b} here" for key, (a, b) in differ.items()
-            if key.startswith("objective.") and key.rpartition(".")[2] in SHAPELESS]
+    theirs, ours, lines = recipe_of(path).objective, run.objective, []
+    for field, network in ours.networks().items():
+        if (there := theirs.networks().get(field)) is not None:
+            a, b = ({key: value for key, value, _ in walk.walk(net)} for net in (there, network))
+            common = (key for key in b if key in a and key not in network.training_only)
+            lines += [f"objective.{field}.{key} was {a[key]} there and is {b[key]} here" for key in common if a[key] != b[key]]
+    if ours.pixels and theirs.pixels not in ("", ours.pixels):
+        lines.append(f"objective.pixels was {theirs.pixels} there and is {ours.pixels} here")
+    return lines
 
 
-def refuse_rest(state: dict[str, Tensor], strategy: Any, left: tuple[str, ...], source: str) -> None:
+def refuse_rest(state: dict[str, Tensor], strategy: Base, wanted: Callable[[str], bool], source: str) -> None:
     """Raises UserError where a part that the recipe has holds more there: blocks that would be left out in silence."""
     here = {s.key.partition("/")[2] for s in strategy.slices()}
     lists = {m[1] for name in here if (m := LIST.match(name))}
     for name in state:
         both = (name, name.removeprefix("teacher."))  # a plain network takes a DINO's teacher
         deeper = any((m := LIST.match(n)) and m[1] in lists for n in both)
-        if deeper and here.isdisjoint(both) and not name.startswith(left):
+        if deeper and here.isdisjoint(both) and wanted(name):
             raise UserError(f"{source}: it has {name}, which the recipe's network has not: make the recipe as deep.")
 
 
-def load_part(prefix: str, source: str, network: Any, strategy: Any) -> None:
-    """Fill the part `prefix` from a run folder's network or from exported weights of `network`."""
+def load_part(part: str, source: str, network: Network, strategy: Base) -> None:
+    """Fill the module `part` from a run folder's network or from exported weights of `network`."""
     path = Path(source)
     if not path.exists():
-        raise UserError(f"objective.{prefix}from={source}: there is no such file or folder.".replace(".from", "_from"))
-    state = stored(path) if (path / "run.json").exists() else import_network(path, network)
-    head = state.get("net.head.weight", state.get("head.weight"))
-    if head is not None and len(head) != network.classes:
-        raise UserError(f"{source} knows {len(head)} classes and this recipe {network.classes}: give a teacher that was "
-                        "trained on the same classes, or set the classes.")
+        raise UserError(f"objective.{part}_from={source}: there is no such file or folder.")
+    if (path / "run.json").exists():
+        state, prefix = stored(path), recipe_of(path).objective.exported()[0]
+    else:
+        state, prefix = import_network(path, network), ""
 
     def candidates(name: str) -> Iterable[str]:
-        own = name.removeprefix(prefix)
-        return f"average.{own}", f"net.{own}", f"teacher.net.{own}", own
+        return (prefix + name.removeprefix(f"{part}."),)
 
-    fill(strategy, state, candidates, lambda name: name.startswith(prefix), source, statistics=True)
+    fill(strategy, state, candidates, lambda name: name.startswith(f"{part}."), source, statistics=True)
 
 
 @torch.no_grad()
-def fill(strategy: Any, state: dict[str, Tensor], candidates: Callable[[str], Iterable[str]], wanted: Callable[[str], bool],
+def fill(strategy: Base, state: dict[str, Tensor], candidates: Callable[[str], Iterable[str]], wanted: Callable[[str], bool],
          source: str, statistics: bool = False) -> None:
     """Copy into every wanted parameter and buffer the first of its candidates. Raises UserError for a shape that differs.
 
@@ -123,7 +130,7 @@ def fill(strategy: Any, state: dict[str, Tensor], candidates: Callable[[str], It
             continue
         if there is None or tuple(state[there].shape) != s.shape:
             have = tuple(state[there].shape) if there else "nothing"
-            head = name.startswith(tuple(getattr(strategy.objective, "heads", ())))
+            head = is_head(strategy, name)
             raise UserError(f"{source}: {name} is {s.shape} in the recipe and {have} there"
                             f"{'; init.head=new lets it start anew' if head else ''}.")
         s.tensor.copy_(state[there][tuple(slice(a, b) for a, b in s.box)])

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vtx_scale.checkpoints.read import Tensors, load, newest
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.run_folder import recipe_of
+from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.precision import precision_of
@@ -27,12 +27,12 @@ class OpenRun:
     folder: Path
     recipe: Run
     step: int
-    model: nn.Module
+    model: Objective
 
     @property
     def probes(self) -> dict[str, Callable[..., Any]]:
         """What the model can be asked, by name; `docs/objectives.md` lists what each objective has."""
-        return self.model.probes  # type: ignore[return-value]
+        return self.model.probes
 
 
 def open_run(folder: str | Path) -> OpenRun:

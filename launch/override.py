@@ -1,30 +1,21 @@
 """key=value on frozen dataclasses; runs to JSON and back; the hash of what is learned. Standard library only."""
 
+import dataclasses
 import difflib
 import hashlib
-import importlib
 import json
 import math
 import types
-import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.specs.run import Run, Spec
-
-
-def shown(name: str) -> str:
-    """A field's name on the command line: `from_` is `from`."""
-    return name.rstrip("_")
-
-
-def hints(spec: Any) -> dict[str, Any]:
-    """Field name as shown -> declared type."""
-    kind = spec if isinstance(spec, type) else type(spec)
-    made = typing.get_type_hints(kind)
-    return {shown(f.name): made[f.name] for f in fields(kind)}
+from vtx_scale.launch.checks import check
+from vtx_scale.specs.imports import import_object
+from vtx_scale.specs.run import Run
+from vtx_scale.specs.spec import Spec
+from vtx_scale.specs.walk import hints, shown
 
 
 def parse(key: str, text: str, kind: Any) -> Any:
@@ -70,7 +61,7 @@ def set_key(spec: Any, path: list[str], text: str, whole: str) -> Any:
     if head not in kinds:
         near = difflib.get_close_matches(head, kinds, 1)
         nearest = f"; nearest: {near[0]}" if near else f"; it has {', '.join(kinds)}"
-        raise UserError(f"{whole}: {type(spec).__name__} has no {head!r}{nearest}.")
+        raise UserError(f"{whole}: {spec.title()} has no {head!r}{nearest}.")
     name = next(f.name for f in fields(spec) if shown(f.name) == head)
     now = getattr(spec, name)
     if len(path) > 1:
@@ -101,68 +92,6 @@ def override(run: Run, changes: Iterable[str]) -> Run:
     return run
 
 
-def check(run: Run) -> None:
-    """What a type cannot say. Raises UserError."""
-    positive = {"steps": run.steps, "global_batch": run.global_batch, "optim.lr": run.optim.lr,
-                "system.threads": run.system.threads, "system.timeout": run.system.timeout,
-                "system.replicas": run.system.replicas}
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{key}={value}: give a number above 0.")
-    for key, number in {"seed": run.seed, "system.workers": run.system.workers, "checkpoint.every": run.checkpoint.every,
-                        "optim.decay": run.optim.decay, "schedule.warmup": run.schedule.warmup}.items():
-        if number < 0:
-            raise UserError(f"{key}={number}: give 0 or more.")
-    if run.checkpoint.keep < 1:
-        raise UserError(f"checkpoint.keep={run.checkpoint.keep}: keep at least 1.")
-    if not 0 <= run.data.hold_out < 1:
-        raise UserError(f"data.hold_out={run.data.hold_out}: give a share from 0 to below 1.")
-    if run.init.head == "new" and not run.init.from_:
-        raise UserError("init.head=new: it says what to leave out of init.from, so give that too.")
-    for where, spec in specs(run):
-        for fault in spec.faults():
-            raise UserError(f"{where}{fault}")
-    world, strategy = run.system.world, run.system.strategy
-    if strategy == "single" and world and world > 1:
-        raise UserError(f"system.strategy=single runs on one process, the world is {world}: choose ddp, fsdp or hsdp.")
-    if strategy == "hsdp" and world and world % run.system.replicas:
-        raise UserError(f"hsdp with system.replicas={run.system.replicas} needs a world that it divides, not {world}.")
-    for key, maybe in {"system.world": run.system.world, "system.micro_batch": run.system.micro_batch,
-                       "data.lanes": run.data.lanes, "data.window": run.data.window}.items():
-        if maybe is not None and maybe < 1:
-            raise UserError(f"{key}={maybe}: give 1 or more, or leave it out.")
-
-
-def specs(spec: Any, prefix: str = "") -> Iterator[tuple[str, Spec]]:
-    """Every spec in a spec, with the prefix of its keys."""
-    for f in fields(spec):
-        value = getattr(spec, f.name)
-        if is_dataclass(value):
-            where = f"{prefix}{shown(f.name)}."
-            yield where, value  # type: ignore[misc]
-            yield from specs(value, where)
-
-
-def walk(spec: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, declared type) of every field that is not a spec itself."""
-    kinds = hints(spec)
-    for f in fields(spec):
-        value, key = getattr(spec, f.name), prefix + shown(f.name)
-        if is_dataclass(value):
-            yield from walk(value, f"{key}.")
-        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
-            for i, v in enumerate(value):
-                yield from walk(v, f"{key}.{i}.")
-        else:
-            yield key, value, kinds[shown(f.name)]
-
-
-def differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
-    """Key -> (value in a, value in b) where they differ."""
-    one, two = ({k: v for k, v, _ in walk(r)} for r in (a, b))
-    return {k: (one.get(k), two.get(k)) for k in [*one, *(k for k in two if k not in one)] if one.get(k) != two.get(k)}
-
-
 def to_dict(spec: Any) -> Any:
     """Plain JSON values; a spec carries the dotted path of its class."""
     if is_dataclass(spec) and not isinstance(spec, type):
@@ -174,35 +103,90 @@ def to_dict(spec: Any) -> Any:
 
 
 def from_dict(value: Any) -> Any:
-    """The reverse of `to_dict`. Raises UserError for a class that is no spec or cannot be imported."""
+    """The reverse of `to_dict`, of folders of before too. Raises UserError for a class that is no spec or cannot be imported."""
     if isinstance(value, list):
         return tuple(from_dict(x) for x in value)
     if not isinstance(value, dict):
         return value
-    module, _, name = str(value.get("spec", "")).partition(":")
+    path, value = moved(str(value.get("spec", "")), value)
     try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise UserError(f"The recipe's {value.get('spec')!r} cannot be imported ({e}): put its folder on PYTHONPATH.") from None
+        kind = import_object(path)
+    except UserError as e:
+        raise UserError(f"The recipe's {path!r} cannot be imported ({e.__cause__}): put its folder on PYTHONPATH.") from None
     if not (isinstance(kind, type) and issubclass(kind, Spec)):
-        raise UserError(f"The recipe names {value.get('spec')!r}, which is no spec.")
+        raise UserError(f"The recipe names {path!r}, which is no spec.")
     names = {shown(f.name): f.name for f in fields(kind)}
     return kind(**{names[k]: from_dict(v) for k, v in value.items() if k in names})
+
+
+# where the specs of d064e36 stand now; the key of a field that was renamed with its class
+MOVED = {
+    f"vtx_scale.specs.{old}": f"vtx_scale.specs.{new}"
+    for old, new in {
+        "backbones:ViT": "vit:ViTConfig",
+        "resnet:ResNet": "resnet:ResNetConfig",
+        "resnet:ClipResNet": "resnet:ClipResNetConfig",
+        "clip:TextTower": "clip:TextTowerConfig",
+        "clip:Clip": "clip:ClipConfig",
+        "siglip:SiglipText": "siglip:SiglipTextConfig",
+        "siglip:Siglip": "siglip:SiglipConfig",
+        "supervised:Supervised": "supervised:SupervisedConfig",
+        "supervised:Distill": "supervised:DistillConfig",
+        "supervised:Masked": "supervised:MaskedConfig",
+        "dino:Dino": "dino:DinoConfig",
+        "dvae:Codec": "dvae:CodecConfig",
+        "dvae:Dvae": "dvae:DvaeConfig",
+        "dalle:TextToCodes": "dalle:TextToCodesConfig",
+        "dalle:Dalle": "dalle:DalleConfig",
+        "igpt:PixelGPT": "igpt:PixelGPTConfig",
+        "igpt:Igpt": "igpt:IgptConfig",
+        "virtex:Virtex": "virtex:VirtexConfig",
+    }.items()
+}
+MOVED_FIELDS = {"vtx_scale.specs.resnet:ClipResNet": {"width": "stem"}}
+
+
+def moved(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A spec's path and fields of before as they are today."""
+    names = MOVED_FIELDS.get(path, {})
+    body = {names.get(key, key): value for key, value in body.items()}
+    if path == "vtx_scale.specs.clip:Clip" and body["image"]["spec"] == "vtx_scale.specs.backbones:ViT":
+        body["image"] = {**body["image"], "init": "clip"}  # CLIP's own initial values, whatever the tower's field said
+    return MOVED.get(path, path), body
 
 
 UNCOUNTED = ("data.shards", "data.val_shards", "data.bad_limit", "data.centre")  # of what stands beside the data in a recipe
 
 
-def canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
 def recipe_hash(run: Run, data: str = "", words: str = "") -> str:
-    """16 hex digits over what is learned; data set and tokenizer count by their fingerprints, not by their paths."""
-    body = to_dict(run)
-    for key in ("system", "checkpoint", "evaluate"):
-        body.pop(key)
+    """16 hex digits over what is learned; data set and tokenizer count by their fingerprints, not by their paths.
+
+    The canonical JSON names a spec by its class and leaves out fields at their default, so that a new field changes no old hash
+    and a module may move; a released default never changes its value.
+    """
+    counted = {name: getattr(run, name) for name in ("objective", "data", "optim", "schedule", "init", "steps", "global_batch", "seed")}
+    body = {name: compact(value) for name, value in counted.items()}
     for key in UNCOUNTED:
-        body["data"].pop(key.removeprefix("data."))
+        body["data"].pop(key.removeprefix("data."), None)
     body["data"]["tokenizer"] = words or run.data.tokenizer
     return hashlib.sha256(canonical({**body, "fingerprint": data}).encode()).hexdigest()[:16]
+
+
+def compact(value: Any) -> Any:
+    """Plain JSON values; of a spec its class name and what differs from the defaults."""
+    if isinstance(value, tuple):
+        return [compact(x) for x in value]
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {shown(f.name): compact(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != default(f)}
+    return {"spec": type(value).__name__, **changed}
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """Of a field; MISSING where it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def canonical(value: Any) -> str:
+    """JSON of one form: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

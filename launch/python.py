@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.launch import override, recipes
-from vtx_scale.launch.commands import refuse_open_fields
+from vtx_scale.launch import checks, override, recipes
 from vtx_scale.launch.train import train as vtx_train
-from vtx_scale.specs.run import Run
+from vtx_scale.specs import walk
+from vtx_scale.specs.run import Run, as_run
 
 
 class RunEnded(Exception):
@@ -31,7 +31,7 @@ def train(recipe: str | Callable[[], Run] | Run, folder: str | Path, *, smoke: b
     """
     run = run_of(recipe, smoke)
     run = override.override(run, [f"{key}={text(value)}" for key, value in keys.items()])
-    refuse_open_fields(run, recipe if isinstance(recipe, str) else "the recipe")
+    checks.refuse_required(run, recipe if isinstance(recipe, str) else "the recipe")
     code = vtx_train(run, Path(folder))
     if code == 2:
         raise UserError(f"The run in {folder} was refused: the sentence stands above.")
@@ -45,9 +45,7 @@ def run_of(recipe: str | Callable[[], Run] | Run, smoke: bool) -> Run:
         return recipes.find(recipe, smoke)
     if smoke:
         raise UserError("smoke=True is for recipes by name: give the small recipe itself.")
-    run = recipe if isinstance(recipe, Run) else recipe()
-    if not isinstance(run, Run):
-        raise UserError(f"The recipe returns {type(run).__name__}, not a Run.")
+    run = as_run(recipe() if callable(recipe) else recipe, "The recipe")
     recipes.let_import(homes(run))
     return run
 
@@ -55,7 +53,7 @@ def run_of(recipe: str | Callable[[], Run] | Run, smoke: bool) -> Run:
 def homes(run: Run) -> list[str]:
     """The folders from which the modules of a run's specs are imported, but for this package's."""
     found = []
-    for kind in {type(spec) for _, spec in override.specs(run)}:
+    for kind in {type(spec) for _, spec in walk.specs(run)}:
         module = kind.__module__
         file = getattr(sys.modules.get(module), "__file__", None)
         if module.split(".")[0] not in ("vtx_scale", "__main__") and file:

@@ -4,6 +4,7 @@
 so does a start that a smoke size goes on from; a palette's file becomes its colours.
 """
 
+import typing
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,20 +13,18 @@ from typing import Any
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.toy_data import toy_run, toy_shards
+from vtx_scale.specs.objective import Pretrained
 from vtx_scale.specs.palette import read_palette
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import silent
 
 Say = Callable[[str], None]
 
-# what an objective may borrow -> the recipe whose smoke size stands for one, and the specs of such networks
-PARTS = {"teacher": ("resnet18_imagenet", ("ResNet", "ViT")), "codec": ("dvae_dalle", ("Codec",))}
-
 
 def resolve_data(run: Run, say: Say = silent, folder: Path | None = None) -> Run:
     """The run with nothing left open. folder: of the run, if it is there already."""
-    for part in PARTS:
-        run = resolve_borrowed(run, part, say, folder)
+    for part in run.objective.pretrained:
+        run = resolve_pretrained(run, part, say, folder)
     return resolve_shards(resolve_palette(resolve_start(run, say)), say)
 
 
@@ -46,30 +45,31 @@ def resolve_start(run: Run, say: Say) -> Run:
     return replace(run, init=replace(run.init, from_=str(toy_run(recipe, say))))
 
 
-def resolve_borrowed(run: Run, part: str, say: Say, begun: Path | None) -> Run:
-    """`objective.PART`, a "teacher" or a "codec", is the network that the run in `objective.PART_from` trained; "smoke" is a
-    tiny one made once in the cache.
+def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None) -> Run:
+    """`objective.PART` is the network that the run in `objective.PART_from` trained; "smoke" is a tiny one made once in the cache.
 
     A run that has begun has it in its checkpoints, and goes on where the folder is gone.
     """
-    objective: Any = run.objective
-    source = getattr(objective, f"{part}_from", "")
+    objective = run.objective
+    source = getattr(objective, part.source)
     if source in ("", "required"):
         return run
-    folder = toy_run(PARTS[part][0], say) if source == "smoke" else Path(source)
-    objective = replace(objective, **{f"{part}_from": str(folder)})
-    told = [f.name for f in fields(objective) if f.name in (part, f"{part}_pixels")]  # what the run of the part knows better
+    folder = toy_run(part.smoke, say) if source == "smoke" else Path(source)
+    objective = replace(objective, **{part.source: str(folder)})
+    known = {f.name for f in fields(objective)} & {part.part, f"{part.part}_pixels"}  # what the run of the part knows better
     if (folder / "run.json").exists():
-        theirs: Any = recipe_of(folder).objective
-        if type(getattr(theirs, "net", None)).__name__ not in PARTS[part][1]:
-            raise UserError(f"{folder} trained a {type(theirs).__name__}, which is no {part}: give a run of a "
-                            f"{' or '.join(PARTS[part][1])}, as {PARTS[part][0]} trains one.")
-        known = {part: theirs.net, f"{part}_pixels": getattr(theirs, "pixels", None)}
-        objective = replace(objective, **{name: known[name] for name in told})
+        theirs = recipe_of(folder).objective
+        network = theirs.networks().get("net")
+        wanted = typing.get_type_hints(type(objective))[part.part]
+        if not isinstance(network, wanted):
+            raise UserError(f"{folder} trained a {type(theirs).__name__}, which is no {part.part}: give a run of a "
+                            f"{wanted.__name__}, as {part.smoke} trains one.")
+        there = {part.part: network, f"{part.part}_pixels": theirs.pixels}
+        objective = replace(objective, **{name: there[name] for name in known})
     elif begun is not None and (begun / "run.json").exists():
-        before: Any = recipe_of(begun).objective
-        if getattr(before, f"{part}_from", None) == str(folder):
-            objective = replace(objective, **{name: getattr(before, name) for name in told})
+        before = recipe_of(begun).objective
+        if getattr(before, part.source, None) == str(folder):
+            objective = replace(objective, **{name: getattr(before, name) for name in known})
     return replace(run, objective=objective)
 
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import override, recipes
+from vtx_scale.specs import walk
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import Ledger
 
@@ -115,7 +116,7 @@ def prepare(run: Run, folder: Path, fingerprint: str, hash_of: HashOf, fork: boo
 
 def another_run(folder: Path, before: Run, now: Run, data_before: str, data_now: str) -> UserError:
     """What differs, field by field."""
-    differ = override.differences(before, now)
+    differ = walk.differences(before, now)
     said = [f"{key} was {a!r}, is {b!r}" for key, (a, b) in differ.items() if counted(key)]
     if data_before != data_now:
         said.append(f"the data set was {data_before}, is {data_now}")

@@ -49,7 +49,7 @@ def draw(opened: OpenRun, caption: str, first: int, count: int, args: argparse.N
     if "sample" in opened.probes:
         made = opened.probes["sample"]([caption] * count, args.seed, args.temperature, first)
     else:
-        side = opened.recipe.objective.net.side  # type: ignore[attr-defined]
+        side = opened.recipe.objective.resolution
         empty = torch.zeros(count, side, side, 3, dtype=torch.uint8)
         made = opened.probes["complete"](empty, 0, args.seed, args.temperature, first)
     return list(made.round().to(torch.uint8).numpy())
@@ -59,7 +59,7 @@ def best(judge: OpenRun, caption: str, pictures: list[Picture]) -> list[Picture]
     """By the cosine between caption and picture, the highest first (Ramesh et al. 2021, section 2.6)."""
     if "encode_text" not in judge.probes:
         raise UserError(f"{judge.folder} reads no texts: --rerank takes a run of CLIP or SigLIP.")
-    side = judge.recipe.objective.image.resolution  # type: ignore[attr-defined]
+    side = judge.recipe.objective.resolution
     small = np.stack([resize_crop(np.asarray(p), (0, 0, *p.shape[:2]), side, True) for p in pictures])
     score = judge.probes["encode_image"](small) @ judge.probes["encode_text"]([caption])[0]
     return [pictures[i] for i in score.argsort(descending=True, stable=True).tolist()]

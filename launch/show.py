@@ -1,16 +1,22 @@
 """Recipes, models and keys as rows; a recipe with what differs from it."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 from vtx_scale.launch import override, recipes
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.planner.stored import stored_counts
+from vtx_scale.specs import walk
 from vtx_scale.specs.models import published
+from vtx_scale.specs.run import Run
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.recipe.endswith(".py"):
+        return show_file(args)
     lists = {"recipes": recipe_rows, "models": model_rows, "keys": key_rows}
     if args.recipe in lists:
         rows = lists[args.recipe]()
@@ -21,19 +27,41 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     made = run_of(args)
-    changed = override.differences(recipes.find(args.recipe, args.smoke), made)
+    changed = walk.differences(recipes.find(args.recipe, args.smoke), made)
     if args.json:
         print_json({"recipe": override.to_dict(made), "hash": override.recipe_hash(made),
                     "changed": {k: {"from": a, "to": b} for k, (a, b) in changed.items()}})
         return 0
     print_table([{"key": k, "value": str(v), "": f"was {changed[k][0]}" if k in changed else ""}
-                 for k, v, _ in override.walk(made)])
+                 for k, v, _ in walk.walk(made)])
     return 0
 
 
+def show_file(args: argparse.Namespace) -> int:
+    """The recipes of a stranger's file, and the models that its `published()` names, counted now."""
+    path = Path(args.recipe)
+    module = recipes.module_of(path)
+    rows = [recipe_row(f"{path}:{name}", function) for name, function in recipes.functions_of(module)]
+    models = []
+    if hasattr(module, "published"):
+        from vtx_scale.planner.count import macs, parameters  # torch, which no other listing needs
+
+        models = [{"name": name, "parameters": parameters(spec), "macs": macs(spec), "resolution": spec.resolution}
+                  for name, spec in module.published().items()]
+    if args.json:
+        print_json({"recipes": rows, "models": models})
+    else:
+        print_table(rows)
+        print_table(models)
+    return 0
+
+
+def recipe_row(name: str, function: Callable[[], Run]) -> dict[str, Any]:
+    return {"name": name, "objective": function().objective.title().lower(), "summary": recipes.summary(function)}
+
+
 def recipe_rows() -> list[dict[str, Any]]:
-    return [{"name": name, "objective": type(function().objective).__name__.lower(), "summary": recipes.summary(function)}
-            for name, function in recipes.named() if not name.endswith("_smoke")]
+    return [recipe_row(name, function) for name, function in recipes.named() if not name.endswith("_smoke")]
 
 
 def model_rows() -> list[dict[str, Any]]:
@@ -46,7 +74,7 @@ def key_rows() -> list[dict[str, Any]]:
     """Every key that some recipe has, with its type and the first recipe's value."""
     rows: dict[str, dict[str, Any]] = {}
     for _, function in recipes.named():
-        for key, value, kind in override.walk(function()):
+        for key, value, kind in walk.walk(function()):
             named = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
             rows.setdefault(key, {"key": key, "type": named, "example": str(value)})
     return [rows[k] for k in sorted(rows)]

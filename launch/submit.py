@@ -16,7 +16,7 @@ from vtx_scale.cluster.ray_settings import settings
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import override, recipes, run_folder
 from vtx_scale.launch.local import newest
-from vtx_scale.launch.prepare import prepare_folder
+from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.worker import work
 from vtx_scale.specs.run import Run
@@ -29,10 +29,11 @@ def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = Fa
         raise UserError(f"--failures={failures}: give 0 or more.")
     folder = folder.resolve()
     run = resolve_data(run, say, folder)
+    data = refuse(run, folder, run.system.world or 1)
     lease = run_folder.acquire_lease(folder)
     try:
         with requests() as asked:
-            prepare_folder(run, folder)
+            prepare_folder(run, folder, data)
             return 75 if asked else on_ray(run, folder, address, failures, debug, asked)
     finally:
         lease.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import override, recipes, run_folder
 from vtx_scale.launch.local import launch
-from vtx_scale.launch.prepare import prepare_folder
+from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
@@ -26,9 +26,10 @@ def train(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> in
     world = run.system.world or automatic_world()
     if world < 1:
         raise UserError(f"system.world={world}: give the number of processes, 1 or more.")
+    data = refuse(run, folder, world)
     lease = run_folder.acquire_lease(folder)
     try:
-        prepare_folder(run, folder, fork)
+        prepare_folder(run, folder, data, fork)
         if world == 1:
             return in_this_process(run, folder, False, debug, prepare=False)
         return in_processes(run, folder, world, debug)
@@ -59,6 +60,8 @@ def in_processes(run: Run, folder: Path, world: int, debug: bool) -> int:
 
 def automatic_world() -> int:
     """A process for each GPU, else one."""
-    import torch  # where system.world says nothing
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+        return 1
+    import torch  # a machine with GPUs alone is asked how many
 
     return max(1, torch.cuda.device_count())

@@ -15,6 +15,7 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
+from vtx_scale.blocks.rules import initial_values
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
@@ -26,7 +27,7 @@ from vtx_scale.launch.build import build_objective, train_batches
 from vtx_scale.launch.datasets import hash_of, training_data
 from vtx_scale.launch.evaluate import each
 from vtx_scale.launch.initial import load_initial
-from vtx_scale.launch.prepare import prepare_folder
+from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.process import (
     common_attempt,
     device_of,
@@ -37,6 +38,7 @@ from vtx_scale.launch.process import (
 )
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.restore import overdue, restore
+from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.apply import apply, strategy_of
 from vtx_scale.strategies.base import Base
@@ -115,8 +117,9 @@ def join(run: Run, folder: Path, fork: bool, rank: int, world: int) -> tuple[Run
     lease = None
     if rank == 0:
         run = resolve_data(run, say, folder)
+        data = refuse(run, folder, world)
         lease = run_folder.acquire_lease(folder)
-        prepare_folder(run, folder, fork)
+        prepare_folder(run, folder, data, fork)
     if world > 1:
         dist.barrier()
     return replace(resolve_data(run, folder=folder), system=run.system), lease
@@ -130,7 +133,7 @@ class Parts:
     folder: Path
     world: int
     control: Control
-    objective: Any
+    objective: Objective
     strategy: Base
     optimizer: torch.optim.Optimizer
     batches: Batches
@@ -161,11 +164,10 @@ def assemble(run: Run, folder: Path, device: torch.device, world: int, control: 
     precision = precision_of(run.system, device)
     strategy = strategy_of(run.system, world, device, precision.compute)
     ranks = GroupRanks() if dist.is_initialized() and world > 1 else Ranks()
-    objective: Any = build_objective(run, precision.weights, ranks)
-    initial = objective.initial
+    objective = build_objective(run, precision.weights, ranks)
     apply(objective, strategy, run.system)
-    initialise(objective, initial, run.seed)
-    optimizer = optimizer_of(objective, run.optim, strategy.shard_group())
+    initialise(objective, initial_values(objective), run.seed)
+    optimizer = optimizer_of(objective, strategy.rules, run.optim, strategy.shard_group())
     batches = train_batches(run, training_data(run), strategy.rank, strategy.world)
     ledger = Ledger(folder)
     return Parts(run, folder, world, control, objective, strategy, optimizer, batches, precision, ledger)
@@ -183,7 +185,7 @@ def restore_or_initialise(parts: Parts) -> bool:
         parts.precision,
     )
     if not restored:
-        load_initial(parts.run, parts.objective, parts.strategy, say)
+        load_initial(parts.run, parts.strategy, say)
     if parts.strategy.rank == 0:
         truncate_logs_after(parts.folder, parts.progress.step)
     if parts.world > 1:

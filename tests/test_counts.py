@@ -10,29 +10,27 @@ from vtx_scale.backbones.bit import BitStem
 from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.planner.count import built, count_published, counted, macs, parameters, sample
 from vtx_scale.planner.stored import stored_counts
-from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import CLIP_SIZES, Clip
+from vtx_scale.specs.clip import PUBLISHED as CLIPS
 from vtx_scale.specs.dalle import DALLE_SIZES, TextToCodes
+from vtx_scale.specs.dalle import PUBLISHED as DALLES
+from vtx_scale.specs.dino import PUBLISHED as DINOS
 from vtx_scale.specs.dino import Dino
 from vtx_scale.specs.dvae import Codec
 from vtx_scale.specs.igpt import IGPT_SIZES, PixelGPT
-from vtx_scale.specs.models import (
-    CLIPS,
-    DALLES,
-    DEITS,
-    DEITS_PLAIN,
-    DINOS,
-    HYBRIDS,
-    IGPTS,
-    RESNETS,
-    SIGLIPS,
-    VIRTEXES,
-    VITS,
-    published,
-)
+from vtx_scale.specs.igpt import PUBLISHED as IGPTS
+from vtx_scale.specs.models import published
 from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNet, ResNet
+from vtx_scale.specs.resnet import PUBLISHED as RESNETS
+from vtx_scale.specs.siglip import PUBLISHED as SIGLIPS
 from vtx_scale.specs.siglip import SIGLIP_SIZES, Siglip
+from vtx_scale.specs.supervised import PUBLISHED_DEITS as DEITS
+from vtx_scale.specs.supervised import PUBLISHED_PLAIN as DEITS_PLAIN
+from vtx_scale.specs.virtex import PUBLISHED as VIRTEXES
 from vtx_scale.specs.virtex import VIRTEX_SIZES
+from vtx_scale.specs.vit import PUBLISHED as VITS
+from vtx_scale.specs.vit import PUBLISHED_HYBRIDS as HYBRIDS
+from vtx_scale.specs.vit import ViT
 
 # patches, positions, blocks and norm; with class token; with 1000 classes; with attention pooling in place of both;
 # GMAC with 1000 classes at 224 px; at the larger size and its pixels
@@ -164,7 +162,7 @@ def test_resnet(size):
     norms = sum(isinstance(m, BatchNorm) for m in model.modules())
     assert sum(b.numel() for b in model.buffers()) + norms == buffers
     assert giga(whole) == gmac
-    assert whole.width == width == built(ResNet.size(size))(sample(whole)).shape[1]
+    assert whole.width == width == built(ResNet.size(size))(*sample(whole)).shape[1]
 
 
 @pytest.mark.parametrize("blocks", STEM_FIGURES)
@@ -236,7 +234,7 @@ def test_dvae():
     made, spec = built(Codec()), Codec()
     assert sum(p.numel() for p in made.encoder.parameters()) == 53_786_240
     assert sum(p.numel() for p in made.decoder.parameters()) == 43_829_766
-    encoder = counted(made.encoder, sample(spec)) / 1e9
+    encoder = counted(made.encoder, *sample(spec)) / 1e9
     assert encoder == pytest.approx(136.147, abs=5e-4) and macs(spec) / 1e9 - encoder == pytest.approx(153.981, abs=5e-4)
 
 
@@ -262,9 +260,9 @@ def test_the_largest_is_built_in_little_memory():
 def test_two_blocks_tell_of_all(pool):
     """macs() counts two blocks and multiplies; here every block is run."""
     spec = ViT.size("Ti/16", pool=pool, class_token=pool == "tok", classes=10)
-    assert counted(built(spec), sample(spec)) == macs(spec)
+    assert counted(built(spec), *sample(spec)) == macs(spec)
     for text in (Clip.size("ViT-B/32").text, Siglip.size("B/16").text, PixelGPT.size("S")):
-        assert counted(built(text), sample(text)) == macs(text)
+        assert counted(built(text), *sample(text)) == macs(text)
 
 
 def test_every_published_model_is_listed():

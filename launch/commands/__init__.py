@@ -4,7 +4,6 @@ command runs, so that help and refusals are quick."""
 import argparse
 from pathlib import Path
 
-from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import override, recipes
 from vtx_scale.specs.run import Run
 
@@ -27,24 +26,3 @@ def folder_of(args: argparse.Namespace) -> Path:
         return Path(args.run_folder)
     name = args.recipe.rpartition(":")[2]
     return Path("runs") / (f"{name}-smoke" if args.smoke else name)
-
-
-def need_data(recipe: Run, name: str) -> None:
-    """Raises UserError where a recipe leaves open what only its user can give."""
-    if recipe.data.shards == "required":
-        raise UserError(f"{name} needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards.")
-
-
-def refuse_open_fields(recipe: Run, name: str) -> None:
-    """The same for a training, which may go out from another run."""
-    need_data(recipe, name)
-    if recipe.init.from_ == "required":
-        raise UserError(f"{name} goes on from trained weights: add init.from=RUN, a run folder or exported weights.")
-    if getattr(recipe.objective, "teacher_from", "") == "required":
-        raise UserError(f"{name} learns from a teacher: add objective.teacher_from=RUN, a run folder or exported weights.")
-    if getattr(recipe.objective, "codec_from", "") == "required":
-        raise UserError(f"{name} learns from the codes of a discrete VAE: add objective.codec_from=RUN, a run folder or "
-                        "exported weights.")
-    if getattr(recipe.objective, "palette", "") == "required":
-        raise UserError(f"{name} sees pictures in the colours of a palette: add objective.palette=FILE ('vtx data palette' "
-                        "finds one) or objective.palette=cube.")

@@ -2,7 +2,8 @@
 
 import argparse
 
-from vtx_scale.launch.commands import folder_of, recipe_arguments, refuse_open_fields, run_of
+from vtx_scale.launch import checks
+from vtx_scale.launch.commands import folder_of, recipe_arguments, run_of
 
 HELP = "train a recipe; the same command on the same folder resumes"
 
@@ -15,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe, folder = run_of(args), folder_of(args)
-    refuse_open_fields(recipe, args.recipe)
+    checks.refuse_required(recipe, args.recipe)
     from vtx_scale.launch.train import train
 
     return train(recipe, folder, fork=args.fork, debug=args.debug)

@@ -2,23 +2,23 @@
 
 import difflib
 import importlib
-import importlib.util
+import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.specs.run import Run
+from vtx_scale.specs.run import Run, as_run
 
-FILES = ("clip", "siglip", "dino", "vit", "deit", "resnet", "igpt", "dvae", "dalle", "virtex",
-         "cifar10")
 STRANGERS: list[str] = []  # folders of recipes that came from files: what else they import lies there
 
 
 def named() -> Iterator[tuple[str, Callable[[], Run]]]:
     """Every recipe of the package, smoke siblings included."""
-    for file in FILES:
-        module = importlib.import_module(f"vtx_scale.launch.recipes.{file}")
+    for file in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{file.name}")
         for name, value in vars(module).items():
             if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_"):
                 yield name, value
@@ -37,8 +37,8 @@ def let_import(folders: Iterable[str]) -> None:
             sys.path.insert(0, folder)
 
 
-def from_file(path: Path, function: str) -> Callable[[], Run]:
-    """A stranger's recipe; its folder comes on the path, so that it finds its neighbours."""
+def module_of(path: Path) -> ModuleType:
+    """A stranger's file; its folder comes on the path, so that it finds its neighbours. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: give path.py:function.")
     let_import([str(path.resolve().parent)])
@@ -48,21 +48,34 @@ def from_file(path: Path, function: str) -> Callable[[], Run]:
         raise UserError(f"{path} cannot be imported ({type(e).__name__}: {e}).") from e
     if Path(module.__file__ or "").resolve() != path.resolve():
         raise UserError(f"{path} has the name of another module ({module.__file__}): rename the file.")
-    made = getattr(module, function, None)
-    if not callable(made):
+    return module
+
+
+def functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[[], Run]]]:
+    """The recipes of a stranger's module: its functions `() -> Run`, as their signatures say; smoke siblings left out."""
+    for name, value in vars(module).items():
+        own = inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        if own and not name.endswith("_smoke"):
+            signature = inspect.signature(value)
+            if not signature.parameters and signature.return_annotation in (Run, "Run"):
+                yield name, value
+
+
+def from_file(path: Path, function: str) -> Callable[[], Run]:
+    """A stranger's recipe. Raises UserError where there is none."""
+    module = module_of(path)
+    recipe: Callable[[], Run] | None = getattr(module, function, None)
+    if not callable(recipe):
         have = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path.stem]
         raise UserError(f"{path} has no function {function!r}; it has {', '.join(have) or 'none'}.")
-    return made
+    return recipe
 
 
 def find(recipe: str, smoke: bool = False) -> Run:
     """The Run of a recipe, or of its smoke sibling. Raises UserError, naming the nearest recipe."""
     path, colon, function = recipe.rpartition(":")
     if colon and path.endswith(".py"):
-        made = from_file(Path(path), f"{function}_smoke" if smoke else function)()
-        if not isinstance(made, Run):
-            raise UserError(f"{recipe} returns {type(made).__name__}, not a Run.")
-        return made
+        return as_run(from_file(Path(path), f"{function}_smoke" if smoke else function)(), recipe)
     have = dict(named())
     wanted = f"{recipe}_smoke" if smoke else recipe
     if wanted not in have:

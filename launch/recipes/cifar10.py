@@ -6,19 +6,20 @@ They have no smoke sizes: they are small. Networks start xavier-uniform: at thes
 
 from dataclasses import replace
 
-from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.dino import Crops, Dino
 from vtx_scale.specs.igpt import Igpt, PixelGPT
+from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.resnet import ResNet
-from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, Spec, System
+from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
 from vtx_scale.specs.supervised import Distill, Masked, Supervised
+from vtx_scale.specs.vit import ViT
 
 
 def _net(**changes) -> ViT:
     return ViT(**{"width": 128, "depth": 4, "mlp": 512, "heads": 4, "patch": 4, "resolution": 32, **changes})
 
 
-def _run(objective: Spec, steps: int, evaluations: tuple[str, ...], lr: float = 1e-3) -> Run:
+def _run(objective: ObjectiveSpec, steps: int, evaluations: tuple[str, ...], lr: float = 1e-3) -> Run:
     return Run(objective=objective, data=Data(shards="required", crop=(0.5, 1.0), flip=0.5),
                optim=Optimizer(lr=lr, decay=0.05, clip=1.0), schedule=Schedule(kind="cosine", warmup=100),
                steps=steps, global_batch=64, checkpoint=Checkpoint(every=500), system=System(workers=0),

@@ -6,11 +6,12 @@ Cost as published: RN50x64 18 days on 592 V100; L/14 12 days on 256 V100; OpenCL
 """
 
 from dataclasses import replace
+from typing import cast
 
-from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.clip import Clip, TextTower, image_tower
 from vtx_scale.specs.resnet import ClipResNet
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
+from vtx_scale.specs.vit import ViT
 
 
 def _openai(size: str, lr: float) -> Run:
@@ -27,13 +28,19 @@ def _openai(size: str, lr: float) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    clip = big.objective
-    assert isinstance(clip, Clip)
-    image: ViT | ClipResNet
-    if isinstance(clip.image, ClipResNet):
-        image = replace(clip.image, blocks=(1, 1, 1, 1), width=16, heads=8, resolution=64, embed=32)
-    else:
-        image = replace(clip.image, width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32)
+    clip = cast(Clip, big.objective)
+    return _small(big, replace(cast(ViT, clip.image), width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32))
+
+
+def _resnet_smoke(big: Run) -> Run:
+    """The same with a ResNet."""
+    clip = cast(Clip, big.objective)
+    image = cast(ClipResNet, clip.image)
+    return _small(big, replace(image, blocks=(1, 1, 1, 1), stem=16, heads=8, resolution=64, embed=32))
+
+
+def _small(big: Run, image: ViT | ClipResNet) -> Run:
+    clip = cast(Clip, big.objective)
     text = replace(clip.text, width=32, depth=2, heads=2, context=64, vocab=258)
     return replace(big, objective=replace(clip, image=image, text=text, embed=32),
                    data=replace(big.data, shards="toy", tokenizer="bytes"), optim=replace(big.optim, lr=1e-3),
@@ -120,7 +127,7 @@ def clip_rn50() -> Run:
 
 def clip_rn50_smoke() -> Run:
     """Twelve steps of a tiny CLIP with a ResNet on toy shards."""
-    return _smoke(clip_rn50())
+    return _resnet_smoke(clip_rn50())
 
 
 def clip_rn101() -> Run:
@@ -129,7 +136,7 @@ def clip_rn101() -> Run:
 
 
 def clip_rn101_smoke() -> Run:
-    return _smoke(clip_rn101())
+    return _resnet_smoke(clip_rn101())
 
 
 def clip_rn50x4() -> Run:
@@ -138,7 +145,7 @@ def clip_rn50x4() -> Run:
 
 
 def clip_rn50x4_smoke() -> Run:
-    return _smoke(clip_rn50x4())
+    return _resnet_smoke(clip_rn50x4())
 
 
 def clip_rn50x16() -> Run:
@@ -147,7 +154,7 @@ def clip_rn50x16() -> Run:
 
 
 def clip_rn50x16_smoke() -> Run:
-    return _smoke(clip_rn50x16())
+    return _resnet_smoke(clip_rn50x16())
 
 
 def clip_rn50x64() -> Run:
@@ -156,7 +163,7 @@ def clip_rn50x64() -> Run:
 
 
 def clip_rn50x64_smoke() -> Run:
-    return _smoke(clip_rn50x64())
+    return _resnet_smoke(clip_rn50x64())
 
 
 def clip_digits() -> Run:

@@ -7,6 +7,7 @@ tokenizer.json with `vtx data tokenizer --vocab 16384`.
 """
 
 from dataclasses import replace
+from typing import cast
 
 from vtx_scale.specs.dalle import Dalle, TextToCodes
 from vtx_scale.specs.dvae import Codec
@@ -24,8 +25,7 @@ def _run(size: str) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores. The codec is trained once in the cache."""
-    dalle = big.objective
-    assert isinstance(dalle, Dalle)
+    dalle = cast(Dalle, big.objective)
     codec = replace(dalle.codec, width=16, groups=3, blocks=1, vocab=32, stem=16, resolution=32)
     net = replace(dalle.net, width=64, heads=2, depth=4, context=48, vocab=258, grid=8, codes=32, reach=2)
     return replace(big, objective=replace(dalle, net=net, codec=codec, codec_from="smoke"),

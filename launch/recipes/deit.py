@@ -7,15 +7,18 @@ weights; a run folder says its network itself.
 """
 
 from dataclasses import replace
+from typing import cast
 
-from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.resnet import ResNet
 from vtx_scale.specs.run import Augment, Checkpoint, Data, Evaluation, Init, Optimizer, Run, Schedule, System
 from vtx_scale.specs.supervised import Distill, Supervised
+from vtx_scale.specs.vit import ViT
 
 STEPS_OF_EPOCH = 1_281_167 // 1_024  # views count, as in the paper
 AUGMENT = Augment(randaug_layers=2, randaug_magnitude=9, randaug_noise=0.5, randaug_increasing=True, erase=0.25, mixup=0.8,
                   cutmix=1.0, repeats=3)
+
+SMALL = {"width": 64, "depth": 2, "heads": 2, "mlp": 128, "patch": 8, "resolution": 32, "classes": 12}
 
 
 def _run(objective: Supervised | Distill) -> Run:
@@ -39,16 +42,12 @@ def _distilled(size: str) -> Run:
 
 def _with(objective: Supervised | Distill, **changes: int) -> Supervised | Distill:
     """The objective with another network."""
-    net = objective.net
-    assert isinstance(net, ViT)
-    net = replace(net, **changes)  # type: ignore[arg-type]
-    return replace(objective, net=net)
+    return replace(objective, net=replace(cast(ViT, objective.net), **changes))  # type: ignore[arg-type]
 
 
 def _384(run: Run) -> Run:
     """30 epochs at 384 px from the 224 px run (`init.from`)."""
-    objective = run.objective
-    assert isinstance(objective, Supervised | Distill)
+    objective = cast(Supervised | Distill, run.objective)
     return replace(run, objective=_with(objective, resolution=384),
                    optim=replace(run.optim, lr=1e-5, decay=1e-8), schedule=replace(run.schedule, floor=0.5),
                    steps=30 * STEPS_OF_EPOCH, init=Init(from_="required"))
@@ -56,12 +55,19 @@ def _384(run: Run) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    objective = big.objective
-    assert isinstance(objective, Supervised | Distill)
-    small = _with(objective, width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32, classes=12)
-    if isinstance(small, Distill):
-        small = replace(small, teacher=ResNet.size("18", blocks=(1, 1), resolution=32, classes=12), teacher_from="smoke")
-    before = "deit_b16_distilled" if isinstance(small, Distill) else "deit_b16"
+    small = _with(cast(Supervised, big.objective), **SMALL)
+    return _tiny(big, small, before="deit_b16")
+
+
+def _distilled_smoke(big: Run) -> Run:
+    """The same with a teacher, a tiny one that is trained once in the cache."""
+    objective = cast(Distill, big.objective)
+    teacher = ResNet.size("18", blocks=(1, 1), resolution=32, classes=12)
+    small = _with(replace(objective, teacher=teacher, teacher_from="smoke"), **SMALL)
+    return _tiny(big, small, before="deit_b16_distilled")
+
+
+def _tiny(big: Run, small: Supervised | Distill, before: str) -> Run:
     return replace(big, objective=small, data=replace(big.data, shards="toy", augment=replace(AUGMENT, repeats=2)),
                    schedule=replace(big.schedule, warmup=2 if big.schedule.warmup else 0),
                    init=replace(big.init, from_=f"smoke:{before}" if big.init.from_ else ""), steps=12,
@@ -111,7 +117,7 @@ def deit_ti16_distilled() -> Run:
 
 
 def deit_ti16_distilled_smoke() -> Run:
-    return _smoke(deit_ti16_distilled())
+    return _distilled_smoke(deit_ti16_distilled())
 
 
 def deit_s16_distilled() -> Run:
@@ -120,7 +126,7 @@ def deit_s16_distilled() -> Run:
 
 
 def deit_s16_distilled_smoke() -> Run:
-    return _smoke(deit_s16_distilled())
+    return _distilled_smoke(deit_s16_distilled())
 
 
 def deit_b16_distilled() -> Run:
@@ -129,7 +135,7 @@ def deit_b16_distilled() -> Run:
 
 
 def deit_b16_distilled_smoke() -> Run:
-    return _smoke(deit_b16_distilled())
+    return _distilled_smoke(deit_b16_distilled())
 
 
 def deit_b16_distilled_384() -> Run:
@@ -138,4 +144,4 @@ def deit_b16_distilled_384() -> Run:
 
 
 def deit_b16_distilled_384_smoke() -> Run:
-    return _smoke(deit_b16_distilled_384())
+    return _distilled_smoke(deit_b16_distilled_384())

@@ -7,11 +7,12 @@ S/16 has the defaults of the authors' code with the better settings that its REA
 """
 
 from dataclasses import replace
+from typing import cast
 
-from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.dino import Crops, Dino
 from vtx_scale.specs.resnet import ResNet
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
+from vtx_scale.specs.vit import ViT
 
 EPOCH = 1_281_167
 
@@ -46,14 +47,12 @@ def _base(size: str, epochs: int) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    dino = big.objective
-    assert isinstance(dino, Dino)
-    net = dino.net
-    small: ViT | ResNet
-    if isinstance(net, ViT):
-        small = replace(net, width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32)
-    else:
-        small = replace(net, blocks=(1, 1), resolution=32)
+    net = cast(ViT, cast(Dino, big.objective).net)
+    return _tiny(big, replace(net, width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32))
+
+
+def _tiny(big: Run, small: ViT | ResNet) -> Run:
+    dino = cast(Dino, big.objective)
     crops = replace(dino.crops, locals=2, local_size=16)
     objective = replace(dino, net=small, crops=crops, prototypes=96, hidden=64, bottleneck=32, frozen=2,
                         warm_steps=min(4, dino.warm_steps), last_blocks=min(2, dino.last_blocks))
@@ -74,8 +73,8 @@ def dino_vit_s16_smoke() -> Run:
 def dino_vit_s16_100() -> Run:
     """DINO ViT-S/16, the authors' default of 100 epochs: constant teacher temperature, fixed gain of the last layer."""
     run = _small("S/16", 100)
-    assert isinstance(run.objective, Dino)
-    return replace(run, objective=replace(run.objective, teacher_temperature=0.04, warm_steps=0, fixed_gain=True))
+    dino = cast(Dino, run.objective)
+    return replace(run, objective=replace(dino, teacher_temperature=0.04, warm_steps=0, fixed_gain=True))
 
 
 def dino_vit_s16_100_smoke() -> Run:
@@ -119,4 +118,6 @@ def dino_resnet50() -> Run:
 
 
 def dino_resnet50_smoke() -> Run:
-    return _smoke(dino_resnet50())
+    big = dino_resnet50()
+    net = cast(ResNet, cast(Dino, big.objective).net)
+    return _tiny(big, replace(net, blocks=(1, 1), resolution=32))

@@ -4,6 +4,7 @@ Three million updates of 512 pictures on 64 GPUs. Half precision was the authors
 """
 
 from dataclasses import replace
+from typing import cast
 
 from vtx_scale.specs.dvae import Codec, Dvae
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
@@ -20,8 +21,7 @@ def dvae_dalle() -> Run:
 def dvae_dalle_smoke() -> Run:
     """Twelve steps of a tiny discrete VAE on toy shards."""
     big = dvae_dalle()
-    dvae = big.objective
-    assert isinstance(dvae, Dvae)
+    dvae = cast(Dvae, big.objective)
     net = replace(dvae.net, width=16, groups=3, blocks=1, vocab=32, stem=16, resolution=32)
     return replace(big, objective=replace(dvae, net=net, kl_steps=4, temperature_steps=8, average=0.9),
                    data=replace(big.data, shards="toy"), optim=replace(big.optim, lr=2e-3),

@@ -5,6 +5,7 @@ Departs from the common recipe in two places: gains and biases are not decayed, 
 """
 
 from dataclasses import replace
+from typing import cast
 
 from vtx_scale.specs.resnet import ResNet
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
@@ -24,11 +25,8 @@ def _imagenet(size: str) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    objective = big.objective
-    assert isinstance(objective, Supervised)
-    net = objective.net
-    assert isinstance(net, ResNet)
-    net = replace(net, blocks=(1, 1), resolution=32, classes=12)
+    objective = cast(Supervised, big.objective)
+    net = replace(cast(ResNet, objective.net), blocks=(1, 1), resolution=32, classes=12)
     return replace(big, objective=replace(objective, net=net), data=replace(big.data, shards="toy"),
                    optim=replace(big.optim, lr=0.05), schedule=replace(big.schedule, warmup=2), steps=12, global_batch=16,
                    system=System(workers=1), checkpoint=Checkpoint(), evaluate=(Evaluation(name="accuracy"),))

@@ -6,6 +6,7 @@ rate and without decay. The vocabulary has 32,000 ids: make a tokenizer.json wit
 """
 
 from dataclasses import replace
+from typing import cast
 
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
 from vtx_scale.specs.siglip import Siglip
@@ -31,8 +32,7 @@ def _larger(size: str) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    siglip = big.objective
-    assert isinstance(siglip, Siglip)
+    siglip = cast(Siglip, big.objective)
     image = replace(siglip.image, width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32)
     text = replace(siglip.text, width=64, depth=2, heads=2, mlp=128, context=64, vocab=258, embed=64)
     return replace(big, objective=replace(siglip, image=image, text=text),

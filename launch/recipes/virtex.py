@@ -6,6 +6,7 @@ to four layers 88.8 / 53.8, 88.7 / 53.9, 88.7 / 53.9; R50w2x 88.5 / 52.9, R101 8
 """
 
 from dataclasses import replace
+from typing import cast
 
 from vtx_scale.specs.resnet import ResNet
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
@@ -23,8 +24,7 @@ def _coco(size: str) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    virtex = big.objective
-    assert isinstance(virtex, Virtex)
+    virtex = cast(Virtex, big.objective)
     net = ResNet(blocks=(1, 1, 1), kind="basic", resolution=32)
     return replace(big, objective=replace(virtex, net=net, width=64, context=24, vocab=258, beam=2),
                    data=replace(big.data, shards="toy", tokenizer="bytes"), optim=replace(big.optim, lr=1e-2, trunk_lr=0.05),
@@ -90,8 +90,7 @@ def virtex_r101_smoke() -> Run:
 def virtex_r50_h2048_forward() -> Run:
     """VirTex that writes captions forwards alone."""
     big = _coco("R50-L1-H2048")
-    virtex = big.objective
-    assert isinstance(virtex, Virtex)
+    virtex = cast(Virtex, big.objective)
     return replace(big, objective=replace(virtex, directions="forward"))
 
 

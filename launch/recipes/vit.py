@@ -7,10 +7,11 @@ whose `cls` members hold one or several class numbers.
 """
 
 from dataclasses import replace
+from typing import cast
 
-from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.run import Augment, Checkpoint, Data, Evaluation, Init, Optimizer, Run, Schedule, System
 from vtx_scale.specs.supervised import Masked, Supervised
+from vtx_scale.specs.vit import ViT
 
 JFT_300M, JFT_3B, IMAGENET_21K = 18_291, 29_593, 21_843  # classes
 EPOCH = {"jft": 303_000_000, "21k": 14_197_122, "1k": 1_281_167}  # pictures
@@ -25,18 +26,21 @@ def _run(objective: Supervised | Masked, optim: Optimizer, schedule: Schedule, s
                evaluate=tuple(Evaluation(name=name, every=10_000) for name in evaluations))
 
 
+def _jft_smoke(big: Run) -> Run:
+    """The same, of at most two labels a sample."""
+    small = _smoke(big)
+    supervised = cast(Supervised, small.objective)
+    return replace(small, objective=replace(supervised, labels=min(2, supervised.labels)))
+
+
 def _smoke(big: Run, classes: int = 12) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    objective = big.objective
-    assert isinstance(objective, Supervised | Masked)
-    net = objective.net
-    assert isinstance(net, ViT)
+    objective = cast(Supervised | Masked, big.objective)
+    net = cast(ViT, objective.net)
     patch = 8 if net.stem is None else 1
     net = replace(net, width=64, depth=2, heads=2, mlp=128, patch=patch, resolution=48 if big.init.from_ else 32,
                   classes=classes if net.classes else 0, stem=(1, 1) if net.stem else net.stem)
     small = replace(objective, net=net)
-    if isinstance(small, Supervised):
-        small = replace(small, labels=min(2, small.labels))
     schedule = replace(big.schedule, warmup=min(2, big.schedule.warmup), cooldown=min(4, big.schedule.cooldown))
     init = replace(big.init, from_="smoke:vit_b16_jft" if big.init.from_ else "")
     return replace(big, objective=small, data=replace(big.data, shards="toy"), optim=replace(big.optim, lr=1e-3),
@@ -57,7 +61,7 @@ def vit_b32_jft() -> Run:
 
 
 def vit_b32_jft_smoke() -> Run:
-    return _smoke(vit_b32_jft())
+    return _jft_smoke(vit_b32_jft())
 
 
 def vit_b16_jft() -> Run:
@@ -66,7 +70,7 @@ def vit_b16_jft() -> Run:
 
 
 def vit_b16_jft_smoke() -> Run:
-    return _smoke(vit_b16_jft())
+    return _jft_smoke(vit_b16_jft())
 
 
 def vit_l32_jft() -> Run:
@@ -75,7 +79,7 @@ def vit_l32_jft() -> Run:
 
 
 def vit_l32_jft_smoke() -> Run:
-    return _smoke(vit_l32_jft())
+    return _jft_smoke(vit_l32_jft())
 
 
 def vit_l16_jft() -> Run:
@@ -84,7 +88,7 @@ def vit_l16_jft() -> Run:
 
 
 def vit_l16_jft_smoke() -> Run:
-    return _smoke(vit_l16_jft())
+    return _jft_smoke(vit_l16_jft())
 
 
 def vit_h14_jft() -> Run:
@@ -93,7 +97,7 @@ def vit_h14_jft() -> Run:
 
 
 def vit_h14_jft_smoke() -> Run:
-    return _smoke(vit_h14_jft())
+    return _jft_smoke(vit_h14_jft())
 
 
 def vit_r50_b16_jft() -> Run:
@@ -102,7 +106,7 @@ def vit_r50_b16_jft() -> Run:
 
 
 def vit_r50_b16_jft_smoke() -> Run:
-    return _smoke(vit_r50_b16_jft())
+    return _jft_smoke(vit_r50_b16_jft())
 
 
 def vit_r50_l16_jft() -> Run:
@@ -111,7 +115,7 @@ def vit_r50_l16_jft() -> Run:
 
 
 def vit_r50_l16_jft_smoke() -> Run:
-    return _smoke(vit_r50_l16_jft())
+    return _jft_smoke(vit_r50_l16_jft())
 
 
 def _jft3b(size: str) -> Run:
@@ -128,7 +132,7 @@ def vit_g14_jft3b() -> Run:
 
 
 def vit_g14_jft3b_smoke() -> Run:
-    return _smoke(vit_g14_jft3b())
+    return _jft_smoke(vit_g14_jft3b())
 
 
 def vit_bigg14_jft3b() -> Run:
@@ -137,7 +141,7 @@ def vit_bigg14_jft3b() -> Run:
 
 
 def vit_bigg14_jft3b_smoke() -> Run:
-    return _smoke(vit_bigg14_jft3b())
+    return _jft_smoke(vit_bigg14_jft3b())
 
 
 def vit_e14_jft3b() -> Run:
@@ -146,7 +150,7 @@ def vit_e14_jft3b() -> Run:
 
 
 def vit_e14_jft3b_smoke() -> Run:
-    return _smoke(vit_e14_jft3b())
+    return _jft_smoke(vit_e14_jft3b())
 
 
 def _imagenet21k(size: str, epochs: int) -> Run:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tests.parity.alike import all_close, assert_same_bits, randomise
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
-from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export_clip, files, import_clip, resize_positions
 from vtx_scale.interop.clip import MEAN, OPEN_CLIP, STD, TRANSFORMERS, mlp_ratio, open_clip_config, transformers_config
 from vtx_scale.interop.rename import outward
 from vtx_scale.launch.initial import load_source
+from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.clip import Clip
 from vtx_scale.specs.clip import CLIP_SIZES, TextTower, image_tower
 from vtx_scale.specs.clip import Clip as Spec
@@ -45,7 +45,7 @@ TEXTS = ["", "a photo of a cat", "one two three, and more than the context of th
 
 
 def model(spec: Spec) -> Clip:
-    made = Clip(spec, Ranks()).eval()
+    made = Clip(spec, Context()).eval()
     randomise(made)
     return made
 
@@ -138,7 +138,7 @@ def test_in_from_transformers(libraries, parts, tmp_path):
     randomise(theirs)
     theirs.save_pretrained(tmp_path, max_shard_size="100KB" if parts else "1GB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1 if parts else (tmp_path / "model.safetensors").exists()
-    ours = Clip(SMALL, Ranks()).eval()
+    ours = Clip(SMALL, Context()).eval()
     ours.load_state_dict(import_clip(tmp_path))
     all_close(here(ours), there(theirs, SMALL))
 
@@ -151,7 +151,7 @@ def test_in_from_open_clip(libraries, apart, tmp_path):
     randomise(theirs)
     constants = {} if apart else {"input_resolution": torch.tensor(32), "context_length": torch.tensor(24)}
     save_file({**theirs.state_dict(), **constants}, tmp_path / "weights.safetensors")
-    ours = Clip(SMALL, Ranks()).eval()
+    ours = Clip(SMALL, Context()).eval()
     ours.load_state_dict(import_clip(tmp_path / "weights.safetensors"))
     all_close(here(ours), there(theirs, SMALL))
 
@@ -162,7 +162,7 @@ def test_published_sizes_have_the_same_tensors(libraries, size):
     spec = Spec.size(size)
     hf = libraries.transformers
     with torch.device("meta"):
-        state = Clip(spec, Ranks()).state_dict()
+        state = Clip(spec, Context()).state_dict()
         theirs = hf.CLIPModel(hf.CLIPConfig(**transformers_config(spec, torch.float32)["config.json"])).state_dict()
         other = libraries.open_clip.CLIP(**open_clip_config(spec)["open_clip_config.json"]["model_cfg"]).state_dict()
     for table, want in ((TRANSFORMERS, theirs), (OPEN_CLIP, other)):
@@ -183,7 +183,7 @@ def test_another_resolution(libraries, tmp_path):
         spec = replace(SMALL, image=replace(SMALL.image, resolution=side))
         theirs = libraries.open_clip.create_model(f"local-dir:{tmp_path / 'out'}", force_image_size=side).eval()
         with torch.device("meta"):
-            big = Clip(spec, Ranks()).eval()
+            big = Clip(spec, Context()).eval()
         strategy = Single(torch.device("cpu"))
         strategy.prepare(big)
         load_source(str(tmp_path / "out"), Run(objective=spec), strategy)

@@ -9,8 +9,8 @@ import torch
 
 from tests.parity.alike import assert_same_bits, close, randomise
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export_igpt, import_igpt, import_weights
+from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.igpt import Igpt
 from vtx_scale.specs.igpt import Igpt as Spec
 from vtx_scale.specs.igpt import PixelGPT
@@ -20,7 +20,7 @@ SPEC = Spec(net=PixelGPT(width=48, depth=3, heads=4, side=6, colours=512))
 
 @pytest.fixture(scope="module")
 def ours():
-    made = randomise(Igpt(SPEC, Ranks())).eval()
+    made = randomise(Igpt(SPEC, Context())).eval()
     return made
 
 
@@ -48,7 +48,7 @@ def test_transformers_opens_what_we_write_and_we_what_it_has(libraries, ours, tm
         for name, p in theirs.named_parameters():
             p.copy_(torch.zeros_like(p) if name.endswith("bias") else torch.randn_like(p) * 0.1)
     theirs.save_pretrained(tmp_path / "theirs")
-    again = Igpt(SPEC, Ranks()).eval()
+    again = Igpt(SPEC, Context()).eval()
     again.load_state_dict(import_weights(tmp_path / "theirs", SPEC))
     with torch.no_grad():
         close(again.net(tokens), logits_there(theirs, tokens))
@@ -79,7 +79,7 @@ def test_their_processor_sees_our_tokens(libraries, ours, tmp_path):
 
 def test_what_cannot_go_out_or_come_in_is_said(ours, tmp_path):
     other = replace(SPEC, net=replace(SPEC.net, causal=False))
-    state = Igpt(other, Ranks()).state_dict()
+    state = Igpt(other, Context()).state_dict()
     with pytest.raises(UserError, match="safetensors"):
         export_igpt(other, state, "transformers", tmp_path / "no")
     with pytest.raises(UserError, match="timm"):

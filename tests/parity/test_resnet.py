@@ -8,28 +8,30 @@ from torch import Tensor, nn
 
 from tests.parity.alike import all_close, assert_same_bits, close, randomise
 from tests.parity.test_clip import here, inputs, opened, there
-from vtx_scale.backbones.bit import BitStem, StandardConv
-from vtx_scale.backbones.bit import initial as bit_initial
-from vtx_scale.backbones.clip_resnet import initial as clip_initial
-from vtx_scale.backbones.resnet import ResNet, initial
+from vtx_scale.backbones.bit import RULES, BitStem, StandardConv
+from vtx_scale.backbones.resnet import ResNet
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rows import Rows, keepers
+from vtx_scale.blocks.rules import initial_values, rule_of
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export_clip, export_resnet, import_clip, import_resnet, resize_positions
 from vtx_scale.interop.clip import OPEN_CLIP_RESNET, open_clip_config
 from vtx_scale.interop.rename import Line, inward, outward, under
 from vtx_scale.interop.resnet import TABLE, with_counts
+from vtx_scale.launch import override
+from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.clip import Clip
 from vtx_scale.specs.clip import Clip as ClipSpec
 from vtx_scale.specs.clip import TextTower
 from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNet
 from vtx_scale.specs.resnet import ResNet as Spec
+from vtx_scale.specs.run import Run
 from vtx_scale.trainer.init import initialise
 
 TIMM = {"18": "resnet18", "34": "resnet34", "50": "resnet50", "101": "resnet101", "152": "resnet152",
         "wide 50-2": "wide_resnet50_2", "wide 101-2": "wide_resnet101_2"}
-SMALL = ClipSpec(image=ClipResNet(blocks=(1, 2, 1, 1), width=8, heads=4, resolution=64, embed=40),
+SMALL = ClipSpec(image=ClipResNet(blocks=(1, 2, 1, 1), stem=8, heads=4, resolution=64, embed=40),
                  text=TextTower(width=32, depth=2, heads=2, context=24, vocab=258), embed=40)
 
 
@@ -51,7 +53,7 @@ def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
     x = images(64)
     with torch.no_grad():
         close(ours(x), theirs(x))
-        close(ours.maps(x), theirs.forward_features(x))
+        close(ours.pyramid(x)[-1], theirs.forward_features(x))
     assert_same_bits(import_resnet(tmp_path / "out"), ours.state_dict())
     randomise(theirs)  # other values, by their names and order
     again = ResNet(spec).eval()
@@ -100,7 +102,7 @@ def test_initial_values_are_timms(libraries, kind):
     """The same kind and spread of every tensor, the last gain of each block 0."""
     spec = Spec(blocks=(1, 1, 1, 1), kind=kind, classes=10)
     ours = ResNet(spec)
-    initialise(ours, lambda name, shape: initial(name, shape, spec), 0)
+    initialise(ours, initial_values(ours), 0)
     torch.manual_seed(0)
     theirs = libraries.timm.create_model("resnet18" if kind == "basic" else "resnet50", layers=[1, 1, 1, 1], num_classes=10)
     for name, want in theirs.state_dict().items():
@@ -115,7 +117,7 @@ def test_initial_values_are_timms(libraries, kind):
 
 
 def clip_model(spec: ClipSpec) -> Clip:
-    return randomise(Clip(spec, Ranks())).eval()  # type: ignore[return-value]
+    return randomise(Clip(spec, Context())).eval()  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
@@ -137,7 +139,7 @@ def test_open_clip_in(libraries, tmp_path):
     theirs = libraries.open_clip.CLIP(**open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"])
     randomise(theirs).eval()
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
-    ours = Clip(SMALL, Ranks()).eval()
+    ours = Clip(SMALL, Context()).eval()
     ours.load_state_dict(import_clip(tmp_path / "theirs.safetensors"))
     all_close(here(ours), there(theirs, SMALL))
     pixels, normal, _ = inputs(SMALL)
@@ -158,7 +160,7 @@ def test_published_clips_have_the_same_tensors(libraries, size):
         assert shipped[part].items() <= config[part].items()
     assert config["vision_cfg"]["head_width"] == 64 and config["quick_gelu"] and config["embed_dim"] == shipped["embed_dim"]
     with torch.device("meta"):
-        ours = Clip(spec, Ranks()).state_dict()
+        ours = Clip(spec, Context()).state_dict()
         theirs = libraries.open_clip.CLIP(**config).state_dict()
     made = with_counts(outward(OPEN_CLIP_RESNET, ours))
     assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in theirs.items()}
@@ -167,8 +169,8 @@ def test_published_clips_have_the_same_tensors(libraries, size):
 def test_initial_values_are_open_clips(libraries):
     torch.manual_seed(0)
     theirs = libraries.open_clip.CLIP(**open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"]).visual
-    ours = Clip(SMALL, Ranks())
-    initialise(ours, ours.initial, 0)
+    ours = Clip(SMALL, Context())
+    initialise(ours, initial_values(ours), 0)
     made = outward(OPEN_CLIP_RESNET, ours.state_dict())
     for name, want in theirs.state_dict().items():
         if "num_batches" in name:
@@ -178,14 +180,14 @@ def test_initial_values_are_open_clips(libraries):
             assert torch.equal(got, want), name
         else:
             assert abs(got.std() / want.std() - 1) < (0.1 if want.numel() > 1000 else 0.8), name
-    assert clip_initial("norm3.weight", torch.Size([8]), SMALL.image) == ("ones", 0.0)
+    assert initial_values(ours)("image.norm3.weight", (8,)) == ("ones", 0.0)
 
 
 def test_a_resnet_at_another_resolution(libraries, tmp_path):
     ours = clip_model(SMALL)
     export_clip(SMALL, ours.state_dict(), "open_clip", tmp_path / "out")
     spec = replace(SMALL, image=replace(SMALL.image, resolution=96))
-    big = Clip(spec, Ranks()).eval()
+    big = Clip(spec, Context()).eval()
     big.load_state_dict(resize_positions(import_clip(tmp_path / "out"), spec))
     assert torch.equal(big.image.pool.positions[:, 0], ours.image.pool.positions[:, 0])
     assert big.image.pool.positions.shape == (1, 10, 256)
@@ -200,8 +202,8 @@ def test_refusals(tmp_path):
         export_resnet(Spec(), {}, "open_clip", tmp_path / "out")
     with pytest.raises(UserError, match="four stages"):
         export_resnet(Spec(blocks=(1, 1, 1)), {}, "timm", tmp_path / "out")
-    with pytest.raises(UserError, match=r"objective.embed=41"):
-        Clip(replace(SMALL, embed=41), Ranks())
+    with pytest.raises(UserError, match=r"objective.image.embed=40: it and embed=41"):
+        override.check(Run(objective=replace(SMALL, embed=41)))
 
 
 BIT_UNIT = [
@@ -245,7 +247,7 @@ def test_filters_are_standardised_as_published():
 
 def test_initial_values_of_the_stem():
     stem = BitStem((1, 1))
-    initialise(stem, bit_initial, 0)
+    initialise(stem, lambda name, shape: rule_of(RULES, name).initial(tuple(shape)), 0)
     state = stem.state_dict()
     assert not state["stages.1.0.norm3.weight"].any() and state["stages.1.0.norm_shortcut.weight"].eq(1).all()
     weight = state["stages.1.0.conv2.weight"]

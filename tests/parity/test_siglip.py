@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from tests.parity.alike import all_close, assert_same_bits, close, randomise
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
-from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export, export_siglip, import_siglip, import_vit
 from vtx_scale.interop.rename import outward
 from vtx_scale.interop.siglip import OPEN_CLIP, TRANSFORMERS, transformers_config
 from vtx_scale.interop.vit import joined
+from vtx_scale.launch import override
 from vtx_scale.launch.initial import load_source
+from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.siglip import Siglip
 from vtx_scale.objectives.siglip_reader import SiglipReader, canonical, encode, encode_all
 from vtx_scale.specs.run import Run
@@ -33,7 +34,7 @@ TEXTS = ["", "A photo of a cat!", "one, two_three; and more than the context of 
 
 
 def model(spec: Spec = SMALL) -> Siglip:
-    made = Siglip(spec, Ranks()).eval()
+    made = Siglip(spec, Context()).eval()
     randomise(made)
     return made
 
@@ -84,7 +85,7 @@ def test_the_loss_is_theirs(libraries, tmp_path):
     want.backward()
 
     class Whole(dict):
-        valid = torch.ones(3, dtype=torch.bool)
+        valid, slot = torch.ones(3, dtype=torch.bool), torch.arange(3)
 
     loss, _ = ours(Whole(image=pixels, tokens=tokens))
     (loss / 3).backward()
@@ -101,7 +102,7 @@ def test_in_from_transformers(libraries, tmp_path):
     theirs = libraries.transformers.SiglipModel(libraries.transformers.SiglipConfig(**config)).eval()
     randomise(theirs)
     theirs.save_pretrained(tmp_path)
-    ours = Siglip(SMALL, Ranks()).eval()
+    ours = Siglip(SMALL, Context()).eval()
     ours.load_state_dict(import_siglip(tmp_path))
     all_close(here(ours), there(theirs, SMALL))
 
@@ -122,7 +123,7 @@ def test_in_from_open_clip(libraries, tmp_path):
              **{f"text.{k}": v for k, v in words.state_dict().items()},
              "logit_scale": torch.tensor(2.0), "logit_bias": torch.tensor(-9.0)}
     save_file(state, tmp_path / "weights.safetensors")
-    ours = Siglip(SMALL, Ranks()).eval()
+    ours = Siglip(SMALL, Context()).eval()
     ours.load_state_dict(import_siglip(tmp_path / "weights.safetensors"))
     _, pixels, tokens = inputs(SMALL)
     assert text.mlp == 3 * text.width
@@ -136,7 +137,7 @@ def test_published_sizes_have_the_same_tensors(libraries, size):
     """Names and shapes in transformers, on the meta device."""
     hf, spec = libraries.transformers, Spec.size(size)
     with torch.device("meta"):
-        state = Siglip(spec, Ranks()).state_dict()
+        state = Siglip(spec, Context()).state_dict()
         want = hf.SiglipModel(hf.SiglipConfig(**transformers_config(spec, torch.float32)["config.json"])).state_dict()
         have = outward(TRANSFORMERS, joined(state))
     assert {k: v.shape for k, v in have.items()} == {k: v.shape for k, v in want.items()}
@@ -145,7 +146,7 @@ def test_published_sizes_have_the_same_tensors(libraries, size):
 def test_open_clip_has_the_same_tensors(libraries):
     with torch.device("meta"):
         want = libraries.open_clip.create_model("ViT-B-16-SigLIP", device="meta").state_dict()
-        have = outward(OPEN_CLIP, Siglip(FULL, Ranks()).state_dict())
+        have = outward(OPEN_CLIP, Siglip(FULL, Context()).state_dict())
     assert {k: v.shape for k, v in have.items()} == {k: v.shape for k, v in want.items()}
 
 
@@ -170,7 +171,7 @@ def test_another_resolution(tmp_path):
     export(ours, "transformers", tmp_path / "out")
     other = replace(SMALL, image=replace(SMALL.image, resolution=48))
     with torch.device("meta"):
-        big = Siglip(other, Ranks())
+        big = Siglip(other, Context())
     strategy = Single(torch.device("cpu"))
     strategy.prepare(big)
     load_source(str(tmp_path / "out"), Run(objective=other), strategy)
@@ -222,7 +223,7 @@ def test_refusals(tmp_path):
         with pytest.raises(UserError, match=word):
             export_siglip(spec, state, to, tmp_path / "out")
     with pytest.raises(UserError, match="one space"):
-        Siglip(replace(SMALL, text=replace(SMALL.text, embed=32)), Ranks())
+        override.check(Run(objective=replace(SMALL, text=replace(SMALL.text, embed=32))))
     assert not list(tmp_path.iterdir())
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"no SigLIP that is known here.*conv1\.weight"):

@@ -1,8 +1,9 @@
 """The same ViT here, in transformers and in timm: weights go out and come in, and give the same numbers."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,16 +13,18 @@ from torch import Tensor, nn
 
 from tests.parity.alike import assert_same_bits, close, randomise
 from vtx_scale.backbones.vit import ViT
+from vtx_scale.blocks.rules import under
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export, export_vit, import_vit, import_weights, resize_positions
 from vtx_scale.interop.rename import outward
 from vtx_scale.interop.vit import TIMM, TRANSFORMERS_5, TRANSFORMERS_HEAD, TRANSFORMERS_HEADS, transformers_config
 from vtx_scale.launch.initial import load_source
-from vtx_scale.objectives.base import Objective
-from vtx_scale.specs.backbones import ViT as Spec
+from vtx_scale.objectives.base import Context, Objective
+from vtx_scale.objectives.pixels import STATISTICS
+from vtx_scale.specs.network import Network
+from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.run import Run
-from vtx_scale.specs.run import Spec as AnySpec
+from vtx_scale.specs.vit import ViT as Spec
 from vtx_scale.strategies.single import Single
 
 SMALL = Spec.size("s/16", resolution=32, width=48, depth=3, heads=3, mlp=144, patch=8)
@@ -202,27 +205,36 @@ def test_published_sizes_have_the_same_tensors(libraries, size):
         assert {k: v.shape for k, v in have.items()} == {k.removeprefix(name): v.shape for k, v in want.items()}
 
 
-class Net(AnySpec):
-    build = "tests.parity.test_vit:Trained"
+@dataclass(frozen=True, kw_only=True)
+class Net(ObjectiveSpec):
+    build: ClassVar[str] = "tests.parity.test_vit:Trained"
+    places: ClassVar[tuple[str, ...]] = ("student.net.", "teacher.net.")
+    pixels = "clip"
 
-    def __init__(self, net: Spec) -> None:
-        object.__setattr__(self, "net", net)
+    net: Network
+
+    def exported(self) -> tuple[str, Network]:
+        return "teacher.net.", self.net
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nameless(Network):
+    """A network that no other library has."""
 
 
 class Trained(Objective):
     """As a teacher and its student: a network at two places."""
 
-    def __init__(self, spec: Net, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
+    def __init__(self, spec: Net, context: Context) -> None:
+        super().__init__(spec, context)
         self.student, self.teacher = nn.ModuleDict({"net": ViT(spec.net)}), nn.ModuleDict({"net": ViT(spec.net)})
-
-    def exported(self):
-        return self.spec.net, self.teacher["net"].state_dict(), MEAN, STD
+        rules = self.student["net"].parameter_rules
+        self.parameter_rules = (*under("student.net.", rules), *under("teacher.net.", rules))
 
 
 def test_of_any_objective(libraries, tmp_path):
     """What an objective says leaves, and comes back to every place that has this network."""
-    ours, pixels = Trained(Net(SMALL), Ranks()), pictures(SMALL)
+    ours, pixels = Trained(Net(net=SMALL), Context()), pictures(SMALL)
     randomise(ours)
     for to in ("transformers", "timm", "safetensors"):
         export(ours, to, tmp_path / to, centre=0.875)
@@ -230,14 +242,15 @@ def test_of_any_objective(libraries, tmp_path):
         want = {f"{place}.net.{k}": v for place in ("student", "teacher") for k, v in ours.teacher["net"].state_dict().items()}
         assert_same_bits(back, want)
     tower = libraries.timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    assert tower.pretrained_cfg["crop_pct"] == 0.875 and tower.pretrained_cfg["mean"] == list(MEAN)
+    assert tower.pretrained_cfg["crop_pct"] == 0.875 and tower.pretrained_cfg["mean"] == list(STATISTICS["clip"][0])
+    assert tower.pretrained_cfg["std"] == list(STATISTICS["clip"][1])
     with torch.no_grad():
         close(ours.teacher["net"](pixels), tower(pixels))
-    ours.exported = lambda: (Net(SMALL), {}, MEAN, STD)
-    with pytest.raises(UserError, match="Net has no export to timm"):
+    ours.spec = Net(net=Nameless())
+    with pytest.raises(UserError, match="Nameless has no export to timm"):
         export(ours, "timm", tmp_path / "no")
-    plain = Objective(SMALL, Ranks())
-    with pytest.raises(UserError, match="ViT cannot be exported"):
+    plain = Objective(ObjectiveSpec(), Context())
+    with pytest.raises(UserError, match="ObjectiveSpec cannot be exported"):
         export(plain, "timm", tmp_path / "no")
 
 
@@ -251,10 +264,10 @@ def test_another_resolution(libraries, changes, tmp_path):
     for side in (48, 16):
         other = replace(spec, resolution=side)
         with torch.device("meta"):
-            big = Trained(Net(other), Ranks())
+            big = Trained(Net(net=other), Context())
         strategy = Single(torch.device("cpu"))
         strategy.prepare(big)
-        load_source(str(tmp_path / "out"), Run(objective=Net(other)), strategy)
+        load_source(str(tmp_path / "out"), Run(objective=Net(net=other)), strategy)
         extra = ours.extra
         for net in (big.student["net"], big.teacher["net"]):
             assert torch.equal(net.positions[:, :extra], ours.positions[:, :extra])
@@ -262,13 +275,13 @@ def test_another_resolution(libraries, changes, tmp_path):
                 ours.positions.detach(), (side // 8, side // 8), num_prefix_tokens=extra)
             close(net.positions.detach(), want)
     whole = {f"student.net.{k}": v for k, v in ours.state_dict().items()}
-    assert resize_positions(whole, Net(spec)) is whole
+    assert resize_positions(whole, Net(net=spec)) is whole
 
 
 def test_a_hybrid_is_resized_too():
     spec = Spec.size("R50+B/16", resolution=64, width=16, depth=1, heads=1, mlp=16)
     state = {"net.positions": torch.randn(1, 5, 16), "text.positions": torch.randn(7, 16)}
-    made = resize_positions(state, Net(spec))
+    made = resize_positions(state, Net(net=spec))
     assert made["net.positions"].shape == (1, 17, 16) and made["text.positions"] is state["text.positions"]
 
 
@@ -285,7 +298,7 @@ def test_pixels_are_prepared_alike(libraries, tmp_path):
 def test_without_a_head(libraries, tmp_path):
     """A JFT network: its tanh layer and classifier stay here, the rest gives the same features there."""
     spec = replace(SMALL, classes=7, representation=True)
-    ours, pixels = Trained(Net(spec), Ranks()), pictures(spec)
+    ours, pixels = Trained(Net(net=spec), Context()), pictures(spec)
     randomise(ours)
     for to in ("timm", "transformers"):
         with pytest.raises(UserError, match="--without-head"):

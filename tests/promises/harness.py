@@ -11,7 +11,7 @@ import torch
 from tests.ranks import on_ranks
 from vtx_scale.checkpoints.read import Tensors, newest
 from vtx_scale.launch import override, recipes, worker
-from vtx_scale.launch.prepare import prepare_folder
+from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
 
@@ -39,14 +39,15 @@ def train(folder: Path, *keys: str, env: dict[str, str] | None = None, recipe: s
     return done
 
 
-def smoke(*keys: str, recipe: str = "clip_vit_b32") -> Run:
-    return resolve_data(override.override(recipes.find(recipe, smoke=True), [*SMALL, *keys]))
+def smoke(*keys: str, recipe: str = "clip_vit_b32", small: bool = True) -> Run:
+    return resolve_data(override.override(recipes.find(recipe, smoke=small), [*SMALL, *keys]))
 
 
-def train_on_ranks(folder: Path, world: int, strategy: str, *keys: str, recipe: str = "clip_vit_b32", code: int = 0) -> None:
+def train_on_ranks(folder: Path, world: int, strategy: str, *keys: str, recipe: str = "clip_vit_b32", code: int = 0,
+                   small: bool = True) -> None:
     """The same training on ranks of this test's server: the worker itself, without the start of a new Python."""
-    run = smoke(f"system.strategy={strategy}", *keys, recipe=recipe)
-    prepare_folder(run, folder)
+    run = smoke(f"system.strategy={strategy}", *keys, recipe=recipe, small=small)
+    prepare_folder(run, folder, refuse(run, folder, world))
     codes = on_ranks(world, one_rank, override.to_dict(run), folder, recipes.STRANGERS)
     assert codes == [code] * world, (codes, (folder / "log.txt").read_text())
 

@@ -8,7 +8,7 @@ import pytest
 HEAVY = ("torch", "numpy", "ray", "boto3", "transformers", "PIL", "tokenizers")
 MODULES = ("vtx_scale", "vtx_scale.launch", "vtx_scale.launch.cli", "vtx_scale.launch.override", "vtx_scale.launch.recipes",
            "vtx_scale.launch.recipes.clip", "vtx_scale.launch.run_folder", "vtx_scale.trainer.output", "vtx_scale.specs",
-           "vtx_scale.specs.run", "vtx_scale.specs.backbones", "vtx_scale.specs.clip", "vtx_scale.specs.models")
+           "vtx_scale.specs.run", "vtx_scale.specs.vit", "vtx_scale.specs.clip", "vtx_scale.specs.models")
 
 
 def found_after(code: str) -> list[str]:

@@ -1,11 +1,17 @@
 """A stranger's objective: one file and a recipe outside the tree trains, resumes, evaluates and opens."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
-from tests.promises.harness import COLOUR, losses, vtx
+from tests.promises.harness import COLOUR, losses, train_on_ranks, vtx
+from tests.require import need
 from vtx_scale import open_run
+from vtx_scale.interop import weights
+from vtx_scale.objectives.pixels import STATISTICS
 
 
 def test_a_strangers_objective(tmp_path):
@@ -42,3 +48,67 @@ def test_a_broken_recipe_is_one_sentence(tmp_path):
     (tmp_path / "mine.py").write_text("import nothing_of_that_name\n")
     done = vtx("train", tmp_path / "mine.py:recipe", "--run", tmp_path / "run")
     assert done.returncode == 2 and "No module named 'nothing_of_that_name'" in done.stderr and "Traceback" not in done.stderr
+
+
+MIXER = Path(__file__).parent / "stranger" / "convmixer.py"
+
+
+@pytest.fixture(scope="module")
+def mixers(tmp_path_factory):
+    """(recipe, strategy, world) -> a run of the stranger's backbone."""
+    made = {}
+
+    def get(recipe, strategy, world):
+        if (recipe, strategy, world) not in made:
+            folder = tmp_path_factory.mktemp(recipe) / "run"
+            train_on_ranks(folder, world, strategy, "system.precision=fp64", recipe=f"{MIXER}:{recipe}", small=False)
+            made[recipe, strategy, world] = folder
+        return made[recipe, strategy, world]
+
+    return get
+
+
+@pytest.mark.parametrize("recipe", ["supervised", "distilled", "dino", "clip"])
+def test_a_strangers_backbone_trains_everywhere(mixers, recipe):
+    """Under four objectives, the same curve with ddp and fsdp, on one rank and on two."""
+    one = losses(mixers(recipe, "single", 1))
+    assert len(one) == 6 and one[-1] != one[0]
+    for strategy in ("ddp", "fsdp"):
+        assert losses(mixers(recipe, strategy, 2)) == pytest.approx(one, rel=1e-9)
+
+
+def test_a_strangers_backbone_is_listed_exported_and_read_back(mixers, tmp_path):
+    listed = json.loads(vtx("show", MIXER, "--json").stdout)
+    assert {r["name"].rpartition(":")[2] for r in listed["recipes"]} == {"supervised", "distilled", "dino", "clip"}
+    (row,) = listed["models"]
+    assert row["name"] == "convmixer_768_32" and row["parameters"] == 21_110_248 and row["resolution"] == 224
+    for recipe in ("supervised", "dino"):
+        folder, out = mixers(recipe, "ddp", 2), tmp_path / recipe
+        exported = vtx("export", folder, "--to", "timm", out)
+        assert exported.returncode == 0, exported.stderr
+        network = open_run(folder).recipe.objective.net
+        state = weights.import_network(out, network)
+        prefix = open_run(folder).recipe.objective.exported()[0]
+        here = open_run(folder).model.state_dict()
+        assert state.keys() == {k.removeprefix(prefix) for k in here if k.startswith(prefix)}
+        assert all(torch.equal(v, here[prefix + k]) for k, v in state.items())
+    started = vtx("train", f"{MIXER}:supervised", "--run", tmp_path / "again", f"init.from={tmp_path / 'supervised'}",
+                  "steps=1", "optim.lr=1e-30", "system.workers=0")
+    assert started.returncode == 0, started.stderr
+    refused = vtx("export", mixers("clip", "ddp", 2), "--to", "transformers", tmp_path / "no")
+    assert refused.returncode == 2 and "no CLIP with a ConvMixer" in refused.stderr
+
+
+def test_the_strangers_backbone_computes_what_timm_does(mixers, tmp_path):
+    need("interop")
+    from tests.parity.libraries import timm
+
+    folder = mixers("supervised", "single", 1)
+    opened = open_run(folder)
+    weights.export(opened.model, "timm", tmp_path / "out")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).double().eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    mean, std = (torch.tensor(x, dtype=torch.float64) for x in STATISTICS["imagenet"])
+    with torch.no_grad():
+        there = theirs(((torch.from_numpy(pixels) / 255.0 - mean) / std).permute(0, 3, 1, 2)).float()
+    assert torch.allclose(opened.probes["classify"](pixels), there, atol=1e-5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.ranks import gathered
+from vtx_scale.blocks.rules import initial_values
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.launch.build import build_objective
 from vtx_scale.specs.run import Run
@@ -40,7 +41,7 @@ def alone(run: Run, values: Any = lambda initial: initial) -> Any:
 
     objective = build_objective(run, torch.float64)
     Single(torch.device("cpu")).prepare(objective)
-    initialise(objective, values(objective.initial), run.seed)
+    initialise(objective, values(initial_values(objective)), run.seed)
     return objective
 
 
@@ -54,7 +55,7 @@ def on_this_rank(run: Run, values: Any = lambda initial: initial) -> tuple[Any, 
     rank, world = dist.get_rank(), dist.get_world_size()
     strategy = strategy_of(run.system, world, torch.device("cpu"), None)
     objective: Any = build_objective(run, torch.float64, GroupRanks())
-    initial = values(objective.initial)
+    initial = values(initial_values(objective))
     apply(objective, strategy, run.system)
     initialise(objective, initial, run.seed)
     return strategy, objective, rank, world

@@ -22,7 +22,7 @@ CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp",
 def recipe(loss, strategy="single", micro=None):
     run = clip_rn50_smoke() if loss == "resnet" else clip_vit_b32_smoke()
     if loss == "resnet":
-        image = replace(run.objective.image, width=2, heads=2, resolution=32, embed=16)
+        image = replace(run.objective.image, stem=2, heads=2, resolution=32, embed=16)
     else:
         image = replace(run.objective.image, width=32, heads=2, mlp=64, depth=2)
     text = replace(run.objective.text, width=32, heads=2, depth=2, context=16)
@@ -53,7 +53,7 @@ def brute_force(loss, pattern):
     images = [seen["image"]]
     if loss == "resnet":  # its statistics are then those of the valid rows, which test_batch_norm compares with torch's
         kept = Batch(seen, batch.valid[batch.valid], *(v[batch.valid] for v in (batch.ids, batch.epoch, batch.slot)))
-        images.append(objective.rows(kept, 0))
+        images.append(objective.context.slots(kept, 0))
     x, y = objective.encode_image(*images), objective.encode_text(seen["tokens"])
     scale, n, total = objective.logit_scale.exp(), len(x), 0.0
     for i in range(n):

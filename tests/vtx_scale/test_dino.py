@@ -9,6 +9,7 @@ import torch
 from tests.promises.harness import lines, tensors, train_on_ranks
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
+from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.init import keyed_flat
 
 
@@ -22,7 +23,9 @@ def test_schedules():
     assert [made.momentum(s) for s in (0, 50, 100)] == pytest.approx([0.9, 0.95, 1.0])
     assert made.momentum(25) == pytest.approx(1 - 0.1 * 0.5 * (1 + math.cos(math.pi / 4)))
     assert [made.temperature(s) for s in (0, 15, 30, 99)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
-    assert [len(list(made.frozen(s))) for s in (0, 2, 3)] == [2, 2, 0], "prototypes and their gains"
+    strategy = Single(torch.device("cpu"))
+    strategy.prepare(made)
+    assert [len(strategy.frozen(s)) for s in (0, 2, 3)] == [2, 2, 0], "prototypes and their gains"
     spec = recipes.find("dino_vit_s16")
     assert [spec.optim.decay_at(s, spec.steps) for s in (0, spec.steps)] == pytest.approx([0.04, 0.4])
 

@@ -33,6 +33,7 @@ from vtx_scale.evaluators.linear_sgd import linear_sgd
 from vtx_scale.launch import override, recipes
 from vtx_scale.launch.evaluate import evaluator, scores
 from vtx_scale.launch.prepare import prepare_folder
+from vtx_scale.objectives.base import Context
 from vtx_scale.specs.run import Evaluation
 
 KINDS, SIZE = 5, 16  # classes; slots of a rank in a batch
@@ -253,7 +254,7 @@ class Fake:
     """An objective with probes alone."""
 
     def __init__(self, **probes):
-        self.training, self.ranks, self.probes = True, Ranks(), probes
+        self.training, self.context, self.probes = True, Context(), probes
 
     def eval(self):
         self.training = False

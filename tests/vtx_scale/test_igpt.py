@@ -17,8 +17,8 @@ from vtx_scale.blocks.rows import VIEWS
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.completions import completions
-from vtx_scale.launch import recipes
-from vtx_scale.objectives.igpt import Igpt, drawn
+from vtx_scale.launch import override, recipes
+from vtx_scale.objectives.igpt import drawn
 from vtx_scale.objectives.palette import Palette
 from vtx_scale.specs.palette import colours_of, read_palette, write_palette
 from vtx_scale.specs.run import System
@@ -224,6 +224,6 @@ def test_a_name_that_is_no_palette_is_refused(name):
 
 
 def test_a_palette_of_another_size_is_refused():
-    spec = replace(recipe("next").objective, palette=bytes(30).hex())
+    run = recipe("next")
     with pytest.raises(UserError, match="net.colours=10"):
-        Igpt(spec, Ranks())
+        override.check(replace(run, objective=replace(run.objective, palette=bytes(30).hex())))

@@ -30,7 +30,7 @@ def small(name, **changes):
 
 
 def teacher():
-    from vtx_scale.specs.backbones import ViT
+    from vtx_scale.specs.vit import ViT
 
     return ViT(width=16, depth=1, mlp=16, heads=2, patch=16, resolution=32, classes=12)
 
@@ -106,7 +106,7 @@ def brute_sigmoid(objective, batch, i, picture):
 
 def brute_classifier(objective, batch, case):
     """The mean over valid slots of the mean over views, mixed with the neighbour where both are valid."""
-    augment = objective.augment
+    augment = objective.context.augment
     mix = mix_parameters(5, STEP, augment.mixup, augment.cutmix, augment.mix_share, augment.cutmix_share, 32)
     images = batch["image"].double()
     images = images if images.ndim == 5 else images[:, None]
@@ -223,7 +223,7 @@ def one_case(strategy, case):
         centre = None
         if case == "dino":
             before = objective.centre.clone()
-            objective.follow(STEP)
+            objective.update_buffers(STEP)
             centre = objective.centre.tolist()
             objective.centre.copy_(before)
         objective.zero_grad()

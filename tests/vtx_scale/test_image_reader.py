@@ -16,10 +16,10 @@ from vtx_scale.evaluators.loss import loss
 from vtx_scale.objectives.dino import Dino
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.masked import mean_colours
-from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.dino import Crops
 from vtx_scale.specs.dino import Dino as DinoSpec
 from vtx_scale.specs.run import Augment, Data
+from vtx_scale.specs.vit import ViT
 
 
 def png(pixels):

@@ -8,6 +8,7 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
+from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.mixing import blended, neighbours
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.specs.run import Augment
@@ -64,7 +65,7 @@ def test_it_hangs_on_the_slot_and_the_step():
 def test_a_partner_is_the_neighbour_and_a_masked_one_leaves_its_slot_alone():
     plain = batch()
     plain.valid[5] = False
-    made = blended(plain, objective(Augment(mixup=0.8)), "imagenet", 3, "label")
+    made = blended(plain, Context(augment=Augment(mixup=0.8)), "imagenet", 3, "label", torch.float32)
     assert made["weight"][4] == 1 and torch.equal(made["image"][4], plain["image"][4].float())
     assert torch.equal(made["other label"], plain["label"].view(-1, 2).flip(1).flatten())
     w = made["weight"][0]

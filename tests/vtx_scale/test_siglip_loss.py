@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from vtx_scale.blocks.rules import initial_values, table_of
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.recipes.siglip import siglip_vit_b16, siglip_vit_b16_smoke
 from vtx_scale.objectives.siglip import unit
@@ -99,7 +100,7 @@ def test_where_it_starts():
     spec = replace(run.objective, image=replace(run.objective.image, depth=1), text=replace(run.objective.text, depth=1))
     objective = build_objective(replace(run, objective=spec), torch.float32)
     Single(torch.device("cpu")).prepare(objective)
-    initialise(objective, objective.initial, 0)
+    initialise(objective, initial_values(objective), 0)
     p = {k: v.detach() for k, v in objective.named_parameters()}
     assert p["logit_scale"].item() == pytest.approx(math.log(10)) and p["logit_bias"].item() == -10
     for name in ("image.positions", "text.positions", "text.embedding.weight", "text.head.weight"):
@@ -110,7 +111,8 @@ def test_where_it_starts():
     assert p["image.pool.probe"].abs().max().item() == pytest.approx(math.sqrt(6 / 769), rel=0.02)
     assert p["text.blocks.0.mlp.fc1.bias"].std().item() == pytest.approx(1e-6, rel=0.1)
     assert not p["text.head.bias"].any() and not p["image.patch.bias"].any()
-    decayed = {k for k, v in p.items() if not objective.undecayed(k, v)}
+    rules = table_of(objective)
+    decayed = {k for k, v in p.items() if rules[k].decays(v.ndim)}
     assert decayed == {k for k in p if k.endswith("weight") and "norm" not in k and "embedding" not in k}
 
 

@@ -10,12 +10,15 @@ from torch import nn
 
 from tests.promises.harness import COLOUR, losses, smoke, tensors, train_on_ranks
 from tests.require import need
+from vtx_scale.blocks.rules import Rule, initial_values, normal, ones, table_of, zeros
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.recipes.clip import clip_vit_b32, clip_vit_b32_smoke
-from vtx_scale.objectives.base import Follower, Objective
-from vtx_scale.specs.run import Optimizer, Schedule, Spec
+from vtx_scale.objectives.base import Context, Follower, Objective
+from vtx_scale.objectives.pairs import in_parts
+from vtx_scale.specs.objective import ObjectiveSpec
+from vtx_scale.specs.run import Optimizer, Schedule
 from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.flops import training_flops
 from vtx_scale.trainer.init import initialise
@@ -27,7 +30,7 @@ def test_every_parameter_is_in_exactly_one_group():
     """CLIP's rule: gains, biases, scales and the class token are left alone, every matrix is decayed."""
     objective = build_objective(clip_vit_b32(), torch.float32)
     called = {id(p): n for n, p in objective.named_parameters()}
-    made = {g["kind"]: [called[id(p)] for p in g["params"]] for g in groups(objective, objective.undecayed)}
+    made = {g["kind"]: [called[id(p)] for p in g["params"]] for g in groups(objective, table_of(objective))}
     assert sorted(n for names in made.values() for n in names) == sorted(called.values())
     assert made.keys() == {"body", "undecayed"}
     assert all("norm" not in n and not n.endswith("bias") and "logit" not in n for n in made["body"])
@@ -48,12 +51,11 @@ def test_schedules(schedule, values):
 
 
 class TwoLayers(Objective):
-    def __init__(self):
-        super().__init__(Spec(), Ranks())
-        self.body, self.classifier = nn.Linear(4, 40), nn.Linear(40, 34)
+    parameter_rules = (Rule(r"classifier\..*", zeros, group="head"), Rule(r"body\..*", zeros))
 
-    def head(self, name):
-        return name.startswith("classifier")
+    def __init__(self):
+        super().__init__(ObjectiveSpec(), Context())
+        self.body, self.classifier = nn.Linear(4, 40), nn.Linear(40, 34)
 
     def forward(self, x):
         return self.classifier(self.body(x))
@@ -66,7 +68,7 @@ def test_optimizers_are_torchs(kind):
     a, b = TwoLayers(), TwoLayers()
     b.load_state_dict(a.state_dict())
     spec = Optimizer(kind=kind, decay=0.1, decay_end=0.4, head_decay=3.0, lr=1e-2, betas=(0.9, 0.98))
-    mine = optimizer_of(a, spec)
+    mine = optimizer_of(a, table_of(a), spec)
     parts = [{"params": [b.body.weight]}, {"params": [b.classifier.weight], "weight_decay": 3.0},
              {"params": [b.body.bias, b.classifier.bias], "weight_decay": 0.0}]
     plain = (torch.optim.AdamW(parts, lr=1e-2, betas=spec.betas, eps=spec.eps) if kind == "adamw"
@@ -141,12 +143,14 @@ def test_memory_is_that_of_one_micro_batch():
 
     def kept(micro):
         run = clip_vit_b32_smoke()
-        objective = build_objective(replace(run, system=replace(run.system, micro_batch=micro)), torch.float32)
+        run = replace(run, system=replace(run.system, micro_batch=micro))
+        objective = build_objective(run, torch.float32, Ranks())
         Single(torch.device("cpu")).prepare(objective)
-        initialise(objective, objective.initial, 0)
+        initialise(objective, initial_values(objective), 0)
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-            objective.encode(objective.encode_image, torch.zeros(64, 32, 32, 3, dtype=torch.uint8))
+            pixels = torch.zeros(64, 32, 32, 3, dtype=torch.uint8)
+            in_parts(objective.encode_image, pixels, objective.context.micro_batch)
         return sum(sizes)
 
     assert kept(4) == 64 * 32 * 32 * 3
@@ -156,23 +160,22 @@ def test_memory_is_that_of_one_micro_batch():
 class Pair(Objective):
     """A teacher that follows a student, with a buffer."""
 
-    def __init__(self, spec, ranks):
-        super().__init__(spec, ranks)
+    parameter_rules = (Rule(r".*(weight|bias)", normal(1.0)), Rule(r".*", ones))
+
+    def __init__(self, spec, context):
+        super().__init__(spec, context)
         self.student, self.teacher = nn.BatchNorm1d(3), nn.BatchNorm1d(3).requires_grad_(False)
 
     def followers(self):
         return [Follower(self.teacher, self.student, lambda step: 0.9 if step else 0.5)]
 
-    def initial(self, name, shape):
-        return ("normal", 1.0) if name.endswith(("weight", "bias")) else ("ones", 0.0)
-
 
 def test_followers_start_from_their_source_and_move_by_their_momentum():
     with torch.device("meta"):
-        pair = Pair(Spec(), Ranks())
+        pair = Pair(ObjectiveSpec(), Context())
     strategy = Single(torch.device("cpu"))
     strategy.prepare(pair)
-    initialise(pair, pair.initial, 3)
+    initialise(pair, initial_values(pair), 3)
     assert torch.equal(pair.teacher.weight, pair.student.weight) and pair.teacher.weight.std() > 0
     start = pair.teacher.weight.clone()
     with torch.no_grad():
@@ -204,7 +207,7 @@ def test_deits_initial_deviation_is_002(recipe):
 
     made = build_objective(recipes.find(recipe, smoke=True), torch.float32)
     name, shape = next((n, p.shape) for n, p in made.named_parameters() if n.endswith("net.blocks.0.mlp.fc1.weight"))
-    values = keyed_flat(name, 0, 1 << 16, made.initial(name, shape), 0)
+    values = keyed_flat(name, 0, 1 << 16, initial_values(made)(name, shape), 0)
     known = torch.nn.init.trunc_normal_(torch.empty(1 << 16), std=0.02)
     assert values.std() == pytest.approx(0.02, rel=0.02) and values.std() == pytest.approx(known.std().item(), rel=0.02)
     assert values.abs().max() > 0.06

@@ -11,6 +11,7 @@ from torch import nn
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.backbones.captioner import Captioner
+from vtx_scale.blocks.rules import Rule, table_of, zeros
 from vtx_scale.data_pipeline.members import captions
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.distributed.ranks import Ranks
@@ -97,9 +98,9 @@ def brute_force(pattern):
     keep = batch.valid.nonzero()[:, 0]
     part = whole({k: v for k, v in batch.data.items()}, pattern)
     x = normalised(batch["image"][keep], "imagenet", torch.float64)
-    rows = objective.rows(part, STEP)
+    rows = objective.context.slots(part, STEP)
     rows = replace(rows, valid=rows.valid[keep], number=rows.number[keep])
-    maps = objective.net.maps(x, rows)
+    maps = objective.net.pyramid(x, rows)[-1]
     text, total, count = objective.text, 0.0, 0
     for m, i in zip(maps, keep.tolist(), strict=True):
         words = batch["tokens"][i][: int(batch["length"][i])].long()
@@ -134,7 +135,7 @@ def test_groups_of_the_recipe():
     run = recipes.find("virtex_r50", smoke=True)
     objective = alone(run).float()
     optim = replace(run.optim, lr=1e-3, trunk_lr=0.2, decay=1e-4)
-    optimizer = optimizer_of(objective, optim)
+    optimizer = optimizer_of(objective, table_of(objective), optim)
     set_rates(optimizer, optim, 5e-4, 3, 10)
     names = {id(p): n for n, p in objective.named_parameters()}
     for group in optimizer.param_groups:
@@ -150,8 +151,8 @@ def test_lookahead_is_sgd_with_slow_weights():
     g = torch.Generator().manual_seed(0)
     p = nn.Parameter(torch.randn(5, generator=g, dtype=torch.float64))
     holder = nn.ParameterDict({"w": p})
-    holder.undecayed = holder.head = holder.trunk = lambda *a: False
-    optimizer = optimizer_of(holder, Optimizer(kind="lookahead", lr=0.1, betas=(0.9, 0.999), decay=0.01))
+    rules = {"w": Rule("w", zeros, decay=True)}
+    optimizer = optimizer_of(holder, rules, Optimizer(kind="lookahead", lr=0.1, betas=(0.9, 0.999), decay=0.01))
     assert isinstance(optimizer, Lookahead)
     with torch.no_grad():
         p.add_(1)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtx_scale.blocks.rules import Rule, Rules, fan_in, ones, truncated, zeros
+
 GROUPS = 32
 TRUNCATED = 0.87962566103423978  # standard deviation of a standard normal that is cut at two of its own
 
@@ -93,10 +95,10 @@ class BitStem(nn.Module):
         return x
 
 
-def initial(name: str, shape: torch.Size) -> tuple[str, float]:
-    """The published initial values: flax's (LeCun's normal, cut at two standard deviations), the last gains 0."""
-    if name.endswith(".norm3.weight"):
-        return "zeros", 0.0
-    if "norm" in name:
-        return ("ones" if name.endswith("weight") else "zeros"), 0.0
-    return "truncated", math.sqrt(1 / math.prod(shape[1:])) / TRUNCATED
+# flax's: LeCun's normal, cut at two standard deviations; the last gains 0
+RULES: Rules = (
+    Rule(r".*\.norm3\.weight", zeros),
+    Rule(r"(.*\.)?norm\w*\.weight", ones),
+    Rule(r"(.*\.)?norm\w*\.bias", zeros),
+    Rule(r".*", truncated(lambda shape: math.sqrt(1 / fan_in(shape)) / TRUNCATED)),
+)

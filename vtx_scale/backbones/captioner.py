@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.blocks.rows import Rows, dropout
+from vtx_scale.blocks.rules import Rule, Rules, normal, ones, uniform, zeros
 from vtx_scale.specs.virtex import Virtex as Spec
 
 
@@ -64,13 +65,14 @@ class Captioner(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec, H = spec, spec.width
-        self.projection = nn.Linear(spec.net.width, H)
+        self.projection = nn.Linear(spec.net.widths[-1], H)
         self.words = nn.Embedding(spec.vocab, H)
         self.positions = nn.Embedding(spec.context, H)
         self.norm = nn.LayerNorm(H, eps=1e-8)
         self.forwards = self.layers("forwards")
         self.backwards = self.layers("backwards") if spec.directions == "both" else None
         self.bias = nn.Parameter(torch.empty(spec.vocab))
+        self.parameter_rules = RULES
 
     def layers(self, name: str) -> nn.ModuleList:
         return nn.ModuleList(Layer(self.spec, f"{name}.{i}") for i in range(self.spec.depth))
@@ -96,14 +98,15 @@ class Captioner(nn.Module):
         return F.linear(x, self.words.weight, self.bias)
 
 
-def initial(name: str, shape: torch.Size) -> tuple[str, float]:
-    """N(0, 0.02) for weights; biases as torch makes them: zero in attention, else uniform by what comes in."""
-    if "norm" in name:
-        return ("ones" if name.endswith("weight") else "zeros"), 0.0
-    if not name.endswith("bias"):
-        return "normal", 0.02
-    part = name.split(".")[-2] if "." in name else ""
-    if part in ("q", "kv", "proj"):
-        return "zeros", 0.0
-    fan_in = {"fc1": shape[0] // 4, "fc2": 4 * shape[0]}.get(part)
-    return ("uniform", fan_in**-0.5) if fan_in else ("zeros", 0.0)
+# N(0, 0.02) for weights; biases as torch makes them: zero in attention, else uniform by what comes in. Decay leaves the norms and
+# biases of the transformer alone, and nothing else: as the authors' pattern has it.
+INNER = r"(forwards|backwards)\.\d+\."
+RULES: Rules = (
+    Rule(rf"{INNER}norm\d\.weight|norm\.weight", ones, decay=False),
+    Rule(rf"{INNER}norm\d\.bias|norm\.bias", zeros, decay=False),
+    Rule(rf"{INNER}(own|map)\.(q|kv|proj)\.bias", zeros, decay=False),
+    Rule(rf"{INNER}fc1\.bias", uniform(lambda shape: (shape[0] // 4) ** -0.5), decay=False),
+    Rule(rf"{INNER}fc2\.bias", uniform(lambda shape: (4 * shape[0]) ** -0.5), decay=False),
+    Rule(r"bias|projection\.bias", zeros, decay=True),
+    Rule(r".*", normal(0.02), decay=True),
+)

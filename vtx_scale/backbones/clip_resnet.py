@@ -4,15 +4,16 @@ convolution but average pooling before it (He et al. 2019, ResNet-D; Zhang 2019)
 B images, w width of the stem, C = 32 w channels of the features, N = (S/32)^2 + 1 tokens of the pool.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.backbones.resnet import conv
-from vtx_scale.blocks.norm import BatchNorm
+from vtx_scale.blocks.norm import NORMS, BatchNorm
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.rules import Rule, Rules, fan_in, normal, uniform, zeros
 from vtx_scale.specs.resnet import ClipResNet as Spec
 
 
@@ -66,7 +67,7 @@ class ClipResNet(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
-        w = spec.width
+        w = spec.stem
         self.conv1, self.norm1 = conv(3, w // 2, 3, 2), BatchNorm(w // 2)
         self.conv2, self.norm2 = conv(w // 2, w // 2, 3), BatchNorm(w // 2)
         self.conv3, self.norm3 = conv(w // 2, w, 3), BatchNorm(w)
@@ -78,33 +79,54 @@ class ClipResNet(nn.Module):
                 Bottleneck(outside if i else inside, outside, 2 if k and not i else 1) for i in range(depth)))
             inside = outside
         self.pool = AttentionPool(inside, spec.resolution // 32, spec.heads, spec.embed)
+        self.parameter_rules = rules(spec)
+
+    @staticmethod
+    def macs(spec: Spec, count: Callable[..., int]) -> int:
+        """The pool is counted as published: there every place asks, and all answers but the mean's are thrown away."""
+        places, width = (spec.resolution // 32) ** 2, spec.widths[-1]
+        unused = places * (width * width + 2 * (places + 1) * width + width * spec.embed)
+        return count(ClipResNet(spec), torch.empty(1, *spec.input)) + unused
 
     def units(self) -> Iterable[nn.Module]:
         """Blocks that are sharded, compiled and recomputed as one."""
         return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
 
-    def maps(self, image: Tensor, rows: Rows | None = None) -> Tensor:
-        """(B, 3, S, S) -> (B, C, S/32, S/32)."""
+    def pyramid(self, image: Tensor, rows: Rows | None = None) -> list[Tensor]:
+        """(B, 3, S, S) -> (B, widths[k], S/4/2^k, S/4/2^k) of each stage."""
         x = F.relu_(self.norm1(self.conv1(image), rows))
         x = F.relu_(self.norm2(self.conv2(x), rows))
         x = F.avg_pool2d(F.relu_(self.norm3(self.conv3(x), rows)), 2)
-        for block in self.units():
-            x = block(x, rows)
-        return x
+        maps = []
+        for stage in self.stages:
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, rows)
+            maps.append(x)
+        return maps
+
+    def features(self, image: Tensor, rows: Rows | None = None) -> Tensor:
+        """(B, embed): pooled by attention."""
+        return self.pool(self.pyramid(image, rows)[-1])
 
     def forward(self, image: Tensor, rows: Rows | None = None) -> Tensor:
-        return self.pool(self.maps(image, rows))
+        return self.features(image, rows)
+
+    def layer(self, name: str) -> int:
+        """0 of the first layers, then a number for each block, the pool's last."""
+        part, _, rest = name.partition(".")
+        if part != "stages":
+            return 1 + sum(self.spec.blocks) if part == "pool" else 0
+        stage, block = map(int, rest.split(".")[:2])
+        return 1 + sum(self.spec.blocks[:stage]) + block
 
 
-def initial(name: str, shape: torch.Size, spec: Spec) -> tuple[str, float]:
-    """The published initial values: torch's defaults but for the last gain of a block and the pool's matrices."""
-    width = 32 * spec.width
-    if name.startswith("stages.") and name.endswith(".norm3.weight"):
-        return "zeros", 0.0
-    if "norm" in name:
-        return ("ones" if name.endswith(("weight", "running_var")) else "zeros"), 0.0
-    if name == "pool.positions" or (name.startswith("pool.") and name.endswith("weight")):
-        return "normal", width**-0.5
-    if name.startswith("pool."):
-        return "uniform", width**-0.5
-    return "uniform", (shape[1] * shape[2] * shape[3]) ** -0.5
+def rules(spec: Spec) -> Rules:
+    """torch's defaults but for the last gain of a block and the pool's matrices."""
+    width = spec.widths[-1]
+    return (
+        Rule(r"stages\..*\.norm3\.weight", zeros),
+        *NORMS,
+        Rule(r"pool\.positions|pool\..*\.weight", normal(width**-0.5)),
+        Rule(r"pool\..*", uniform(width**-0.5)),
+        Rule(r".*", uniform(lambda shape: fan_in(shape) ** -0.5)),
+    )

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from vtx_scale.blocks.attention import MLP, Past
 from vtx_scale.blocks.exact import exact
+from vtx_scale.blocks.norm import NORMS
+from vtx_scale.blocks.rules import Rule, Rules, normal, zeros
 from vtx_scale.specs.dalle import TextToCodes as Spec
 
 EPS = 1e-5
@@ -132,13 +134,10 @@ class TextToCodes(nn.Module):
         self.norm = nn.LayerNorm(C, eps=EPS)
         self.text_out = nn.Linear(C, spec.vocab)
         self.code_out = nn.Linear(C, spec.codes)
+        self.parameter_rules = rules(spec)
 
     def units(self) -> Iterable[nn.Module]:
         return self.blocks
-
-    def exact_units(self) -> list[nn.Module]:
-        """What the paper keeps in float32: embeddings and the layers that say the tokens."""
-        return [self.text, self.code, self.text_out, self.code_out]
 
     def told(self, tokens_BT: Tensor, unused_BT: Tensor) -> Tensor:
         """(B, 1 + T, C): the start and the caption."""
@@ -184,10 +183,14 @@ class TextToCodes(nn.Module):
         return x
 
 
-def initial(name: str, shape: torch.Size, spec: Spec) -> tuple[str, float]:
-    """GPT-2's (the paper says nothing): N(0, 0.02), what a block adds smaller by sqrt(2 depth); biases zero."""
-    if "norm" in name:
-        return ("ones" if name.endswith("weight") else "zeros"), 0.0
-    if name.endswith("bias"):
-        return "zeros", 0.0
-    return "normal", 0.02 * ((2 * spec.depth) ** -0.5 if name.endswith(("proj.weight", "fc2.weight")) else 1)
+def rules(spec: Spec) -> Rules:
+    """GPT-2's (the paper says nothing): N(0, 0.02), what a block adds smaller by sqrt(2 depth); biases zero. What the paper keeps
+    in float32: embeddings and the layers that say the tokens."""
+    return (
+        *NORMS,
+        Rule(r"(text_out|code_out)\.bias", zeros, keep_float32=True),
+        Rule(r".*bias", zeros),
+        Rule(r".*(proj|fc2)\.weight", normal(0.02 * (2 * spec.depth) ** -0.5)),
+        Rule(r"(text|code|text_out|code_out)\.weight", normal(0.02), keep_float32=True),
+        Rule(r".*", normal(0.02)),
+    )

@@ -3,13 +3,14 @@
 B pictures of S x S, K codes, h x h of them a picture. The convolutions next to the codes stay in float32.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.blocks.exact import exact
+from vtx_scale.blocks.rules import Rule, Rules, fan_in, normal, zeros
 from vtx_scale.specs.dvae import Codec as CodecSpec
 
 
@@ -97,19 +98,29 @@ class Codec(nn.Module):
         super().__init__()
         self.spec = spec
         self.encoder, self.decoder = Encoder(spec), Decoder(spec)
+        self.parameter_rules = RULES
 
     def units(self) -> list[nn.Module]:
         return [block for part in (self.encoder, self.decoder) for blocks in part.groups
                 for block in blocks]  # type: ignore[attr-defined]
 
-    def exact_units(self) -> list[nn.Module]:
-        """The convolutions next to the codes and to the pixels that come out."""
-        return [self.encoder.output, self.decoder.input, self.decoder.output]
+    @staticmethod
+    def macs(spec: CodecSpec, count: Callable[..., int]) -> int:
+        """Of encoder and decoder."""
+        made = Codec(spec)
+        pixels = torch.empty(1, 3, spec.resolution, spec.resolution)
+        codes = torch.empty(1, spec.vocab, spec.grid, spec.grid)
+        return count(made.encoder, pixels) + count(made.decoder, codes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder.of_codes(self.encoder(x).argmax(1))
 
 
-def initial(name: str, shape: torch.Size) -> tuple[str, float]:
-    """Biases zero, weights N(0, 1 / fan in)."""
-    return ("zeros", 0.0) if name.endswith("bias") else ("normal", shape[1:].numel() ** -0.5)
+# biases zero, weights N(0, 1 / fan in); the convolutions next to the codes and to the pixels that come out keep float32
+EXACT = r"encoder\.output|decoder\.input|decoder\.output"
+RULES: Rules = (
+    Rule(rf"({EXACT})\.bias", zeros, keep_float32=True),
+    Rule(rf"({EXACT})\.weight", normal(lambda shape: fan_in(shape) ** -0.5), keep_float32=True),
+    Rule(r".*bias", zeros),
+    Rule(r".*", normal(lambda shape: fan_in(shape) ** -0.5)),
+)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vtx_scale.blocks.attention import MLP, Attention, Past
+from vtx_scale.blocks.rules import Rule, Rules, normal, ones, zeros
 from vtx_scale.specs.igpt import PixelGPT as PixelGPTSpec
 
 EPS = 1e-5
@@ -48,6 +49,7 @@ class PixelGPT(nn.Module):
         self.norm = nn.RMSNorm(C, eps=EPS)
         self.out = nn.Linear(C, spec.colours, bias=False)
         self.head = nn.Linear(C, spec.classes) if spec.classes else None
+        self.parameter_rules = rules(spec)
 
     def units(self) -> Iterable[nn.Module]:
         return self.blocks
@@ -92,12 +94,15 @@ class PixelGPT(nn.Module):
         return self.out(self.norm(x))[:, 0]
 
 
-def initial(name: str, shape: torch.Size, spec: PixelGPTSpec) -> tuple[str, float]:
+def rules(spec: PixelGPTSpec) -> Rules:
     """The authors' initial values: the output layer starts at zero, so that the first loss is ln K."""
     C = spec.width
-    if "norm" in name:
-        return "ones", 0.0
-    if name.startswith(("out.", "head.")):
-        return "zeros", 0.0
-    deviation = {"qkv": C**-0.5, "proj": (C * spec.depth) ** -0.5}.get(name.split(".")[-2] if "." in name else "")
-    return "normal", deviation or (0.01 if name == "positions" else 0.02)
+    return (
+        Rule(r".*norm\w*\.weight", ones),
+        Rule(r"out\..*", zeros),
+        Rule(r"head\..*", zeros, group="head"),
+        Rule(r".*\.qkv\.weight", normal(C**-0.5)),
+        Rule(r".*\.proj\.weight", normal((C * spec.depth) ** -0.5)),
+        Rule(r"positions", normal(0.01)),
+        Rule(r".*", normal(0.02)),
+    )

@@ -7,12 +7,12 @@ of a block starts at 0 (Goyal et al. 2017, arXiv:1706.02677). Batch statistics: 
 import math
 from collections.abc import Iterable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.blocks.norm import BatchNorm
+from vtx_scale.blocks.norm import NORMS, BatchNorm
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.rules import Rule, Rules, normal, uniform, zeros
 from vtx_scale.specs.resnet import ResNet as Spec
 
 
@@ -78,34 +78,45 @@ class ResNet(nn.Module):
                 kind(outside if i else inside, outside, 2 if k and not i else 1, spec.wide) for i in range(depth)))
             inside = outside
         self.head = nn.Linear(spec.width, spec.classes) if spec.classes else None
+        self.parameter_rules = rules(spec)
 
     def units(self) -> Iterable[nn.Module]:
         """Blocks that are sharded, compiled and recomputed as one."""
         return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
 
-    def maps(self, image: Tensor, rows: Rows | None = None) -> Tensor:
-        """(B, 3, S, S) -> (B, C, S/32, S/32)."""
+    def pyramid(self, image: Tensor, rows: Rows | None = None) -> list[Tensor]:
+        """(B, 3, S, S) -> (B, widths[k], S/4/2^k, S/4/2^k) of each stage."""
         x = F.max_pool2d(F.relu_(self.norm(self.conv(image), rows)), 3, 2, 1)
-        for block in self.units():
-            x = block(x, rows)
-        return x
+        maps = []
+        for stage in self.stages:
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, rows)
+            maps.append(x)
+        return maps
+
+    def layer(self, name: str) -> int:
+        """0 of the first layers, then a number for each block, the classifier's last."""
+        part, _, rest = name.partition(".")
+        if part != "stages":
+            return 0 if part in ("conv", "norm") else 1 + sum(self.spec.blocks)
+        stage, block = map(int, rest.split(".")[:2])
+        return 1 + sum(self.spec.blocks[:stage]) + block
 
     def features(self, image: Tensor, rows: Rows | None = None) -> Tensor:
         """(B, C): what a classifier sees."""
-        return self.maps(image, rows).mean((2, 3))
+        return self.pyramid(image, rows)[-1].mean((2, 3))
 
     def forward(self, image: Tensor, rows: Rows | None = None) -> Tensor:
         x = self.features(image, rows)
         return self.head(x) if self.head is not None else x
 
 
-def initial(name: str, shape: torch.Size, spec: Spec) -> tuple[str, float]:
-    """Initial values: convolutions as He et al. 2015 by what goes out of them, the classifier as torch's default."""
-    last = "norm2.weight" if spec.kind == "basic" else "norm3.weight"
-    if name.startswith("stages.") and name.endswith(f".{last}"):
-        return "zeros", 0.0
-    if "norm" in name:
-        return ("ones" if name.endswith(("weight", "running_var")) else "zeros"), 0.0
-    if name.startswith("head."):
-        return "uniform", spec.width**-0.5
-    return "normal", math.sqrt(2 / (shape[0] * shape[2] * shape[3]))
+def rules(spec: Spec) -> Rules:
+    """Convolutions as He et al. 2015 by what goes out of them, the last gain of a block 0, the classifier as torch's default."""
+    last = "norm2" if spec.kind == "basic" else "norm3"
+    return (
+        Rule(rf"stages\..*\.{last}\.weight", zeros),
+        *NORMS,
+        Rule(r"head\..*", uniform(spec.width**-0.5), group="head"),
+        Rule(r".*", normal(lambda shape: math.sqrt(2 / (shape[0] * shape[2] * shape[3])))),
+    )

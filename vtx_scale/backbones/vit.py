@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.backbones import bit
-from vtx_scale.blocks.attention import MLP, Block
+from vtx_scale.blocks.attention import MLP, NORMS, XAVIER, Block, xavier
 from vtx_scale.blocks.position import resampled, sincos2d
 from vtx_scale.blocks.rows import Rows, dropout
-from vtx_scale.specs.backbones import ViT as Spec
+from vtx_scale.blocks.rules import Rule, Rules, fan_in, normal, under, uniform, zeros
+from vtx_scale.specs.vit import ViT as Spec
 
 
 class MapHead(nn.Module):
@@ -53,13 +54,13 @@ class ViT(nn.Module):
         self.spec = spec
         C = spec.width
         self.stem = bit.BitStem(spec.stem) if spec.stem is not None else None
-        self.cell = spec.patch * (self.stem.stride if self.stem is not None else 1)  # pixels of a side that a token stands for
+        self.cell = spec.cell
         self.grid = spec.resolution // self.cell
         self.patch = nn.Conv2d(self.stem.channels if self.stem is not None else 3, C, spec.patch, spec.patch,
                                bias=spec.patch_bias)
         self.cls_token = nn.Parameter(torch.empty(1, 1, C)) if spec.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, C)) if spec.distilled else None
-        self.extra = int(spec.class_token) + int(spec.distilled)  # tokens before the patches
+        self.extra = spec.extra  # tokens before the patches
         learned = spec.position_kind == "learned"
         self.positions = nn.Parameter(torch.empty(1, self.grid**2 + self.extra, C)) if learned else None
         self.norm_pre = nn.LayerNorm(C, eps=spec.eps) if spec.pre_norm else None
@@ -71,6 +72,7 @@ class ViT(nn.Module):
         self.rep = nn.Linear(C, C) if spec.representation else None
         self.head = nn.Linear(C, spec.classes) if spec.classes else None
         self.dist_head = nn.Linear(C, spec.classes) if spec.classes and spec.distilled else None
+        self.parameter_rules = rules(spec)
 
     def units(self) -> Iterable[nn.Module]:
         """Blocks, and the classifiers, which at 30,000 classes are as large."""
@@ -121,10 +123,23 @@ class ViT(nn.Module):
             y = self.pool(y) if self.pool is not None else y.mean(1) if self.spec.pool == "gap" else y
         return torch.tanh(self.rep(y)) if self.rep is not None else y
 
-    def features(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor, rows: Rows | None = None) -> Tensor:
         """(B, C): what a classifier would see; the class token's of a distilled one."""
-        y = self.pooled(self.tokens(image)[-1])
+        y = self.pooled(self.tokens(image, rows)[-1])
         return y[0] if self.spec.distilled else y
+
+    def pyramid(self, image: Tensor, rows: Rows | None = None) -> list[Tensor]:
+        """(B, 3, S, S) -> one map (B, C, S/cell, S/cell), of the patches after the final norm."""
+        x = self.norm(self.tokens(image, rows)[-1])[:, self.extra :]
+        return [x.transpose(1, 2).unflatten(2, (math.isqrt(x.shape[1]),) * 2)]
+
+    def layer(self, name: str) -> int:
+        """0 of what makes the tokens, then a number for each block, the norm's and the classifier's last."""
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            return 1 + int(rest.partition(".")[0])
+        first = ("stem", "patch", "cls_token", "dist_token", "positions", "norm_pre")
+        return 0 if part in first else 1 + self.spec.depth
 
     def attention(self, image: Tensor) -> Tensor:
         """(B, H, grid, grid): how much the class token looks at each patch in the last block."""
@@ -141,33 +156,49 @@ class ViT(nn.Module):
         return both if rows is not None else both.mean(0)
 
 
-def initial(name: str, shape: torch.Size, spec: Spec) -> tuple[str, float]:
-    """The published initial values of a ViT's own parameters.
+def rules(spec: Spec) -> Rules:
+    """The published initial values, by `spec.init`; classifiers start anew under `init.head=new`."""
+    table = {"xavier": xavier_rules, "truncated": truncated_rules, "clip": clip_rules}[spec.init]
+    return (*under("stem.", bit.RULES), *NORMS, *table(spec))
 
-    "xavier" as the JAX code: xavier-uniform for each projection, MLP biases N(0, 1e-6), positions N(0, 0.02), class token
-    and classifier zero. "truncated" as DeiT and DINO: N(0, 0.02), which they cut at 2, a hundred deviations away; biases
-    zero.
-    """
-    leaf = name.rpartition(".")[2]
-    if name.startswith("stem."):
-        return bit.initial(name.removeprefix("stem."), shape)
-    if "norm" in name:
-        return ("ones" if leaf == "weight" else "zeros"), 0.0
-    fan_in = math.prod(shape[1:])
-    if name.startswith("patch."):
-        if spec.init == "xavier":
-            return ("zeros", 0.0) if leaf == "bias" else ("normal", fan_in**-0.5)
-        channels = 3 if spec.stem is None else 256 << (len(spec.stem) - 1) if spec.stem else 64
-        return "uniform", (channels * spec.patch**2) ** -0.5  # torch's default for a convolution
-    if spec.init == "truncated":
-        return ("zeros", 0.0) if leaf == "bias" else ("normal", 0.02)
-    if name in ("cls_token", "dist_token") or name.startswith(("head.", "dist_head.")):
-        return "zeros", 0.0
-    if name == "positions":
-        return "normal", 0.02
-    if name == "pool.probe":
-        return "uniform", math.sqrt(6 / (1 + spec.width))
-    if leaf == "bias":
-        return ("normal", 1e-6) if ".fc" in name else ("zeros", 0.0)
-    shares = {"qkv": 3, "kv": 2}.get(name.split(".")[-2], 1)
-    return "uniform", math.sqrt(6 / (shape[0] / shares + fan_in))
+
+def xavier_rules(spec: Spec) -> Rules:
+    """As the JAX code: xavier-uniform for each projection, MLP biases N(0, 1e-6), positions N(0, 0.02), class token and classifier
+    zero. Decay leaves what is no kernel alone."""
+    return (
+        Rule(r"patch\.weight", normal(lambda shape: fan_in(shape) ** -0.5)),
+        Rule(r"patch\.bias", zeros),
+        Rule(r"(cls|dist)_token", zeros, decay=False),
+        Rule(r"positions", normal(0.02), decay=False),
+        Rule(r"pool\.probe", uniform(math.sqrt(6 / (1 + spec.width))), decay=False),
+        Rule(r"(dist_)?head\..*", zeros, group="head"),
+        Rule(r"rep\.bias", zeros, group="head"),
+        Rule(r"rep\.weight", xavier(), group="head"),
+        *XAVIER,
+    )
+
+
+def truncated_rules(spec: Spec) -> Rules:
+    """As DeiT and DINO: N(0, 0.02), which they cut at 2, a hundred deviations away; biases zero; the patches as torch's default."""
+    channels = 3 if spec.stem is None else 256 << (len(spec.stem) - 1) if spec.stem else 64
+    return (
+        Rule(r"patch\..*", uniform((channels * spec.patch**2) ** -0.5)),
+        Rule(r"(cls|dist)_token|positions|pool\.probe", normal(0.02), decay=False),
+        Rule(r"((dist_)?head|rep)\.bias", zeros, group="head"),
+        Rule(r"((dist_)?head|rep)\.weight", normal(0.02), group="head"),
+        Rule(r".*\.bias", zeros),
+        Rule(r".*", normal(0.02)),
+    )
+
+
+def clip_rules(spec: Spec) -> Rules:
+    """As CLIP's image tower: torch's defaults; the class token is a vector there, which decay leaves alone."""
+    return (
+        Rule(r"cls_token", normal(spec.width**-0.5), decay=False),
+        Rule(r"positions", normal(spec.width**-0.5)),
+        Rule(r".*attn.*\.bias", zeros),
+        Rule(r".*\.qkv\.weight", uniform(lambda shape: math.sqrt(6 / (shape[0] + shape[1])))),
+        Rule(r".*\.fc1\.bias", uniform(1 / math.sqrt(spec.width))),
+        Rule(r".*\.bias", uniform(1 / math.sqrt(spec.mlp))),
+        Rule(r".*", uniform(lambda shape: 1 / math.sqrt(fan_in(shape)))),
+    )

@@ -1,5 +1,6 @@
 """The pre-norm transformer block. B rows, N tokens, C width, H heads."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.blocks.rows import Rows, drop_path, dropout
+from vtx_scale.blocks.rules import Initial, Rule, Rules, fan_in, normal, ones, uniform, zeros
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -17,6 +19,23 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "quick_gelu": quick_gelu}
+
+
+def xavier(shares: int = 1) -> Initial:
+    """Xavier-uniform (Glorot & Bengio 2010) of each of so many matrices that stand in one, row below row."""
+    return uniform(lambda shape: math.sqrt(6 / (shape[0] / shares + fan_in(shape))))
+
+
+NORMS: Rules = (Rule(r"(.*\.)?norm\w*\.weight", ones), Rule(r"(.*\.)?norm\w*\.bias", zeros))
+# a block's projections as the JAX code of ViT has them, MLP biases N(0, 1e-6)
+XAVIER: Rules = (
+    *NORMS,
+    Rule(r".*\.fc\d\.bias", normal(1e-6)),
+    Rule(r".*\.bias", zeros),
+    Rule(r".*\.qkv\.weight", xavier(3)),
+    Rule(r".*\.kv\.weight", xavier(2)),
+    Rule(r".*\.weight", xavier()),
+)
 
 
 class Past:

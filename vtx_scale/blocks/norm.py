@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.rules import Rule, Rules, ones, zeros
 from vtx_scale.distributed.ranks import Ranks
+
+# of modules whose names begin with "norm": gains and variances 1, shifts and means 0
+NORMS: Rules = (
+    Rule(r"(.*\.)?norm\w*\.(weight|running_var)", ones),
+    Rule(r"(.*\.)?norm\w*\.(bias|running_mean)", zeros),
+)
 
 
 class Normalise(torch.autograd.Function):

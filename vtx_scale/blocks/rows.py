@@ -1,6 +1,6 @@
 """What a network in training is told of the rows that it is given: which of them count, and what their randomness hangs on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +24,10 @@ class Rows:
     key: Tensor
     ranks: Ranks
     call: str = ""
+
+    def part(self, a: int, b: int) -> "Rows":
+        """Rows a .. b-1 of these."""
+        return replace(self, valid=self.valid[a:b], number=self.number[a:b])
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """(B, *shape) in [0, 1)."""

@@ -8,6 +8,7 @@ one pass over the samples: `knn`, `linear`, `linear_sgd`, `few_shot`. A number m
 needs all ranks for a forward pass), masked slots included.
 """
 
-# files here with a function of their own name; read by the command line at every start, so it looks at no file
-NAMES = ("accuracy", "attention", "captions", "completions", "few_shot", "knn", "linear", "linear_sgd", "loss",
-         "reconstruction", "retrieval", "samples", "zero_shot")
+import pkgutil
+
+# every file here but what they share: a file NAME.py is the evaluator NAME
+NAMES = tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name != "features"))

@@ -5,20 +5,20 @@ The tables of names come first, then what each library's config says, then expor
 """
 
 import math
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under
 from vtx_scale.interop.resnet import COUNT, STAGES, batch_norm, with_counts
 from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.specs.clip import Clip
 from vtx_scale.specs.resnet import ClipResNet
+from vtx_scale.specs.vit import ViT
 
 MEAN, STD = STATISTICS["clip"]
 TRANSFORMERS_BLOCK = [
@@ -91,14 +91,11 @@ TIMM = [
 ]
 CONSTANTS = {"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids",  # not learned: left out
              "input_resolution", "context_length", "vocab_size", "attn_mask"}
-FILES = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
-         "model.safetensors.index.json")
 
 
 def transformers_config(spec: Clip, dtype: torch.dtype) -> dict[str, Any]:
     """config.json and preprocessor_config.json. The end token is the last id, as in all our tokenizers."""
-    image, text, side = spec.image, spec.text, spec.image.resolution
-    assert not isinstance(image, ClipResNet)
+    image, text, side = cast(ViT, spec.image), spec.text, spec.image.resolution
     acts = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
     def tower(kind: str, x: Any, mlp: int, eps: float) -> dict[str, Any]:
@@ -125,17 +122,19 @@ def transformers_config(spec: Clip, dtype: torch.dtype) -> dict[str, Any]:
 
 def open_clip_config(spec: Clip) -> dict[str, Any]:
     """open_clip_config.json."""
-    image, text = spec.image, spec.text
-    if not isinstance(image, ClipResNet) and (image.activation == "quick_gelu") != (text.activation == "quick_gelu"):
-        raise UserError("open_clip has one activation for both towers: export to transformers or safetensors instead.")
+    text = spec.text
 
     def act(activation: str) -> dict[str, Any]:
         return {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
 
-    if isinstance(image, ClipResNet):
-        vision = {"image_size": image.resolution, "layers": list(image.blocks), "width": image.width, "patch_size": None,
-                  "head_width": 32 * image.width // image.heads}
+    if spec.image.clip_tower == "resnet":
+        resnet = cast(ClipResNet, spec.image)
+        vision = {"image_size": resnet.resolution, "layers": list(resnet.blocks), "width": resnet.stem, "patch_size": None,
+                  "head_width": resnet.widths[-1] // resnet.heads}
     else:
+        image = cast(ViT, spec.image)
+        if (image.activation == "quick_gelu") != (text.activation == "quick_gelu"):
+            raise UserError("open_clip has one activation for both towers: export to transformers or safetensors instead.")
         vision = {"image_size": image.resolution, "layers": image.depth, "width": image.width, "patch_size": image.patch,
                   "head_width": image.width // image.heads, "mlp_ratio": mlp_ratio(image.width, image.mlp),
                   "norm_kwargs": {"eps": image.eps}, **act(image.activation)}
@@ -145,14 +144,13 @@ def open_clip_config(spec: Clip) -> dict[str, Any]:
              "text_cfg": words}
     if spec.loss == "sigmoid":
         model["init_logit_bias"] = -10.0  # that there is a bias; its value is in the weights
-    pixels = {"size": image.resolution, "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    pixels = {"size": spec.image.resolution, "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     return {"open_clip_config.json": {"model_cfg": model, "preprocess_cfg": pixels}}
 
 
 def timm_config(spec: Clip) -> dict[str, Any]:
     """config.json for timm's CLIP ViT at B/32, every size of which is then said anew."""
-    image = spec.image
-    assert not isinstance(image, ClipResNet)
+    image = cast(ViT, spec.image)
     if image.eps != 1e-5:
         raise UserError(f"timm's CLIP towers have eps 1e-5, this one {image.eps}: export to safetensors instead.")
     args = {"img_size": image.resolution, "patch_size": image.patch, "embed_dim": image.width, "depth": image.depth,
@@ -171,34 +169,27 @@ def mlp_ratio(width: int, mlp: int) -> float:
     return mlp / width if int(width * (mlp / width)) == mlp else (mlp + 0.5) / width
 
 
-def spec_json(spec: Any) -> Any:
-    """A spec as plain values, as it stands in run.json."""
-    if is_dataclass(spec) and not isinstance(spec, type):
-        return {"spec": f"{type(spec).__module__}:{type(spec).__qualname__}",
-                **{f.name.rstrip("_"): spec_json(getattr(spec, f.name)) for f in fields(spec)}}
-    return spec
-
-
 def export_clip(spec: Clip, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
     """Write the weights of a CLIP where `to`, another library or "safetensors", opens them; the files.
 
     timm gets the image tower, its projection as the classifier. Raises UserError where the library cannot express the
     model or `out` is taken.
     """
-    if not isinstance(spec, Clip):
-        raise UserError(f"{type(spec).__name__} cannot be exported: only CLIP has an export.")
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(spec)})
     if to not in ("transformers", "open_clip", "timm"):
         raise UserError(f"There is no export to {to!r}: give transformers, open_clip, timm or safetensors.")
-    image = spec.image
-    if isinstance(image, ClipResNet):
+    if not spec.image.clip_tower:
+        raise UserError(f"{to} has no CLIP with a {type(spec.image).__name__}: export to safetensors instead.")
+    if spec.image.clip_tower == "resnet":
+        blocks = len(spec.image.strides)
         if to != "open_clip":
             raise UserError(f"{to} has no CLIP with a ResNet: export to open_clip or safetensors instead.")
-        if len(image.blocks) != 4:
-            raise UserError(f"open_clip's ResNets have four stages, this one {len(image.blocks)}: export to safetensors.")
+        if blocks != 4:
+            raise UserError(f"open_clip's ResNets have four stages, this one {blocks}: export to safetensors.")
         return write_folder(out, {"open_clip_model.safetensors": with_counts(outward(OPEN_CLIP_RESNET, state))},
                             open_clip_config(spec))
+    image = cast(ViT, spec.image)
     if image.pool != "tok" or image.patch_bias or image.classes or not (image.pre_norm and image.class_token):
         raise UserError(f"{to} has only CLIP's own image tower (class token, norm before the blocks, no patch bias): "
                         "export to safetensors instead.")
@@ -231,3 +222,13 @@ def import_clip(path: Path) -> dict[str, Tensor]:
         return inward(table, {k.removeprefix("text."): v for k, v in state.items()})
     raise UserError(f"{path} holds no CLIP that is known here (its first tensor is {next(iter(state), 'none')}): "
                     "give a folder that 'vtx export', transformers or open_clip wrote.")
+
+
+def export_network(spec: Clip, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+    """`export_clip` as `vtx_scale.interop.weights` calls it."""
+    return export_clip(spec, state, to, out)
+
+
+def import_network(path: Path, spec: Clip) -> dict[str, Tensor]:
+    """`import_clip` as `vtx_scale.interop.weights` calls it."""
+    return import_clip(path)

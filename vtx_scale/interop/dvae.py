@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.clip import FILES, spec_json
-from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
 from vtx_scale.interop.rename import Line, inward, outward
 from vtx_scale.specs.dvae import Codec
 
@@ -56,3 +55,13 @@ def import_codec(path: Path, spec: Codec) -> dict[str, Tensor]:
         return state
     state = {k.removeprefix("image_codebook."): v for k, v in state.items()}
     return inward(table(spec), state)
+
+
+def export_network(spec: Codec, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+    """`export_codec` as `vtx_scale.interop.weights` calls it."""
+    return export_codec(spec, state, to, out)
+
+
+def import_network(path: Path, spec: Codec) -> dict[str, Tensor]:
+    """`import_codec` as `vtx_scale.interop.weights` calls it."""
+    return import_codec(path, spec)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,20 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
 
+FILES = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+         "model.safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class PixelForm:
+    """How an evaluation looks at pictures: mean and deviation of pixels in [0, 1]; `centre`, the share of the short side that is
+    seen; `bicubic`, how it is resized."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    centre: float = 1.0
+    bicubic: bool = True
 
 
 def write_folder(out: Path, weights: dict[str, dict[str, Tensor]], texts: dict[str, Any]) -> list[Path]:
@@ -67,3 +81,11 @@ def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
 def refuse_pickle(path: Path) -> None:
     raise UserError(f"{path} is a pickle, which is never read here because opening one runs code: convert it to "
                     "safetensors first (transformers: from_pretrained(FOLDER).save_pretrained(NEW)).")
+
+
+def spec_json(spec: Any) -> Any:
+    """A spec as plain values, as it stands in run.json."""
+    if is_dataclass(spec) and not isinstance(spec, type):
+        return {"spec": f"{type(spec).__module__}:{type(spec).__qualname__}",
+                **{f.name.rstrip("_"): spec_json(getattr(spec, f.name)) for f in fields(spec)}}
+    return spec

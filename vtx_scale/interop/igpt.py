@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vtx_scale.backbones.igpt import EPS
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.clip import FILES, spec_json
-from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under
 from vtx_scale.specs.igpt import Igpt
 from vtx_scale.specs.palette import KEY, clusters, colours_of
@@ -82,3 +81,13 @@ def import_igpt(path: Path) -> dict[str, Tensor]:
     made = inward(TABLE, kept)
     rows = made["net.embedding.weight"]
     return {**made, "net.embedding.weight": rows[:-1].contiguous(), "net.start": rows[-1:][None].contiguous()}
+
+
+def export_network(spec: Igpt, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+    """`export_igpt` as `vtx_scale.interop.weights` calls it."""
+    return export_igpt(spec, state, to, out)
+
+
+def import_network(path: Path, spec: Igpt) -> dict[str, Tensor]:
+    """`import_igpt` as `vtx_scale.interop.weights` calls it."""
+    return import_igpt(path)

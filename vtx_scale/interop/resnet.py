@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.files import FILES, PixelForm, read_weights, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under
 from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.specs.resnet import ResNet
@@ -83,3 +83,14 @@ def export_resnet(spec: ResNet, state: dict[str, Tensor], to: str, out: Path, me
 def import_resnet(path: Path) -> dict[str, Tensor]:
     """Weights and running statistics under our names, from a folder or a safetensors file of timm or torchvision."""
     return inward(TABLE, without_counts(read_weights(path, ("model.safetensors",))))
+
+
+def export_network(spec: ResNet, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+    """`export_resnet` as `vtx_scale.interop.weights` calls it."""
+    return export_resnet(spec, state, to, out, pixels.mean, pixels.std, pixels.centre, pixels.bicubic)
+
+
+def import_network(path: Path, spec: ResNet) -> dict[str, Tensor]:
+    """Of ours, or of timm or torchvision."""
+    state = read_weights(path, FILES)
+    return state if "conv.weight" in state else inward(TABLE, without_counts(state))

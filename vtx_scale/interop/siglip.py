@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.clip import FILES, OPEN_CLIP_BLOCK, TRANSFORMERS_BLOCK, spec_json
-from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.clip import OPEN_CLIP_BLOCK, TRANSFORMERS_BLOCK
+from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under
 from vtx_scale.interop.vit import ACTIVATIONS, SIGLIP, TIMM, export_vit, joined, parted
 from vtx_scale.specs.siglip import Siglip
@@ -97,3 +97,13 @@ def import_siglip(path: Path) -> dict[str, Tensor]:
         return inward(OPEN_CLIP, state)
     raise UserError(f"{path} holds no SigLIP that is known here (its first tensor is {next(iter(state), 'none')}): "
                     "give a folder that 'vtx export', transformers or open_clip wrote.")
+
+
+def export_network(spec: Siglip, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+    """`export_siglip` as `vtx_scale.interop.weights` calls it."""
+    return export_siglip(spec, state, to, out)
+
+
+def import_network(path: Path, spec: Siglip) -> dict[str, Tensor]:
+    """`import_siglip` as `vtx_scale.interop.weights` calls it."""
+    return import_siglip(path)

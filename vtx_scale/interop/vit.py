@@ -13,10 +13,10 @@ from torch import Tensor
 
 from vtx_scale.blocks.position import sincos2d
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.clip import FILES, TRANSFORMERS_BLOCK, mlp_ratio, spec_json
-from vtx_scale.interop.files import read_weights, write_folder
+from vtx_scale.interop.clip import TRANSFORMERS_BLOCK, mlp_ratio
+from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
 from vtx_scale.interop.rename import Line, inward, outward, under
-from vtx_scale.specs.backbones import ViT
+from vtx_scale.specs.vit import ViT
 
 Triple = tuple[float, ...]  # of the channels
 
@@ -243,3 +243,13 @@ def import_vit(path: Path) -> dict[str, Tensor]:
         return parted(inward(SIGLIP, short))
     raise UserError(f"{path} holds no ViT that is known here (its first tensor is {next(iter(state), 'none')}): "
                     "give a folder that 'vtx export', transformers or timm wrote.")
+
+
+def export_network(spec: ViT, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+    """`export_vit` as `vtx_scale.interop.weights` calls it."""
+    return export_vit(spec, state, to, out, pixels.mean, pixels.std, pixels.centre, pixels.bicubic)
+
+
+def import_network(path: Path, spec: ViT) -> dict[str, Tensor]:
+    """`import_vit` as `vtx_scale.interop.weights` calls it."""
+    return import_vit(path)

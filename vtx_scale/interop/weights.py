@@ -1,7 +1,7 @@
-"""Export and import for any objective: which network it holds says which tables do it."""
+"""Export and import for any objective: its spec, or its network's, names the tables that do it."""
 
+import importlib
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,111 +9,88 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtx_scale.blocks.rules import rule_of
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.interop.clip import FILES, export_clip, import_clip, spec_json
-from vtx_scale.interop.dvae import export_codec, import_codec
-from vtx_scale.interop.files import read_weights, write_folder
-from vtx_scale.interop.igpt import export_igpt, import_igpt
-from vtx_scale.interop.resnet import export_resnet, import_resnet
-from vtx_scale.interop.siglip import export_siglip, import_siglip
-from vtx_scale.interop.vit import export_vit, import_vit
-from vtx_scale.specs.backbones import ViT
-from vtx_scale.specs.clip import Clip
-from vtx_scale.specs.dvae import Codec
-from vtx_scale.specs.igpt import Igpt
-from vtx_scale.specs.imports import import_object
-from vtx_scale.specs.resnet import ClipResNet, ResNet
-from vtx_scale.specs.run import Spec
-from vtx_scale.specs.siglip import Siglip
-
-HEADS = ("head.", "dist_head.", "rep.")
+from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
+from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.pixels import STATISTICS
+from vtx_scale.specs.network import Network, networks_of
+from vtx_scale.specs.objective import ObjectiveSpec
+from vtx_scale.specs.spec import Spec
 
 
-def export(objective: Any, to: str, out: Path, centre: float = 1.0, bicubic: bool = True,
-           head: bool = True) -> list[Path]:
+def export(objective: Objective, to: str, out: Path, centre: float = 1.0, bicubic: bool = True, head: bool = True) -> list[Path]:
     """Write what an objective has learned where `to`, another library or "safetensors", opens it; the files.
 
-    CLIP, SigLIP and iGPT go as a whole. Any other objective says by `exported()` what leaves: the spec of its network, the
-    network's state by its own names, mean and deviation of the pixels. centre: the share of the short side that an
-    evaluation looks at; bicubic: how it resizes. head: with the
-    classifier, where the network has one. Raises UserError where there is no such export.
+    An objective whose spec names an `interop` goes as a whole. Any other says by `spec.exported()` which network leaves. centre:
+    the share of the short side that an evaluation looks at; bicubic: how it resizes. head: with the classifier, where the network
+    has one. Raises UserError where there is no such export.
     """
-    spec = objective.spec
-    state = {k: v.detach() for k, v in objective.state_dict().items()}
-    if isinstance(spec, Clip):
-        return export_clip(spec, state, to, out)
-    if isinstance(spec, Siglip):
-        return export_siglip(spec, state, to, out)
-    if isinstance(spec, Igpt):
-        return export_igpt(spec, state, to, out)
-    if not hasattr(objective, "exported"):
-        raise UserError(f"{type(spec).__name__} cannot be exported: its objective has no exported(), which says what leaves.")
-    network, state, mean, std = objective.exported()
-    state = {k: v.detach() for k, v in state.items()}
-    if not head and isinstance(network, ViT | ResNet):
-        network = replace(network, classes=0)
-        if isinstance(network, ViT):
-            network = replace(network, representation=False)
-        state = {k: v for k, v in state.items() if not k.startswith(HEADS)}
+    spec: ObjectiveSpec = objective.spec
+    prefix, network, state = leaving(objective)
+    if not head:
+        network = network.headless()
+        rules = objective.parameter_rules
+        state = {k: v for k, v in state.items() if rule_of(rules, prefix + k).group != "head"}
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(network)})
-    if isinstance(network, ViT):
-        return export_vit(network, state, to, out, mean, std, centre, bicubic)
-    if isinstance(network, ResNet):
-        return export_resnet(network, state, to, out, mean, std, centre, bicubic)
-    if isinstance(network, Codec):
-        return export_codec(network, state, to, out)
-    raise UserError(f"{type(network).__name__} has no export to {to}: export to safetensors instead.")
+    if not network.interop:
+        raise UserError(f"{type(network).__name__} has no export to {to}: export to safetensors instead.")
+    pixels = PixelForm(*STATISTICS[spec.pixels or "unit"], centre, bicubic)
+    files: list[Path] = tables(network.interop).export_network(network, state, to, out, pixels)
+    return files
 
 
-def import_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
+def leaving(objective: Objective) -> tuple[str, Any, dict[str, Tensor]]:
+    """(prefix of its names, spec, state by its own names) of what leaves."""
+    spec: ObjectiveSpec = objective.spec
+    state = {k: v.detach() for k, v in objective.state_dict().items()}
+    if spec.interop:
+        return "", spec, state
+    try:
+        prefix, network = spec.exported()
+    except LookupError as e:
+        raise UserError(f"{type(spec).__name__} cannot be exported: {e}.") from None
+    return prefix, network, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def tables(interop: str) -> Any:
+    """The module of a spec's name tables. Raises UserError where it cannot be imported."""
+    try:
+        return importlib.import_module(interop)
+    except ImportError as e:
+        raise UserError(f"{interop!r} cannot be imported ({e}): put its folder on PYTHONPATH.") from e
+
+
+def import_weights(path: Path, spec: ObjectiveSpec) -> dict[str, Tensor]:
     """Weights of exported or foreign files under the names of the objective that `spec` configures.
 
     A network's weights stand at every part of the objective that is this network, a student's and its teacher's;
     without a known network the names are the files'. Raises UserError where there are no such weights.
     """
-    if isinstance(spec, Clip):
-        return import_clip(path)
-    if isinstance(spec, Siglip):
-        return import_siglip(path)
-    if isinstance(spec, Igpt):
-        return import_igpt(path)
-    network = getattr(spec, "net", None)
-    if not isinstance(network, ViT | ResNet | Codec):
+    if spec.interop:
+        made: dict[str, Tensor] = tables(spec.interop).import_network(path, spec)
+        return made
+    network = spec.networks().get("net")
+    if network is None or not network.interop:
         return read_weights(path, FILES)  # names of its own, which are compared where they are taken
     state = import_network(path, network)
-    with torch.device("meta"):
-        objective = import_object(spec.build)(spec, Ranks())
-    places = [name for name, part in objective.named_modules() if calm(getattr(part, "spec", None)) == calm(network)]
-    return {f"{place}.{k}": v for place in places for k, v in state.items()}
+    return {f"{place}{k}": v for place in spec.places for k, v in state.items()}
 
 
-def calm(network: Any) -> Any:
-    """A network's spec without what its weights do not know of."""
-    return replace(network, drop_path=0.0, dropout=0.0) if isinstance(network, ViT) else network
-
-
-def import_network(path: Path, network: Spec) -> dict[str, Tensor]:
-    """Weights of a ViT, a ResNet or a codec, of exported or foreign files, under the network's own names. Raises UserError."""
-    if isinstance(network, ViT):
-        return import_vit(path)
-    if isinstance(network, Codec):
-        return import_codec(path, network)
-    state = read_weights(path, FILES)
-    return state if "conv.weight" in state else import_resnet(path)
+def import_network(path: Path, network: Network) -> dict[str, Tensor]:
+    """Weights of a network, of exported or foreign files, under its own names. Raises UserError."""
+    if not network.interop:
+        return read_weights(path, FILES)
+    made: dict[str, Tensor] = tables(network.interop).import_network(path, network)
+    return made
 
 
 def lattice(spec: Spec, name: str) -> tuple[int, int] | None:
     """(grid, tokens before the patches) of the positions `name` in the objective of `spec`; None for what is no image's."""
-    for part in reversed(name.split(".")[:-1]):
-        net = getattr(spec, part, None)
-        if isinstance(net, ViT):
-            stride = net.patch * (2 ** (max(1, len(net.stem)) + 1) if net.stem is not None else 1)
-            return net.resolution // stride, int(net.class_token) + int(net.distilled)
-        if isinstance(net, ClipResNet):
-            return net.resolution // 32, 1  # of its pool, whose first entry is the mean's
-    return None
+    networks = networks_of(spec)
+    part = next((part for part in reversed(name.split(".")[:-1]) if part in networks), None)
+    return None if part is None else networks[part].position_grid()
 
 
 def resize_positions(state: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:

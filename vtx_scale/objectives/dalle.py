@@ -17,52 +17,33 @@ from torch import Tensor, nn
 
 from vtx_scale.backbones import dalle, dvae
 from vtx_scale.blocks import random
+from vtx_scale.blocks.rules import under
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.dalle_reader import DalleReader, framed
 from vtx_scale.objectives.dvae import mapped, unmapped
 from vtx_scale.objectives.igpt import drawn
-from vtx_scale.objectives.image_reader import PICTURES, ImageReader
-from vtx_scale.objectives.pairs import refuse_words
+from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.specs.dalle import Dalle as DalleSpec
 
 
 class Dalle(Objective):
-    heeds = (*PICTURES, "tokenizer")
-
-    def __init__(self, spec: DalleSpec, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
-        if (spec.codec.grid, spec.codec.vocab) != (spec.net.grid, spec.net.codes):
-            have, takes = (f"{g} x {g} of {k} codes" for g, k in ((spec.codec.grid, spec.codec.vocab),
-                                                                  (spec.net.grid, spec.net.codes)))
-            raise UserError(f"The codec gives {have} and the network takes {takes}: set "
-                            f"objective.net.grid={spec.codec.grid} objective.net.codes={spec.codec.vocab}.")
+    def __init__(self, spec: DalleSpec, context: Context) -> None:
+        super().__init__(spec, context)
         self.spec: DalleSpec = spec
         self.net = dalle.TextToCodes(spec.net)
         self.codec = dvae.Codec(spec.codec).requires_grad_(False)
-        self.tokenizer = "bytes"
         self.probes = {"codes": self.codes, "decode": self.decode, "loss": self._loss, "sample": self.sample}
+        codec = under("codec.", self.codec.parameter_rules)
+        self.parameter_rules = (*under("net.", self.net.parameter_rules), *codec)
 
     @staticmethod
     def reader(spec: DalleSpec, data: Any, train: bool) -> DalleReader:
-        refuse_words(data.tokenizer, spec.net.vocab, "objective.net.vocab")
         return DalleReader(ImageReader(spec.codec.resolution, data, train), spec.net.context, spec.merges_dropped, data, train)
 
     def units(self) -> Iterable[nn.Module]:
         return [*self.net.units(), *self.codec.units()]
-
-    def exact_units(self) -> Iterable[nn.Module]:
-        return [*self.net.exact_units(), *self.codec.exact_units()]
-
-    def borrowed(self) -> dict[str, str]:
-        return {"codec.": self.spec.codec_from}
-
-    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
-        part, _, rest = name.partition(".")
-        return dvae.initial(rest, shape) if part == "codec" else dalle.initial(rest, shape, self.spec.net)
 
     def nats(self, tokens_BT: Tensor, length_B: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) each: the mean cross-entropy of a sample's text places, and of its codes."""
@@ -95,11 +76,11 @@ class Dalle(Objective):
 
     def codes(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, G, G), whole numbers in 0..K-1."""
-        return self.ask(lambda x: self.coded(x).unflatten(1, (self.spec.net.grid,) * 2), torch.as_tensor(pixels))
+        return self.context.run_probe(lambda x: self.coded(x).unflatten(1, (self.spec.net.grid,) * 2), torch.as_tensor(pixels))
 
     def decode(self, codes: np.ndarray | Tensor) -> Tensor:
         """(B, G, G) codes -> (B, S, S, 3) in 0..255."""
-        return self.ask(lambda c: unmapped(self.codec.decoder.of_codes(c.long())), torch.as_tensor(codes))
+        return self.context.run_probe(lambda c: unmapped(self.codec.decoder.of_codes(c.long())), torch.as_tensor(codes))
 
     def _loss(self, pixels: np.ndarray | Tensor, ids: Tensor, tokens: Tensor, length: Tensor) -> Tensor:
         """(B,) nats, weighted as in training."""
@@ -108,7 +89,7 @@ class Dalle(Objective):
             text_B, code_B = self.nats(tokens, length, self.coded(x))
             return self.spec.text_share * text_B + (1 - self.spec.text_share) * code_B
 
-        return self.ask(nats, torch.as_tensor(pixels), tokens, length)
+        return self.context.run_probe(nats, torch.as_tensor(pixels), tokens, length)
 
     def sample(self, texts: list[str] | tuple[Tensor, Tensor], seed: int = 0, temperature: float = 1.0,
                first: int = 0) -> Tensor:
@@ -117,7 +98,7 @@ class Dalle(Objective):
         A picture's random numbers belong to the seed and to its place among the captions, of which these are first, ...
         """
         if isinstance(texts, list):
-            words = tokenizer(self.tokenizer)
+            words = tokenizer(self.context.tokenizer)
             made = [framed(words.ids(t), words.end, self.spec.net.context) for t in texts]
             tokens, length = (torch.from_numpy(np.stack([m[k] for m in made])) for k in ("tokens", "length"))
         else:
@@ -134,4 +115,4 @@ class Dalle(Objective):
                 codes[:, i] = drawn(logits, u[:, i], temperature)
             return unmapped(self.codec.decoder.of_codes(codes.unflatten(1, (G, G))))
 
-        return self.ask(draw, tokens, length)
+        return self.context.run_probe(draw, tokens, length)

@@ -9,7 +9,7 @@ Departs from the authors' code: schedules go by steps throughout, where theirs c
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtx_scale.backbones import build_network
 from vtx_scale.blocks.exact import exact
-from vtx_scale.blocks.norm import BatchNorm
+from vtx_scale.blocks.norm import NORMS, BatchNorm
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.rules import Rule, Rules, normal, ones, under, uniform, zeros
 from vtx_scale.data_pipeline import members as said
 from vtx_scale.data_pipeline.augment.multicrop import MultiCrop
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.decode import decode_image
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Follower, Objective
+from vtx_scale.objectives.base import Context, Follower, Objective
 from vtx_scale.objectives.image_reader import ImageReader
-from vtx_scale.objectives.pixels import STATISTICS, normalised
+from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes, probe
-from vtx_scale.objectives.supervised import network, network_initial
-from vtx_scale.specs.backbones import ViT
 from vtx_scale.specs.dino import Dino as DinoSpec
-from vtx_scale.specs.run import Spec
 
 
 @dataclass
@@ -73,12 +71,24 @@ class Head(nn.Module):
         return F.linear(F.normalize(self.fc3(x), dim=-1), weight if self.gain is None else weight * self.gain)
 
 
+def head_rules(spec: DinoSpec) -> Rules:
+    """As the network's family has its dense layers, biases zero; the last layer as torch's default, and frozen at first."""
+    dense = normal(lambda shape: shape[1] ** -0.5) if spec.net.init == "xavier" else normal(0.02)
+    return (
+        Rule(r"prototypes", uniform(lambda shape: shape[1] ** -0.5), frozen_until=spec.frozen),
+        Rule(r"gain", ones, frozen_until=spec.frozen),
+        *NORMS,
+        Rule(r".*bias", zeros),
+        Rule(r".*", dense),
+    )
+
+
 class Branch(nn.Module):
     """A network and its head."""
 
     def __init__(self, spec: DinoSpec, net: Any) -> None:
         super().__init__()
-        self.net = network(net)
+        self.net = build_network(net)
         self.head = Head(net.width, spec)
 
     def units(self) -> list[nn.Module]:
@@ -86,22 +96,20 @@ class Branch(nn.Module):
 
 
 class Dino(Objective):
-    heeds = ("ratio", "bicubic", "centre")  # bicubic of an evaluation; training is always bicubic
-    heads = ("student.head.", "teacher.head.")
-
-    def __init__(self, spec: DinoSpec, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
+    def __init__(self, spec: DinoSpec, context: Context) -> None:
+        super().__init__(spec, context)
         self.spec: DinoSpec = spec
         self.student = Branch(spec, spec.net)
-        calm = replace(spec.net, drop_path=0.0, dropout=0.0) if isinstance(spec.net, ViT) else spec.net
-        self.teacher = Branch(spec, calm).requires_grad_(False)
+        self.teacher = Branch(spec, spec.net.calm()).requires_grad_(False)
         self.register_buffer("centre", torch.empty(spec.prototypes))
         self.centre: Tensor
         self.seen: list[Tensor] = []  # (2 K + 1,) of each micro-batch: sums of raw and final answers, and their number
-        self.separable = isinstance(spec.net, ViT) and not spec.head_norm
         self.probes = {**image_probes(self, self.teacher.net, spec.pixels)}
-        if isinstance(spec.net, ViT):
+        if spec.net.attends:
             self.probes |= {"features_linear": probe(self, spec.pixels, self.several)}
+        branch = (*under("net.", self.student.net.parameter_rules, decay=None), *under("head.", head_rules(spec), group="head"))
+        self.parameter_rules = (
+            Rule(r"centre", zeros), *under("student.", branch), *under("teacher.", branch, frozen_until=0))
 
     @staticmethod
     def reader(spec: DinoSpec, data: Any, train: bool) -> Any:
@@ -120,36 +128,13 @@ class Dino(Objective):
 
     def momentum(self, step: int) -> float:
         """From the recipe's to 1 over the run, on half a cosine."""
-        return 1 - (1 - self.spec.momentum) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return 1 - (1 - self.spec.momentum) * 0.5 * (1 + math.cos(math.pi * step / self.context.steps))
 
     def temperature(self, step: int) -> float:
         """The teacher's."""
         s = self.spec
         done = min(1.0, step / s.warm_steps) if s.warm_steps else 1.0
         return s.warm_temperature + done * (s.teacher_temperature - s.warm_temperature)
-
-    def frozen(self, step: int) -> Iterable[nn.Parameter]:
-        """The last layer, at the beginning."""
-        head = self.student.head
-        last = [head.prototypes] if head.gain is None else [head.prototypes, head.gain]
-        return last if step < self.spec.frozen else []
-
-    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
-        if name == "centre":
-            return "zeros", 0.0
-        _, part, rest = name.split(".", 2)
-        if part == "net":
-            return network_initial(rest, shape, self.spec.net)
-        if rest == "prototypes":
-            return "uniform", shape[1] ** -0.5
-        if rest == "gain":
-            return "ones", 0.0
-        if "norm" in rest:
-            return ("ones" if rest.endswith(("weight", "running_var")) else "zeros"), 0.0
-        if rest.endswith("bias"):
-            return "zeros", 0.0
-        xavier = isinstance(self.spec.net, ViT) and self.spec.net.init == "xavier"
-        return ("normal", shape[1] ** -0.5) if xavier else ("normal", 0.02)
 
     def prepare(self, batch: Batch, step: int) -> Batch:
         self.seen.clear()  # of a step that did not count
@@ -161,7 +146,7 @@ class Dino(Objective):
 
         def see(branch: Branch, crops: Tensor, call: str, head: bool = True) -> Tensor:
             """(n, v, S, S, 3) -> (n v, K), or (n v, C) without the head."""
-            rows = self.rows(batch, step, crops.shape[1], call)
+            rows = self.context.slots(batch, step, crops.shape[1], call)
             y = branch.net(normalised(crops.flatten(0, 1), spec.pixels, dtype), rows)
             return branch.head(y, rows) if head else y
 
@@ -171,7 +156,7 @@ class Dino(Objective):
                  if batch[name].shape[1]]
         student_nVC = torch.cat(parts, dim=1)  # one call of the head for all crops
         V = student_nVC.shape[1]
-        student_nVK = self.student.head(student_nVC.flatten(0, 1), self.rows(batch, step, V, "head")).unflatten(0, (n, V))
+        student_nVK = self.student.head(student_nVC.flatten(0, 1), self.context.slots(batch, step, V, "head")).unflatten(0, (n, V))
         with exact(student_nVK.device):
             loss_n, sharp_n = self.matched(teacher_nGK, student_nVK, batch.valid, step)
         loss = torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum()
@@ -194,20 +179,16 @@ class Dino(Objective):
         return (cross_nGV * other_GV).sum((1, 2)) / other_GV.sum(), sharp_n
 
     @torch.no_grad()
-    def follow(self, step: int) -> dict[str, Tensor]:
+    def update_buffers(self, step: int) -> dict[str, Tensor]:
         """The centre moves to the mean of the teacher's raw answers over all ranks and micro-batches.
 
         Logged: the entropy of the mean of its final ones, in nats; ln K where all prototypes are used alike, 0 for one.
         """
-        total = self.ranks.sum(torch.stack(self.seen).sum(0))
+        total = self.context.ranks.sum(torch.stack(self.seen).sum(0))
         self.seen.clear()
         raw, final = (total[:-1] / total[-1]).chunk(2)
         self.centre.lerp_(raw.to(self.centre.dtype), 1 - self.spec.centre_momentum)
         return {"marginal_entropy": entropy(final)}
-
-    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-        """The teacher's network."""
-        return self.spec.net, self.teacher.net.state_dict(), *STATISTICS[self.spec.pixels]
 
     def several(self, x: Tensor) -> Tensor:
         """(B, F) for a linear probe: class tokens of the last blocks, and the mean of patches where the recipe says so."""

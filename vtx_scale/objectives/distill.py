@@ -14,24 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.backbones import vit
+from vtx_scale.backbones import build_network
+from vtx_scale.blocks.rules import under
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.image_reader import PICTURES, ImageReader
+from vtx_scale.objectives.base import Context, Objective
+from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.mixing import blended
-from vtx_scale.objectives.pixels import STATISTICS, normalised
+from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
-from vtx_scale.objectives.supervised import (
-    flat,
-    network,
-    network_initial,
-    network_undecayed,
-    shared,
-    softmax_loss,
-)
-from vtx_scale.specs.run import Spec
+from vtx_scale.objectives.supervised import flat, shared, softmax_loss
 from vtx_scale.specs.supervised import Distill as DistillSpec
 
 
@@ -42,19 +33,14 @@ def soft_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
 
 
 class Distill(Objective):
-    heeds = PICTURES
-    augments = "all"
-    heads = ("net.head.", "net.dist_head.", "net.rep.")
-
-    def __init__(self, spec: DistillSpec, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
-        if spec.teacher.classes != spec.net.classes:
-            raise UserError(f"The teacher knows {spec.teacher.classes} classes and the student {spec.net.classes}: give a "
-                            "teacher that was trained on the same classes, or set objective.net.classes.")
+    def __init__(self, spec: DistillSpec, context: Context) -> None:
+        super().__init__(spec, context)
         self.spec: DistillSpec = spec
-        self.net = vit.ViT(spec.net)
-        self.teacher = network(spec.teacher).requires_grad_(False)
+        self.net = build_network(spec.net)
+        self.teacher = build_network(spec.teacher).requires_grad_(False)
         self.probes = image_probes(self, self.net, spec.pixels)
+        teacher = under("teacher.", self.teacher.parameter_rules, group="")
+        self.parameter_rules = (*under("net.", self.net.parameter_rules), *teacher)
 
     @staticmethod
     def reader(spec: DistillSpec, data: Any, train: bool) -> ImageReader:
@@ -63,19 +49,9 @@ class Distill(Objective):
     def units(self) -> Iterable[nn.Module]:
         return [*self.net.units(), *self.teacher.units()]
 
-    def borrowed(self) -> dict[str, str]:
-        return {"teacher.": self.spec.teacher_from}
-
-    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
-        part, _, rest = name.partition(".")
-        return network_initial(rest, shape, self.spec.teacher if part == "teacher" else self.spec.net)
-
-    def undecayed(self, name: str, parameter: Tensor) -> bool:
-        return network_undecayed(name, parameter)
-
     def prepare(self, batch: Batch, step: int) -> Batch:
         """Erasing and mixing, which pair neighbouring slots."""
-        return blended(batch, self, self.spec.pixels, step, "label")
+        return blended(batch, self.context, self.spec.pixels, step, "label", next(self.parameters()).dtype)
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         spec, image_B = self.spec, flat(batch["image"])
@@ -83,7 +59,7 @@ class Distill(Objective):
         dtype = next(self.parameters()).dtype
         with torch.no_grad():
             teacher_BK = self.teacher(normalised(image_B, spec.teacher_pixels, dtype))
-        out = self.net(normalised(image_B, spec.pixels, dtype), self.rows(batch, step, V))
+        out = self.net(normalised(image_B, spec.pixels, dtype), self.context.slots(batch, step, V))
         wide = torch.promote_types(dtype, torch.float32)
         said_BK, told_BK = (x.to(wide) for x in (out if spec.net.distilled else (out, out)))
         base_n = shared(lambda labels: softmax_loss(said_BK, labels, spec.smoothing), batch, "label", V)
@@ -98,7 +74,3 @@ class Distill(Objective):
         seen = {"accuracy": first[0].sum() / valid, "teacher_accuracy": first[1].sum() / valid,
                 "distillation": torch.where(batch.valid, kd_n, torch.zeros_like(kd_n)).sum().detach() / valid}
         return torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum(), seen
-
-    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-        """The student alone."""
-        return self.spec.net, self.net.state_dict(), *STATISTICS[self.spec.pixels]

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from vtx_scale.backbones import dvae
 from vtx_scale.blocks.exact import exact
+from vtx_scale.blocks.rules import under
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Follower, Objective
-from vtx_scale.objectives.image_reader import PICTURES, ImageReader
+from vtx_scale.objectives.base import Context, Follower, Objective
+from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.specs.dvae import Dvae as DvaeSpec
 from vtx_scale.specs.dvae import half_cosine
-from vtx_scale.specs.run import Spec
 
 EPS = 0.1  # pixels are mapped into [EPS, 1 - EPS]
 TINY = 2.0**-25  # below any uniform number but zero
@@ -52,14 +51,14 @@ def divergence(log_q: Tensor) -> Tensor:
 
 
 class Dvae(Objective):
-    heeds = PICTURES
-
-    def __init__(self, spec: DvaeSpec, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
+    def __init__(self, spec: DvaeSpec, context: Context) -> None:
+        super().__init__(spec, context)
         self.spec: DvaeSpec = spec
         self.net = dvae.Codec(spec.net)
         self.average = dvae.Codec(spec.net).requires_grad_(False) if spec.average else None
         self.probes = {"codes": self.codes, "reconstruct": self.reconstruct, "decode": self.decode}
+        rules = self.net.parameter_rules
+        self.parameter_rules = (*under("net.", rules), *under("average.", rules))
 
     @staticmethod
     def reader(spec: DvaeSpec, data: Any, train: bool) -> ImageReader:
@@ -71,14 +70,8 @@ class Dvae(Objective):
     def units(self) -> Iterable[nn.Module]:
         return [unit for part in self.parts() for unit in part.units()]
 
-    def exact_units(self) -> Iterable[nn.Module]:
-        return [unit for part in self.parts() for unit in part.exact_units()]
-
     def followers(self) -> Iterable[Follower]:
         return [] if self.average is None else [Follower(self.average, self.net, lambda step: self.spec.average)]
-
-    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
-        return dvae.initial(name, shape)
 
     def seen(self, pixels: Tensor) -> Tensor:
         """As the networks take pictures, in the type that they are computed in."""
@@ -88,7 +81,7 @@ class Dvae(Objective):
         spec = self.spec
         logits_BKhh = self.net.encoder(self.seen(batch["image"]))
         log_q = logits_BKhh.log_softmax(1)
-        u = self.rows(batch, step).uniform("gumbel", *logits_BKhh.shape[1:]).clamp(min=TINY).to(log_q.dtype)
+        u = self.context.slots(batch, step).uniform("gumbel", *logits_BKhh.shape[1:]).clamp(min=TINY).to(log_q.dtype)
         warm = half_cosine(1.0, spec.temperature, step, spec.temperature_steps)
         out = self.net.decoder(((logits_BKhh - torch.log(-torch.log(u))) / warm).softmax(1))
         x = mapped(batch["image"], out.dtype)
@@ -104,22 +97,18 @@ class Dvae(Objective):
         said = {"nats": counted(nats_B) / count / x[0].numel(), "kl": counted(kl_B) / count / log_q[0, 0].numel()}
         return counted(loss_B), {k: v.detach() for k, v in said.items()}
 
-    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-        """The average; pixels go in as they are, from 0 to 1."""
-        return self.spec.net, self.best.state_dict(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-
     @property
     def best(self) -> dvae.Codec:
         return self.net if self.average is None else self.average
 
     def codes(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, h, h), whole numbers in 0..K-1: the likeliest."""
-        return self.ask(lambda x: self.best.encoder(self.seen(x)).argmax(1), torch.as_tensor(pixels))
+        return self.context.run_probe(lambda x: self.best.encoder(self.seen(x)).argmax(1), torch.as_tensor(pixels))
 
     def reconstruct(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> the same shape in 0..255: through the likeliest codes."""
-        return self.ask(lambda x: unmapped(self.best(self.seen(x))), torch.as_tensor(pixels))
+        return self.context.run_probe(lambda x: unmapped(self.best(self.seen(x))), torch.as_tensor(pixels))
 
     def decode(self, codes: np.ndarray | Tensor) -> Tensor:
         """(B, h, h) codes -> (B, S, S, 3) in 0..255."""
-        return self.ask(lambda c: unmapped(self.best.decoder.of_codes(c.long())), torch.as_tensor(codes))
+        return self.context.run_probe(lambda c: unmapped(self.best.decoder.of_codes(c.long())), torch.as_tensor(codes))

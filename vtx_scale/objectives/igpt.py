@@ -18,11 +18,10 @@ from vtx_scale.backbones import igpt
 from vtx_scale.blocks import random
 from vtx_scale.blocks.attention import Past
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.rules import under
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.image_reader import PICTURES, ImageReader
+from vtx_scale.objectives.base import Context, Objective
+from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.palette import Palette
 from vtx_scale.specs.igpt import Igpt as IgptSpec
 
@@ -30,17 +29,11 @@ Pictures = np.ndarray | Tensor
 
 
 class Igpt(Objective):
-    heeds = PICTURES
-    heads = ("net.head.",)
-
-    def __init__(self, spec: IgptSpec, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
+    def __init__(self, spec: IgptSpec, context: Context) -> None:
+        super().__init__(spec, context)
         self.spec: IgptSpec = spec
         self.net = igpt.PixelGPT(spec.net)
         self.palette = Palette(spec.palette)
-        if len(self.palette.colours) != spec.net.colours:
-            raise UserError(f"objective.palette has {len(self.palette.colours)} colours and the network {spec.net.colours}: "
-                            f"add objective.net.colours={len(self.palette.colours)}.")
         self.layer = spec.net.depth // 2 if spec.layer is None else spec.layer
         self.probes = {"features": self.features, "encode_image": lambda x: F.normalize(self.features(x), dim=-1),
                        "loss": self._loss}
@@ -48,6 +41,7 @@ class Igpt(Objective):
             self.probes["classify"] = self._classify
         if spec.net.causal:
             self.probes["complete"] = self.complete
+        self.parameter_rules = under("net.", self.net.parameter_rules)
 
     @staticmethod
     def reader(spec: IgptSpec, data: Any, train: bool) -> ImageReader:
@@ -55,9 +49,6 @@ class Igpt(Objective):
 
     def units(self) -> Iterable[nn.Module]:
         return self.net.units()
-
-    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
-        return igpt.initial(name.removeprefix("net."), shape, self.spec.net)
 
     def hidden(self, rows: Rows) -> Tensor | None:
         """(B, N) bool: which pixels a net that is not causal must guess."""
@@ -74,7 +65,7 @@ class Igpt(Objective):
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         spec = self.spec
-        tokens_BN, hidden_BN = self.palette.tokens(batch["image"]), self.hidden(self.rows(batch, step))
+        tokens_BN, hidden_BN = self.palette.tokens(batch["image"]), self.hidden(self.context.slots(batch, step))
         states_BNC = self.net.states(tokens_BN, hidden_BN)
         count = batch.valid.sum().clamp(min=1)
 
@@ -98,21 +89,21 @@ class Igpt(Objective):
 
     def features(self, pixels: Pictures) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, C): the mean over pixels of what enters the recipe's layer, normed."""
-        return self.ask(lambda x: self.net.features(self.palette.tokens(x), [self.layer]), torch.as_tensor(pixels))
+        return self.context.run_probe(lambda x: self.net.features(self.palette.tokens(x), [self.layer]), torch.as_tensor(pixels))
 
     def _classify(self, pixels: Pictures) -> Tensor:
-        return self.ask(lambda x: self.classified(self.net.states(self.palette.tokens(x))), torch.as_tensor(pixels))
+        return self.context.run_probe(lambda x: self.classified(self.net.states(self.palette.tokens(x))), torch.as_tensor(pixels))
 
     def _loss(self, pixels: Pictures, ids: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) and the samples' numbers -> (B,) mean nats a pixel, the same for every world."""
 
         def nats(x: Tensor, ids: Tensor) -> Tensor:
             rows = Rows(torch.ones_like(ids, dtype=torch.bool), ids, torch.zeros((), dtype=torch.int64, device=ids.device),
-                        self.ranks, "evaluation")
+                        self.context.ranks, "evaluation")
             tokens, hidden = self.palette.tokens(x), self.hidden(rows)
             return self.nats(self.net.states(tokens, hidden), tokens, hidden)
 
-        return self.ask(nats, torch.as_tensor(pixels), ids)
+        return self.context.run_probe(nats, torch.as_tensor(pixels), ids)
 
     def complete(self, pixels: Pictures, given: int, seed: int = 0, temperature: float = 1.0, first: int = 0) -> Tensor:
         """uint8 (B, S, S, 3), of which the first `given` pixels in raster order are kept and the others drawn -> the same
@@ -131,7 +122,7 @@ class Igpt(Objective):
                     tokens[:, i] = drawn(logits, u[:, i], temperature)
             return self.palette.pixels(tokens)
 
-        return self.ask(draw, torch.as_tensor(pixels))
+        return self.context.run_probe(draw, torch.as_tensor(pixels))
 
 
 def drawn(logits_BK: Tensor, u_B: Tensor, temperature: float = 1.0) -> Tensor:

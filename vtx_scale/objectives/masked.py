@@ -16,15 +16,12 @@ from torch import Tensor, nn
 
 from vtx_scale.backbones import vit
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.rules import Rule, normal, under, zeros
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.image_reader import PICTURES, ImageReader
-from vtx_scale.objectives.pixels import STATISTICS, normalised
+from vtx_scale.objectives.base import Context, Objective
+from vtx_scale.objectives.image_reader import ImageReader
+from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
-from vtx_scale.objectives.supervised import network_undecayed
-from vtx_scale.specs.run import Spec
 from vtx_scale.specs.supervised import Masked as MaskedSpec
 
 COLOURS = 512
@@ -39,20 +36,19 @@ def mean_colours(pixels: Tensor, patch: int) -> Tensor:
 
 
 class Masked(Objective):
-    heeds = PICTURES
-    augments = "pictures"
-
-    def __init__(self, spec: MaskedSpec, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
+    def __init__(self, spec: MaskedSpec, context: Context) -> None:
+        super().__init__(spec, context)
         self.spec: MaskedSpec = spec
         self.net = vit.ViT(spec.net)
-        if spec.net.resolution % self.net.cell:
-            raise UserError(f"Masked patches must cover the picture: objective.net.resolution={spec.net.resolution} is no "
-                            f"multiple of the {self.net.cell} pixels of a patch.")
         self.mask = nn.Parameter(torch.empty(1, 1, spec.net.width))
         self.colours = nn.Linear(spec.net.width, COLOURS)
         self.chosen = round(self.net.grid**2 * spec.corrupted)
         self.probes = {**image_probes(self, self.net, spec.pixels), "loss": self._loss}
+        self.parameter_rules = (
+            Rule(r"mask", normal(0.02), decay=False),
+            Rule(r"colours\..*", zeros),
+            *under("net.", self.net.parameter_rules),
+        )
 
     @staticmethod
     def reader(spec: MaskedSpec, data: Any, train: bool) -> ImageReader:
@@ -64,16 +60,6 @@ class Masked(Objective):
     def count(self, batch: Batch) -> Tensor:
         """Chosen patches of valid slots."""
         return batch.valid.sum() * self.chosen
-
-    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
-        if name == "mask":
-            return "normal", 0.02
-        if name.startswith("colours."):
-            return "zeros", 0.0
-        return vit.initial(name.removeprefix("net."), shape, self.spec.net)
-
-    def undecayed(self, name: str, parameter: Tensor) -> bool:
-        return name == "mask" or network_undecayed(name, parameter)
 
     def patches(self, pixels: Tensor, rows: Rows, train: bool = True) -> tuple[Tensor, Tensor]:
         """(B, S, S, 3) -> the cross-entropy (B, P) in nats, 0 at patches that were not chosen; which were right there."""
@@ -98,21 +84,17 @@ class Masked(Objective):
         return torch.where(chosen, loss, torch.zeros_like(loss)), (logits.argmax(2) == wanted) & chosen
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        loss_BP, right_BP = self.patches(batch["image"], self.rows(batch, step))
+        loss_BP, right_BP = self.patches(batch["image"], self.context.slots(batch, step))
         loss_B = torch.where(batch.valid, loss_BP.sum(1), torch.zeros_like(loss_BP[:, 0]))
         right = (right_BP.sum(1) * batch.valid).sum() / (batch.valid.sum() * self.chosen).clamp(min=1)
         return loss_B.sum(), {"accuracy": right}
-
-    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-        """The network, without what was for this task alone."""
-        return self.spec.net, self.net.state_dict(), *STATISTICS[self.spec.pixels]
 
     def _loss(self, pixels: np.ndarray | Tensor, ids: Tensor) -> Tensor:
         """uint8 (N, S, S, 3) and the samples' numbers -> (N,) mean nats of the chosen patches, the same for every world."""
 
         def nats(x: Tensor, ids: Tensor) -> Tensor:
             rows = Rows(torch.ones_like(ids, dtype=torch.bool), ids, torch.zeros((), dtype=torch.int64, device=ids.device),
-                        self.ranks, "evaluation")
+                        self.context.ranks, "evaluation")
             return self.patches(x, rows, train=False)[0].sum(1) / self.chosen
 
-        return self.ask(nats, torch.as_tensor(pixels), ids)
+        return self.context.run_probe(nats, torch.as_tensor(pixels), ids)

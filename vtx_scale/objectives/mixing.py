@@ -16,7 +16,7 @@ from vtx_scale.data_pipeline.augment.erase import ERASE_WORDS, erase_box
 from vtx_scale.data_pipeline.augment.mixing import Mix, mix_parameters
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Objective
+from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.pixels import STATISTICS
 
 
@@ -60,18 +60,18 @@ def mixed(images: Tensor, other: Tensor, has: Tensor, mix: Mix) -> Tensor:
     return torch.where(inside[..., None] & has.view(-1, 1, 1, 1, 1), other, images)
 
 
-def blended(batch: Batch, objective: Objective, kind: str, step: int, name: str) -> Batch:
-    """`batch` with its images erased and mixed as `objective.augment` says; the labels `name` also of the partner.
+def blended(batch: Batch, context: Context, kind: str, step: int, name: str, dtype: torch.dtype) -> Batch:
+    """`batch` with its images erased and mixed as `context.augment` says; the labels `name` also of the partner.
+    dtype: the parameters'.
 
     What came in as uint8 goes out as float of 0..255. weight (n,) is the share of a slot's own labels, "other NAME" are
     the partner's.
     """
-    augment, seed = objective.augment, objective.seed
+    augment, seed = context.augment, context.seed
     if not (augment.erase or augment.mixup or augment.cutmix):
         return batch
-    rows = objective.rows(batch, step, augment.repeats)
-    dtype = torch.promote_types(next(objective.parameters()).dtype, torch.float32)
-    images = batch["image"].to(dtype, memory_format=torch.contiguous_format)
+    rows = context.slots(batch, step, augment.repeats)
+    images = batch["image"].to(torch.promote_types(dtype, torch.float32), memory_format=torch.contiguous_format)
     if images.ndim == 4:
         images = images[:, None]
     n, V = images.shape[:2]

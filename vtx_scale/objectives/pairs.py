@@ -12,15 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from vtx_scale.blocks.exact import exact
-from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.text import tokenizer
-
-
-def refuse_words(name: str, vocab: int, key: str = "objective.text.vocab") -> None:
-    """Raises UserError where the tokenizer `name` has another number of ids than the network, whose `key` says it."""
-    have = tokenizer(name).vocab
-    if have != vocab:
-        raise UserError(f"data.tokenizer={name} has {have} ids and {key} is {vocab}: set {key}={have}.")
+from vtx_scale.blocks.rows import Rows
 
 
 def blank_pair(size: int, context: int) -> dict[str, np.ndarray]:
@@ -29,13 +21,18 @@ def blank_pair(size: int, context: int) -> dict[str, np.ndarray]:
             "label": np.array(-1, np.int64)}
 
 
-def in_parts(what: Callable[[Tensor], Tensor], rows: Tensor, micro: int | None) -> Tensor:
-    """what(rows), `micro` rows at a time, whose activations are computed again in the backward pass."""
-    if micro is None or micro >= len(rows):
-        return what(rows)
+def in_parts(function: Callable[[Tensor, Rows | None], Tensor], x: Tensor, micro: int | None, rows: Rows | None = None) -> Tensor:
+    """function(x, rows), `micro` rows at a time, whose activations are computed again in the backward pass."""
+    if micro is None or micro >= len(x):
+        return function(x, rows)
+
+    def part(a: int) -> Tensor:
+        some = None if rows is None else rows.part(a, a + micro)
+        made: Tensor = checkpoint(function, x[a : a + micro], some, use_reentrant=False)  # type: ignore[assignment]
+        return made
+
     with set_checkpoint_early_stop(False):  # a forward cut short would leave a sharded unit half done
-        return torch.cat([checkpoint(what, rows[a : a + micro], use_reentrant=False)  # type: ignore[misc]
-                          for a in range(0, len(rows), micro)])
+        return torch.cat([part(a) for a in range(0, len(x), micro)])
 
 
 def own(rank: int, n: int, device: torch.device) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtx_scale.backbones.vit import ViT
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pixels import normalised
@@ -26,7 +25,7 @@ def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor])
         made = torch.as_tensor(pixels)
         if made.ndim != 4 or made.shape[3] != 3 or made.shape[1] != made.shape[2]:
             raise UserError(f"A probe takes square pictures, uint8 (N, S, S, 3), and was given {tuple(made.shape)}.")
-        return objective.ask(inside, made)
+        return objective.context.run_probe(inside, made)
 
     return ask
 
@@ -38,6 +37,6 @@ def image_probes(objective: Objective, net: Any, kind: str) -> dict[str, Probe]:
     probes = {"features": features, "encode_image": lambda pixels: F.normalize(features(pixels), dim=-1)}
     if net.spec.classes:
         probes["classify"] = probe(objective, kind, net)
-    if isinstance(net, ViT) and net.spec.class_token:
+    if net.spec.attends:
         probes["attention"] = probe(objective, kind, net.attention)
     return probes

@@ -9,7 +9,7 @@ their id 1 does; a probe takes token ids as they are.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,62 +19,50 @@ from torch import Tensor, nn
 from vtx_scale.backbones import vit
 from vtx_scale.backbones.text import SiglipText
 from vtx_scale.blocks.exact import unrounded, whole
-from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.rules import Rule, constant, normal, under
 from vtx_scale.data_pipeline.text import tokenizer
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.pairs import in_parts, refuse_words, sigmoid_loss
+from vtx_scale.objectives.base import Context, Objective
+from vtx_scale.objectives.pairs import in_parts, sigmoid_loss
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.siglip_reader import SiglipReader, encode_all
 from vtx_scale.specs.siglip import Siglip as Spec
 
 
 class Siglip(Objective):
-    heeds = ("flip", "bicubic", "tokenizer")
-    separable = False
-
-    def __init__(self, spec: Spec, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
-        if spec.image.width != spec.text.embed or spec.image.classes:
-            raise UserError(f"objective.image.width={spec.image.width} and objective.text.embed={spec.text.embed} are one "
-                            "space, and the image has no classes: set both to the same number, objective.image.classes=0.")
+    def __init__(self, spec: Spec, context: Context) -> None:
+        super().__init__(spec, context)
         self.spec: Spec = spec
         self.image = vit.ViT(spec.image)
         self.text = SiglipText(spec.text)
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1))
         self.stored: dict[str, Tensor | None] = {}  # scale and bias before mixed precision, of this step
-        self.tokenizer = "bytes"
         self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
+        self.parameter_rules = (
+            Rule(r"logit_scale", constant(math.log(spec.scale))),
+            Rule(r"logit_bias", constant(spec.bias)),
+            # the published initial values: a ViT's in both towers, positions by the width
+            Rule(r"image\.positions", normal(lambda shape: shape[-1] ** -0.5), decay=False),
+            *under("image.", self.image.parameter_rules),
+            *under("text.", self.text.parameter_rules),
+        )
 
     @staticmethod
     def reader(spec: Spec, data: Any, train: bool) -> SiglipReader:
-        refuse_words(data.tokenizer, spec.text.vocab)
         return SiglipReader(spec.image.resolution, spec.text.context, data.flip, data.tokenizer, train, data.bicubic)
 
     def units(self) -> Iterable[nn.Module]:
         return [*self.image.units(), *self.text.blocks]
 
-    def undecayed(self, name: str, parameter: Tensor) -> bool:
-        """All but the matrices of dense layers and the patches."""
-        return parameter.ndim < 2 or name.endswith(("positions", "cls_token", "pool.probe", "embedding.weight"))
+    @staticmethod
+    def macs(spec: Spec, count: Callable[..., int]) -> int:
+        """Of both towers."""
+        return count(spec.image) + count(spec.text)
 
-    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
-        """The published initial values: a ViT's in both towers, positions and embedding by the width."""
-        if name == "logit_scale":
-            return "constant", math.log(self.spec.scale)
-        if name == "logit_bias":
-            return "constant", self.spec.bias
-        rest = name.split(".", 1)[1]
-        if rest in ("positions", "embedding.weight"):
-            return "normal", shape[-1] ** -0.5
-        if rest == "head.weight":
-            return "normal", shape[1] ** -0.5
-        return vit.initial(rest, shape, self.spec.image)
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
+    def encode_image(self, pixels: Tensor, rows: Rows | None = None) -> Tensor:
         """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32."""
-        return unit(self.image(normalised(pixels, "half", self.text.positions.dtype)))
+        return unit(self.image(normalised(pixels, "half", self.text.positions.dtype), rows))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(n, T) -> (n, E) of unit length, at least float32."""
@@ -86,24 +74,25 @@ class Siglip(Objective):
 
     def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
-        image_nE = in_parts(self.encode_image, batch["image"], self.micro_batch)
-        text_nE = in_parts(self.encode_text, batch["tokens"], self.micro_batch)
+        micro, ranks = self.context.micro_batch, self.context.ranks
+        image_nE = in_parts(self.encode_image, batch["image"], micro, self.context.slots(batch, step))
+        text_nE = in_parts(lambda tokens, _: self.encode_text(tokens), batch["tokens"], micro)
         scale = unrounded(self.logit_scale, self.stored.pop("scale", None), image_nE.dtype).exp()
         bias = unrounded(self.logit_bias, self.stored.pop("bias", None), image_nE.dtype)
-        loss_n = sigmoid_loss(image_nE, self.ranks.gather(text_nE), scale, bias, batch.valid,
-                              self.ranks.gather_plain(batch.valid), self.ranks.rank)
+        loss_n = sigmoid_loss(image_nE, ranks.gather(text_nE), scale, bias, batch.valid,
+                              ranks.gather_plain(batch.valid), ranks.rank)
         # a copy, because the bias itself lies in memory that a strategy may take back
         return loss_n.sum(), {"logit_scale": scale.detach(), "logit_bias": bias.detach().clone()}
 
     def _probe_image(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (N, S, S, 3) at the model's size -> (N, E) float32 of unit length, on the CPU."""
-        return self.ask(self.encode_image, torch.as_tensor(pixels))
+        return self.context.run_probe(self.encode_image, torch.as_tensor(pixels))
 
     def _probe_text(self, texts: list[str] | Tensor) -> Tensor:
         """Captions or token ids (N, T) -> (N, E) float32 of unit length, on the CPU."""
         if not isinstance(texts, Tensor):
-            texts = torch.from_numpy(encode_all(tokenizer(self.tokenizer), texts, self.spec.text.context))
-        return self.ask(self.encode_text, texts)
+            texts = torch.from_numpy(encode_all(tokenizer(self.context.tokenizer), texts, self.spec.text.context))
+        return self.context.run_probe(self.encode_text, texts)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -11,32 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.backbones import resnet, vit
+from vtx_scale.backbones import build_network
+from vtx_scale.blocks.rules import Rule, constant, under
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.image_reader import PICTURES, ImageReader
+from vtx_scale.objectives.base import Context, Objective
+from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.mixing import blended
-from vtx_scale.objectives.pixels import STATISTICS, normalised
+from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
-from vtx_scale.specs.backbones import ViT
-from vtx_scale.specs.resnet import ResNet
-from vtx_scale.specs.run import Spec
 from vtx_scale.specs.supervised import Supervised as SupervisedSpec
-
-
-def network(spec: ViT | ResNet) -> Any:
-    """The network that a spec names."""
-    return vit.ViT(spec) if isinstance(spec, ViT) else resnet.ResNet(spec)
-
-
-def network_initial(name: str, shape: torch.Size, spec: ViT | ResNet) -> tuple[str, float]:
-    return vit.initial(name, shape, spec) if isinstance(spec, ViT) else resnet.initial(name, shape, spec)
-
-
-def network_undecayed(name: str, parameter: Tensor) -> bool:
-    """Biases, gains, and what is no kernel: positions, tokens, the probe of attention pooling."""
-    return parameter.ndim < 2 or name.endswith(("positions", "cls_token", "dist_token", "probe"))
 
 
 def softmax_loss(logits_BK: Tensor, label_B: Tensor, smoothing: float) -> Tensor:
@@ -52,16 +35,13 @@ def sigmoid_loss(logits_BK: Tensor, labels_BM: Tensor) -> Tensor:
 
 
 class Supervised(Objective):
-    heeds = PICTURES
-    augments = "all"
-    heads = ("net.head.", "net.dist_head.", "net.rep.")
-
-    def __init__(self, spec: SupervisedSpec, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
+    def __init__(self, spec: SupervisedSpec, context: Context) -> None:
+        super().__init__(spec, context)
         self.spec: SupervisedSpec = spec
-        self.net = network(spec.net)
-        self.separable = isinstance(spec.net, ViT)  # batch statistics couple the batch
+        self.net = build_network(spec.net)
         self.probes = image_probes(self, self.net, spec.pixels)
+        bias = (Rule(r"net\.head\.bias", constant(spec.head_bias), group="head"),) if spec.head_bias else ()
+        self.parameter_rules = (*bias, *under("net.", self.net.parameter_rules))
 
     @staticmethod
     def reader(spec: SupervisedSpec, data: Any, train: bool) -> ImageReader:
@@ -70,20 +50,9 @@ class Supervised(Objective):
     def units(self) -> Iterable[nn.Module]:
         return self.net.units()
 
-    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
-        if name == "net.head.bias" and self.spec.head_bias:
-            return "constant", self.spec.head_bias
-        return network_initial(name.removeprefix("net."), shape, self.spec.net)
-
-    def undecayed(self, name: str, parameter: Tensor) -> bool:
-        return network_undecayed(name, parameter)
-
-    def head(self, name: str) -> bool:
-        return name == "net.head.weight"
-
     def prepare(self, batch: Batch, step: int) -> Batch:
         """Erasing and mixing, which pair neighbouring slots."""
-        return blended(batch, self, self.spec.pixels, step, self._labels())
+        return blended(batch, self.context, self.spec.pixels, step, self._labels(), next(self.parameters()).dtype)
 
     def _labels(self) -> str:
         return "labels" if self.spec.labels > 1 else "label"
@@ -98,17 +67,13 @@ class Supervised(Objective):
         image_B = flat(batch["image"])
         V = len(image_B) // len(batch)
         x = normalised(image_B, self.spec.pixels, next(self.parameters()).dtype)
-        logits_BK = self.net(x, self.rows(batch, step, V))
+        logits_BK = self.net(x, self.context.slots(batch, step, V))
         logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
         label = batch[self._labels()]
         loss_n = shared(lambda labels: self.loss(logits_BK, labels), batch, self._labels(), V)
         right_n = (logits_BK.argmax(1).unflatten(0, (-1, V))[:, 0, None] == label.view(len(batch), -1)).any(1)
         accuracy = (right_n & batch.valid).sum() / batch.valid.sum().clamp(min=1)
         return torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum(), {"accuracy": accuracy}
-
-    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-        """What `vtx export` writes: the network's spec, its state under its own names, mean and deviation of pixels."""
-        return self.spec.net, self.net.state_dict(), *STATISTICS[self.spec.pixels]
 
 
 def flat(image: Tensor) -> Tensor:

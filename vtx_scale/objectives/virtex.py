@@ -6,7 +6,7 @@ Departs: batch statistics are over the global batch, where the authors' were a G
 of ours (byte-level BPE), which keeps accents.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,35 +14,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.backbones import captioner, resnet
+from vtx_scale.backbones import build_network, captioner
 from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.rules import under
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.text import tokenizer
-from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.objectives.base import Objective
-from vtx_scale.objectives.pairs import refuse_words
-from vtx_scale.objectives.pixels import STATISTICS, normalised
+from vtx_scale.objectives.base import Context, Objective
+from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
 from vtx_scale.objectives.virtex_reader import VirtexReader
-from vtx_scale.specs.run import Spec
 from vtx_scale.specs.virtex import Virtex as VirtexSpec
 
 
 class Virtex(Objective):
-    separable = False  # batch statistics couple the batch
-    heeds = ("crop", "ratio", "flip", "bicubic", "centre", "tokenizer")
-
-    def __init__(self, spec: VirtexSpec, ranks: Ranks) -> None:
-        super().__init__(spec, ranks)
+    def __init__(self, spec: VirtexSpec, context: Context) -> None:
+        super().__init__(spec, context)
         self.spec: VirtexSpec = spec
-        self.net = resnet.ResNet(spec.net)
+        self.net = build_network(spec.net)
         self.text = captioner.Captioner(spec)
-        self.tokenizer = "bytes"
         self.probes = {**image_probes(self, self.net, "imagenet"), "caption_ids": self.caption_ids, "caption": self.caption}
+        # decay leaves norms and biases of the textual transformer alone, the trunk's not: as the authors' pattern has it
+        trunk = under("net.", self.net.parameter_rules, group="trunk", decay=True)
+        self.parameter_rules = (*trunk, *under("text.", self.text.parameter_rules))
 
     @staticmethod
     def reader(spec: VirtexSpec, data: Any, train: bool) -> VirtexReader:
-        refuse_words(data.tokenizer, spec.vocab, "objective.vocab")
         return VirtexReader(spec, data, train)
 
     def units(self) -> Iterable[nn.Module]:
@@ -52,21 +48,10 @@ class Virtex(Objective):
         """Tokens that follow another, of valid slots."""
         return ((batch["length"] - 1).clamp(min=0) * batch.valid).sum()
 
-    def initial(self, name: str, shape: torch.Size) -> tuple[str, float]:
-        part, _, rest = name.partition(".")
-        return resnet.initial(rest, shape, self.spec.net) if part == "net" else captioner.initial(rest, shape)
-
-    def trunk(self, name: str) -> bool:
-        return name.startswith("net.")
-
-    def undecayed(self, name: str, parameter: Tensor) -> bool:
-        """Norms and biases of the textual transformer, and nothing else: as the authors' pattern has it."""
-        return name.startswith(("text.forwards.", "text.backwards.", "text.norm.")) and parameter.ndim < 2
-
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = self.rows(batch, step)
+        rows = self.context.slots(batch, step)
         x = normalised(batch["image"], "imagenet", self.text.bias.dtype)
-        look = self.text.look(self.net.maps(x, rows))
+        look = self.text.look(self.net.pyramid(x, rows)[-1])
         tokens, length = batch["tokens"].long(), batch["length"]
         seen = {"forward_nats": self.nats(tokens, length, look, batch.valid, rows)}
         if self.text.backwards is not None:
@@ -83,19 +68,26 @@ class Virtex(Objective):
         there = (torch.arange(1, tokens_BT.shape[1], device=nats.device) < length_B[:, None]) & valid_B[:, None]
         return torch.where(there, nats, torch.zeros_like(nats)).sum()
 
-    def exported(self) -> tuple[Spec, dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-        """The trunk alone."""
-        return self.spec.net, self.net.state_dict(), *STATISTICS["imagenet"]
+    @staticmethod
+    def macs(spec: VirtexSpec, count: Callable[..., int]) -> int:
+        """Of the trunk and of each direction over a whole context."""
+        text, side = captioner.Captioner(spec), spec.net.resolution // spec.net.strides[-1]
+        picture = torch.empty(1, spec.net.widths[-1], side, side)
+        tokens, length = (torch.empty(1, n, dtype=torch.int64) for n in (spec.context, 1))
+        look = text.look(picture)
+        ways = (False, True) if spec.directions == "both" else (False,)
+        decoders = sum(count(text, tokens, length.flatten(), look, back) for back in ways)
+        return count(spec.net) + count(text.look, picture) + decoders
 
     def caption_ids(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, T) token ids of the likeliest caption that beam search finds, zeros behind the end."""
-        start, end = tokenizer(self.tokenizer).start, tokenizer(self.tokenizer).end
+        start, end = tokenizer(self.context.tokenizer).start, tokenizer(self.context.tokenizer).end
 
         def search(x: Tensor) -> Tensor:
-            look = self.text.look(self.net.maps(normalised(x, "imagenet", self.text.bias.dtype)))
+            look = self.text.look(self.net.pyramid(normalised(x, "imagenet", self.text.bias.dtype))[-1])
             return torch.stack([self.written(one[None], start, end) for one in look])
 
-        return self.ask(search, torch.as_tensor(pixels)).long()
+        return self.context.run_probe(search, torch.as_tensor(pixels)).long()
 
     def written(self, look: Tensor, start: int, end: int) -> Tensor:
         """(T,) by the forward direction: of `beam` captions at a time the sum of the words' logarithms decides."""
@@ -120,7 +112,7 @@ class Virtex(Objective):
 
     def caption(self, pixels: np.ndarray | Tensor) -> list[str]:
         """uint8 (B, S, S, 3) -> a caption each."""
-        return [tokenizer(self.tokenizer).decode(ids) for ids in self.caption_ids(pixels).tolist()]
+        return [tokenizer(self.context.tokenizer).decode(ids) for ids in self.caption_ids(pixels).tolist()]
 
 
 def backwards(tokens_BT: Tensor, length_B: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from vtx_scale.specs.backbones import ViT
+from vtx_scale.specs.network import Backbone, Input, Network
+from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, ClipResNet
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.vit import ViT
 
 # name: image tower, its pixels; the text tower's width, depth, heads; embedding; activation. OpenAI's, then OpenCLIP's
 CLIP_SIZES: dict[str, tuple[str, int, int, int, int, int, Literal["gelu", "quick_gelu"]]] = {
@@ -21,10 +22,11 @@ CLIP_RESNET_TEXTS = {"RN50": 512, "RN101": 512, "RN50x4": 640, "RN50x16": 768, "
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTower(Spec):
+class TextTower(Network):
     """The causal text transformer; pools at the end token."""
 
     build: ClassVar[str] = "vtx_scale.backbones.text:Text"
+    alike: ClassVar[bool] = True
 
     width: int = 512
     depth: int = 12
@@ -33,24 +35,43 @@ class TextTower(Spec):
     vocab: int = 49_408
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "quick_gelu"
 
+    def inputs(self) -> tuple[Input, ...]:
+        return (((self.context,), "ids"),)
+
 
 def image_tower(name: str, **changes: Any) -> ViT:
     """A ViT in CLIP's form: no patch bias, a norm before the blocks, eps 1e-5, QuickGELU."""
-    return ViT.size(name, **{"activation": "quick_gelu", "eps": 1e-5, "patch_bias": False, "pre_norm": True, **changes})
+    return ViT.size(name, **{"activation": "quick_gelu", "eps": 1e-5, "patch_bias": False, "pre_norm": True, "init": "clip", **changes})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip(Spec):
+class Clip(ObjectiveSpec):
     """Two towers, one embedding space. `loss` "softmax" is CLIP's, "sigmoid" SigLIP's (Zhai et al. 2023)."""
 
     build: ClassVar[str] = "vtx_scale.objectives.clip:Clip"
+    interop: ClassVar[str] = "vtx_scale.interop.clip"
+    data_fields: ClassVar[tuple[str, ...]] = ("crop", "ratio", "flip", "bicubic", "tokenizer")
+    vocabulary: ClassVar[str] = "text.vocab"
+    pixels = "clip"
 
-    image: ViT | ClipResNet
+    image: Backbone
     text: TextTower
     embed: int = 512
     loss: Literal["softmax", "sigmoid"] = "softmax"
     scale: float = 1 / 0.07  # where the logit scale starts
     scale_limit: float = 100.0
+
+    @property
+    def separable(self) -> bool:
+        return False  # every slot is a negative of every other
+
+    def faults(self) -> list[str]:
+        found = []
+        if self.image.projects and self.image.width != self.embed:
+            found.append(f"image.embed={self.image.width}: it and embed={self.embed} are one space: set both to the same number.")
+        if self.image.classes:
+            found.append(f"image.classes={self.image.classes}: CLIP learns from captions, leave it out.")
+        return found
 
     @staticmethod
     def size(name: str) -> "Clip":
@@ -61,3 +82,16 @@ class Clip(Spec):
         image, pixels, width, depth, heads, embed, activation = CLIP_SIZES[name]
         return Clip(image=image_tower(image, resolution=pixels, activation=activation),
                     text=TextTower(width=width, depth=depth, heads=heads, activation=activation), embed=embed)
+
+
+PUBLISHED = {
+    "clip_vit_b32": "ViT-B/32", "clip_vit_b16": "ViT-B/16", "clip_vit_l14": "ViT-L/14",
+    "clip_vit_l14_336": "ViT-L/14@336", "clip_vit_h14": "ViT-H/14", "clip_vit_g14": "ViT-g/14",
+    "clip_vit_bigg14": "ViT-bigG/14",
+    "clip_rn50": "RN50", "clip_rn101": "RN101", "clip_rn50x4": "RN50x4", "clip_rn50x16": "RN50x16", "clip_rn50x64": "RN50x64",
+}
+
+
+def published() -> dict[str, Clip]:
+    """Name -> spec: both towers and the scale."""
+    return {name: Clip.size(size) for name, size in PUBLISHED.items()}

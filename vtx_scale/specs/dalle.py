@@ -1,17 +1,19 @@
 """DALL-E's transformer (Ramesh et al. 2021, arXiv:2102.12092, B) and its sizes. Standard library only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vtx_scale.specs.dvae import Codec
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.network import Input, Network
+from vtx_scale.specs.objective import PICTURES, ObjectiveSpec, Pretrained
 
 # name: width, heads of 64, layers; those of 2.8B and 5.6B are not published as such, and fit what is
 DALLE_SIZES: dict[str, tuple[int, int, int]] = {"2.8B": (1920, 30, 64), "5.6B": (2688, 42, 64), "12B": (3968, 62, 64)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToCodes(Spec):
+class TextToCodes(Network):
     """A transformer over a caption's tokens and then a picture's codes, whose image attention is sparse."""
 
     build: ClassVar[str] = "vtx_scale.backbones.dalle:TextToCodes"
@@ -25,8 +27,16 @@ class TextToCodes(Spec):
     codes: int = 8_192
     reach: int = 5  # of the last layer's convolutional attention: 11 x 11
 
+    @property
+    def resolution(self) -> int:
+        """Of the pictures behind its codes, each of which stands for 8 pixels of a side as published."""
+        return 8 * self.grid
+
+    def inputs(self) -> tuple[Input, ...]:
+        return ((self.context,), "ids"), ((self.context,), "flags"), ((self.grid**2,), "ids")
+
     @staticmethod
-    def size(name: str, **changes) -> "TextToCodes":
+    def size(name: str, **changes: Any) -> "TextToCodes":
         """`TextToCodes.size("12B")`."""
         width, heads, depth = DALLE_SIZES[name]
         return TextToCodes(**{"width": width, "heads": heads, "depth": depth, **changes})
@@ -41,10 +51,16 @@ class TextToCodes(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dalle(Spec):
+class Dalle(ObjectiveSpec):
     """Captions and the codes that a trained discrete VAE gives their pictures, one after the other."""
 
     build: ClassVar[str] = "vtx_scale.objectives.dalle:Dalle"
+    data_fields: ClassVar[tuple[str, ...]] = (*PICTURES, "tokenizer")
+    pretrained: ClassVar[tuple[Pretrained, ...]] = (Pretrained("codec", smoke="dvae_dalle"),)
+    vocabulary: ClassVar[str] = "net.vocab"
+    needs: ClassVar[Mapping[str, str]] = {
+        "codec_from": "learns from the codes of a discrete VAE: add objective.codec_from=RUN, a run folder or exported "
+                      "weights."}
 
     net: TextToCodes
     codec: Codec
@@ -52,8 +68,31 @@ class Dalle(Spec):
     text_share: float = 1 / 8  # of the loss; the rest is the codes'
     merges_dropped: float = 0.1  # of a caption's merges in training (Provilkov et al. 2020)
 
+    @property
+    def resolution(self) -> int:
+        return self.codec.resolution
+
+    def exported(self) -> tuple[str, Network]:
+        raise LookupError("a DALL-E has no layout in another library")
+
     def faults(self) -> list[str]:
         found = []
         if not 0 <= self.text_share <= 1 or not 0 <= self.merges_dropped < 1:
             found.append(f"text_share={self.text_share}: text_share and merges_dropped are shares.")
         return found
+
+    def misfits(self) -> list[str]:
+        have, takes = (self.codec.grid, self.codec.vocab), (self.net.grid, self.net.codes)
+        if have == takes:
+            return []
+        gives, wants = (f"{g} x {g} of {k} codes" for g, k in (have, takes))
+        return [f"net.grid={self.net.grid}: the codec gives {gives} and the network takes {wants}: set objective.net.grid={have[0]} "
+                f"objective.net.codes={have[1]}."]
+
+
+PUBLISHED = {"dalle_2b8": "2.8B", "dalle_5b6": "5.6B", "dalle_12b": "12B"}
+
+
+def published() -> dict[str, TextToCodes]:
+    """Name -> spec of the transformer: its codec is dvae_dalle."""
+    return {name: TextToCodes.size(size) for name, size in PUBLISHED.items()}

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from vtx_scale.specs.backbones import ViT
+from vtx_scale.specs.network import Backbone, Network
+from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.resnet import ResNet
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.spec import Spec
 from vtx_scale.specs.supervised import Pixels
+from vtx_scale.specs.vit import ViT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +38,18 @@ class Crops(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dino(Spec):
+class Dino(ObjectiveSpec):
     """A student matches its own moving average across crops of one picture. Schedules count steps.
 
     `crops` says how pictures are cut and flipped; of `data` the ratio counts.
     """
 
     build: ClassVar[str] = "vtx_scale.objectives.dino:Dino"
+    # bicubic of an evaluation; training is always bicubic
+    data_fields: ClassVar[tuple[str, ...]] = ("ratio", "bicubic", "centre")
+    places: ClassVar[tuple[str, ...]] = ("student.net.", "teacher.net.")
 
-    net: ViT | ResNet
+    net: Backbone
     crops: Crops = field(default_factory=Crops)
     prototypes: int = 65_536
     hidden: int = 2_048
@@ -62,6 +67,13 @@ class Dino(Spec):
     patch_mean: bool = False  # and the mean of the last one's patches
     pixels: Pixels = "imagenet"
 
+    @property
+    def batch_statistics(self) -> bool:
+        return self.net.couples or self.head_norm
+
+    def exported(self) -> tuple[str, Network]:
+        return "teacher.net.", self.net
+
     def faults(self) -> list[str]:
         found = [f"{n}={getattr(self, n)}: give 1 or more." for n in ("prototypes", "hidden", "bottleneck", "last_blocks")
                  if getattr(self, n) < 1]
@@ -69,11 +81,18 @@ class Dino(Spec):
                   for n in ("student_temperature", "teacher_temperature", "warm_temperature") if getattr(self, n) <= 0]
         found += [f"{n}={getattr(self, n)}: give a share from 0 to 1." for n in ("momentum", "centre_momentum")
                   if not 0 <= getattr(self, n) <= 1]
-        if isinstance(self.net, ViT) and not found:
-            if self.last_blocks > self.net.depth:
-                found.append(f"last_blocks={self.last_blocks}: the network has {self.net.depth}.")
-            if self.crops.locals and self.crops.local_size < self.net.patch:
-                found.append(f"crops.local_size={self.crops.local_size}: a crop must hold a patch of {self.net.patch} pixels.")
+        if self.net.attends and self.last_blocks > self.net.depth:
+            found.append(f"last_blocks={self.last_blocks}: the network has {self.net.depth}.")
+        if self.crops.locals and self.crops.local_size < self.net.least:
+            found.append(f"crops.local_size={self.crops.local_size}: a crop must hold a patch of {self.net.least} pixels.")
         if self.net.classes:
             found.append(f"net.classes={self.net.classes}: DINO learns without classes, leave it out.")
         return found
+
+
+PUBLISHED = {"dino_vit_s16": "S/16", "dino_vit_s8": "S/8", "dino_vit_b16": "B/16", "dino_vit_b8": "B/8"}
+
+
+def published() -> dict[str, Backbone]:
+    """Name -> spec of the network: they were released without a head."""
+    return {**{name: ViT.size(size) for name, size in PUBLISHED.items()}, "dino_resnet50": ResNet.size("50")}

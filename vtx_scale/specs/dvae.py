@@ -4,14 +4,16 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.network import Input, Network
+from vtx_scale.specs.objective import PICTURES, ObjectiveSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codec(Spec):
+class Codec(Network):
     """Encoder and decoder: residual convolutions in groups, each half as fine as the one before."""
 
     build: ClassVar[str] = "vtx_scale.backbones.dvae:Codec"
+    interop: ClassVar[str] = "vtx_scale.interop.dvae"
 
     width: int = 256  # of the first group; doubles with each
     groups: int = 4
@@ -26,6 +28,9 @@ class Codec(Spec):
         """Codes of a side."""
         return self.resolution >> (self.groups - 1)
 
+    def inputs(self) -> tuple[Input, ...]:
+        return (((3, self.resolution, self.resolution), "pixels"),)
+
     def faults(self) -> list[str]:
         found = [f"{n}={getattr(self, n)}: give 1 or more." for n in ("groups", "blocks", "vocab", "stem")
                  if getattr(self, n) < 1]
@@ -37,13 +42,16 @@ class Codec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dvae(Spec):
+class Dvae(ObjectiveSpec):
     """Pictures through codes: their likelihood, and how far the codes are from equally likely. Schedules count steps.
 
     `average` is the momentum of the weights' moving average, which evaluations and exports use; 0 for none.
     """
 
     build: ClassVar[str] = "vtx_scale.objectives.dvae:Dvae"
+    data_fields: ClassVar[tuple[str, ...]] = PICTURES
+    places: ClassVar[tuple[str, ...]] = ("net.", "average.")
+    pixels = "unit"  # of what is exported: from 0 to 1, as they are
 
     net: Codec
     kl: float = 6.6  # the weight of the codes' divergence ...
@@ -52,6 +60,9 @@ class Dvae(Spec):
     temperature: float = 1 / 16  # of the relaxed draws, from 1
     temperature_steps: int = 150_000
     average: float = 0.999
+
+    def exported(self) -> tuple[str, Network]:
+        return ("average." if self.average else "net."), self.net
 
     def faults(self) -> list[str]:
         found = []
@@ -68,3 +79,8 @@ def half_cosine(start: float, end: float, step: int, steps: int) -> float:
     """From start to end within `steps`, and there it stays."""
     done = min(1.0, step / steps) if steps else 1.0
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def published() -> dict[str, Codec]:
+    """Name -> spec: encoder and decoder."""
+    return {"dvae_dalle": Codec()}

@@ -1,10 +1,12 @@
 """iGPT's hyperparameters (Chen et al. 2020) and its published sizes. Standard library only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from vtx_scale.specs.palette import CUBE
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.network import Input, Network
+from vtx_scale.specs.objective import PICTURES, ObjectiveSpec
+from vtx_scale.specs.palette import count_colours
 
 # name: width, depth, heads, side. The heads of XL are not published: as wide as S's here.
 IGPT_SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -18,10 +20,11 @@ IGPT_SIZES: dict[str, tuple[int, int, int, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelGPT(Spec):
+class PixelGPT(Network):
     """A transformer over the colours of a picture, row after row."""
 
     build: ClassVar[str] = "vtx_scale.backbones.igpt:PixelGPT"
+    alike: ClassVar[bool] = True
 
     width: int = 512
     depth: int = 24
@@ -31,8 +34,15 @@ class PixelGPT(Spec):
     causal: bool = True  # every pixel sees those before it; else all see all
     classes: int = 0  # of a linear classifier on the mean over pixels; 0 for none
 
+    @property
+    def resolution(self) -> int:
+        return self.side
+
+    def inputs(self) -> tuple[Input, ...]:
+        return (((self.side**2,), "ids"),)
+
     @staticmethod
-    def size(name: str, **changes) -> "PixelGPT":
+    def size(name: str, **changes: Any) -> "PixelGPT":
         """`PixelGPT.size("S")`, `PixelGPT.size("L@48")`."""
         width, depth, heads, side = IGPT_SIZES[name]
         return PixelGPT(**{"width": width, "depth": depth, "heads": heads, "side": side, **changes})
@@ -47,10 +57,15 @@ class PixelGPT(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Igpt(Spec):
+class Igpt(ObjectiveSpec):
     """Which colour comes next (a causal net), or which one was hidden (a net that is not causal, as BERT)?"""
 
     build: ClassVar[str] = "vtx_scale.objectives.igpt:Igpt"
+    interop: ClassVar[str] = "vtx_scale.interop.igpt"
+    data_fields: ClassVar[tuple[str, ...]] = PICTURES
+    needs: ClassVar[Mapping[str, str]] = {
+        "palette": "sees pictures in the colours of a palette: add objective.palette=FILE ('vtx data palette' finds one) or "
+                   "objective.palette=cube."}
 
     net: PixelGPT
     palette: str = "cube"  # 8 x 8 x 8 colours; or a file of `vtx data palette`, which run.json holds in hexadecimal
@@ -60,8 +75,9 @@ class Igpt(Spec):
 
     def faults(self) -> list[str]:
         found = []
-        if self.palette == "cube" and self.net.colours != CUBE**3:
-            found.append(f"net.colours={self.net.colours}: the palette cube has {CUBE**3}; leave it out, or give a palette.")
+        have = count_colours(self.palette)
+        if have is not None and have != self.net.colours:
+            found.append(f"net.colours={self.net.colours}: the palette has {have} colours: add objective.net.colours={have}.")
         if not 0 < self.hidden <= 1:
             found.append(f"hidden={self.hidden}: give a chance above 0, up to 1.")
         if self.generative < 0 or (not self.generative and not self.net.classes):
@@ -69,3 +85,11 @@ class Igpt(Spec):
         if self.layer is not None and not 0 <= self.layer <= self.net.depth:
             found.append(f"layer={self.layer}: give a number from 0 to {self.net.depth}.")
         return found
+
+
+PUBLISHED = {"igpt_s": "S", "igpt_m": "M", "igpt_l": "L", "igpt_l48": "L@48", "igpt_l64": "L@64", "igpt_xl": "XL"}
+
+
+def published() -> dict[str, PixelGPT]:
+    """Name -> spec of the transformer."""
+    return {name: PixelGPT.size(size) for name, size in PUBLISHED.items()}

@@ -24,6 +24,16 @@ def colours_of(palette: str) -> list[tuple[int, int, int]]:
     return [(body[i], body[i + 1], body[i + 2]) for i in range(0, len(body), 3)]
 
 
+def count_colours(palette: str) -> int | None:
+    """How many colours a recipe's `palette` has; None where it names a file that is still to be read, or nothing yet."""
+    if palette == "cube":
+        return CUBE**3
+    try:
+        return len(bytes.fromhex(palette)) // 3
+    except ValueError:
+        return None
+
+
 def read_palette(path: Path) -> str:
     """A JSON file whose "clusters" are K colours of numbers in [-1, 1] -> 6 K hexadecimal digits. Raises UserError."""
     try:

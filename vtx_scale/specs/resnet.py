@@ -1,9 +1,9 @@
 """Residual networks and their published sizes. Standard library only."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.network import Backbone
 
 # name: blocks of the four stages, kind, factor of the inner width
 RESNET_SIZES: dict[str, tuple[tuple[int, ...], Literal["basic", "bottleneck"], int]] = {
@@ -16,7 +16,7 @@ RESNET_SIZES: dict[str, tuple[tuple[int, ...], Literal["basic", "bottleneck"], i
     "wide 101-2": ((3, 4, 23, 3), "bottleneck", 2),
 }
 
-# name: blocks of the four stages, width, pixels, embedding
+# name: blocks of the four stages, channels of the stem, pixels, embedding
 CLIP_RESNET_SIZES: dict[str, tuple[tuple[int, ...], int, int, int]] = {
     "RN50": ((3, 4, 6, 3), 64, 224, 1024),
     "RN101": ((3, 4, 23, 3), 64, 224, 512),
@@ -27,10 +27,11 @@ CLIP_RESNET_SIZES: dict[str, tuple[tuple[int, ...], int, int, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet(Spec):
+class ResNet(Backbone):
     """ResNet v1.5 (He et al. 2016) and wide ResNet (Zagoruyko & Komodakis 2016)."""
 
     build: ClassVar[str] = "vtx_scale.backbones.resnet:ResNet"
+    interop: ClassVar[str] = "vtx_scale.interop.resnet"
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     kind: Literal["basic", "bottleneck"] = "bottleneck"
@@ -41,30 +42,79 @@ class ResNet(Spec):
     @property
     def width(self) -> int:
         """Of the features."""
-        return 64 * 2 ** (len(self.blocks) - 1) * (4 if self.kind == "bottleneck" else 1)
+        return self.widths[-1]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(4 << k for k in range(len(self.blocks)))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple((64 << k) * (4 if self.kind == "bottleneck" else 1) for k in range(len(self.blocks)))
+
+    @property
+    def couples(self) -> bool:
+        return True
 
     @staticmethod
-    def size(name: str, **changes) -> "ResNet":
+    def size(name: str, **changes: Any) -> "ResNet":
         """`ResNet.size("50", classes=1000)`, `ResNet.size("wide 50-2")`."""
         blocks, kind, wide = RESNET_SIZES[name]
         return ResNet(**{"blocks": blocks, "kind": kind, "wide": wide, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipResNet(Spec):
+class ClipResNet(Backbone):
     """CLIP's ResNet with attention pooling (Radford et al. 2021), into the embedding space of `embed` dimensions."""
 
     build: ClassVar[str] = "vtx_scale.backbones.clip_resnet:ClipResNet"
 
+    clip_tower: ClassVar[Literal["", "vit", "resnet"]] = "resnet"
+    projects: ClassVar[bool] = True
+
     blocks: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64  # of the stem; the features have 32 times as many channels
+    stem: int = 64  # channels of the stem; the map that is pooled has 32 times as many
     heads: int = 32  # of the attention pool
     resolution: int = 224
     embed: int = 1024
 
+    @property
+    def width(self) -> int:
+        """Of the embedding that the attention pool gives."""
+        return self.embed
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(4 << k for k in range(len(self.blocks)))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(4 * self.stem << k for k in range(len(self.blocks)))
+
+    @property
+    def couples(self) -> bool:
+        return True
+
+    def position_grid(self) -> tuple[int, int]:
+        return self.resolution // 32, 1  # of its pool, whose first entry is the mean's
+
+    def faults(self) -> list[str]:
+        return [f"classes={self.classes}: this network embeds, leave it out."] if self.classes else []
+
     @staticmethod
-    def size(name: str, **changes) -> "ClipResNet":
+    def size(name: str, **changes: Any) -> "ClipResNet":
         """`ClipResNet.size("RN50x4")`."""
-        blocks, width, resolution, embed = CLIP_RESNET_SIZES[name]
-        return ClipResNet(**{"blocks": blocks, "width": width, "heads": width // 2, "resolution": resolution,
+        blocks, stem, resolution, embed = CLIP_RESNET_SIZES[name]
+        return ClipResNet(**{"blocks": blocks, "stem": stem, "heads": stem // 2, "resolution": resolution,
                              "embed": embed, **changes})
+
+
+PUBLISHED = {
+    "resnet18": "18", "resnet34": "34", "resnet50": "50", "resnet101": "101", "resnet152": "152",
+    "wide_resnet50_2": "wide 50-2", "wide_resnet101_2": "wide 101-2",
+}
+
+
+def published() -> dict[str, ResNet]:
+    """Name -> spec, with classifiers of 1000 classes."""
+    return {name: ResNet.size(size, classes=1000) for name, size in PUBLISHED.items()}

@@ -6,19 +6,13 @@ keyword carries a trailing underscore here and none on the command line (`init.f
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """Anything configurable. `build` is the dotted path "package.module:Class" of what it configures."""
-
-    build: ClassVar[str] = ""
-
-    def faults(self) -> list[str]:
-        """What types cannot say and would not work: "field=value: a sentence", fields from here on down."""
-        return []
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.specs.objective import ObjectiveSpec
+from vtx_scale.specs.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +45,11 @@ class Augment(Spec):
 @dataclass(frozen=True, kw_only=True)
 class Data(Spec):
     """The samples. Shards: a folder, a brace pattern, a glob, a comma list, or "toy"."""
+
+    # what not every objective uses: one that is set in vain is refused
+    optional: ClassVar[tuple[str, ...]] = ("crop", "ratio", "zoom", "spread", "flip", "bicubic", "centre", "tokenizer")
+    needs: ClassVar[Mapping[str, str]] = {
+        "shards": "needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards."}
 
     shards: str = "toy"
     val_shards: str = ""
@@ -142,6 +141,9 @@ class Init(Spec):
     `head` "new": the classifier starts anew (fine-tuning on other classes).
     """
 
+    needs: ClassVar[Mapping[str, str]] = {
+        "from_": "goes on from trained weights: add init.from=RUN, a run folder or exported weights."}
+
     from_: str = ""
     head: Literal["kept", "new"] = "kept"
 
@@ -186,7 +188,7 @@ class Evaluation(Spec):
 class Run(Spec):
     """A whole training. The hash counts `objective` to `seed`, the data by its fingerprint."""
 
-    objective: Spec
+    objective: ObjectiveSpec
     data: Data = field(default_factory=Data)
     optim: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -197,3 +199,10 @@ class Run(Spec):
     system: System = field(default_factory=System)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: tuple[Evaluation, ...] = ()
+
+
+def as_run(value: Any, recipe: str) -> Run:
+    """What a recipe returned. Raises UserError where it is no Run."""
+    if not isinstance(value, Run):
+        raise UserError(f"{recipe} returns {type(value).__name__}, not a Run.")
+    return value

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from vtx_scale.specs.backbones import VIT_SIZES, ViT
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.network import Input, Network
+from vtx_scale.specs.objective import ObjectiveSpec
+from vtx_scale.specs.vit import VIT_SIZES, ViT
 
 # name: the size of both towers, the image's patch and pixels, the text's context and vocabulary
 SIGLIP_SIZES: dict[str, tuple[str, int, int, int, int]] = {
@@ -22,10 +23,11 @@ SIGLIP_SIZES: dict[str, tuple[str, int, int, int, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiglipText(Spec):
+class SiglipText(Network):
     """The text transformer: every token sees every other; pools at the last position."""
 
     build: ClassVar[str] = "vtx_scale.backbones.text:SiglipText"
+    alike: ClassVar[bool] = True
 
     width: int = 768
     depth: int = 12
@@ -37,17 +39,34 @@ class SiglipText(Spec):
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu_tanh"
     eps: float = 1e-6
 
+    def inputs(self) -> tuple[Input, ...]:
+        return (((self.context,), "ids"),)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Siglip(Spec):
+class Siglip(ObjectiveSpec):
     """Two towers, every pair a yes or no. The image has attention pooling and no projection: its width is the embedding's."""
 
     build: ClassVar[str] = "vtx_scale.objectives.siglip:Siglip"
+    interop: ClassVar[str] = "vtx_scale.interop.siglip"
+    data_fields: ClassVar[tuple[str, ...]] = ("flip", "bicubic", "tokenizer")
+    vocabulary: ClassVar[str] = "text.vocab"
+    pixels = "half"
 
     image: ViT
     text: SiglipText
     scale: float = 10.0  # where the logit scale starts
     bias: float = -10.0  # where the logit bias starts
+
+    @property
+    def separable(self) -> bool:
+        return False  # every slot is a negative of every other
+
+    def faults(self) -> list[str]:
+        if self.image.width == self.text.embed and not self.image.classes:
+            return []
+        return [f"image.width={self.image.width}: it and text.embed={self.text.embed} are one space, and the image has no "
+                "classes: set both to the same number, image.classes=0."]
 
     @staticmethod
     def size(name: str) -> "Siglip":
@@ -57,3 +76,16 @@ class Siglip(Spec):
         image = ViT.size(f"{letters}/{patch}", resolution=pixels, pool="map", class_token=False, activation="gelu_tanh")
         return Siglip(image=image, text=SiglipText(width=width, depth=depth, mlp=mlp, heads=heads, context=context,
                                                    vocab=vocab, embed=width))
+
+
+PUBLISHED = {
+    "siglip_vit_b16": "B/16", "siglip_vit_b16_256": "B/16@256", "siglip_vit_b16_384": "B/16@384",
+    "siglip_vit_b16_512": "B/16@512", "siglip_vit_l16_256": "L/16@256", "siglip_vit_l16_384": "L/16@384",
+    "siglip_so400m14": "So400m/14", "siglip_so400m14_384": "So400m/14@384", "siglip_vit_b16_i18n_256": "B/16-i18n@256",
+    "siglip2_vit_b16": "2-B/16",
+}
+
+
+def published() -> dict[str, Siglip]:
+    """Name -> spec: both towers, scale and bias."""
+    return {name: Siglip.size(size) for name, size in PUBLISHED.items()}

@@ -1,22 +1,25 @@
 """Classification, plain and distilled, and the masked patches of the ViT paper. Standard library only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from vtx_scale.specs.backbones import ViT
-from vtx_scale.specs.resnet import ResNet
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.network import Backbone
+from vtx_scale.specs.objective import PICTURES, ObjectiveSpec, Pretrained
+from vtx_scale.specs.vit import ViT
 
 Pixels = Literal["half", "imagenet"]  # how pixels are normalised: to [-1, 1], or by ImageNet's mean and deviation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supervised(Spec):
+class Supervised(ObjectiveSpec):
     """A network with `classes` learns labels: one a sample (softmax), or several (sigmoid, as on JFT)."""
 
     build: ClassVar[str] = "vtx_scale.objectives.supervised:Supervised"
+    data_fields: ClassVar[tuple[str, ...]] = PICTURES
+    augmentations: ClassVar[tuple[str, ...]] = ("*",)
 
-    net: ViT | ResNet
+    net: Backbone
     loss: Literal["softmax", "sigmoid"] = "softmax"
     smoothing: float = 0.0  # of softmax's targets
     labels: int = 1  # at most, of a sample
@@ -27,7 +30,7 @@ class Supervised(Spec):
         found = []
         if self.net.classes < 1:
             found.append(f"net.classes={self.net.classes}: give the number of classes.")
-        if getattr(self.net, "distilled", False):
+        if self.net.distilled:
             found.append("net.distilled=True: a distillation token needs a teacher; use a distilled recipe.")
         if self.labels < 1 or (self.loss == "softmax" and self.labels > 1):
             found.append(f"labels={self.labels}: softmax takes one label a sample, sigmoid one or more.")
@@ -37,13 +40,18 @@ class Supervised(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(Spec):
+class Distill(ObjectiveSpec):
     """DeiT (Touvron et al. 2021): labels, and what a trained teacher says of the same pictures."""
 
     build: ClassVar[str] = "vtx_scale.objectives.distill:Distill"
+    data_fields: ClassVar[tuple[str, ...]] = PICTURES
+    augmentations: ClassVar[tuple[str, ...]] = ("*",)
+    pretrained: ClassVar[tuple[Pretrained, ...]] = (Pretrained("teacher", smoke="resnet18_imagenet"),)
+    needs: ClassVar[Mapping[str, str]] = {
+        "teacher_from": "learns from a teacher: add objective.teacher_from=RUN, a run folder or exported weights."}
 
-    net: ViT
-    teacher: ViT | ResNet
+    net: Backbone
+    teacher: Backbone
     teacher_from: str = "required"  # run folder or exported weights; a run folder says its network itself
     teacher_pixels: Pixels = "imagenet"
     kind: Literal["hard", "soft"] = "hard"
@@ -63,12 +71,21 @@ class Distill(Spec):
             found.append(f"temperature={self.temperature}: give a number above 0.")
         return found
 
+    def misfits(self) -> list[str]:
+        have, wanted = self.teacher.classes, self.net.classes
+        if have == wanted:
+            return []
+        return [f"teacher.classes={have}: the teacher knows {have} classes and the student {wanted}: give a teacher that was "
+                "trained on the same classes, or set objective.net.classes."]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Masked(Spec):
+class Masked(ObjectiveSpec):
     """Masked patches (Dosovitskiy et al. 2021, B.1.2): which of 512 colours is the mean of a patch that was hidden?"""
 
     build: ClassVar[str] = "vtx_scale.objectives.masked:Masked"
+    data_fields: ClassVar[tuple[str, ...]] = PICTURES
+    augmentations: ClassVar[tuple[str, ...]] = ("randaug_*",)
 
     net: ViT
     corrupted: float = 0.5  # of the patches; of these
@@ -84,4 +101,22 @@ class Masked(Spec):
             found.append(f"hidden={self.hidden}: hidden and swapped are shares whose sum is at most 1.")
         if self.net.classes:
             found.append(f"net.classes={self.net.classes}: colours are the classes here, leave it out.")
+        if self.net.resolution % self.net.cell:
+            found.append(f"net.resolution={self.net.resolution}: masked patches must cover the picture, give a multiple of the "
+                         f"{self.net.cell} pixels of a patch.")
         return found
+
+
+# DeiT's, with 1000 classes: size and pixels
+PUBLISHED_DEITS = {"deit_ti16_distilled": ("Ti/16", 224), "deit_s16_distilled": ("S/16", 224),
+                   "deit_b16_distilled": ("B/16", 224), "deit_b16_distilled_384": ("B/16", 384)}
+PUBLISHED_PLAIN = {"deit_ti16": ("Ti/16", 224), "deit_s16": ("S/16", 224), "deit_b16": ("B/16", 224),
+                   "deit_b16_384": ("B/16", 384)}
+
+
+def published() -> dict[str, ViT]:
+    """Name -> spec, with classifiers of 1000 classes."""
+    made = {name: ViT.size(size, classes=1000, distilled=True, resolution=pixels)
+            for name, (size, pixels) in PUBLISHED_DEITS.items()}
+    plain = {name: ViT.size(size, classes=1000, resolution=pixels) for name, (size, pixels) in PUBLISHED_PLAIN.items()}
+    return made | plain

@@ -1,10 +1,11 @@
 """VirTex's hyperparameters (Desai & Johnson 2021, arXiv:2006.06666) and its published sizes. Standard library only."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from vtx_scale.specs.network import Backbone
+from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.resnet import ResNet
-from vtx_scale.specs.run import Spec
 
 # name: trunk, layers and width of a decoder
 VIRTEX_SIZES: dict[str, tuple[str, int, int]] = {
@@ -15,12 +16,15 @@ VIRTEX_SIZES: dict[str, tuple[str, int, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Virtex(Spec):
+class Virtex(ObjectiveSpec):
     """A ResNet learns from captions, which decoders write forwards and backwards while they look at its map."""
 
     build: ClassVar[str] = "vtx_scale.objectives.virtex:Virtex"
+    data_fields: ClassVar[tuple[str, ...]] = ("crop", "ratio", "flip", "bicubic", "centre", "tokenizer")
+    vocabulary: ClassVar[str] = "vocab"
+    pixels = "imagenet"
 
-    net: ResNet
+    net: Backbone
     width: int = 1024  # of the decoders, whose heads are of 64
     depth: int = 1
     context: int = 30  # tokens, start and end included
@@ -33,7 +37,7 @@ class Virtex(Spec):
     beam: int = 5  # captions that are followed when one is written
 
     @staticmethod
-    def size(name: str, **changes) -> "Virtex":
+    def size(name: str, **changes: Any) -> "Virtex":
         """`Virtex.size("R50-L1-H1024")`."""
         trunk, depth, width = VIRTEX_SIZES[name]
         return Virtex(**{"net": ResNet.size(trunk), "depth": depth, "width": width, **changes})
@@ -52,4 +56,18 @@ class Virtex(Spec):
             found.append(f"dropout={self.dropout}: give a share from 0 to below 1.")
         if self.net.classes:
             found.append(f"net.classes={self.net.classes}: VirTex learns from captions, leave it out.")
+        if not self.net.strides:
+            found.append("net: VirTex looks at the last map of a pyramid, which this network has not: give another.")
         return found
+
+
+PUBLISHED = {
+    "virtex_r50_h512": "R50-L1-H512", "virtex_r50_h768": "R50-L1-H768", "virtex_r50": "R50-L1-H1024",
+    "virtex_r50_h2048": "R50-L1-H2048", "virtex_r50_l2": "R50-L2-H1024", "virtex_r50_l3": "R50-L3-H1024",
+    "virtex_r50_l4": "R50-L4-H1024", "virtex_r50w2x": "R50w2x-L1-H1024", "virtex_r101": "R101-L1-H1024",
+}
+
+
+def published() -> dict[str, Virtex]:
+    """Name -> spec: trunk and decoders."""
+    return {name: Virtex.size(size) for name, size in PUBLISHED.items()}

@@ -3,10 +3,10 @@
 import functools
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import System
 from vtx_scale.strategies.base import Base
 from vtx_scale.strategies.ddp import DDP
@@ -28,9 +28,9 @@ def strategy_of(system: System, world: int, device: torch.device, compute: torch
     return FSDP(device, compute=compute, replicas=system.replicas if name == "hsdp" else 1)
 
 
-def apply(objective: nn.Module, strategy: Base, system: System) -> None:
+def apply(objective: Objective, strategy: Base, system: System) -> None:
     """Wrap the units of a module on the meta device, shard it, and give it memory on the device."""
-    units = list(objective.units())  # type: ignore[operator]
+    units = list(objective.units())
     if system.compile:  # blocks that drop have names of their own, and so code of their own
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 2 * len(units) + 8)

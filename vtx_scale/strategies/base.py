@@ -5,14 +5,19 @@ The step is norm -> verdict -> step: the norm is ours under every strategy, the 
 """
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vtx_scale.blocks.rules import Rule, table_of
 from vtx_scale.distributed.sharding import Slice, box_of, local
+from vtx_scale.objectives.base import Objective
+
+__all__ = ["Base", "Strategy"]
 
 
 class Strategy(Protocol):
@@ -22,11 +27,13 @@ class Strategy(Protocol):
     world: int  # ranks that share a batch
     rank: int
 
-    def prepare(self, objective: nn.Module) -> None: ...  # on the meta device; afterwards empty tensors on the device
+    def prepare(self, objective: Objective) -> None: ...  # on the meta device; afterwards empty tensors on the device
     def micro(self, last: bool) -> contextlib.AbstractContextManager: ...
     def backward(self, loss: Tensor) -> None: ...
     def norms(self) -> Tensor: ...
     def scale(self, factor: Tensor | float | list[float]) -> None: ...
+    def clamp(self) -> None: ...
+    def frozen(self, step: int) -> list[nn.Parameter]: ...
     def follow(self, step: int) -> None: ...
     def rest(self) -> None: ...
     def sum(self, tensor: Tensor) -> Tensor: ...
@@ -43,10 +50,27 @@ class Base:
         self.group = group
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.objective: nn.Module
+        self.objective: Objective
+        self.rules: dict[str, Rule]
 
-    def prepare(self, objective: nn.Module) -> None:
+    def prepare(self, objective: Objective) -> None:
+        self.rules = table_of(objective)
         self.objective = objective.to_empty(device=self.device)
+        objective.context.run_probe = self.run_probe
+
+    def run_probe(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """function(*rows) of the objective in evaluation, without gradient: float32 on the CPU."""
+        was = self.objective.training
+        self.objective.eval()
+        try:
+            with torch.no_grad():
+                return self.call(function, *(r.to(self.device) for r in rows)).float().cpu()
+        finally:
+            self.objective.train(was)
+
+    def call(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """Where the objective has its parameters."""
+        return function(*rows)
 
     def micro(self, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -80,9 +104,30 @@ class Base:
             torch._foreach_mul_(grads, factor)
 
     @torch.no_grad()
+    def clamp(self) -> None:
+        """Hold the parameters whose rules have limits within them."""
+        for p, limits in self.limited:
+            local(p).clamp_(*limits)
+
+    @functools.cached_property
+    def limited(self) -> list[tuple[nn.Parameter, tuple[float, float]]]:
+        rules = self.rules
+        named = self.objective.named_parameters()
+        return [(p, limits) for name, p in named if (limits := rules[name].limits) is not None]
+
+    def frozen(self, step: int) -> list[nn.Parameter]:
+        """Trained parameters that the optimizer leaves alone at this step; once let go, never frozen again."""
+        return [p for p, until in self.late if step < until]
+
+    @functools.cached_property
+    def late(self) -> list[tuple[nn.Parameter, int]]:
+        named = [(self.rules[name].frozen_until, p) for name, p in self.objective.named_parameters()]
+        return [(p, until) for until, p in named if until and p.requires_grad]
+
+    @torch.no_grad()
     def follow(self, step: int) -> None:
         """Move the followers on this rank's shards: no communication."""
-        for f in self.objective.followers():  # type: ignore[operator]
+        for f in self.objective.followers():
             mine = [local(t) for t in f.teacher.parameters()]
             theirs = [local(s.detach()) for s in f.student.parameters()]
             torch._foreach_lerp_(mine, theirs, 1 - f.momentum(step))

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vtx_scale.objectives.base import Objective
 from vtx_scale.strategies.base import Base
 
 BUCKET_BYTES = 25 << 20
@@ -20,7 +21,7 @@ BUCKET_BYTES = 25 << 20
 class DDP(Base):
     name = "ddp"
 
-    def prepare(self, objective: nn.Module) -> None:
+    def prepare(self, objective: Objective) -> None:
         super().prepare(objective)
         self.buckets: list[list[nn.Parameter]] = [[]]
         size = 0

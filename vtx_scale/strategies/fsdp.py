@@ -2,15 +2,17 @@
 ranks of one replica while replicas hold copies (`hsdp`). Gradients are summed, never averaged."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from vtx_scale.blocks.rules import float32_units, table_of
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.objectives.base import Objective
 from vtx_scale.strategies.base import Base
 
 
@@ -31,16 +33,22 @@ class FSDP(Base):
         else:
             self.mesh = init_device_mesh(device.type, (self.world,), mesh_dim_names=("shard",))
 
-    def prepare(self, objective: nn.Module) -> None:
-        for unit in objective.exact_units():  # type: ignore[operator]
+    def prepare(self, objective: Objective) -> None:
+        for unit in float32_units(objective, table_of(objective)):
             fully_shard(unit, mesh=self.mesh, mp_policy=MixedPrecisionPolicy())
-        for unit in [*objective.units(), objective]:  # type: ignore[operator]
-            fully_shard(unit, mesh=self.mesh, mp_policy=self.policy)
+        for unit in [*objective.units(), objective]:
+            if not isinstance(unit, FSDPModule):  # a unit that keeps float32 is sharded already
+                fully_shard(unit, mesh=self.mesh, mp_policy=self.policy)
+        register_fsdp_forward_method(objective, "call")  # a probe is a forward pass of the whole, which gathers and casts
         self.parts = [m for m in objective.modules() if isinstance(m, FSDPModule)]
         for part in self.parts:  # both are needed for a sum on gloo
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
         super().prepare(objective)
+
+    def call(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        made: Tensor = self.objective.call(function, *rows)
+        return made
 
     @contextlib.contextmanager
     def micro(self, last: bool) -> Iterator[None]:

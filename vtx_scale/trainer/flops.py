@@ -20,11 +20,10 @@ PEAKS = {"H200": (989e12, 67e12), "H100": (989e12, 67e12), "A100": (312e12, 19.5
 def training_flops(build: Callable[[], nn.Module], batch: Any) -> float:
     """Operations of a training step for one slot, counted on the meta device; 0 where the model cannot run there.
 
-    build() makes the objective on the meta device; `batch` is of at least two slots.
+    build() makes the objective on the meta device, without micro-batches; `batch` is of at least two slots.
     """
     try:
-        objective: Any = build()
-        objective.micro_batch = None
+        objective = build()
         with FlopCounterMode(display=False) as counter:
             loss, _ = objective(batch.to("meta"), 0)
             loss.backward()

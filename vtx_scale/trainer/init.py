@@ -11,13 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vtx_scale.blocks.rules import Shape, Values
 from vtx_scale.distributed.sharding import box_of, local
 
 BLOCK = 1 << 14
-Initial = tuple[str, float]  # kind and its number: ("normal", std), ("uniform", bound), ("constant", value) ...
 
 
-def keyed_flat(name: str, lo: int, hi: int, initial: Initial, seed: int) -> Tensor:
+def keyed_flat(name: str, lo: int, hi: int, initial: Values, seed: int) -> Tensor:
     """Elements lo..hi of the C-order tensor `name`, float32 on the CPU."""
     kind, number = initial
     if kind in ("zeros", "ones", "constant"):
@@ -49,7 +49,7 @@ def sources(objective: nn.Module) -> dict[str, str]:
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, initial: Callable[[str, torch.Size], Initial], seed: int) -> None:
+def initialise(module: nn.Module, initial: Callable[[str, Shape], Values], seed: int) -> None:
     """Fill every parameter's local part, in place; a follower's as its source's."""
     source = sources(module) if hasattr(module, "followers") else {}
     for name, parameter in module.named_parameters():

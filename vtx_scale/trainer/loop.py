@@ -62,7 +62,7 @@ class Trainer:
     def train(self) -> str:
         """Run to the end, or to the request to leave: "finished" or "left"."""
         run, p, peak = self.run, self.progress, self.run.optim.lr
-        set_applied(self.optimizer, p.applied, self.objective.frozen(0), p.frozen)
+        set_applied(self.optimizer, p.applied, self.strategy.frozen(0), p.frozen)
         limit, first = BadLimit(run.data.bad_limit), p.step
         leaving = False
         while p.step < run.steps and not leaving:
@@ -91,7 +91,7 @@ class Trainer:
             flags = torch.tensor([self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64)
             failpoint(f"backward-{p.step + 1}")
             common = self.strategy.sum(torch.cat([loss.double().reshape(1), flags.to(loss.device), *seen.values()]))
-            for frozen in self.objective.frozen(p.step):
+            for frozen in self.strategy.frozen(p.step):
                 frozen.grad = None
             norms = self.strategy.norms() / self.precision.scale
             (loss_value, leave, failed, *means), norm_value = common.tolist(), torch.linalg.vector_norm(norms).float().item()
@@ -123,7 +123,7 @@ class Trainer:
 
         Returns this rank's part of the loss, and what the objective has seen, (1,) each, times the valid slots that saw it.
         """
-        micros = batch.split(self.run.system.micro_batch if self.objective.separable else None)
+        micros = batch.split(self.run.system.micro_batch if self.run.objective.separable else None)
         loss = torch.zeros((), device=self.strategy.device)
         seen: dict[str, Tensor] = {}
         for i, micro in enumerate(micros):
@@ -169,12 +169,12 @@ class Trainer:
                 self.strategy.scale(factor)
         self.optimizer.step()
         self.progress.applied += 1
-        self.progress.frozen += any(True for _ in self.objective.frozen(step))
+        self.progress.frozen += bool(self.strategy.frozen(step))
         for module in self.keepers:
             module.commit()
-        self.objective.after_step()
+        self.strategy.clamp()
         self.strategy.follow(step)
-        return {name: value.item() for name, value in (self.objective.follow(step) or {}).items()}
+        return {name: value.item() for name, value in (self.objective.update_buffers(step)).items()}
 
     def save(self) -> None:
         self.settle()

@@ -1,42 +1,47 @@
 """Optimizers with parameter groups made from names: each trained parameter is in exactly one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from vtx_scale.blocks.rules import Rule
 from vtx_scale.specs.run import Optimizer
 from vtx_scale.trainer.adafactor import Adafactor
 from vtx_scale.trainer.lookahead import Lookahead
 
 
-def groups(module: nn.Module, undecayed: Callable[[str, Tensor], bool], head: Callable[[str], bool] = lambda name: False,
-           trunk: Callable[[str], bool] = lambda name: False) -> list[dict[str, Any]]:
-    """Groups of kind "body", "head" and "undecayed", of the trunk or not, in the order of the names; none is empty."""
-    kinds = [(kind, of_trunk) for of_trunk in (False, True) for kind in ("body", "head", "undecayed")]
-    made: dict[tuple[str, bool], list[nn.Parameter]] = {kind: [] for kind in kinds}
+def groups(module: nn.Module, rules: dict[str, Rule]) -> list[dict[str, Any]]:
+    """Groups of kind "body", "head" and "undecayed", of the trunk or not, of one `lr_scale` each; none is empty."""
+    kinds = [(kind, trunk) for trunk in (False, True) for kind in ("body", "head", "undecayed")]
+    made: dict[tuple[str, bool, float], list[nn.Parameter]] = {(*kind, 1.0): [] for kind in kinds}
     for name, p in module.named_parameters():
         if p.requires_grad:
-            made["undecayed" if undecayed(name, p) else "head" if head(name) else "body", trunk(name)].append(p)
-    return [{"kind": kind, "trunk": of_trunk, "params": part} for (kind, of_trunk), part in made.items() if part]
+            rule = rules[name]
+            kind = "undecayed" if not rule.decays(p.ndim) else "head" if rule.group == "head" else "body"
+            made.setdefault((kind, rule.group == "trunk", rule.lr_scale), []).append(p)
+    return [{"kind": kind, "trunk": trunk, "lr_scale": scale, "params": part} for (kind, trunk, scale), part in made.items() if part]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, spec: Optimizer, rate: float, step: int, steps: int) -> None:
     """The learning rate and weight decay of a step."""
     decay = spec.decay_at(step, steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate if spec.trunk_lr is None or not group["trunk"] else rate * spec.trunk_lr / spec.lr
+        own = rate if spec.trunk_lr is None or not group["trunk"] else rate * spec.trunk_lr / spec.lr
+        group["lr"] = own * group["lr_scale"]
         group["weight_decay"] = {"body": decay, "undecayed": 0.0}.get(
             group["kind"], decay if spec.head_decay is None else spec.head_decay)
 
 
-def optimizer_of(objective: Any, spec: Optimizer, shards: Any = None) -> torch.optim.Optimizer:
+def optimizer_of(
+    objective: nn.Module, rules: dict[str, Rule], spec: Optimizer, shards: Any = None
+) -> torch.optim.Optimizer:
     """The optimizer with its state made at once, so that a checkpoint can be read into it before the first step.
 
-    shards: the process group over which parameters are cut, None where they are whole.
+    rules: as `table_of` gives them. shards: the process group over which parameters are cut, None where they are whole.
     """
-    made = groups(objective, objective.undecayed, objective.head, objective.trunk)
+    made = groups(objective, rules)
     cuda = any(p.is_cuda for g in made for p in g["params"])
     each = None if cuda else False  # many tensors at once only where that is faster
     optimizer: torch.optim.Optimizer

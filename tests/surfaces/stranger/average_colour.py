@@ -7,14 +7,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from vtx_scale.blocks.rules import Rule, normal, zeros
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.errors import BadSample
 from vtx_scale.objectives.base import Follower, Objective
-from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Spec, System
+from vtx_scale.specs.objective import ObjectiveSpec
+from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, System
 
 
 @dataclass(frozen=True, kw_only=True)
-class Colour(Spec):
+class Colour(ObjectiveSpec):
     build: ClassVar[str] = "average_colour:ColourObjective"
 
     width: int = 32
@@ -50,10 +52,13 @@ class Net(nn.Module):
 
 
 class ColourObjective(Objective):
-    separable = True
+    parameter_rules = (
+        Rule(r".*bias", zeros),
+        Rule(r".*weight", normal(lambda shape: shape[1] ** -0.5)),
+    )
 
-    def __init__(self, spec, ranks):
-        super().__init__(spec, ranks)
+    def __init__(self, spec, context):
+        super().__init__(spec, context)
         self.student, self.teacher = Net(spec.width), Net(spec.width).requires_grad_(False)
         self.probes = {"colour": self.colour}
 
@@ -67,9 +72,6 @@ class ColourObjective(Objective):
     def followers(self):
         return [Follower(self.teacher, self.student, lambda step: self.spec.momentum)]
 
-    def initial(self, name, shape):
-        return ("zeros", 0.0) if name.endswith("bias") else ("normal", shape[1] ** -0.5)
-
     def forward(self, batch, step=0):
         x = batch["image"].to(self.student.last.weight.dtype).flatten(1) / 127.5 - 1
         said, kept = self.student(x), self.teacher(x).detach()
@@ -77,7 +79,7 @@ class ColourObjective(Objective):
         return torch.where(batch.valid, loss_n, 0).sum(), {"apart": (said - kept).detach().abs().max()}
 
     def colour(self, pixels):
-        return self.ask(lambda x: self.teacher(x.float().flatten(1) / 127.5 - 1), torch.as_tensor(pixels))
+        return self.context.run_probe(lambda x: self.teacher(x.float().flatten(1) / 127.5 - 1), torch.as_tensor(pixels))
 
 
 def colour_error(probes, batches, classes, ranks):

@@ -1,9 +1,9 @@
-"""Size tables of the backbones. Standard library only."""
+"""Vision transformers and their sizes. Standard library only."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
-from vtx_scale.specs.run import Spec
+from vtx_scale.specs.network import Backbone
 
 # name: width, depth, mlp, heads (big_vision's decode_variant; docs name the papers)
 VIT_SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -34,10 +34,14 @@ HYBRIDS: dict[str, tuple[tuple[int, ...], int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT(Spec):
+class ViT(Backbone):
     """Vision transformer (Dosovitskiy et al. 2021); CLIP's has no patch bias and a norm before the blocks."""
 
     build: ClassVar[str] = "vtx_scale.backbones.vit:ViT"
+    interop: ClassVar[str] = "vtx_scale.interop.vit"
+    clip_tower: ClassVar[Literal["", "vit", "resnet"]] = "vit"
+    training_only: ClassVar[tuple[str, ...]] = ("init", "dropout", "drop_path")
+    alike: ClassVar[bool] = True
 
     width: int = 768
     depth: int = 12
@@ -58,14 +62,13 @@ class ViT(Spec):
     stem: tuple[int, ...] | None = None  # blocks of each stage of a hybrid's ResNet stem; () is its root alone
     dropout: float = 0.0
     drop_path: float = 0.0  # of the last block; rises linearly from 0
-    init: Literal["xavier", "truncated"] = "xavier"
+    init: Literal["xavier", "truncated", "clip"] = "xavier"
 
     def faults(self) -> list[str]:
         found = [f"{n}={getattr(self, n)}: give 1 or more." for n in ("width", "depth", "mlp", "heads", "patch", "resolution")
                  if getattr(self, n) < 1]
-        cell = self.patch * (1 if self.stem is None else 2 ** (max(1, len(self.stem)) + 1))
-        if 0 < self.resolution < cell:
-            found.append(f"resolution={self.resolution}: a picture must hold a patch of {cell} pixels.")
+        if 0 < self.resolution < self.cell:
+            found.append(f"resolution={self.resolution}: a picture must hold a patch of {self.cell} pixels.")
         if self.heads > 0 and self.width % self.heads:
             found.append(f"heads={self.heads}: give a divisor of the width, {self.width}.")
         if self.pool == "tok" and not self.class_token:
@@ -80,10 +83,73 @@ class ViT(Spec):
             found.append(f"width={self.width}: sincos2d positions need a multiple of 4.")
         return found
 
+    @property
+    def cell(self) -> int:
+        """Pixels of a side that a token stands for."""
+        return self.patch * (1 if self.stem is None else 2 ** (max(1, len(self.stem)) + 1))
+
+    @property
+    def extra(self) -> int:
+        """Tokens before the patches."""
+        return int(self.class_token) + int(self.distilled)
+
+    @property
+    def least(self) -> int:
+        return self.cell
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return (self.cell,)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.width,)
+
+    @property
+    def attends(self) -> bool:
+        return self.class_token
+
+    def calm(self) -> "ViT":
+        return replace(self, drop_path=0.0, dropout=0.0)
+
+    def headless(self) -> "ViT":
+        return replace(self, classes=0, representation=False)
+
+    def position_grid(self) -> tuple[int, int] | None:
+        return (self.resolution // self.cell, self.extra) if self.position_kind == "learned" else None
+
     @staticmethod
-    def size(name: str, **changes) -> "ViT":
+    def size(name: str, **changes: Any) -> "ViT":
         """`ViT.size("B/16")`, `ViT.size("L/14", resolution=336)`, `ViT.size("R50+L/32")`."""
         letters, _, patch = name.rpartition("+")[2].partition("/")
         width, depth, mlp, heads = VIT_SIZES[letters]
         stem, cut = HYBRIDS[name] if "+" in name else (None, int(patch))
         return ViT(**{"width": width, "depth": depth, "mlp": mlp, "heads": heads, "patch": cut, "stem": stem, **changes})
+
+
+# The papers tell small from large by case (s and S, g and G); a name must do without.
+PUBLISHED = {
+    "vit_xs28": "s/28", "vit_xs16": "s/16",  # "s" of Zhai et al. 2022: between Ti and S
+    "vit_ti16": "Ti/16",
+    "vit_s32": "S/32", "vit_s16": "S/16", "vit_s14": "S/14", "vit_s8": "S/8",
+    "vit_m16": "M/16",
+    "vit_b32": "B/32", "vit_b28": "B/28", "vit_b16": "B/16", "vit_b14": "B/14", "vit_b8": "B/8",
+    "vit_l32": "L/32", "vit_l16": "L/16", "vit_l14": "L/14",
+    "vit_so400m14": "So400m/14",
+    "vit_h16": "H/16", "vit_h14": "H/14",
+    "vit_g14": "g/14", "vit_bigg14": "G/14", "vit_e14": "e/14",
+}
+PUBLISHED_HYBRIDS = {
+    "vit_r_ti16": "R+Ti/16", "vit_r26_s32": "R26+S/32", "vit_r26_b32": "R26+B/32", "vit_r50_b16": "R50+B/16",
+    "vit_r50_b32": "R50+B/32", "vit_r50_l16": "R50+L/16", "vit_r50_l32": "R50+L/32",
+}
+
+
+def published() -> dict[str, ViT]:
+    """Name -> spec, with classifiers of 1000 classes."""
+    made = {name: ViT.size(size, classes=1000) for name, size in PUBLISHED.items()}
+    for name, size in PUBLISHED_HYBRIDS.items():
+        for pixels in (224, 384):
+            key = name if pixels == 224 else f"{name}_384"
+            made[key] = ViT.size(size, classes=1000, resolution=pixels)
+    return made

@@ -1,0 +1,96 @@
+"""What a configuration cannot be is one sentence, within 1.5 s of CPU time, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.promises.harness import environment
+from vtx_scale.launch import recipes
+from vtx_scale.launch.resolve import resolve_data
+
+SECONDS = 1.5  # of CPU: a busy machine does not count
+
+# recipe (a smoke size), keys, what is said
+REFUSED = [
+    # data that the objective would leave out in silence, and what it must have
+    ("dino_vit_s16", ["data.flip=0.3", "system.world=2"], "data.flip is not for Dino"),
+    ("dino_vit_s16", ["data.crop=0.2,1"], "data.crop is not for Dino"),
+    ("siglip_vit_b16", ["data.centre=0.9"], "data.centre is not for Siglip"),
+    ("clip_vit_b32", ["data.zoom=1,2"], "data.zoom is not for Clip"),
+    ("dino_vit_s16", ["data.augment.mixup=0.8"], "data.augment.mixup is not for Dino"),
+    ("vit_b16_masked", ["data.augment.repeats=2"], "data.augment.repeats is not for Masked"),
+    ("clip_vit_b32", ["data.tokenizer=clip"], "has 49408 ids and objective.text.vocab is 258"),
+    ("virtex_r50", ["objective.vocab=7"], "set objective.vocab=258"),
+    ("dalle_12b", ["objective.net.vocab=7"], "set objective.net.vocab=258"),
+    ("clip_vit_b32", ["data.tokenizer=/nowhere.json"], "neither bytes, clip nor a file"),
+    ("clip_vit_b32", ["data.shards=/nowhere"], "/nowhere"),
+    ("clip_vit_b32", ["data.val_shards=/nowhere"], "/nowhere"),
+    # what comes from elsewhere
+    ("deit_s16_distilled", ["objective.teacher_from=/nowhere"], "objective.teacher_from=/nowhere: there is no such file"),
+    ("deit_s16_distilled", ["objective.teacher_from=required"], "learns from a teacher"),
+    ("dalle_12b", ["objective.codec_from=/nowhere"], "objective.codec_from=/nowhere: there is no such file"),
+    ("dalle_12b", ["objective.codec_from=required"], "learns from the codes"),
+    ("vit_b16_finetune384", ["init.from=required"], "goes on from trained weights"),
+    ("vit_b16_jft", ["init.from=/nowhere"], "init.from=/nowhere: there is no such file"),
+    ("vit_b16_jft", ["init.head=new"], "give that too"),
+    ("igpt_s", ["objective.palette=required"], "add objective.palette=FILE"),
+    ("igpt_s", ["objective.net.colours=7"], "the palette has 512 colours"),
+    ("dalle_12b", ["objective.net.grid=4"], "set objective.net.grid=8 objective.net.codes=32"),
+    # networks
+    ("clip_rn50", ["objective.image.embed=16"], "are one space"),
+    ("siglip_vit_b16", ["objective.text.embed=32"], "are one space"),
+    ("vit_b16_masked", ["objective.net.resolution=36"], "masked patches must cover the picture"),
+    ("vit_b16_jft", ["objective.net.heads=5"], "give a divisor of the width"),
+    ("dino_vit_s16", ["objective.last_blocks=9"], "the network has 2"),
+    ("resnet50_imagenet", ["system.micro_batch=4"], "system.micro_batch=4 is less than a rank's 16 slots"),
+    ("dino_resnet50", ["system.micro_batch=4", "system.world=2"], "less than a rank's 8 slots"),
+    # the system, and what watches
+    ("clip_vit_b32", ["system.strategy=single", "system.world=2"], "choose ddp, fsdp or hsdp"),
+    ("clip_vit_b32", ["system.strategy=hsdp", "system.world=3"], "needs a world that it divides"),
+    ("clip_vit_b32", ["system.world=0"], "system.world=0"),
+    ("clip_vit_b32", ["evaluate.0.name=bogus"], "no evaluator 'bogus'"),
+    ("clip_vit_b32", ["evaluate.0.name=no.such:thing"], "cannot be imported"),
+    ("clip_vit_b32", ["system.wolrd=2"], "nearest: world"),
+    ("clip_vit_b32", ["steps=1.5"], "'1.5' is not int"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    """What smoke sizes make once in the cache is no part of a refusal."""
+    for recipe in ("deit_s16_distilled", "dalle_12b", "vit_b16_finetune384"):
+        resolve_data(recipes.find(recipe, smoke=True))
+
+
+def refused(recipe, keys, *more):
+    """Exit code, stdout and stderr of a `vtx train` that must be refused."""
+    command = [sys.executable, "-m", "vtx_scale", "train", recipe, "--smoke", *more, *keys]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(("recipe", "keys", "said"), REFUSED, ids=lambda x: x if isinstance(x, str) else " ".join(x))
+def test_refusals(tmp_path, recipe, keys, said):
+    before = os.times()
+    code, out, err = refused(recipe, keys, "--run", str(tmp_path / "run"))
+    after = os.times()
+    assert code == 2 and said in err, err
+    assert "Traceback" not in err and len([line for line in err.splitlines() if line.startswith("vtx: ")]) == 1, err
+    assert not out and not (tmp_path / "run").exists(), "something was written"
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < SECONDS, f"{spent:.2f} s of CPU"
+
+
+def test_a_finished_folder_is_left_as_it_was(tmp_path):
+    """A refusal on a folder that holds a run changes none of its files."""
+    run = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-m", "vtx_scale", "train", "vit_b16_jft", "--smoke", "--run", str(run), "steps=1",
+                           "system.workers=0"], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    state = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")}
+    for keys in (["data.flip=7"], ["evaluate.0.name=bogus"], ["data.shards=/nowhere"], ["init.head=new"]):
+        assert refused("vit_b16_jft", keys, "--run", str(run))[0] == 2
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")} == state
