@@ -118,34 +118,34 @@ def pairs(size: int) -> dict[str, tuple[Callable[[int], object], Callable[[int],
         "brightness": (1.3,), "contrast": (1.3,), "saturation": (1.3,), "sharpness": (1.3,), "hue": (0.1,), "grey": (),
         "invert": (), "solarise": (128,), "solarise_add": (99,), "posterise": (3,), "autocontrast": (), "equalise": (),
     }
-    made: dict[str, tuple[Callable[[int], object], Callable[[int], object]]] = {}
+    timings: dict[str, tuple[Callable[[int], object], Callable[[int], object]]] = {}
     for name, arguments in chosen.items():
-        made[name] = (timed(getattr(colour, name), pixels, *arguments), timed(PILLOW[name], image, *arguments))
+        timings[name] = (timed(getattr(colour, name), pixels, *arguments), timed(PILLOW[name], image, *arguments))
     for radius in (0.5, 1.0, 2.0):
-        made[f"blur, radius {radius}"] = timed(colour.blur, pixels, radius), timed(PILLOW["blur"], image, radius)
-    made["flip"] = timed(affine.flip, pixels), timed(ImageOps.mirror, image)
+        timings[f"blur, radius {radius}"] = timed(colour.blur, pixels, radius), timed(PILLOW["blur"], image, radius)
+    timings["flip"] = timed(affine.flip, pixels), timed(ImageOps.mirror, image)
     matrices = {"shear_x": (1, 0.2, 0, 0, 1, 0), "shear_y": (1, 0, 0, 0.2, 1, 0), "translate_x": (1, 0, 40.3, 0, 1, 0),
                 "translate_y": (1, 0, 0, 0, 1, 40.3)}
     for bicubic, way in ((True, BICUBIC), (False, NEAREST)):
-        said = "bicubic" if bicubic else "nearest"
-        made[f"rotate, {said}"] = (timed(affine.rotate, pixels, 20, FILL, bicubic),
-                                   timed(image.rotate, 20, way, fillcolor=FILL))
+        how = "bicubic" if bicubic else "nearest"
+        timings[f"rotate, {how}"] = (timed(affine.rotate, pixels, 20, FILL, bicubic),
+                                     timed(image.rotate, 20, way, fillcolor=FILL))
         for name, matrix in matrices.items():
             by = 0.2 if "shear" in name else 40.3
-            made[f"{name}, {said}"] = (timed(getattr(affine, name), pixels, by, FILL, bicubic),
-                                       timed(slid(matrix, way), image))
-    made["jitter 0.4 0.4 0.2 0.1"] = (lambda i: colour.jitter(pixels, numbers[i], 0.4, 0.4, 0.2, 0.1),
-                                      lambda i: pillow_jitter(image, numbers[i]))
+            timings[f"{name}, {how}"] = (timed(getattr(affine, name), pixels, by, FILL, bicubic),
+                                         timed(slid(matrix, way), image))
+    timings["jitter 0.4 0.4 0.2 0.1"] = (lambda i: colour.jitter(pixels, numbers[i], 0.4, 0.4, 0.2, 0.1),
+                                         lambda i: pillow_jitter(image, numbers[i]))
     deit, augreg = RandAugment(), RandAugment(2, 15, 0, increasing=False)
-    for said, policy in (("rand-m9-mstd0.5-inc1", deit), ("RandAugment(2, 15)", augreg)):
-        made[said] = (lambda i, p=policy: p(pixels, numbers[i, : p.words]),
-                      lambda i, p=policy: pillow_randaug(p, image, numbers[i, : p.words]))
+    for how, policy in (("rand-m9-mstd0.5-inc1", deit), ("RandAugment(2, 15)", augreg)):
+        timings[how] = (lambda i, p=policy: p(pixels, numbers[i, : p.words]),
+                        lambda i, p=policy: pillow_randaug(p, image, numbers[i, : p.words]))
     crop, large = MultiCrop(), photo(375, 500)
     large_image = Image.fromarray(large)
     views = [numbers[:, VIEW_WORDS * i : VIEW_WORDS * (i + 1)] for i in range(10)]
-    made["multi-crop, 2 + 8 views"] = (lambda i: crop(large, lambda view, n: views[view][i]),
-                                       lambda i: [pillow_view(crop, large_image, v, views[v][i]) for v in range(10)])
-    return made
+    timings["multi-crop, 2 + 8 views"] = (lambda i: crop(large, lambda view, n: views[view][i]),
+                                          lambda i: [pillow_view(crop, large_image, v, views[v][i]) for v in range(10)])
+    return timings
 
 
 def main() -> None:

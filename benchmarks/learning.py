@@ -51,7 +51,7 @@ def untrained(run):
 
 def pixels(run):
     """Raw pixels, and means of 4 x 4 boxes, at the same readouts."""
-    made = {}
+    scores = {}
     for name, shrink in (("pixels", 1), ("boxes", 4)):
 
         def probe(x, shrink=shrink):
@@ -63,8 +63,8 @@ def pixels(run):
             batches, count = build.eval_batches(run, open_data(run, train))
             parts.append(extract(probe, Loader(batches, stop=count), Ranks()))
         best = max((linear(*parts, None, Ranks(), penalties=(p,)) for p in PENALTIES), key=lambda r: r["top1"])
-        made[name] = {"knn": knn(*parts, None, Ranks()), "linear": best}
-    return made
+        scores[name] = {"knn": knn(*parts, None, Ranks()), "linear": best}
+    return scores
 
 
 def colours(run):
@@ -116,14 +116,14 @@ def main():
     subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", "train", args.recipe, "--run", str(folder), *keys], check=True)
     run = resolve_data(override.override(recipes.find(args.recipe), keys))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    said = ("step", "loss", "accuracy", "teacher_accuracy", "distillation", "teacher_entropy", "marginal_entropy")
+    kept = ("step", "loss", "accuracy", "teacher_accuracy", "distillation", "teacher_entropy", "marginal_entropy")
     points = sorted({round(i * (len(rows) - 1) / (CURVE - 1)) for i in range(CURVE)} | {min(99, len(rows) - 1)})
     trained = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     result = {
         "recipe": args.recipe, "seed": args.seed, "keys": [k for k in args.keys if not k.startswith(FILES)],
         "steps": run.steps, "batch": run.global_batch,
         "training_seconds": round(sum(r["seconds"] for r in rows), 1), "seconds": round(time.perf_counter() - began, 1),
-        "curve": [{k: round(rows[i][k], 4) for k in said if k in rows[i]} for i in points],
+        "curve": [{k: round(rows[i][k], 4) for k in kept if k in rows[i]} for i in points],
         "trained": {r["name"]: {k: v for k, v in r.items() if k not in ("step", "name")} for r in trained},
         "untrained": untrained(run),
     }

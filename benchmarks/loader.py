@@ -52,8 +52,8 @@ def ours_pixels(body: bytes) -> np.ndarray:
 def pillow_pixels(body: bytes) -> np.ndarray:
     image = Image.open(io.BytesIO(body)).convert("RGB")
     top, left, h, w = box_of(image.height, image.width)
-    made = image.crop((left, top, left + w, top + h)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(flip(np.asarray(made)))
+    resized = image.crop((left, top, left + w, top + h)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(flip(np.asarray(resized)))
 
 
 def pillow_float(body: bytes) -> np.ndarray:
@@ -66,8 +66,8 @@ def bare_pixels(body: bytes) -> np.ndarray:
     image = simplejpeg.decode_jpeg(body)
     top, left, h, w = box_of(*image.shape[:2])
     part = torch.from_numpy(image)[top : top + h, left : left + w].permute(2, 0, 1)[None]
-    made = torch.nn.functional.interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=True)
-    return np.ascontiguousarray(flip(made[0].permute(1, 2, 0).numpy()))
+    resized = torch.nn.functional.interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(flip(resized[0].permute(1, 2, 0).numpy()))
 
 
 cpu = time.process_time

@@ -35,24 +35,22 @@ from tests.parity.libraries import open_clip, timm, transformers
 from vtx_scale.backbones.resnet import ResNet
 from vtx_scale.backbones.vit import ViT
 from vtx_scale.blocks.random import step_key
-from vtx_scale.blocks.rows import Rows, keepers
+from vtx_scale.blocks.slots import SlotContext, with_running_statistics
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export_clip, export_resnet, export_siglip, export_vit
-from vtx_scale.interop.rename import Line, outward, under
+from vtx_scale.interop.rename import Line, to_foreign, under
 from vtx_scale.interop.siglip import HALF
 from vtx_scale.interop.siglip import OPEN_CLIP as SIGLIP_OPEN_CLIP
 from vtx_scale.interop.vit import TIMM
 from vtx_scale.objectives import clip, siglip
 from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.supervised import Supervised
-from vtx_scale.specs.clip import Clip as ClipSpec
-from vtx_scale.specs.clip import TextTower, image_tower
-from vtx_scale.specs.resnet import ResNet as ResNetSpec
-from vtx_scale.specs.siglip import Siglip as SiglipSpec
-from vtx_scale.specs.siglip import SiglipText
-from vtx_scale.specs.supervised import Supervised as SupervisedSpec
-from vtx_scale.specs.vit import ViT as ViTSpec
+from vtx_scale.specs.clip import ClipConfig, TextTowerConfig, image_tower
+from vtx_scale.specs.resnet import ResNetConfig
+from vtx_scale.specs.siglip import SiglipConfig, SiglipTextConfig
+from vtx_scale.specs.supervised import SupervisedConfig
+from vtx_scale.specs.vit import ViTConfig
 
 OURS = "vtx-scale"
 Outputs = tuple[Tensor, ...]
@@ -99,25 +97,25 @@ def images(count: int, side: int, device: torch.device) -> Tensor:
 
 def tokens(count: int, context: int, vocab: int, device: torch.device) -> Tensor:
     """Texts of half the context, ended and filled up by the last id."""
-    made = torch.randint(1, vocab - 2, (count, context), generator=torch.Generator().manual_seed(2))
-    made[:, context // 2 :] = vocab - 1
-    return made.to(device)
+    ids = torch.randint(1, vocab - 2, (count, context), generator=torch.Generator().manual_seed(2))
+    ids[:, context // 2 :] = vocab - 1
+    return ids.to(device)
 
 
-def rows_of(count: int, device: torch.device) -> Rows:
-    return Rows(torch.ones(count, dtype=torch.bool, device=device), torch.arange(count, device=device),
-                step_key(0, 0, device), Ranks())
+def slots_of(count: int, device: torch.device) -> SlotContext:
+    return SlotContext(torch.ones(count, dtype=torch.bool, device=device), torch.arange(count, device=device),
+                       step_key(0, 0, device), Ranks())
 
 
 def network(module: Any, x: Tensor) -> Model:
     """One of ours: with rows in training, and what moves the running statistics after the step."""
-    rows = rows_of(len(x), x.device)
+    slots = slots_of(len(x), x.device)
 
     def run() -> Outputs:
-        out = module(x, rows if module.training else None)
+        out = module(x, slots if module.training else None)
         return tuple(out) if out.ndim == 3 else (out,)
 
-    return Model(module, run, lambda: [m.commit() for m in keepers(module)])
+    return Model(module, run, lambda: [m.update_statistics() for m in with_running_statistics(module)])
 
 
 def opened(write: Callable[[Path], object], read: Callable[[str], nn.Module], device: torch.device) -> Any:
@@ -131,11 +129,11 @@ def local(library: Any, **changes: object) -> Callable[[str], nn.Module]:
     return lambda folder: library.create_model(f"local-dir:{folder}", **changes)
 
 
-def vits(spec: ViTSpec, device: torch.device, batch: int, side: int = 0, libraries: Iterable[str] = ("timm", "transformers"),
+def vits(spec: ViTConfig, device: torch.device, batch: int, side: int = 0, libraries: Iterable[str] = ("timm", "transformers"),
          **changes: object) -> dict[str, Model]:
     ours = filled(ViT(spec)).to(device)
     x = images(batch, side or spec.resolution, device)
-    made = {OURS: network(ours, x)}
+    models = {OURS: network(ours, x)}
 
     def export(to: str) -> Callable[[Path], object]:
         return lambda folder: export_vit(spec, ours.state_dict(), to, folder, HALF, HALF)
@@ -149,7 +147,7 @@ def vits(spec: ViTSpec, device: torch.device, batch: int, side: int = 0, librari
             out = theirs(x)
             return out if isinstance(out, tuple) else (out,)
 
-        made["timm"] = Model(theirs, run)
+        models["timm"] = Model(theirs, run)
     if "transformers" in libraries:
         kind = (transformers.DeiTForImageClassificationWithTeacher if spec.distilled
                 else transformers.ViTForImageClassification)
@@ -159,34 +157,34 @@ def vits(spec: ViTSpec, device: torch.device, batch: int, side: int = 0, librari
             out = other(x)
             return (out.cls_logits, out.distillation_logits) if spec.distilled and other.training else (out.logits,)
 
-        made["transformers"] = Model(other, run_other)
-    return made
+        models["transformers"] = Model(other, run_other)
+    return models
 
 
 def vit_s16(device: torch.device, batch: int) -> Family:
     batch = batch or 4
-    return Family(vits(ViTSpec.size("S/16", classes=1000), device, batch), batch)
+    return Family(vits(ViTConfig.size("S/16", classes=1000), device, batch), batch)
 
 
 def deit_s16(device: torch.device, batch: int) -> Family:
     batch = batch or 4
-    return Family(vits(ViTSpec.size("S/16", classes=1000, distilled=True), device, batch), batch)
+    return Family(vits(ViTConfig.size("S/16", classes=1000, distilled=True), device, batch), batch)
 
 
 def dino_224(device: torch.device, batch: int) -> Family:
     batch = batch or 4
-    return Family(vits(ViTSpec.size("S/16"), device, batch, 224, ["timm"], dynamic_img_size=True), batch)
+    return Family(vits(ViTConfig.size("S/16"), device, batch, 224, ["timm"], dynamic_img_size=True), batch)
 
 
 def dino_96(device: torch.device, batch: int) -> Family:
     """Positions are resampled on the way: ours as DINO's own code does, timm's a little otherwise."""
     batch = batch or 8
-    return Family(vits(ViTSpec.size("S/16"), device, batch, 96, ["timm"], dynamic_img_size=True), batch, 1.0)
+    return Family(vits(ViTConfig.size("S/16"), device, batch, 96, ["timm"], dynamic_img_size=True), batch, 1.0)
 
 
 def resnet50(device: torch.device, batch: int) -> Family:
     batch = batch or 4
-    spec = ResNetSpec.size("50", classes=1000)
+    spec = ResNetConfig.size("50", classes=1000)
     ours = filled(ResNet(spec)).to(device)
     x = images(batch, spec.resolution, device)
     theirs = opened(lambda f: export_resnet(spec, ours.state_dict(), "timm", f), local(timm, pretrained=True), device)
@@ -206,24 +204,24 @@ HYBRID = [
 def hybrid(device: torch.device, batch: int) -> Family:
     """R26+S/32; timm's eps are others."""
     batch = batch or 4
-    spec = ViTSpec.size("R26+S/32", classes=1000)
+    spec = ViTConfig.size("R26+S/32", classes=1000)
     ours = filled(ViT(spec)).to(device)
     x = images(batch, spec.resolution, device)
     theirs = timm.create_model("vit_small_r26_s32_224", num_classes=1000).to(device)
-    theirs.load_state_dict(outward(HYBRID, ours.state_dict()))
+    theirs.load_state_dict(to_foreign(HYBRID, ours.state_dict()))
     return Family({OURS: network(ours, x), "timm": Model(theirs, lambda: (theirs(x),))}, batch, 1e-2)
 
 
 def clips(name: str, device: torch.device, batch: int) -> Family:
-    spec = ClipSpec.size(name)
+    spec = ClipConfig.size(name)
     ours = filled(clip.Clip(spec, Context())).to(device)
     x = images(batch, spec.image.resolution, device)
     words = tokens(batch, spec.text.context, spec.text.vocab, device)
-    rows = rows_of(batch, device)
+    slots = slots_of(batch, device)
 
     def run() -> Outputs:
         if ours.image_proj is None:
-            image = ours.image(x, rows if ours.training else None)
+            image = ours.image(x, slots if ours.training else None)
         else:
             image = ours.image(x) @ ours.image_proj
         return clip.unit(image), ours.encode_text(words)
@@ -232,9 +230,9 @@ def clips(name: str, device: torch.device, batch: int) -> Family:
         return lambda folder: export_clip(spec, ours.state_dict(), to, folder)
 
     other = opened(export("open_clip"), local(open_clip), device)
-    models = {OURS: Model(ours, run, lambda: [m.commit() for m in keepers(ours)]), "open_clip": Model(
+    models = {OURS: Model(ours, run, lambda: [m.update_statistics() for m in with_running_statistics(ours)]), "open_clip": Model(
         other, lambda: (other.encode_image(x, normalize=True), other.encode_text(words, normalize=True)))}
-    if isinstance(spec.image, ViTSpec):
+    if isinstance(spec.image, ViTConfig):
         hf = opened(export("transformers"), transformers.CLIPModel.from_pretrained, device)
 
         def run_hf() -> Outputs:
@@ -256,14 +254,14 @@ def clip_rn50(device: torch.device, batch: int) -> Family:
 def siglip_b16(device: torch.device, batch: int) -> Family:
     """open_clip's has exact GELU in version 1; here it gets the published tanh, as the others have it."""
     batch = batch or 2
-    spec = SiglipSpec.size("B/16")
+    spec = SiglipConfig.size("B/16")
     ours = filled(siglip.Siglip(spec, Context())).to(device)
     x = images(batch, spec.image.resolution, device)
     words = tokens(batch, spec.text.context, spec.text.vocab, device)
     hf = opened(lambda f: export_siglip(spec, ours.state_dict(), "transformers", f), transformers.SiglipModel.from_pretrained,
                 device)
     other: Any = open_clip.create_model("ViT-B-16-SigLIP", pretrained=None).to(device)
-    other.load_state_dict(outward(SIGLIP_OPEN_CLIP, ours.state_dict()))
+    other.load_state_dict(to_foreign(SIGLIP_OPEN_CLIP, ours.state_dict()))
     for module in other.modules():
         if isinstance(module, nn.GELU):
             module.approximate = "tanh"
@@ -299,7 +297,7 @@ class Features(nn.Module):
 def pair_loss(objective: Any, theirs: Callable[[Features], Tensor], count: int, device: torch.device) -> Family:
     """The end of an objective of two towers, whose towers answer at once."""
     ours, other = Features(count, 512).to(device), Features(count, 512).to(device)
-    objective.encode_image = objective.encode_text = lambda x, rows=None: x
+    objective.encode_image = objective.encode_text = lambda x, slots=None: x
     objective.logit_scale = ours.scale
     if objective.logit_bias is not None:
         objective.logit_bias = ours.bias
@@ -311,14 +309,14 @@ def pair_loss(objective: Any, theirs: Callable[[Features], Tensor], count: int, 
 
 
 def clip_loss(device: torch.device, batch: int) -> Family:
-    spec = ClipSpec(image=image_tower("s/16", depth=1), text=TextTower(depth=1, width=64, heads=1, vocab=8))
+    spec = ClipConfig(image=image_tower("s/16", depth=1), text=TextTowerConfig(depth=1, width=64, heads=1, vocab=8))
     loss = open_clip.ClipLoss()
     return pair_loss(clip.Clip(spec, Context()), lambda f: loss(f.image, f.text, f.scale.exp()), batch or 256, device)
 
 
 def siglip_loss(device: torch.device, batch: int) -> Family:
-    spec = SiglipSpec(image=ViTSpec.size("S/16", pool="map", class_token=False, depth=1),
-                      text=SiglipText(width=64, depth=1, mlp=64, heads=1, vocab=8, embed=384))
+    spec = SiglipConfig(image=ViTConfig.size("S/16", pool="map", class_token=False, depth=1),
+                        text=SiglipTextConfig(width=64, depth=1, mlp=64, heads=1, vocab=8, embed=384))
     loss = open_clip.loss.SigLipLoss()
     return pair_loss(siglip.Siglip(spec, Context()), lambda f: loss(f.image, f.text, f.scale.exp(), f.bias), batch or 256,
                      device)
@@ -331,15 +329,15 @@ class Answers(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.randn(count, classes, generator=torch.Generator().manual_seed(4)))
 
-    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+    def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
         return self.logits
 
 
 def softmax_loss(device: torch.device, batch: int) -> Family:
     """The objective's also counts how many are right."""
     count = batch or 256
-    net = ViTSpec.size("s/16", depth=1, classes=1000)
-    objective = Supervised(SupervisedSpec(net=net, smoothing=0.1), Context())
+    net = ViTConfig.size("s/16", depth=1, classes=1000)
+    objective = Supervised(SupervisedConfig(net=net, smoothing=0.1), Context())
     ours, other = Answers(count, 1000).to(device), Answers(count, 1000).to(device)
     objective.net = ours
     label = (torch.arange(count) * 37 % 1000).to(device)
@@ -408,11 +406,11 @@ def measured(family: Family, kind: str, pairs: int, device: torch.device) -> dic
             times[name].append((sync(device) - began) / repeat)
             for p in family.models[name].module.parameters():
                 p.grad = None
-    made: dict[str, Any] = {"batch": family.batch, "ms": {n: round(statistics.median(t) * 1e3, 3) for n, t in times.items()}}
+    row: dict[str, Any] = {"batch": family.batch, "ms": {n: round(statistics.median(t) * 1e3, 3) for n, t in times.items()}}
     ratios = {n: sorted(a / b for a, b in zip(times[OURS], times[n], strict=True)) for n in names[1:]}
-    made["ratio"] = {n: spread(r) for n, r in ratios.items()}
-    made["best"] = max(ratios, key=lambda n: made["ratio"][n]["median"])
-    return made
+    row["ratio"] = {n: spread(r) for n, r in ratios.items()}
+    row["best"] = max(ratios, key=lambda n: row["ratio"][n]["median"])
+    return row
 
 
 def spread(ratios: list[float]) -> dict[str, float]:

@@ -82,9 +82,9 @@ def main(argv: list[str]) -> None:
         known |= family(root) - before
         if select.select([sys.stdin], [], [], 0.5)[0]:
             break
-    told = sys.stdin.read()
+    message = sys.stdin.read()
     end(known)
-    if not told:
+    if not message:
         shutil.rmtree(folder, ignore_errors=True)
 
 

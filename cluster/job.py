@@ -10,7 +10,7 @@ class Ended:
     """What a worker returns where the run is over by decision: its exit code, and a sentence for the user."""
 
     code: int
-    said: str = ""
+    message: str = ""
 
 
 class Died(Exception):

@@ -180,16 +180,16 @@ class Watch(WorkerGroupCallback):
         self.failures = Failures(best=saved())
         self.decided = float("inf")  # when the first rank ended by decision
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         with self.events.open("a") as f:
             f.write(json.dumps(asdict(event)) + "\n")
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         self.decided = float("inf")
-        self.tell(Event("asked"))
+        self.send(Event("asked"))
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        self.tell(Event("started"))
+        self.send(Event("started"))
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         statuses = worker_group_status.worker_statuses
@@ -199,8 +199,8 @@ class Watch(WorkerGroupCallback):
         if stopped:
             self.decided = min(self.decided, time.monotonic())
         if len(ended) == len(statuses) or (stopped and (errors or time.monotonic() > self.decided + GRACE)):
-            said = next((e.said for e in ended.values() if e.code and e.said), "")
-            self.tell(Event("ended", said, codes={rank: e.code for rank, e in ended.items()}))
+            message = next((e.message for e in ended.values() if e.code and e.message), "")
+            self.send(Event("ended", message, codes={rank: e.code for rank, e in ended.items()}))
             if len(ended) < len(statuses):
                 raise GaveUp("some ranks ended by decision")  # Ray would start all of them again
         elif errors:
@@ -209,7 +209,7 @@ class Watch(WorkerGroupCallback):
             why = give_up(self.failures, self.allowed)
             if why is not None:
                 raise GaveUp(f"{why}: {cause(errors)}")
-            self.tell(Event("failed", cause(errors), saved=saved, failures=self.failures.total))
+            self.send(Event("failed", cause(errors), saved=saved, failures=self.failures.total))
 
 
 def cause(errors: Mapping[int, Exception]) -> str:

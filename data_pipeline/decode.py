@@ -45,9 +45,9 @@ def decode_jpeg(body: bytes, limit: float) -> Pixels:
         check(height, width, limit)
         return simplejpeg.decode_jpeg(body)
     except ValueError as e:
-        said = str(e)
-        short = "Premature end" in said or ("DecompressHeader" in said and body[-2:] != b"\xff\xd9")
-        raise BadSample("jpeg_truncated" if short else "jpeg_corrupt", said) from None
+        message = str(e)
+        short = "Premature end" in message or ("DecompressHeader" in message and body[-2:] != b"\xff\xd9")
+        raise BadSample("jpeg_truncated" if short else "jpeg_corrupt", message) from None
 
 
 def decode_other(body: bytes, limit: float) -> Pixels:

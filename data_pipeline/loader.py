@@ -154,15 +154,15 @@ def fill(rows: np.ndarray, i: int, value: np.ndarray) -> None:
         rows[i] = value
 
 
-def tensors(made: dict[str, Any]) -> dict[str, Any]:
+def tensors(batch: dict[str, Any]) -> dict[str, Any]:
     """Arrays as tensors, also those one level down."""
     return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else tensors(v) if k == "data" else v
-            for k, v in made.items()}
+            for k, v in batch.items()}
 
 
-def arrays(made: dict[str, Any]) -> dict[str, Any]:
+def arrays(batch: dict[str, Any]) -> dict[str, Any]:
     """The way back."""
-    return {k: v.numpy() if isinstance(v, torch.Tensor) else arrays(v) if k == "data" else v for k, v in made.items()}
+    return {k: v.numpy() if isinstance(v, torch.Tensor) else arrays(v) if k == "data" else v for k, v in batch.items()}
 
 
 def same(x: Any) -> Any:
@@ -218,8 +218,8 @@ def alone(batches: Batches, step: int) -> dict[str, Any]:
         there.close()
         slot = -1
         try:
-            while isinstance(said := here.recv(), int):
-                slot = said
+            while isinstance(answer := here.recv(), int):
+                slot = answer
         except EOFError:
             died[slot] += 1
             continue
@@ -227,17 +227,17 @@ def alone(batches: Batches, step: int) -> dict[str, Any]:
             process.join(5)
             process.kill()
             here.close()
-        if isinstance(said, UserError):
-            raise said
-        return tensors(said)
+        if isinstance(answer, UserError):
+            raise answer
+        return tensors(answer)
     raise OSError("A loader process cannot be started: look at the memory and at 'ulimit -u'.")
 
 
 def _make_alone(pipe: Any, batches: Batches, step: int, skip: Collection[int]) -> None:
     start_worker()
     try:
-        made = arrays(batches.make(step, skip, pipe.send))  # a tensor is a descriptor of this process, which ends
-        pipe.send(made)
+        batch = arrays(batches.make(step, skip, pipe.send))  # a tensor is a descriptor of this process, which ends
+        pipe.send(batch)
     except UserError as e:
         pipe.send(e)
 
@@ -261,10 +261,10 @@ class Loader:
             preload("vtx_scale.data_pipeline.loader")
             extra = {"multiprocessing_context": "forkserver", "worker_init_fn": start_worker, "prefetch_factor": 2}
         steps: Any = range(self.step, self.stop)
-        made = DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers, collate_fn=same,
-                          pin_memory=self.device.type == "cuda",
-                          generator=torch.Generator(), **extra)  # else its seed is drawn from the global one
-        return iter(made)
+        loader = DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers, collate_fn=same,
+                            pin_memory=self.device.type == "cuda",
+                            generator=torch.Generator(), **extra)  # else its seed is drawn from the global one
+        return iter(loader)
 
     def next(self) -> Batch:
         """The next batch; StopIteration after the last. Raises UserError where the data can no longer be read."""
@@ -286,12 +286,12 @@ class Loader:
         workers = getattr(self._it, "_workers", [])
         return bool(workers and multiprocessing.connection.wait([w.sentinel for w in workers], timeout=1))
 
-    def _without_worker(self, said: str) -> Batch:
+    def _without_worker(self, message: str) -> Batch:
         """After a worker's death: the batch that is due is made apart, and reading ahead begins anew behind it."""
         self.close()
         batch = Batch(**alone(self.batches, self.step))
         return replace(batch, bad=(*batch.bad, {"kind": "retry", "reason": "worker_died", "position": self.position,
-                                                "detail": said[:200]}))
+                                                "detail": message[:200]}))
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

@@ -93,10 +93,10 @@ class ChunkReader:
         if k in self._chunks:
             self._chunks.move_to_end(k)
             return self._chunks[k]
-        made = self._chunks[k] = self._read_chunk(k)
+        chunk = self._chunks[k] = self._read_chunk(k)
         if len(self._chunks) > self._kept:
             self._chunks.popitem(last=False)
-        return made
+        return chunk
 
     def _read_chunk(self, k: int) -> Chunk:
         shard, offset = self.index.extent(k)

@@ -77,8 +77,8 @@ class Folder:
         if head is None or head.tag != tag:
             return None
         self.put(name, body)
-        made = self.head(name)
-        return made.tag if made else None
+        stored = self.head(name)
+        return stored.tag if stored else None
 
     def list(self, prefix: str) -> Iterator[str]:
         for path in sorted(self.root.rglob("*")):

@@ -60,10 +60,10 @@ def number(field: bytes) -> int | None:
 
 def sound(header: bytes) -> bool:
     """Whether the checksum of a header block holds."""
-    said = number(header[148:156])
+    stored = number(header[148:156])
     # the low half of an Adler-32 is 1 + the sum of up to 256 bytes: ten times as fast as sum()
     total = (zlib.adler32(header[:256]) & 0xFFFF) + (zlib.adler32(header[256:]) & 0xFFFF) - 2
-    return said is not None and said == total - sum(header[148:156]) + 256
+    return stored is not None and stored == total - sum(header[148:156]) + 256
 
 
 def pax(body: bytes) -> dict[str, str]:

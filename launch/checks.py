@@ -59,8 +59,8 @@ def check_data(run: Run) -> None:
         if unused:
             raise UserError(f"data.{unused[0]} is not for {kind.title()}, which cuts pictures and texts in its own way: leave it "
                             "out.")
-    made = kind.augmentations
-    unused = [f.name for f in fields(data.augment) if not any(fnmatch.fnmatch(f.name, pattern) for pattern in made)
+    allowed = kind.augmentations
+    unused = [f.name for f in fields(data.augment) if not any(fnmatch.fnmatch(f.name, pattern) for pattern in allowed)
               and changed(data.augment, f.name)]
     if unused:
         raise UserError(f"data.augment.{unused[0]} is not for {kind.title()}: leave it out.")

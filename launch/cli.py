@@ -27,10 +27,10 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name in COMMANDS:
         module = importlib.import_module(f"vtx_scale.launch.commands.{name}")
-        made = commands.add_parser(name, help=module.HELP, description=module.HELP)
-        made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback behind an error")
-        module.arguments(made)
-        made.set_defaults(run=module.run)
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback behind an error")
+        module.arguments(command)
+        command.set_defaults(run=module.run)
     return top
 
 

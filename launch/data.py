@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def index(args: argparse.Namespace) -> int:
-    made = open_index(args.shards, say=lambda line: print(line))
-    row = {"shards": len(made.names), "samples": made.n, "chunks": len(made.chunk_bytes), "known_bad": len(made.bad),
-           "digest": made.digest.hex()[:32], "file": str(made.file)}
+    opened = open_index(args.shards, say=lambda line: print(line))
+    row = {"shards": len(opened.names), "samples": opened.n, "chunks": len(opened.chunk_bytes), "known_bad": len(opened.bad),
+           "digest": opened.digest.hex()[:32], "file": str(opened.file)}
     print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
     return 0
 
@@ -53,11 +53,11 @@ def order(args: argparse.Namespace) -> int:
     if recipe.data.shards == "required":
         raise UserError(f"{args.recipe} {recipe.data.needs['shards']}")
     data = training_data(resolve_shards(recipe))
-    reader, made = ChunkReader(data.index), order_of(recipe, data.index)
+    reader, sequence = ChunkReader(data.index), order_of(recipe, data.index)
     for step in range(args.start, args.start + args.steps):
         for rank in range(args.world):
-            at = made.share(step, recipe.global_batch, rank, args.world)
-            numbers = iter(made.ids(at[at >= 0]).tolist())
+            at = sequence.share(step, recipe.global_batch, rank, args.world)
+            numbers = iter(sequence.ids(at[at >= 0]).tolist())
             ids = [reader.id(next(numbers)) if p >= 0 else None for p in at.tolist()]
             if args.json:
                 print_json({"step": step, "rank": rank, "ids": ids})

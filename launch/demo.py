@@ -74,9 +74,9 @@ def difference(opened: OpenRun, exported: Path, shards: Path) -> float:
     model: Any = transformers.CLIPModel.from_pretrained(exported).eval()
     with torch.no_grad():
         normal = ((pixels / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
-        made = model(input_ids=tokens.long(), pixel_values=normal)
-    pairs = ((opened.probes["encode_image"](pixels), made.image_embeds),
-             (opened.probes["encode_text"](tokens), made.text_embeds))
+        outputs = model(input_ids=tokens.long(), pixel_values=normal)
+    pairs = ((opened.probes["encode_image"](pixels), outputs.image_embeds),
+             (opened.probes["encode_text"](tokens), outputs.text_embeds))
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
@@ -105,7 +105,7 @@ def report(folder: Path, error: float) -> int:
         "transformers": (f"features differ by {error:.1e} of the largest", error <= 1e-5),
     }
     heading("What came of it")
-    print_table([{"": what, "found": text, "well": "yes" if well else "NO"} for what, (text, well) in checks.items()])
+    print_table([{"": label, "found": text, "well": "yes" if well else "NO"} for label, (text, well) in checks.items()])
     print(f"\nLook at the curves:  tensorboard --logdir {folder}\nExported weights:    {folder / 'transformers'}")
     return int(not all(well for _, well in checks.values()))
 
@@ -117,4 +117,4 @@ def recovered_step(folder: Path) -> int:
 
 def digests(found: Any) -> tuple[tuple[str, str], ...]:
     _, manifest = found
-    return tuple(sorted((name, said["sha256"]) for name, said in manifest["files"].items() if name.startswith("data-")))
+    return tuple(sorted((name, entry["sha256"]) for name, entry in manifest["files"].items() if name.startswith("data-")))

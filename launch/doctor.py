@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
     rows.append({"what": "processors", "value": str(len(os.sched_getaffinity(0))), "well": True})
     free = memory_gib()
     rows.append({"what": "memory free", "value": f"{free:.1f} GiB", "well": free > 1})
-    for what, path in (("disk free here", "."), ("shared memory free", "/dev/shm")):
+    for label, path in (("disk free here", "."), ("shared memory free", "/dev/shm")):
         gib = shutil.disk_usage(path).free / 2**30
-        rows.append({"what": what, "value": f"{gib:.1f} GiB", "well": gib > 0.5})
+        rows.append({"what": label, "value": f"{gib:.1f} GiB", "well": gib > 0.5})
     compiler = shutil.which("g++") or shutil.which("clang++")
     rows.append({"what": "C++ compiler", "value": compiler or "none: system.compile=true will not work", "well": True})
     rows.append({"what": "two ranks meet", **meeting()})

@@ -98,18 +98,18 @@ def watched(batches: Iterable[Any], bad: list[dict[str, Any]]) -> Iterator[Any]:
 
 def features(run: Run, objective: Any, probe: str, bad: list[dict[str, Any]]) -> Any:
     """(train, val) `Features` of this rank's shares, in tar order and as the evaluation reads them; or the UserError."""
-    made = []
+    parts = []
     for train, key in ((True, "data.shards"), (False, "data.val_shards")):
         data = open_data(run, train)
         batches, count = eval_batches(run, data, objective.context.ranks.rank, objective.context.ranks.world)  # type: ignore[arg-type]
         loader = Loader(batches, stop=count, workers=run.system.workers if count >= AHEAD else 0)
         try:
-            made.append(extract(objective.probes[probe], watched(loader, bad), objective.context.ranks, key))
+            parts.append(extract(objective.probes[probe], watched(loader, bad), objective.context.ranks, key))
         except UserError as e:
             return e
         finally:
             loader.close()
-    return tuple(made)
+    return tuple(parts)
 
 
 def scores(run: Run, objective: Any, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -118,10 +118,10 @@ def scores(run: Run, objective: Any, names: list[str]) -> dict[str, dict[str, An
     Raises UserError where an evaluator lacks what it needs.
     """
     out = {}
-    for name, made in each(run, objective, names):
-        if isinstance(made, UserError):
-            raise made
-        out[name] = made
+    for name, result in each(run, objective, names):
+        if isinstance(result, UserError):
+            raise result
+        out[name] = result
     return out
 
 

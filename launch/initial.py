@@ -51,7 +51,7 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     elsewhere = tuple(f"{part.part}." for part in run.objective.pretrained)
     new_heads = run.init.head == "new"
     if new_heads and not any(rule.group == "head" for rule in strategy.rules.values()):
-        raise UserError(f"init.head=new: {type(run.objective).__name__} has no head that could start anew, leave it out.")
+        raise UserError(f"init.head=new: {run.objective.title()} has no head that could start anew, leave it out.")
 
     def wanted(name: str) -> bool:
         return not (name.startswith(elsewhere) or (new_heads and is_head(strategy, name)))

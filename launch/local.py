@@ -56,13 +56,13 @@ def once(request: Path, world: int, asked: list[int]) -> int:
         ranks = [subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.worker", str(request)], process_group=0,
                                   env={**os.environ, **rank_environment(rank, world, meet)}) for rank in range(world)]
         try:
-            told, first = False, 0
+            announced, first = False, 0
             deadline = None
             while any(r.poll() is None for r in ranks):
                 if len(asked) > 1 and asked[-1] == signal.SIGINT:
                     return 130
-                if asked and not told:
-                    told = True
+                if asked and not announced:
+                    announced = True
                     for r in ranks:
                         if r.poll() is None:
                             r.send_signal(signal.SIGTERM)
@@ -76,8 +76,8 @@ def once(request: Path, world: int, asked: list[int]) -> int:
                     break
                 time.sleep(0.05)
             codes = [c for r in ranks if (c := r.poll()) not in (None, 0)]
-            said = [c for c in codes if c in (2, 3, 4, 75)]
-            return said[0] if said else first or next(iter(codes), 0) or 0
+            decided = [c for c in codes if c in (2, 3, 4, 75)]
+            return decided[0] if decided else first or next(iter(codes), 0) or 0
         finally:
             for r in ranks:
                 if r.poll() is None:

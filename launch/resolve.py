@@ -62,8 +62,8 @@ def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None)
         network = theirs.networks().get("net")
         wanted = typing.get_type_hints(type(objective))[part.part]
         if not isinstance(network, wanted):
-            raise UserError(f"{folder} trained a {type(theirs).__name__}, which is no {part.part}: give a run of a "
-                            f"{wanted.__name__}, as {part.smoke} trains one.")
+            raise UserError(f"{folder} trained a {theirs.title()}, which is no {part.part}: give a run of a "
+                            f"{wanted.title()}, as {part.smoke} trains one.")
         there = {part.part: network, f"{part.part}_pixels": theirs.pixels}
         objective = replace(objective, **{name: there[name] for name in known})
     elif begun is not None and (begun / "run.json").exists():

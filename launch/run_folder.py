@@ -117,11 +117,11 @@ def prepare(run: Run, folder: Path, fingerprint: str, hash_of: HashOf, fork: boo
 def another_run(folder: Path, before: Run, now: Run, data_before: str, data_now: str) -> UserError:
     """What differs, field by field."""
     differ = walk.differences(before, now)
-    said = [f"{key} was {a!r}, is {b!r}" for key, (a, b) in differ.items() if counted(key)]
+    changes = [f"{key} was {a!r}, is {b!r}" for key, (a, b) in differ.items() if counted(key)]
     if data_before != data_now:
-        said.append(f"the data set was {data_before}, is {data_now}")
+        changes.append(f"the data set was {data_before}, is {data_now}")
     return UserError(
-        f"{folder} holds another run ({'; '.join(said)}): choose another --run folder, "
+        f"{folder} holds another run ({'; '.join(changes)}): choose another --run folder, "
         "or pass --fork to go on from its checkpoint with the new recipe."
     )
 

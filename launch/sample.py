@@ -32,12 +32,12 @@ def run(args: argparse.Namespace) -> int:
     judge = open_run(args.rerank) if args.rerank else None
     out.mkdir(parents=True, exist_ok=True)
     for c, caption in enumerate(args.text or [""]):
-        made: list[Picture] = []
-        while len(made) < args.count:
-            made += draw(opened, caption, c * args.count + len(made), min(AT_ONCE, args.count - len(made)), args)
+        pictures: list[Picture] = []
+        while len(pictures) < args.count:
+            pictures += draw(opened, caption, c * args.count + len(pictures), min(AT_ONCE, args.count - len(pictures)), args)
         if judge is not None:
-            made = best(judge, caption, made)[: args.keep]
-        for i, pixels in enumerate(made):
+            pictures = best(judge, caption, pictures)[: args.keep]
+        for i, pixels in enumerate(pictures):
             path = out / f"{c:03d}-{i:03d}.png"
             Image.fromarray(np.asarray(pixels)).save(path)
             print(path)
@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
 def draw(opened: OpenRun, caption: str, first: int, count: int, args: argparse.Namespace) -> list[Picture]:
     """Pictures `first`, `first` + 1, ... of the seed, uint8 (S, S, 3)."""
     if "sample" in opened.probes:
-        made = opened.probes["sample"]([caption] * count, args.seed, args.temperature, first)
+        pixels = opened.probes["sample"]([caption] * count, args.seed, args.temperature, first)
     else:
         side = opened.recipe.objective.resolution
         empty = torch.zeros(count, side, side, 3, dtype=torch.uint8)
-        made = opened.probes["complete"](empty, 0, args.seed, args.temperature, first)
-    return list(made.round().to(torch.uint8).numpy())
+        pixels = opened.probes["complete"](empty, 0, args.seed, args.temperature, first)
+    return list(pixels.round().to(torch.uint8).numpy())
 
 
 def best(judge: OpenRun, caption: str, pictures: list[Picture]) -> list[Picture]:

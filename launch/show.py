@@ -26,14 +26,14 @@ def run(args: argparse.Namespace) -> int:
             print_table(rows)
         return 0
 
-    made = run_of(args)
-    changed = walk.differences(recipes.find(args.recipe, args.smoke), made)
+    spec = run_of(args)
+    changed = walk.differences(recipes.find(args.recipe, args.smoke), spec)
     if args.json:
-        print_json({"recipe": override.to_dict(made), "hash": override.recipe_hash(made),
+        print_json({"recipe": override.to_dict(spec), "hash": override.recipe_hash(spec),
                     "changed": {k: {"from": a, "to": b} for k, (a, b) in changed.items()}})
         return 0
     print_table([{"key": k, "value": str(v), "": f"was {changed[k][0]}" if k in changed else ""}
-                 for k, v, _ in walk.walk(made)])
+                 for k, v, _ in walk.walk(spec)])
     return 0
 
 

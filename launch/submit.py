@@ -61,14 +61,14 @@ def on_ray(run: Run, folder: Path, address: str, failures: int, debug: bool, ask
 
 def watch(events: Iterator[Event | None], folder: Path, failures: int, debug: bool, asked: list[int]) -> int:
     """Tell the user what happens, pass the wish to leave on, return the exit code of the run."""
-    news, told, last, code = News(folder / "log.txt", debug), False, "", 1
+    news, announced, last, code = News(folder / "log.txt", debug), False, "", 1
     for event in events:
         news.show()
         if asked and last in ("", "asked", "failed"):
             say("asked to leave: no worker runs, and what there was to save has been saved")
             return 75
-        if asked and last == "started" and not told:
-            told = True
+        if asked and last == "started" and not announced:
+            announced = True
             say("asked to leave: the workers save and end")
             run_folder.write_whole(folder / "control" / "stop", "asked to leave\n")
         if event is None:
@@ -115,15 +115,15 @@ class News:
 
     def __init__(self, path: Path, debug: bool) -> None:
         self.path, self.debug = path, debug
-        self.seen = path.stat().st_size if path.exists() else 0
+        self.offset = path.stat().st_size if path.exists() else 0
 
     def show(self) -> None:
         if not self.path.exists():
             return
         with self.path.open("rb") as f:
-            f.seek(self.seen)
+            f.seek(self.offset)
             whole, newline, _ = f.read().rpartition(b"\n")
-        self.seen += len(whole) + len(newline)
+        self.offset += len(whole) + len(newline)
         for line in whole.decode(errors="replace").splitlines():
             date, _, rest = line.partition(" ")
             clock, _, text = rest.partition(" ")
@@ -144,13 +144,13 @@ def ray_worker(payload: dict[str, Any]) -> Ended:
     recipes.let_import(payload["paths"])
     if os.path.isdir(payload["cwd"]):  # a path in the recipe means what it meant to the user
         os.chdir(payload["cwd"])
-    said: list[str] = []
+    lines: list[str] = []
     try:
         run = override.from_dict(payload["recipe"])
     except UserError as e:  # this node lacks what the driver has
         return Ended(2, f"vtx: {e}")
-    code = work(run, Path(payload["folder"]), debug=payload["debug"], tell=said.append)
-    text = said[-1] if said else ""
+    code = work(run, Path(payload["folder"]), debug=payload["debug"], message=lines.append)
+    text = lines[-1] if lines else ""
     if code not in (0, 2, 3, 4, 75):
         raise Died(text.removeprefix("vtx: "))
     return Ended(code, text)

@@ -59,7 +59,7 @@ def work(
     fork: bool = False,
     debug: bool = False,
     prepare: bool = False,
-    tell: Callable[[str], None] = say,
+    message: Callable[[str], None] = say,
 ) -> int:
     """One rank from start to exit code; a sentence to `tell` in place of a traceback unless `debug`.
 
@@ -84,8 +84,8 @@ def work(
         keep_traceback(folder)
     if debug:
         traceback.print_exc()
-    if tell is not say or speaks(code):
-        tell(f"vtx: {text}")
+    if message is not say or speaks(code):
+        message(f"vtx: {text}")
     return code
 
 
@@ -255,7 +255,7 @@ def evaluate(parts: Parts, log: Log, names: list[str], step: int) -> None:
                 parts.ledger.write(kind="evaluation_failed", reason=str(scores), name=name, step=step)
                 log.message(f"step {step}  {name} cannot be computed: {scores}")
     finally:
-        parts.strategy.rest()
+        parts.strategy.reshard()
 
 
 def log_of(parts: Parts) -> Log:

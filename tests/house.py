@@ -308,19 +308,19 @@ def watched(house: House) -> tuple[set[str], set[str]]:
     return specs, {name for name in known if is_network(name, above[name])}
 
 
-def named(house: House, file: File, node: ast.AST, seen: frozenset[str]) -> set[str]:
+def named(house: House, file: File, node: ast.AST, passed: frozenset[str]) -> set[str]:
     """Every class an expression names, alone, in a union or tuple, or through an alias."""
     found: set[str] = set()
     for name in sorted({dotted(n) for n in ast.walk(node)} - {""}):
-        what = meaning(house, file, name)
-        module, _, last = what.rpartition(".")
-        if what in seen or module not in house:
+        target = meaning(house, file, name)
+        module, _, last = target.rpartition(".")
+        if target in passed or module not in house:
             continue
         behind = house[module].defined.get(last)
         if isinstance(behind, ast.ClassDef):
-            found.add(what)
+            found.add(target)
         elif isinstance(behind, ast.expr):
-            found |= named(house, house[module], behind, seen | {what})
+            found |= named(house, house[module], behind, passed | {target})
     return found
 
 
@@ -369,18 +369,18 @@ def room_graph(files: Graph) -> Graph:
 def finish_order(graph: Graph) -> list[str]:
     """The nodes as a depth-first walk leaves them; a stack of its own, as files may be many."""
     order: list[str] = []
-    seen: set[str] = set()
+    visited: set[str] = set()
     for start in sorted(graph):
-        stack = [(start, iter(sorted(graph[start])))] if start not in seen else []
-        seen.add(start)
+        stack = [(start, iter(sorted(graph[start])))] if start not in visited else []
+        visited.add(start)
         while stack:
             node, rest = stack[-1]
-            fresh = next((other for other in rest if other not in seen), None)
+            fresh = next((other for other in rest if other not in visited), None)
             if fresh is None:
                 order.append(node)
                 stack.pop()
             else:
-                seen.add(fresh)
+                visited.add(fresh)
                 stack.append((fresh, iter(sorted(graph[fresh]))))
     return order
 
@@ -392,14 +392,14 @@ def circles(graph: Graph) -> list[list[str]]:
         for other in others:
             back[other].add(node)
     found: list[list[str]] = []
-    seen: set[str] = set()
+    visited: set[str] = set()
     for start in reversed(finish_order(graph)):
         members: list[str] = []
         todo = [start]
         while todo:
             node = todo.pop()
-            if node not in seen:
-                seen.add(node)
+            if node not in visited:
+                visited.add(node)
                 members.append(node)
                 todo.extend(back[node])
         if len(members) > 1:
@@ -461,10 +461,10 @@ def is_method(node: ast.stmt) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDe
 def documented(house: House, module: str, name: str) -> dict[str, bool]:
     """Whether a public name and its public methods say what they are."""
     shown = f"{module}.{name}"
-    what = definition(house, shown)
-    if what in house:
+    target = definition(house, shown)
+    if target in house:
         return {shown: True}  # a file is no name of its own
-    file, _, last = what.rpartition(".")
+    file, _, last = target.rpartition(".")
     node = house[file].defined.get(last) if file in house else None
     if node is None:
         return {f"{shown} (not found)": False}
@@ -509,8 +509,8 @@ def mentions(house: House, file: File, module: str, specs: set[str]) -> bool:
     """Whether a file names the module or one of its specs, by import or by a path in a string."""
     homes = {name.rpartition(".")[0] for name in specs}
     for found in file.imports:
-        what = definition(house, found.target)
-        if what in specs | homes or inside(found.module, module) or inside(what, module):
+        target = definition(house, found.target)
+        if target in specs | homes or inside(found.module, module) or inside(target, module):
             return True
     return any(path in specs or inside(path, module) for path in file.paths)
 

@@ -218,12 +218,12 @@ class Side:
         }
         # -P: beside this script lie folders with the packages' names
         words = [sys.executable, "-P", __file__, "--drive", str(request)]
-        with (self.scratch / "stderr").open("wb") as said:
+        with (self.scratch / "stderr").open("wb") as errors:
             self.process = subprocess.Popen(
                 words,
                 cwd=self.neutral,
                 env=env,
-                stderr=said,
+                stderr=errors,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -290,8 +290,8 @@ def left(side: Side, name: str) -> Left:
     folder = side.result(name)
     run = folder / "run"
     if not (folder / "code").exists():
-        said = folder / "stderr" if (folder / "stderr").exists() else side.scratch / "stderr"
-        raise Failed(f"did not come to an end: {last_line(said)}")
+        stderr = folder / "stderr" if (folder / "stderr").exists() else side.scratch / "stderr"
+        raise Failed(f"did not come to an end: {last_line(stderr)}")
     if code := int((folder / "code").read_text()):
         raise Failed(f"exit {code}: {last_line(folder / 'stderr')}")
     metrics = rows(run / "metrics.jsonl")
@@ -302,14 +302,14 @@ def left(side: Side, name: str) -> Left:
         raise Failed(
             f"exit 0, but metrics end at {metrics[-1]['step']}, the newest checkpoint at {step}"
         )
-    made = (
+    places = (
         json.loads((folder / "paths.json").read_text()) if name in side.kept else paths(side, name)
     )
     ledger: Counter[str] = Counter()  # ranks append in any order
     for row in rows(run / "ledger.jsonl"):
         if row.get("kind") == '"evaluation_failed"':
             raise Failed(f"exit 0, but an evaluation failed: {row.get('reason')}")
-        ledger[neutral(json.dumps(row, sort_keys=True), made)] += 1
+        ledger[neutral(json.dumps(row, sort_keys=True), places)] += 1
     return Left(metrics, rows(run / "evaluations.jsonl"), ledger, step, tensors)
 
 
@@ -318,8 +318,8 @@ def paths(side: Side, name: str) -> dict[str, str]:
     return {"RUN": str(side.out / name), "CACHE": str(side.cache), "TREE": str(side.tree)}
 
 
-def neutral(text: str, made: dict[str, str]) -> str:
-    for word, path in made.items():
+def neutral(text: str, places: dict[str, str]) -> str:
+    for word, path in places.items():
         text = text.replace(path, word)
     return text
 
@@ -372,8 +372,8 @@ def differences(here: Left, there: Left) -> Iterator[str]:
     ):
         if key not in here.tensors or key not in there.tensors:
             yield f"tensor {key}: only {'here' if key in here.tensors else 'there'}"
-        elif said := tensor_difference(here.tensors[key], there.tensors[key]):
-            yield f"tensor {key}: {said}"
+        elif difference := tensor_difference(here.tensors[key], there.tensors[key]):
+            yield f"tensor {key}: {difference}"
     for line in sorted((here.ledger - there.ledger) + (there.ledger - here.ledger)):
         yield f"ledger: {here.ledger[line]} times here, {there.ledger[line]} there: {line[:300]}"
 
@@ -539,9 +539,9 @@ def compare(args: argparse.Namespace) -> int:
     )
     counts: Counter[str] = Counter()
 
-    def say(name: str, what: str, sentence: str) -> None:
-        counts[what] += 1
-        print(f"{name:<26} {what}: {sentence}", flush=True)
+    def say(name: str, outcome: str, sentence: str) -> None:
+        counts[outcome] += 1
+        print(f"{name:<26} {outcome}: {sentence}", flush=True)
 
     with two_sides(commit) as (here, there):
         smokes = there.recipes()  # how a recipe runs on both sides is the older tree's to say
@@ -566,8 +566,8 @@ def compare(args: argparse.Namespace) -> int:
             say(name, *verdict(name, here, there))
             if name in kept:
                 keep_result(there, name, kept[name])
-    told = ", ".join(f"{counts[k]} {k}" for k in ("equal", "differs", "failed", "missing", "new"))
-    print(f"against {commit[:12]}: {told}; {time.monotonic() - began:.0f} s")
+    summary = ", ".join(f"{counts[k]} {k}" for k in ("equal", "differs", "failed", "missing", "new"))
+    print(f"against {commit[:12]}: {summary}; {time.monotonic() - began:.0f} s")
     return 0 if counts["equal"] and counts["equal"] == counts.total() - counts["new"] else 1
 
 

@@ -10,27 +10,27 @@ from vtx_scale.backbones.bit import BitStem
 from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.planner.count import built, count_published, counted, macs, parameters, sample
 from vtx_scale.planner.stored import stored_counts
-from vtx_scale.specs.clip import CLIP_SIZES, Clip
+from vtx_scale.specs.clip import CLIP_SIZES, ClipConfig
 from vtx_scale.specs.clip import PUBLISHED as CLIPS
-from vtx_scale.specs.dalle import DALLE_SIZES, TextToCodes
+from vtx_scale.specs.dalle import DALLE_SIZES, TextToCodesConfig
 from vtx_scale.specs.dalle import PUBLISHED as DALLES
 from vtx_scale.specs.dino import PUBLISHED as DINOS
-from vtx_scale.specs.dino import Dino
-from vtx_scale.specs.dvae import Codec
-from vtx_scale.specs.igpt import IGPT_SIZES, PixelGPT
+from vtx_scale.specs.dino import DinoConfig
+from vtx_scale.specs.dvae import CodecConfig
+from vtx_scale.specs.igpt import IGPT_SIZES, PixelGPTConfig
 from vtx_scale.specs.igpt import PUBLISHED as IGPTS
 from vtx_scale.specs.models import published
-from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNet, ResNet
+from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNetConfig, ResNetConfig
 from vtx_scale.specs.resnet import PUBLISHED as RESNETS
 from vtx_scale.specs.siglip import PUBLISHED as SIGLIPS
-from vtx_scale.specs.siglip import SIGLIP_SIZES, Siglip
+from vtx_scale.specs.siglip import SIGLIP_SIZES, SiglipConfig
 from vtx_scale.specs.supervised import PUBLISHED_DEITS as DEITS
 from vtx_scale.specs.supervised import PUBLISHED_PLAIN as DEITS_PLAIN
 from vtx_scale.specs.virtex import PUBLISHED as VIRTEXES
 from vtx_scale.specs.virtex import VIRTEX_SIZES
 from vtx_scale.specs.vit import PUBLISHED as VITS
 from vtx_scale.specs.vit import PUBLISHED_HYBRIDS as HYBRIDS
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.vit import ViTConfig
 
 # patches, positions, blocks and norm; with class token; with 1000 classes; with attention pooling in place of both;
 # GMAC with 1000 classes at 224 px; at the larger size and its pixels
@@ -110,20 +110,20 @@ def giga(spec) -> float:
 @pytest.mark.parametrize("size", VIT_FIGURES)
 def test_vit(size):
     body, token, classifier, pooled, gmac, larger_gmac, pixels = VIT_FIGURES[size]
-    whole = ViT.size(size, classes=1000)
-    assert parameters(ViT.size(size, class_token=False, pool="gap")) == body
-    assert parameters(ViT.size(size)) == token
+    whole = ViTConfig.size(size, classes=1000)
+    assert parameters(ViTConfig.size(size, class_token=False, pool="gap")) == body
+    assert parameters(ViTConfig.size(size)) == token
     assert parameters(whole) == classifier
-    assert parameters(ViT.size(size, class_token=False, pool="map")) == pooled
+    assert parameters(ViTConfig.size(size, class_token=False, pool="map")) == pooled
     assert giga(whole) == gmac
-    assert giga(ViT.size(size, classes=1000, resolution=pixels)) == larger_gmac
+    assert giga(ViTConfig.size(size, classes=1000, resolution=pixels)) == larger_gmac
 
 
 @pytest.mark.parametrize("size", CLIP_FIGURES)
 def test_clip(size):
     whole, visual, rest, image_gmac, text_gmac = CLIP_FIGURES[size]
-    spec = Clip.size(size)
-    image = 0 if isinstance(spec.image, ClipResNet) else spec.image.width * spec.embed  # of the projections
+    spec = ClipConfig.size(size)
+    image = 0 if isinstance(spec.image, ClipResNetConfig) else spec.image.width * spec.embed  # of the projections
     text = spec.text.width * spec.embed
     assert parameters(spec) == whole
     assert parameters(spec.image) + image == visual
@@ -136,7 +136,7 @@ def test_clip(size):
 @pytest.mark.parametrize("size", SIGLIP_FIGURES)
 def test_siglip(size):
     whole, visual, rest, image_gmac, text_gmac = SIGLIP_FIGURES[size]
-    spec = Siglip.size(size)
+    spec = SiglipConfig.size(size)
     assert parameters(spec) == whole
     assert parameters(spec.image) == visual
     assert parameters(spec.text) + 2 == rest
@@ -147,7 +147,7 @@ def test_siglip(size):
 @pytest.mark.parametrize(("size", "pixels"), DEIT_FIGURES)
 def test_distilled(size, pixels):
     figure, gmac = DEIT_FIGURES[size, pixels]
-    spec = ViT.size(size, classes=1000, distilled=True, resolution=pixels)
+    spec = ViTConfig.size(size, classes=1000, distilled=True, resolution=pixels)
     assert parameters(spec) == figure
     assert gmac is None or giga(spec) == gmac
 
@@ -155,14 +155,14 @@ def test_distilled(size, pixels):
 @pytest.mark.parametrize("size", RESNET_FIGURES)
 def test_resnet(size):
     classifier, trunk, buffers, gmac, width = RESNET_FIGURES[size]
-    whole = ResNet.size(size, classes=1000)
+    whole = ResNetConfig.size(size, classes=1000)
     assert parameters(whole) == classifier
-    assert parameters(ResNet.size(size)) == trunk
+    assert parameters(ResNetConfig.size(size)) == trunk
     model = built(whole)
     norms = sum(isinstance(m, BatchNorm) for m in model.modules())
     assert sum(b.numel() for b in model.buffers()) + norms == buffers
     assert giga(whole) == gmac
-    assert whole.width == width == built(ResNet.size(size))(*sample(whole)).shape[1]
+    assert whole.width == width == built(ResNetConfig.size(size))(*sample(whole)).shape[1]
 
 
 @pytest.mark.parametrize("blocks", STEM_FIGURES)
@@ -192,9 +192,9 @@ HYBRID_FIGURES = {
 @pytest.mark.parametrize("size", HYBRID_FIGURES)
 def test_hybrid(size):
     small, large, gmac = HYBRID_FIGURES[size]
-    assert parameters(ViT.size(size, classes=1000)) == small
-    assert parameters(ViT.size(size, classes=1000, resolution=384)) == large
-    assert giga(ViT.size(size, classes=1000)) == gmac
+    assert parameters(ViTConfig.size(size, classes=1000)) == small
+    assert parameters(ViTConfig.size(size, classes=1000, resolution=384)) == large
+    assert giga(ViTConfig.size(size, classes=1000)) == gmac
 
 
 # network, GMAC, head as it is trained with a fixed gain
@@ -208,10 +208,10 @@ DINO_FIGURES = {
 @pytest.mark.parametrize("size", DINO_FIGURES)
 def test_dino(size):
     figure, gmac, head = DINO_FIGURES[size]
-    net = ResNet.size(size) if size == "50" else ViT.size(size)
+    net = ResNetConfig.size(size) if size == "50" else ViTConfig.size(size)
     assert parameters(net) == figure
     assert giga(net) == pytest.approx(gmac, abs=1e-3 if size == "50" else 0)
-    whole = built(Dino(net=net))
+    whole = built(DinoConfig(net=net))
     assert sum(p.numel() for p in whole.student.head.parameters()) == head
     assert sum(p.numel() for p in whole.teacher.parameters()) == figure + head
     assert not any(p.requires_grad for p in whole.teacher.parameters())
@@ -226,23 +226,23 @@ DALLE_FIGURES = {"2.8B": (2_928_262_656, 2_831_155_200), "5.6B": (5_685_004_800,
 
 @pytest.mark.parametrize("size", IGPT_FIGURES)
 def test_igpt(size):
-    assert parameters(PixelGPT.size(size)) == IGPT_FIGURES[size]
+    assert parameters(PixelGPTConfig.size(size)) == IGPT_FIGURES[size]
 
 
 def test_dvae():
     """The released encoder and decoder, and their multiply-accumulates at 256 pixels."""
-    made, spec = built(Codec()), Codec()
-    assert sum(p.numel() for p in made.encoder.parameters()) == 53_786_240
-    assert sum(p.numel() for p in made.decoder.parameters()) == 43_829_766
-    encoder = counted(made.encoder, *sample(spec)) / 1e9
+    codec, spec = built(CodecConfig()), CodecConfig()
+    assert sum(p.numel() for p in codec.encoder.parameters()) == 53_786_240
+    assert sum(p.numel() for p in codec.decoder.parameters()) == 43_829_766
+    encoder = counted(codec.encoder, *sample(spec)) / 1e9
     assert encoder == pytest.approx(136.147, abs=5e-4) and macs(spec) / 1e9 - encoder == pytest.approx(153.981, abs=5e-4)
 
 
 @pytest.mark.parametrize("size", DALLE_FIGURES)
 def test_dalle(size):
-    made, spec = built(TextToCodes.size(size)), TextToCodes.size(size)
-    assert (sum(p.numel() for p in made.parameters()), 12 * spec.width**2 * spec.depth) == DALLE_FIGURES[size]
-    matrices = sum(p.numel() for n, p in made.named_parameters() if n.startswith("blocks") and p.ndim == 2)
+    dalle, spec = built(TextToCodesConfig.size(size)), TextToCodesConfig.size(size)
+    assert (sum(p.numel() for p in dalle.parameters()), 12 * spec.width**2 * spec.depth) == DALLE_FIGURES[size]
+    matrices = sum(p.numel() for n, p in dalle.named_parameters() if n.startswith("blocks") and p.ndim == 2)
     assert matrices == DALLE_FIGURES[size][1]
 
 
@@ -259,9 +259,9 @@ def test_the_largest_is_built_in_little_memory():
 @pytest.mark.parametrize("pool", ["tok", "map"])
 def test_two_blocks_tell_of_all(pool):
     """macs() counts two blocks and multiplies; here every block is run."""
-    spec = ViT.size("Ti/16", pool=pool, class_token=pool == "tok", classes=10)
+    spec = ViTConfig.size("Ti/16", pool=pool, class_token=pool == "tok", classes=10)
     assert counted(built(spec), *sample(spec)) == macs(spec)
-    for text in (Clip.size("ViT-B/32").text, Siglip.size("B/16").text, PixelGPT.size("S")):
+    for text in (ClipConfig.size("ViT-B/32").text, SiglipConfig.size("B/16").text, PixelGPTConfig.size("S")):
         assert counted(built(text), *sample(text)) == macs(text)
 
 

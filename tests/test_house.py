@@ -251,9 +251,9 @@ def test_check_names_each_bar_and_write_is_the_same_twice(root, capsys):
     assert main(root, []) == 0
     capsys.readouterr()
     assert main(root, ["--check", "--write"]) == 1
-    said = capsys.readouterr().out.splitlines()
-    failed = [line for line in said if line.startswith("not met: ")]
-    assert len(failed) == 9 and not any(line in said[-8:] for line in failed)
+    output = capsys.readouterr().out.splitlines()
+    failed = [line for line in output if line.startswith("not met: ")]
+    assert len(failed) == 9 and not any(line in output[-8:] for line in failed)
     kept = (root / "docs/house.json").read_text()
     assert json.loads(kept) == measure(root)
     main(root, ["--write"])

@@ -67,15 +67,15 @@ def slide(pixels: Pixels, shift: NDArray, fill: Colour) -> Pixels:
     weights = cubic((shift - whole).astype(np.float32))[..., None]
     outside = np.arange(width) + 0.5 + shift[:, None]
     outside = (outside < 0) | (outside >= width)
-    made = np.empty_like(x)
-    for plane, out, colour in zip(x, made, fill, strict=True):
+    moved = np.empty_like(x)
+    for plane, out, colour in zip(x, moved, fill, strict=True):
         near = plane.ravel().take(column).astype(np.float32)
         total = near[:, :width] * weights[0]
         for tap in (1, 2, 3):
             total += near[:, tap : tap + width] * weights[tap]
         out[:] = clamp(total)
         out[outside] = colour
-    return made.transpose(1, 2, 0)
+    return moved.transpose(1, 2, 0)
 
 
 def cubic(d: NDArray[np.float32]) -> NDArray[np.float32]:

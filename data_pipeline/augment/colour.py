@@ -21,18 +21,18 @@ JITTER_WORDS = 8  # uniform numbers: four for the order, four for the factors
 
 def planes(pixels: Pixels) -> Pixels:
     """(3, H, W) in one piece; a view where the pixels lie in planes already."""
-    made = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    return made if min(made.strides) >= 0 else made.copy()  # a mirrored picture one pixel wide is in one piece too
+    planar = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return planar if min(planar.strides) >= 0 else planar.copy()  # a mirrored picture one pixel wide is in one piece too
 
 
 def interleaved(pixels: Pixels) -> Pixels:
     """(H, W, 3) in one piece, for Pillow."""
     if pixels.flags.c_contiguous:
         return pixels
-    made = np.empty(pixels.shape, np.uint8)
+    image = np.empty(pixels.shape, np.uint8)
     for i in range(3):  # four times as fast as copying pixel by pixel
-        made[..., i] = pixels[..., i]
-    return made
+        image[..., i] = pixels[..., i]
+    return image
 
 
 def begin(pixels: Pixels) -> Floats:
@@ -181,9 +181,9 @@ def solarise(pixels: Pixels, threshold: int = 128) -> Pixels:
 def solarise_add(pixels: Pixels, amount: int, threshold: int = 128) -> Pixels:
     """Levels below `threshold` gain `amount` (0..255), up to 255."""
     below = -(pixels < threshold).view(np.uint8)
-    made = pixels + (below & np.uint8(amount))
-    made |= -(made < pixels).view(np.uint8)  # what wrapped around
-    return made
+    brighter = pixels + (below & np.uint8(amount))
+    brighter |= -(brighter < pixels).view(np.uint8)  # what wrapped around
+    return brighter
 
 
 def posterise(pixels: Pixels, bits: int) -> Pixels:
@@ -197,10 +197,10 @@ def autocontrast(pixels: Pixels) -> Pixels:
     low, high = x.min(axis=(1, 2)).astype(np.float32), x.max(axis=(1, 2)).astype(np.float32)
     flat = high <= low
     low[flat], high[flat] = 0, 255
-    made = x - low[:, None, None]
-    made *= 255
-    made /= (high - low)[:, None, None]
-    return end(made)
+    stretched = x - low[:, None, None]
+    stretched *= 255
+    stretched /= (high - low)[:, None, None]
+    return end(stretched)
 
 
 def equalise(pixels: Pixels) -> Pixels:
@@ -236,18 +236,18 @@ def boxes(x: NDArray, axis: int, whole: int, part: float) -> NDArray[np.uint32]:
     along[reach : reach + n] = x.swapaxes(0, axis)
     step, flat = padded.strides[axis] // 4, padded.reshape(-1)  # in one piece: what runs over an end falls on the margins
     near = [flat[step * i : len(flat) - step * (2 * reach - i)] for i in range(2 * reach + 1)]
-    made, inside = np.empty_like(near[0]), np.empty_like(near[0])
+    blurred, inside = np.empty_like(near[0]), np.empty_like(near[0])
     for _ in range(3):
         along[:reach], along[reach + n :] = along[reach], along[reach + n - 1]  # the border pixel goes on for ever
         middle = near[1]
         for other in near[2:-1]:
             middle = np.add(middle, other, out=inside)
         np.multiply(middle, weight, out=inside)
-        np.add(near[0], near[-1], out=made)
-        made *= edge
-        made += inside
-        made += ONE // 2
-        np.right_shift(made, 24, out=near[reach])
+        np.add(near[0], near[-1], out=blurred)
+        blurred *= edge
+        blurred += inside
+        blurred += ONE // 2
+        np.right_shift(blurred, 24, out=near[reach])
     return along[reach : reach + n].swapaxes(0, axis)
 
 
@@ -257,13 +257,13 @@ def jitter_factors(u: NDArray[np.float64], brightness: float, contrast: float, s
 
     u: JITTER_WORDS uniform numbers. Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue's in +-hue.
     """
-    made = []
+    factors = []
     for i in np.argsort(u[:4], kind="stable").tolist():
         strength = (brightness, contrast, saturation, hue)[i]
         low, high = (-hue, hue) if i == 3 else (max(0.0, 1 - strength), 1 + strength)
         if strength:
-            made.append((i, low + float(u[4 + i]) * (high - low)))
-    return made
+            factors.append((i, low + float(u[4 + i]) * (high - low)))
+    return factors
 
 
 def jitter(pixels: Pixels, u: NDArray[np.float64], brightness: float, contrast: float, saturation: float,

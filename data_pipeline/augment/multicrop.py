@@ -51,17 +51,17 @@ class MultiCrop:
         size, scale = (self.global_size, self.global_scale) if view < 2 else (self.local_size, self.local_scale)
         height, width = pixels.shape[:2]
         box = random_resized_crop_box(height, width, u, scale, self.ratio)
-        made = resize_crop(pixels, box, size, bicubic=True)
+        picture = resize_crop(pixels, box, size, bicubic=True)
         flips, jitters, greys, blurs, radius, solarises = u[CROP_WORDS : CROP_WORDS + 6].tolist()
         if flips < self.flip:
-            made = flip(made)
+            picture = flip(picture)
         if jitters < self.jitter_p:
-            made = jitter(made, u[CROP_WORDS + 6 :], *self.jitter)
+            picture = jitter(picture, u[CROP_WORDS + 6 :], *self.jitter)
         if greys < self.grey:
-            made = grey(made)
+            picture = grey(picture)
         if blurs < self.blur[min(view, 2)]:
             low, high = self.blur_radius
-            made = blur(made, low + radius * (high - low))
+            picture = blur(picture, low + radius * (high - low))
         if view == 1 and solarises < self.solarise:
-            made = solarise(made)
-        return made
+            picture = solarise(picture)
+        return picture

@@ -39,9 +39,9 @@ MOVES: dict[str, Callable[..., Pixels]] = {
 
 def cutout(pixels: Pixels, reach: int, y: int, x: int, fill: affine.Colour) -> Pixels:
     """The square of 2 reach pixels about (y, x), as far as it lies inside, painted."""
-    made = pixels.copy(order="K")
-    made[max(0, y - reach) : y + reach, max(0, x - reach) : x + reach] = fill
-    return made
+    image = pixels.copy(order="K")
+    image[max(0, y - reach) : y + reach, max(0, x - reach) : x + reach] = fill
+    return image
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ def find_palette(shards: str, colours: int = 512, side: int = 32, pictures: int 
             continue
         small = resize_crop(pixels, centre_box(*pixels.shape[:2]), side).reshape(-1, 3)
         found.append(small[draws(seed, 1, g, 0, 0, len(small)).argsort(kind="stable")[:each]])
-    seen = np.concatenate(found) if found else np.zeros((0, 3), np.uint8)
-    if len(np.unique(seen, axis=0)) < colours:
+    samples = np.concatenate(found) if found else np.zeros((0, 3), np.uint8)
+    if len(np.unique(samples, axis=0)) < colours:
         raise UserError(f"{shards}: its pictures have fewer than {colours} colours: ask for less with --colours.")
-    means = MiniBatchKMeans(colours, batch_size=4096, n_init=3, random_state=seed).fit(seen.astype(np.float32)).cluster_centers_
+    means = MiniBatchKMeans(colours, batch_size=4096, n_init=3, random_state=seed).fit(samples.astype(np.float32)).cluster_centers_
     table = np.clip(np.rint(means), 0, 255).astype(np.uint8)
     return table[(table @ np.array([299, 587, 114])).argsort(kind="stable")]

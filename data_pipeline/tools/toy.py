@@ -69,7 +69,7 @@ def make_toy(folder: Path, samples: int = 256, shards: int = 4, size: int = 64, 
     folder = Path(folder)
     for s in range(shards):
         count = samples * (s + 1) // shards - samples * s // shards
-        made: list[Sample] = [(f"{s:03d}-{i:05d}", compose(rng, size)) for i in range(count)]
-        write_shard(folder / f"toy-{s:03d}.tar", made)
+        pictures: list[Sample] = [(f"{s:03d}-{i:05d}", compose(rng, size)) for i in range(count)]
+        write_shard(folder / f"toy-{s:03d}.tar", pictures)
     write_lines(folder / "classes.txt", CLASSES)
     return folder

@@ -18,7 +18,7 @@ def verify(shards: str) -> Iterator[dict[str, str]]:
     root = common_root(paths)
     for path in paths:
         name = shown(path.relative_to(root).as_posix())
-        seen: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         with open_shard(path) as shard:
             if not len(shard):
                 yield {"shard": name, "key": "", "reason": "tar_tail"}
@@ -27,8 +27,8 @@ def verify(shards: str) -> Iterator[dict[str, str]]:
                     if item.reason in ("tar_header", "tar_tail"):
                         yield {"shard": name, "key": "", "reason": item.reason}
                     continue
-                seen[item.key] += 1
-                times = seen[item.key]
+                counts[item.key] += 1
+                times = counts[item.key]
                 reason = item.reason or fault({k: shard.read(o, n) for k, (o, n) in item.members.items()})
                 if reason:
                     yield {"shard": name, "key": shown(item.key) + (f"#{times}" if times > 1 else ""), "reason": reason}

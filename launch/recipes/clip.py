@@ -8,15 +8,15 @@ Cost as published: RN50x64 18 days on 592 V100; L/14 12 days on 256 V100; OpenCL
 from dataclasses import replace
 from typing import cast
 
-from vtx_scale.specs.clip import Clip, TextTower, image_tower
-from vtx_scale.specs.resnet import ClipResNet
+from vtx_scale.specs.clip import ClipConfig, TextTowerConfig, image_tower
+from vtx_scale.specs.resnet import ClipResNetConfig
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.vit import ViTConfig
 
 
 def _openai(size: str, lr: float) -> Run:
     return Run(
-        objective=Clip.size(size),
+        objective=ClipConfig.size(size),
         data=Data(shards="required", crop=(0.9, 1.0), tokenizer="clip"),
         optim=Optimizer(lr=lr, betas=(0.9, 0.98), eps=1e-6, decay=0.2),
         schedule=Schedule(kind="cosine", warmup=2_000),
@@ -28,19 +28,19 @@ def _openai(size: str, lr: float) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    clip = cast(Clip, big.objective)
-    return _small(big, replace(cast(ViT, clip.image), width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32))
+    clip = cast(ClipConfig, big.objective)
+    return _small(big, replace(cast(ViTConfig, clip.image), width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32))
 
 
 def _resnet_smoke(big: Run) -> Run:
     """The same with a ResNet."""
-    clip = cast(Clip, big.objective)
-    image = cast(ClipResNet, clip.image)
+    clip = cast(ClipConfig, big.objective)
+    image = cast(ClipResNetConfig, clip.image)
     return _small(big, replace(image, blocks=(1, 1, 1, 1), stem=16, heads=8, resolution=64, embed=32))
 
 
-def _small(big: Run, image: ViT | ClipResNet) -> Run:
-    clip = cast(Clip, big.objective)
+def _small(big: Run, image: ViTConfig | ClipResNetConfig) -> Run:
+    clip = cast(ClipConfig, big.objective)
     text = replace(clip.text, width=32, depth=2, heads=2, context=64, vocab=258)
     return replace(big, objective=replace(clip, image=image, text=text, embed=32),
                    data=replace(big.data, shards="toy", tokenizer="bytes"), optim=replace(big.optim, lr=1e-3),
@@ -97,7 +97,7 @@ def clip_vit_h14_smoke() -> Run:
 
 def clip_vit_g14() -> Run:
     """OpenCLIP ViT-g/14, 1.37B parameters, LAION-2B, 12B samples seen; learning rate and warm-up are H/14's."""
-    return replace(clip_vit_h14(), objective=Clip.size("ViT-g/14"), global_batch=42_000, steps=285_714)
+    return replace(clip_vit_h14(), objective=ClipConfig.size("ViT-g/14"), global_batch=42_000, steps=285_714)
 
 
 def clip_vit_g14_smoke() -> Run:
@@ -169,9 +169,9 @@ def clip_rn50x64_smoke() -> Run:
 def clip_digits() -> Run:
     """A small CLIP on scikit-learn's handwritten digits: the demo, minutes on two cores."""
     image = image_tower("s/16", resolution=32, width=96, depth=4, heads=3, mlp=384, patch=8)
-    text = TextTower(width=64, depth=2, heads=2, context=32, vocab=258)
+    text = TextTowerConfig(width=64, depth=2, heads=2, context=32, vocab=258)
     return Run(
-        objective=Clip(image=image, text=text, embed=64),
+        objective=ClipConfig(image=image, text=text, embed=64),
         data=Data(shards="required", crop=(0.8, 1.0), tokenizer="bytes"),
         optim=Optimizer(lr=2e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.1, clip=1.0),
         schedule=Schedule(kind="cosine", warmup=20),

@@ -9,14 +9,14 @@ tokenizer.json with `vtx data tokenizer --vocab 16384`.
 from dataclasses import replace
 from typing import cast
 
-from vtx_scale.specs.dalle import Dalle, TextToCodes
-from vtx_scale.specs.dvae import Codec
+from vtx_scale.specs.dalle import DalleConfig, TextToCodesConfig
+from vtx_scale.specs.dvae import CodecConfig
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
 
 
 def _run(size: str) -> Run:
     data = Data(shards="required", tokenizer="tokenizer.json", zoom=(1.0, 288 / 256), spread=0.25)
-    return Run(objective=Dalle(net=TextToCodes.size(size), codec=Codec()), data=data,
+    return Run(objective=DalleConfig(net=TextToCodesConfig.size(size), codec=CodecConfig()), data=data,
                optim=Optimizer(lr=4.5e-4, betas=(0.9, 0.96), decay=4.5e-2, clip=4.0),
                schedule=Schedule(kind="constant", warmup=5_000), steps=430_000, global_batch=1_024,
                checkpoint=Checkpoint(every=1_000), system=System(workers=8, recompute=True),
@@ -25,7 +25,7 @@ def _run(size: str) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores. The codec is trained once in the cache."""
-    dalle = cast(Dalle, big.objective)
+    dalle = cast(DalleConfig, big.objective)
     codec = replace(dalle.codec, width=16, groups=3, blocks=1, vocab=32, stem=16, resolution=32)
     net = replace(dalle.net, width=64, heads=2, depth=4, context=48, vocab=258, grid=8, codes=32, reach=2)
     return replace(big, objective=replace(dalle, net=net, codec=codec, codec_from="smoke"),

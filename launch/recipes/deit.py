@@ -9,10 +9,10 @@ weights; a run folder says its network itself.
 from dataclasses import replace
 from typing import cast
 
-from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.run import Augment, Checkpoint, Data, Evaluation, Init, Optimizer, Run, Schedule, System
-from vtx_scale.specs.supervised import Distill, Supervised
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.supervised import DistillConfig, SupervisedConfig
+from vtx_scale.specs.vit import ViTConfig
 
 STEPS_OF_EPOCH = 1_281_167 // 1_024  # views count, as in the paper
 AUGMENT = Augment(randaug_layers=2, randaug_magnitude=9, randaug_noise=0.5, randaug_increasing=True, erase=0.25, mixup=0.8,
@@ -21,7 +21,7 @@ AUGMENT = Augment(randaug_layers=2, randaug_magnitude=9, randaug_noise=0.5, rand
 SMALL = {"width": 64, "depth": 2, "heads": 2, "mlp": 128, "patch": 8, "resolution": 32, "classes": 12}
 
 
-def _run(objective: Supervised | Distill) -> Run:
+def _run(objective: SupervisedConfig | DistillConfig) -> Run:
     return Run(objective=objective,
                data=Data(shards="required", crop=(0.08, 1.0), flip=0.5, centre=0.875, augment=AUGMENT),
                optim=Optimizer(lr=1e-3, decay=0.05),
@@ -31,23 +31,23 @@ def _run(objective: Supervised | Distill) -> Run:
 
 
 def _plain(size: str) -> Run:
-    net = ViT.size(size, classes=1000, drop_path=0.1, init="truncated")
-    return _run(Supervised(net=net, smoothing=0.1, pixels="imagenet"))
+    net = ViTConfig.size(size, classes=1000, drop_path=0.1, init="truncated")
+    return _run(SupervisedConfig(net=net, smoothing=0.1, pixels="imagenet"))
 
 
 def _distilled(size: str) -> Run:
-    net = ViT.size(size, classes=1000, drop_path=0.1, init="truncated", distilled=True)
-    return _run(Distill(net=net, teacher=ResNet.size("152", classes=1000)))
+    net = ViTConfig.size(size, classes=1000, drop_path=0.1, init="truncated", distilled=True)
+    return _run(DistillConfig(net=net, teacher=ResNetConfig.size("152", classes=1000)))
 
 
-def _with(objective: Supervised | Distill, **changes: int) -> Supervised | Distill:
+def _with(objective: SupervisedConfig | DistillConfig, **changes: int) -> SupervisedConfig | DistillConfig:
     """The objective with another network."""
-    return replace(objective, net=replace(cast(ViT, objective.net), **changes))  # type: ignore[arg-type]
+    return replace(objective, net=replace(cast(ViTConfig, objective.net), **changes))  # type: ignore[arg-type]
 
 
 def _384(run: Run) -> Run:
     """30 epochs at 384 px from the 224 px run (`init.from`)."""
-    objective = cast(Supervised | Distill, run.objective)
+    objective = cast(SupervisedConfig | DistillConfig, run.objective)
     return replace(run, objective=_with(objective, resolution=384),
                    optim=replace(run.optim, lr=1e-5, decay=1e-8), schedule=replace(run.schedule, floor=0.5),
                    steps=30 * STEPS_OF_EPOCH, init=Init(from_="required"))
@@ -55,19 +55,19 @@ def _384(run: Run) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    small = _with(cast(Supervised, big.objective), **SMALL)
+    small = _with(cast(SupervisedConfig, big.objective), **SMALL)
     return _tiny(big, small, before="deit_b16")
 
 
 def _distilled_smoke(big: Run) -> Run:
     """The same with a teacher, a tiny one that is trained once in the cache."""
-    objective = cast(Distill, big.objective)
-    teacher = ResNet.size("18", blocks=(1, 1), resolution=32, classes=12)
+    objective = cast(DistillConfig, big.objective)
+    teacher = ResNetConfig.size("18", blocks=(1, 1), resolution=32, classes=12)
     small = _with(replace(objective, teacher=teacher, teacher_from="smoke"), **SMALL)
     return _tiny(big, small, before="deit_b16_distilled")
 
 
-def _tiny(big: Run, small: Supervised | Distill, before: str) -> Run:
+def _tiny(big: Run, small: SupervisedConfig | DistillConfig, before: str) -> Run:
     return replace(big, objective=small, data=replace(big.data, shards="toy", augment=replace(AUGMENT, repeats=2)),
                    schedule=replace(big.schedule, warmup=2 if big.schedule.warmup else 0),
                    init=replace(big.init, from_=f"smoke:{before}" if big.init.from_ else ""), steps=12,

@@ -9,15 +9,15 @@ S/16 has the defaults of the authors' code with the better settings that its REA
 from dataclasses import replace
 from typing import cast
 
-from vtx_scale.specs.dino import Crops, Dino
-from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.dino import Crops, DinoConfig
+from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.vit import ViTConfig
 
 EPOCH = 1_281_167
 
 
-def _run(objective: Dino, optim: Optimizer, batch: int, epochs: int, floor: float,
+def _run(objective: DinoConfig, optim: Optimizer, batch: int, epochs: int, floor: float,
          readouts: tuple[str, ...] = ("knn", "linear", "attention")) -> Run:
     epoch = EPOCH // batch
     return Run(objective=objective, data=Data(shards="required", centre=0.875), optim=optim,
@@ -28,18 +28,18 @@ def _run(objective: Dino, optim: Optimizer, batch: int, epochs: int, floor: floa
 
 def _small(size: str, epochs: int) -> Run:
     batch, epoch = 1_024, EPOCH // 1_024
-    net = ViT.size(size, drop_path=0.1, init="truncated")
-    dino = Dino(net=net, frozen=epoch, fixed_gain=False, teacher_temperature=0.07, warm_steps=30 * epoch)
+    net = ViTConfig.size(size, drop_path=0.1, init="truncated")
+    dino = DinoConfig(net=net, frozen=epoch, fixed_gain=False, teacher_temperature=0.07, warm_steps=30 * epoch)
     return _run(dino, Optimizer(lr=5e-4 * batch / 256, decay=0.04, decay_end=0.4, clip=3.0, clip_each=True), batch, epochs,
                 1e-6 / 2e-3)
 
 
 def _base(size: str, epochs: int) -> Run:
     batch, epoch = 512, EPOCH // 512
-    net = ViT.size(size, drop_path=0.1, init="truncated")
+    net = ViTConfig.size(size, drop_path=0.1, init="truncated")
     crops = Crops(locals=10, global_scale=(0.25, 1.0), local_scale=(0.05, 0.25))
-    dino = Dino(net=net, crops=crops, frozen=3 * epoch, teacher_temperature=0.07, warm_steps=50 * epoch, last_blocks=1,
-                patch_mean=True)
+    dino = DinoConfig(net=net, crops=crops, frozen=3 * epoch, teacher_temperature=0.07, warm_steps=50 * epoch, last_blocks=1,
+                      patch_mean=True)
     run = _run(dino, Optimizer(lr=7.5e-4 * batch / 256, decay=0.04, decay_end=0.4, clip=0.3, clip_each=True), batch, epochs,
                2e-6 / 1.5e-3)
     return replace(run, system=replace(run.system, precision="fp32"))  # half precision was not stable at this width
@@ -47,12 +47,12 @@ def _base(size: str, epochs: int) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    net = cast(ViT, cast(Dino, big.objective).net)
+    net = cast(ViTConfig, cast(DinoConfig, big.objective).net)
     return _tiny(big, replace(net, width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32))
 
 
-def _tiny(big: Run, small: ViT | ResNet) -> Run:
-    dino = cast(Dino, big.objective)
+def _tiny(big: Run, small: ViTConfig | ResNetConfig) -> Run:
+    dino = cast(DinoConfig, big.objective)
     crops = replace(dino.crops, locals=2, local_size=16)
     objective = replace(dino, net=small, crops=crops, prototypes=96, hidden=64, bottleneck=32, frozen=2,
                         warm_steps=min(4, dino.warm_steps), last_blocks=min(2, dino.last_blocks))
@@ -73,7 +73,7 @@ def dino_vit_s16_smoke() -> Run:
 def dino_vit_s16_100() -> Run:
     """DINO ViT-S/16, the authors' default of 100 epochs: constant teacher temperature, fixed gain of the last layer."""
     run = _small("S/16", 100)
-    dino = cast(Dino, run.objective)
+    dino = cast(DinoConfig, run.objective)
     return replace(run, objective=replace(dino, teacher_temperature=0.04, warm_steps=0, fixed_gain=True))
 
 
@@ -112,12 +112,12 @@ def dino_resnet50() -> Run:
     """DINO ResNet-50, the authors' recipe of 100 epochs, SGD; batch statistics over all ranks."""
     batch, epoch = 512, EPOCH // 512
     crops = Crops(global_scale=(0.14, 1.0), local_scale=(0.05, 0.14))
-    dino = Dino(net=ResNet.size("50"), crops=crops, frozen=epoch)
+    dino = DinoConfig(net=ResNetConfig.size("50"), crops=crops, frozen=epoch)
     optim = Optimizer(kind="sgd", lr=0.03 * batch / 256, decay=1e-4, clip=3.0, clip_each=True)
     return _run(dino, optim, batch, 100, 1e-6 / 0.06, ("knn", "linear"))
 
 
 def dino_resnet50_smoke() -> Run:
     big = dino_resnet50()
-    net = cast(ResNet, cast(Dino, big.objective).net)
+    net = cast(ResNetConfig, cast(DinoConfig, big.objective).net)
     return _tiny(big, replace(net, blocks=(1, 1), resolution=32))

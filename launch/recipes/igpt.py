@@ -9,7 +9,7 @@ The authors' palette is not built in: `vtx data palette` finds one, a file of th
 from dataclasses import replace
 from typing import cast
 
-from vtx_scale.specs.igpt import Igpt, PixelGPT
+from vtx_scale.specs.igpt import IgptConfig, PixelGPTConfig
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Init, Optimizer, Run, Schedule, System
 
 EPOCH = 1_281_167 * 96 // 100  # ImageNet without the 4 % that are held out
@@ -19,7 +19,7 @@ CROPS = Data(shards="required", zoom=(256 / 224, 384 / 224))
 
 
 def _run(size: str, lr: float, batch: int = 128, steps: int = 1_000_000, causal: bool = True) -> Run:
-    objective = Igpt(net=PixelGPT.size(size, causal=causal), palette="required")
+    objective = IgptConfig(net=PixelGPTConfig.size(size, causal=causal), palette="required")
     return Run(objective=objective, data=CROPS, optim=Optimizer(lr=lr, betas=(0.9, 0.95)),
                schedule=Schedule(kind="cosine", warmup=EPOCH // batch), steps=steps, global_batch=batch,
                checkpoint=Checkpoint(every=2_000), system=System(workers=8),
@@ -28,7 +28,7 @@ def _run(size: str, lr: float, batch: int = 128, steps: int = 1_000_000, causal:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    igpt = cast(Igpt, big.objective)
+    igpt = cast(IgptConfig, big.objective)
     classes = 12 if igpt.net.classes else 0
     net = replace(igpt.net, width=64, depth=2, heads=2, side=8, classes=classes)
     return replace(big, objective=replace(igpt, net=net, palette="cube"), data=replace(big.data, shards="toy"),
@@ -109,7 +109,7 @@ def igpt_l_bert_smoke() -> Run:
 def igpt_l_finetune() -> Run:
     """iGPT-L to ImageNet's labels and colours at once; init.from names the pre-trained run."""
     run = _run("L", 1e-4)
-    igpt = cast(Igpt, run.objective)
+    igpt = cast(IgptConfig, run.objective)
     return replace(run, objective=replace(igpt, net=replace(igpt.net, classes=1000)), steps=20 * EPOCH // 128,
                    schedule=Schedule(kind="constant"), init=Init(from_="required", head="new"),
                    evaluate=(Evaluation(name="accuracy", every=5_000), Evaluation(name="loss")))

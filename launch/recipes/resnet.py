@@ -7,15 +7,15 @@ Departs from the common recipe in two places: gains and biases are not decayed, 
 from dataclasses import replace
 from typing import cast
 
-from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
-from vtx_scale.specs.supervised import Supervised
+from vtx_scale.specs.supervised import SupervisedConfig
 
 EPOCH = 1_281_167
 
 
 def _imagenet(size: str) -> Run:
-    return Run(objective=Supervised(net=ResNet.size(size, classes=1000), pixels="imagenet"),
+    return Run(objective=SupervisedConfig(net=ResNetConfig.size(size, classes=1000), pixels="imagenet"),
                data=Data(shards="required", crop=(0.08, 1.0), flip=0.5, bicubic=False, centre=0.875),
                optim=Optimizer(kind="sgd", lr=0.4, betas=(0.9, 0.999), decay=1e-4),
                schedule=Schedule(kind="cosine", warmup=5 * EPOCH // 1_024), steps=90 * EPOCH // 1_024, global_batch=1_024,
@@ -25,8 +25,8 @@ def _imagenet(size: str) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    objective = cast(Supervised, big.objective)
-    net = replace(cast(ResNet, objective.net), blocks=(1, 1), resolution=32, classes=12)
+    objective = cast(SupervisedConfig, big.objective)
+    net = replace(cast(ResNetConfig, objective.net), blocks=(1, 1), resolution=32, classes=12)
     return replace(big, objective=replace(objective, net=net), data=replace(big.data, shards="toy"),
                    optim=replace(big.optim, lr=0.05), schedule=replace(big.schedule, warmup=2), steps=12, global_batch=16,
                    system=System(workers=1), checkpoint=Checkpoint(), evaluate=(Evaluation(name="accuracy"),))

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import cast
 
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
-from vtx_scale.specs.siglip import Siglip
+from vtx_scale.specs.siglip import SiglipConfig
 
 
 def _webli(size: str) -> Run:
     return Run(
-        objective=Siglip.size(size),
+        objective=SiglipConfig.size(size),
         data=Data(shards="required", tokenizer="tokenizer.json"),
         optim=Optimizer(kind="adafactor", lr=1e-3, betas=(0.9, 0.95), decay=0.1, clip=1.0),
         schedule=Schedule(kind="cosine", warmup=10_000),
@@ -32,7 +32,7 @@ def _larger(size: str) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    siglip = cast(Siglip, big.objective)
+    siglip = cast(SiglipConfig, big.objective)
     image = replace(siglip.image, width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32)
     text = replace(siglip.text, width=64, depth=2, heads=2, mlp=128, context=64, vocab=258, embed=64)
     return replace(big, objective=replace(siglip, image=image, text=text),

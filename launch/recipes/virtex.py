@@ -8,13 +8,13 @@ to four layers 88.8 / 53.8, 88.7 / 53.9, 88.7 / 53.9; R50w2x 88.5 / 52.9, R101 8
 from dataclasses import replace
 from typing import cast
 
-from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.run import Checkpoint, Data, Evaluation, Optimizer, Run, Schedule, System
-from vtx_scale.specs.virtex import Virtex
+from vtx_scale.specs.virtex import VirtexConfig
 
 
 def _coco(size: str) -> Run:
-    return Run(objective=Virtex.size(size),
+    return Run(objective=VirtexConfig.size(size),
                data=Data(shards="required", tokenizer="tokenizer.json", crop=(0.2, 1.0), flip=0.5, bicubic=False, centre=0.875),
                optim=Optimizer(kind="lookahead", lr=1e-3, trunk_lr=0.2, betas=(0.9, 0.999), decay=1e-4, clip=10.0),
                schedule=Schedule(kind="cosine", warmup=10_000), steps=500_000, global_batch=256,
@@ -24,8 +24,8 @@ def _coco(size: str) -> Run:
 
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    virtex = cast(Virtex, big.objective)
-    net = ResNet(blocks=(1, 1, 1), kind="basic", resolution=32)
+    virtex = cast(VirtexConfig, big.objective)
+    net = ResNetConfig(blocks=(1, 1, 1), kind="basic", resolution=32)
     return replace(big, objective=replace(virtex, net=net, width=64, context=24, vocab=258, beam=2),
                    data=replace(big.data, shards="toy", tokenizer="bytes"), optim=replace(big.optim, lr=1e-2, trunk_lr=0.05),
                    schedule=replace(big.schedule, warmup=2), steps=12, global_batch=16, system=System(workers=1),
@@ -90,7 +90,7 @@ def virtex_r101_smoke() -> Run:
 def virtex_r50_h2048_forward() -> Run:
     """VirTex that writes captions forwards alone."""
     big = _coco("R50-L1-H2048")
-    virtex = cast(Virtex, big.objective)
+    virtex = cast(VirtexConfig, big.objective)
     return replace(big, objective=replace(virtex, directions="forward"))
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import cast
 
 from vtx_scale.specs.run import Augment, Checkpoint, Data, Evaluation, Init, Optimizer, Run, Schedule, System
-from vtx_scale.specs.supervised import Masked, Supervised
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.supervised import MaskedConfig, SupervisedConfig
+from vtx_scale.specs.vit import ViTConfig
 
 JFT_300M, JFT_3B, IMAGENET_21K = 18_291, 29_593, 21_843  # classes
 EPOCH = {"jft": 303_000_000, "21k": 14_197_122, "1k": 1_281_167}  # pictures
@@ -19,7 +19,7 @@ EPOCH = {"jft": 303_000_000, "21k": 14_197_122, "1k": 1_281_167}  # pictures
 INCEPTION = Data(shards="required", crop=(0.05, 1.0), flip=0.5, bicubic=False, centre=0.875)
 
 
-def _run(objective: Supervised | Masked, optim: Optimizer, schedule: Schedule, steps: int, batch: int = 4_096,
+def _run(objective: SupervisedConfig | MaskedConfig, optim: Optimizer, schedule: Schedule, steps: int, batch: int = 4_096,
          data: Data = INCEPTION, evaluations: tuple[str, ...] = ("accuracy",)) -> Run:
     return Run(objective=objective, data=data, optim=optim, schedule=schedule, steps=steps, global_batch=batch,
                checkpoint=Checkpoint(every=1_000), system=System(workers=8),
@@ -29,14 +29,14 @@ def _run(objective: Supervised | Masked, optim: Optimizer, schedule: Schedule, s
 def _jft_smoke(big: Run) -> Run:
     """The same, of at most two labels a sample."""
     small = _smoke(big)
-    supervised = cast(Supervised, small.objective)
+    supervised = cast(SupervisedConfig, small.objective)
     return replace(small, objective=replace(supervised, labels=min(2, supervised.labels)))
 
 
 def _smoke(big: Run, classes: int = 12) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
-    objective = cast(Supervised | Masked, big.objective)
-    net = cast(ViT, objective.net)
+    objective = cast(SupervisedConfig | MaskedConfig, big.objective)
+    net = cast(ViTConfig, objective.net)
     patch = 8 if net.stem is None else 1
     net = replace(net, width=64, depth=2, heads=2, mlp=128, patch=patch, resolution=48 if big.init.from_ else 32,
                   classes=classes if net.classes else 0, stem=(1, 1) if net.stem else net.stem)
@@ -50,8 +50,8 @@ def _smoke(big: Run, classes: int = 12) -> Run:
 
 def _jft(size: str, lr: float, epochs: int) -> Run:
     """The paper's pre-training on JFT-300M: sigmoid losses, linear decay, no clipping, no dropout."""
-    net = ViT.size(size, classes=JFT_300M, representation=True)
-    return _run(Supervised(net=net, loss="sigmoid", labels=16, head_bias=-10.0),
+    net = ViTConfig.size(size, classes=JFT_300M, representation=True)
+    return _run(SupervisedConfig(net=net, loss="sigmoid", labels=16, head_bias=-10.0),
                 Optimizer(lr=lr, decay=0.1), Schedule(kind="linear", warmup=10_000), EPOCH["jft"] * epochs // 4_096)
 
 
@@ -120,9 +120,9 @@ def vit_r50_l16_jft_smoke() -> Run:
 
 def _jft3b(size: str) -> Run:
     """A million steps of 16,384; attention pooling, Adafactor, reciprocal square root with a cool-down, a heavy head decay."""
-    net = ViT.size(size, classes=JFT_3B, pool="map", class_token=False)
+    net = ViTConfig.size(size, classes=JFT_3B, pool="map", class_token=False)
     optim = Optimizer(kind="adafactor", lr=8e-4, betas=(0.9, 0.999), decay=0.03, head_decay=3.0, clip=1.0)
-    return _run(Supervised(net=net, loss="sigmoid", labels=16, head_bias=-10.0), optim,
+    return _run(SupervisedConfig(net=net, loss="sigmoid", labels=16, head_bias=-10.0), optim,
                 Schedule(kind="rsqrt", warmup=10_000, timescale=10_000, cooldown=50_000), 1_000_000, 16_384)
 
 
@@ -154,8 +154,8 @@ def vit_e14_jft3b_smoke() -> Run:
 
 
 def _imagenet21k(size: str, epochs: int) -> Run:
-    net = ViT.size(size, classes=IMAGENET_21K, dropout=0.1)
-    return _run(Supervised(net=net), Optimizer(lr=1e-3, decay=0.03), Schedule(kind="linear", warmup=10_000),
+    net = ViTConfig.size(size, classes=IMAGENET_21K, dropout=0.1)
+    return _run(SupervisedConfig(net=net), Optimizer(lr=1e-3, decay=0.03), Schedule(kind="linear", warmup=10_000),
                 EPOCH["21k"] * epochs // 4_096)
 
 
@@ -178,8 +178,8 @@ def vit_l16_imagenet21k_smoke() -> Run:
 
 
 def _imagenet(size: str) -> Run:
-    net = ViT.size(size, classes=1000, dropout=0.1)
-    return _run(Supervised(net=net), Optimizer(lr=3e-3, decay=0.3, clip=1.0), Schedule(kind="cosine", warmup=10_000),
+    net = ViTConfig.size(size, classes=1000, dropout=0.1)
+    return _run(SupervisedConfig(net=net), Optimizer(lr=3e-3, decay=0.3, clip=1.0), Schedule(kind="cosine", warmup=10_000),
                 EPOCH["1k"] * 300 // 4_096)
 
 
@@ -203,9 +203,9 @@ def vit_l16_imagenet_smoke() -> Run:
 
 def vit_s16_imagenet() -> Run:
     """ViT-S/16 on ImageNet-1k, 90 epochs: the better plain baseline (Beyer et al. 2022), 76.5 % as published."""
-    net = ViT.size("S/16", classes=1000, pool="gap", class_token=False, position_kind="sincos2d", representation=True)
+    net = ViTConfig.size("S/16", classes=1000, pool="gap", class_token=False, position_kind="sincos2d", representation=True)
     augment = Augment(randaug_layers=2, randaug_magnitude=10, randaug_noise=0, randaug_increasing=False, mixup=0.2)
-    return _run(Supervised(net=net), Optimizer(lr=1e-3, decay=0.1, clip=1.0), Schedule(kind="cosine", warmup=10_000),
+    return _run(SupervisedConfig(net=net), Optimizer(lr=1e-3, decay=0.1, clip=1.0), Schedule(kind="cosine", warmup=10_000),
                 EPOCH["1k"] * 90 // 1_024, 1_024, replace(INCEPTION, augment=augment))
 
 
@@ -218,10 +218,10 @@ def _finetune(size: str, resolution: int) -> Run:
 
     Departs from the authors, who squash a picture to 448 x 448 before they cut 384 out: here its short side is 448.
     """
-    net = ViT.size(size, classes=1000, resolution=resolution)
+    net = ViTConfig.size(size, classes=1000, resolution=resolution)
     zoom = 448 / 384
     data = Data(shards="required", zoom=(zoom, zoom), flip=0.5, bicubic=False, centre=1 / zoom)
-    run = _run(Supervised(net=net), Optimizer(kind="sgd", lr=0.03, betas=(0.9, 0.999), clip=1.0),
+    run = _run(SupervisedConfig(net=net), Optimizer(kind="sgd", lr=0.03, betas=(0.9, 0.999), clip=1.0),
                Schedule(kind="cosine", warmup=500), 20_000, 512, data)
     return replace(run, init=Init(from_="required", head="new"))
 
@@ -246,7 +246,7 @@ def vit_l16_finetune384_smoke() -> Run:
 
 def vit_b16_masked() -> Run:
     """ViT-B/16, masked patches on JFT-300M, a million steps; fine-tuned 79.9 % as published. The decay is JFT's own."""
-    return _run(Masked(net=ViT.size("B/16")), Optimizer(lr=2e-4, decay=0.1), Schedule(kind="cosine", warmup=10_000),
+    return _run(MaskedConfig(net=ViTConfig.size("B/16")), Optimizer(lr=2e-4, decay=0.1), Schedule(kind="cosine", warmup=10_000),
                 1_000_000, evaluations=("loss", "knn", "linear"))
 
 

@@ -181,21 +181,21 @@ def watch(tmp_path):
     from vtx_scale.cluster.ray_train import Watch, event_of
 
     saved = [0]
-    made = Watch(tmp_path / "events", lambda: saved[0], allowed=5)
-    made.saved_steps = saved
-    made.told = lambda: [event_of(json.loads(line)) for line in (tmp_path / "events").read_text().splitlines()]
-    return made
+    watcher = Watch(tmp_path / "events", lambda: saved[0], allowed=5)
+    watcher.saved_steps = saved
+    watcher.received = lambda: [event_of(json.loads(line)) for line in (tmp_path / "events").read_text().splitlines()]
+    return watcher
 
 
 def test_a_rank_that_ended_by_decision_is_believed(watch, monkeypatch):
     with pytest.raises(GaveUp):  # in Ray's controller: no restart
         watch.after_worker_group_poll_status(status(Died("connection closed"), Ended(4, "vtx: out of memory")))
-    assert watch.told() == [Event("ended", "vtx: out of memory", codes={1: 4})]
+    assert watch.received() == [Event("ended", "vtx: out of memory", codes={1: 4})]
 
     watch.before_worker_group_start(None)
     watch.after_worker_group_poll_status(status(None, Ended(3)))  # the other has time to follow
     watch.after_worker_group_poll_status(status(Ended(3), Ended(3)))
-    assert watch.told()[-1] == Event("ended", codes={0: 3, 1: 3})
+    assert watch.received()[-1] == Event("ended", codes={0: 3, 1: 3})
 
     watch.before_worker_group_start(None)
     monkeypatch.setattr("vtx_scale.cluster.ray_train.GRACE", 0.2)
@@ -203,15 +203,15 @@ def test_a_rank_that_ended_by_decision_is_believed(watch, monkeypatch):
     time.sleep(0.3)
     with pytest.raises(GaveUp):  # but not for ever: it may wait for the one that has ended
         watch.after_worker_group_poll_status(status(None, Ended(75)))
-    assert watch.told()[-1] == Event("ended", codes={1: 75})
+    assert watch.received()[-1] == Event("ended", codes={1: 75})
 
 
 def test_a_lost_rank_is_named_before_those_that_it_took_along(watch):
     watch.saved_steps[0] = 30
     watch.after_worker_group_poll_status(status(Died("connection closed"), RuntimeError("actor died")))
     watch.after_worker_group_poll_status(status(Died("ValueError: no"), Died("connection closed")))
-    assert watch.told() == [Event("failed", "rank 1 died", saved=30, failures=1),
-                            Event("failed", "rank 0: ValueError: no", saved=30, failures=2)]
+    assert watch.received() == [Event("failed", "rank 1 died", saved=30, failures=1),
+                                Event("failed", "rank 0: ValueError: no", saved=30, failures=2)]
 
 
 def test_a_run_that_gets_nowhere_is_given_up(watch):

@@ -147,9 +147,9 @@ def noisy(raw: dict) -> dict:
 def masked(folder: Path) -> dict[str, str]:
     """shard/key -> reason of what a loader masks, in tar order."""
     index = open_index(str(folder))
-    made = Batches(index, InOrder(index.n), Pixels(), index.n, 0, 1)[0]
-    assert int(made["valid"].sum()) + len(made["bad"]) == index.n
-    return {f"{e['shard']}/{e['key']}": e["reason"] for e in made["bad"]}
+    batch = Batches(index, InOrder(index.n), Pixels(), index.n, 0, 1)[0]
+    assert int(batch["valid"].sum()) + len(batch["bad"]) == index.n
+    return {f"{e['shard']}/{e['key']}": e["reason"] for e in batch["bad"]}
 
 
 def verified(folder: Path) -> dict[str, str]:

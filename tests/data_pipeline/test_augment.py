@@ -43,10 +43,10 @@ def pillow(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def off(made: np.ndarray, known: Image.Image | np.ndarray) -> int:
+def off(ours: np.ndarray, known: Image.Image | np.ndarray) -> int:
     known = np.asarray(known)
-    assert made.shape == known.shape and made.dtype == np.uint8
-    return int(np.abs(made.astype(int) - known).max())
+    assert ours.shape == known.shape and ours.dtype == np.uint8
+    return int(np.abs(ours.astype(int) - known).max())
 
 
 @pytest.mark.parametrize("name, other", [("brightness", ImageEnhance.Brightness), ("contrast", ImageEnhance.Contrast),
@@ -103,8 +103,8 @@ def test_moves_equal_pillow(pixels, degrees, factor, distance, bicubic):
                              (affine.shear_y, factor, (1, 0, 0, factor, 1, 0)),
                              (affine.translate_x, distance, (1, 0, distance, 0, 1, 0)),
                              (affine.translate_y, distance, (1, 0, 0, 0, 1, distance))):
-        made, known = move(pixels, by, FILL, bicubic), image.transform(image.size, AFFINE, matrix, way, fillcolor=FILL)
-        wrong = np.abs(made.astype(int) - np.asarray(known)).max(2) > 1
+        ours, known = move(pixels, by, FILL, bicubic), image.transform(image.size, AFFINE, matrix, way, fillcolor=FILL)
+        wrong = np.abs(ours.astype(int) - np.asarray(known)).max(2) > 1
         # A centre that falls on the line between two pixels may go to either side in the last digit of float64.
         assert not wrong.any() or near_a_line(pixels.shape, matrix)[wrong].all()
 
@@ -154,14 +154,14 @@ def test_colours_equal_torchvision(pixels, factor, turn):
     for name in ("brightness", "contrast", "saturation", "sharpness"):
         known = getattr(functional, f"adjust_{name}")(x, factor).permute(1, 2, 0).numpy()
         assert off(getattr(colour, name)(pixels, factor), known) <= 1, name
-    for made, known in ((colour.hue(pixels, turn), functional.adjust_hue(x, turn)),
+    for ours, known in ((colour.hue(pixels, turn), functional.adjust_hue(x, turn)),
                         (colour.grey(pixels), functional.rgb_to_grayscale(x, 3)),
                         (colour.posterise(pixels, 3), functional.posterize(x, 3)),
                         (colour.invert(pixels), functional.invert(x)),
                         (colour.solarise(pixels, 128), functional.solarize(x, 128)),
                         (colour.autocontrast(pixels), functional.autocontrast(x)),
                         (colour.equalise(pixels), functional.equalize(x))):
-        assert off(made, known.permute(1, 2, 0).numpy()) <= 1
+        assert off(ours, known.permute(1, 2, 0).numpy()) <= 1
 
 
 POLICIES = [RandAugment(), RandAugment(2, 15, 0, increasing=False), RandAugment(3, 0, 0, increasing=False),
@@ -175,10 +175,10 @@ def test_randaug_takes_a_fixed_number_of_words(policy, pixels, data):
     u = data.draw(arrays(np.float64, policy.words, elements=st.floats(0, 1, exclude_max=True)))
     assert policy.words == 6 * policy.layers
     before = pixels.copy()
-    made = policy(pixels, u)
-    assert made.shape == pixels.shape and made.dtype == np.uint8
-    assert off(policy(pixels, u), made) == 0 and (pixels == before).all()
-    assert off(policy(pixels, np.append(u, 0.3)), made) == 0
+    ours = policy(pixels, u)
+    assert ours.shape == pixels.shape and ours.dtype == np.uint8
+    assert off(policy(pixels, u), ours) == 0 and (pixels == before).all()
+    assert off(policy(pixels, np.append(u, 0.3)), ours) == 0
 
 
 def test_randaug_in_its_two_forms():
@@ -223,8 +223,8 @@ def test_randaug_equals_pillow_in_a_chain():
 def test_cutout_stays_inside():
     pixels = np.zeros((50, 40, 3), np.uint8)
     policy = RandAugment(1, 2, 0, increasing=False, fill=(1, 2, 3))
-    made = policy(pixels, np.array([0.99, 0, 0, 0, 0.0, 0.99]))
-    assert (made[:8, 31:] == (1, 2, 3)).all() and made.any(2).sum() == 8 * 9
+    ours = policy(pixels, np.array([0.99, 0, 0, 0, 0.0, 0.99]))
+    assert (ours[:8, 31:] == (1, 2, 3)).all() and ours.any(2).sum() == 8 * 9
 
 
 @settings(max_examples=100, deadline=None)

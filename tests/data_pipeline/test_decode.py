@@ -37,8 +37,8 @@ def test_resize_equals_pillow(height, width, size, data):
     image = photo(height * width, height, width)
     cropped = Image.fromarray(image).crop((left, top, left + w, top + h))
     known = np.asarray(cropped.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-    made = resize_crop(image, (top, left, h, w), size)
-    assert made.shape == (size, size, 3) and np.abs(made - known).max() <= 1
+    ours = resize_crop(image, (top, left, h, w), size)
+    assert ours.shape == (size, size, 3) and np.abs(ours - known).max() <= 1
 
 
 def test_bicubic_resize_is_near_pillow():

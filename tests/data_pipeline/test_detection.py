@@ -41,10 +41,10 @@ def test_verify_names_exactly_the_bad(tmp_path):
     fine = {"cmyk": {"jpg": encoded(picture(1).convert("CMYK"))},
             "grey": {"jpg": encoded(Image.fromarray(GREY), "PNG")},
             "other": {"mask.png": b"", "npy": b"\x93NUMPY"}, "latin": {"txt": b"caf\xe9"}, "class-7": {"cls": b"7"}}
-    made = [(k, GOOD | members) for k, (_, members) in bad.items()] + [(k, GOOD | v) for k, v in fine.items()]
-    made += [("no-picture", {"txt": b"t"}), ("no-text", {"jpg": jpeg()})]
+    samples = [(k, GOOD | members) for k, (_, members) in bad.items()] + [(k, GOOD | v) for k, v in fine.items()]
+    samples += [("no-picture", {"txt": b"t"}), ("no-text", {"jpg": jpeg()})]
     reasons = {k: why for k, (why, _) in bad.items()} | {"no-picture": "member_missing", "no-text": "member_missing"}
-    write_shard(tmp_path / "x.tar", made[::2] + made[1::2])
+    write_shard(tmp_path / "x.tar", samples[::2] + samples[1::2])
     found = list(verify(str(tmp_path)))
     assert {r["key"]: r["reason"] for r in found} == reasons
     assert len(found) == len(reasons) and {r["shard"] for r in found} == {"x.tar"}
@@ -60,9 +60,9 @@ def test_a_reader_that_asks_for_a_missing_member_masks_the_sample(tmp_path):
 
     write_shard(tmp_path / "a.tar", [("a", GOOD), ("b", {**GOOD, "depth.png": b"1"})])
     index = open_index(str(tmp_path))
-    made = Batches(index, InOrder(2), Careless(), 2, 0, 1)[0]
-    assert made["valid"].tolist() == [False, True]
-    assert (made["bad"][0]["reason"], made["bad"][0]["detail"]) == ("member_missing", "depth.png")
+    batch = Batches(index, InOrder(2), Careless(), 2, 0, 1)[0]
+    assert batch["valid"].tolist() == [False, True]
+    assert (batch["bad"][0]["reason"], batch["bad"][0]["detail"]) == ("member_missing", "depth.png")
 
 
 def test_a_ledger_entry_says_where_to_look(tmp_path):

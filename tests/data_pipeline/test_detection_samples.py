@@ -153,9 +153,9 @@ def test_notes_travel_with_the_batch(tmp_path):
     write_shard(tmp_path / "a.tar", [("a", {"gif": moving, "txt": b"a"}), ("b", {"jpg": jpeg(), "txt": b"caf\xe9"}),
                                      ("c", {"jpg": jpeg(), "txt": b"x" * 70_000})])
     index = open_index(str(tmp_path))
-    made = Batches(index, InOrder(3), Pixels(), 3, 0, 1)[0]
-    assert made["valid"].all() and made["notes"] == {"animated": 1, "text_replaced": 1, "text_cut": 1}
-    assert made["data"]["length"].tolist() == [1, 4, 65_536]
+    batch = Batches(index, InOrder(3), Pixels(), 3, 0, 1)[0]
+    assert batch["valid"].all() and batch["notes"] == {"animated": 1, "text_replaced": 1, "text_cut": 1}
+    assert batch["data"]["length"].tolist() == [1, 4, 65_536]
 
 
 def test_orientation_is_left_as_it_lies():

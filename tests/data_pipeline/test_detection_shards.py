@@ -48,17 +48,17 @@ def test_tar_that_ends_inside_a_member(tmp_path):
 
 def test_tar_that_ends_inside_a_header(tmp_path):
     (tmp_path / "a.tar").write_bytes(TWO[: LAST + 300])
-    said = []
-    index = open_index(str(tmp_path), say=said.append)
-    assert index.n == 2 and len(said) == 1 and "tar_tail" in said[0]
+    lines = []
+    index = open_index(str(tmp_path), say=lines.append)
+    assert index.n == 2 and len(lines) == 1 and "tar_tail" in lines[0]
     assert masked(tmp_path) == {"a.tar/b": "member_missing"}
     assert verified(tmp_path) == {"a.tar/b": "member_missing", "a.tar/": "tar_tail"}
 
 
 def test_missing_end_blocks_are_legal(tmp_path):
     (tmp_path / "a.tar").write_bytes(TWO[: LAST + 512 + -(-len(GOOD["jpg"]) // 512) * 512])
-    said = []
-    assert open_index(str(tmp_path), say=said.append).n == 2 and said == []
+    lines = []
+    assert open_index(str(tmp_path), say=lines.append).n == 2 and lines == []
     assert masked(tmp_path) == verified(tmp_path) == {}
 
 
@@ -66,9 +66,9 @@ def test_header_with_a_wrong_checksum(tmp_path):
     """The walk goes on at the next header; half a sample is left and is masked."""
     at = TWO.index(b"a.txt")
     (tmp_path / "a.tar").write_bytes(TWO[:at] + b"X" + TWO[at + 1 :])
-    said = []
-    index = open_index(str(tmp_path), say=said.append)
-    assert index.n == 2 and len(said) == 1 and "tar_header 1024 bytes passed over" in said[0]
+    lines = []
+    index = open_index(str(tmp_path), say=lines.append)
+    assert index.n == 2 and len(lines) == 1 and "tar_header 1024 bytes passed over" in lines[0]
     assert masked(tmp_path) == {"a.tar/a": "member_missing"}
     assert verified(tmp_path) == {"a.tar/a": "member_missing", "a.tar/": "tar_header"}
 
@@ -97,10 +97,10 @@ def test_links_devices_and_pipes_are_counted_and_never_opened(tmp_path):
             info.size = len(body)
             tar.addfile(info, io.BytesIO(body))
     (tmp_path / "a.tar").write_bytes(out.getvalue())
-    said = []
-    index = open_index(str(tmp_path), say=said.append)
+    lines = []
+    index = open_index(str(tmp_path), say=lines.append)
     assert [ChunkReader(index).id(g) for g in range(index.n)] == ["a.tar/f"]
-    assert len(said) == 5 and all("member_type" in line for line in said)
+    assert len(lines) == 5 and all("member_type" in line for line in lines)
     assert masked(tmp_path) == verified(tmp_path) == {}
 
 
@@ -110,12 +110,12 @@ def test_names_that_would_escape_are_text(tmp_path, monkeypatch):
     (tmp_path / "d").mkdir()
     names = ["/etc/passwd", "../../up", "x\x1b[2Jy", "new\nline"]
     (tmp_path / "d" / "a.tar").write_bytes(body_of(*((f"{n}.{x}", b) for n in names for x, b in GOOD.items())))
-    said = []
-    index = open_index("d", say=said.append)
+    lines = []
+    index = open_index("d", say=lines.append)
     reader = ChunkReader(index)
     assert [reader.id(g) for g in range(4)] == ["a.tar//etc/passwd", "a.tar/../../up", r"a.tar/x\x1b[2Jy",
                                                 r"a.tar/new\nline"]
-    assert len(said) == 8 and all("member_name" in x and x.isprintable() for x in said)
+    assert len(lines) == 8 and all("member_name" in x and x.isprintable() for x in lines)
     assert reader.sample(1)["txt"] == b"a picture" and verified(tmp_path / "d") == {}
     assert {p.name for p in tmp_path.iterdir()} == {"d"}
 
@@ -128,18 +128,18 @@ def test_a_name_longer_than_any_path_is_passed_over(tmp_path):
             info.size = 1
             tar.addfile(info, io.BytesIO(b"1"))
     (tmp_path / "a.tar").write_bytes(out.getvalue())
-    said = []
-    assert open_index(str(tmp_path), say=said.append).n == 1 and "member_name" in said[0] and len(said[0]) < 300
+    lines = []
+    assert open_index(str(tmp_path), say=lines.append).n == 1 and "member_name" in lines[0] and len(lines[0]) < 300
 
 
 def test_a_repeated_extension_begins_a_sample(tmp_path):
     (tmp_path / "a.tar").write_bytes(body_of(("k.jpg", GOOD["jpg"]), ("k.txt", b"one"), ("k.jpg", GOOD["jpg"]),
                                              ("k.txt", b"two"), ("k.txt", b"three")))
-    said = []
-    index = open_index(str(tmp_path), say=said.append)
+    lines = []
+    index = open_index(str(tmp_path), say=lines.append)
     reader = ChunkReader(index)
     assert [reader.id(g) for g in range(3)] == ["a.tar/k", "a.tar/k#2", "a.tar/k#3"]
-    assert reader.sample(1)["txt"] == b"two" and sum("member_repeated" in x for x in said) == 2
+    assert reader.sample(1)["txt"] == b"two" and sum("member_repeated" in x for x in lines) == 2
     assert masked(tmp_path) == verified(tmp_path) == {"a.tar/k#3": "member_missing"}
 
 
@@ -184,12 +184,12 @@ class Trap:
 def test_members_that_hold_code_are_never_read(tmp_path, extension):
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     write_shard(tmp_path / "a.tar", [("a", {**GOOD, extension: trap}), ("b", {extension: b"x"})])
-    said = []
-    index = open_index(str(tmp_path), say=said.append)
+    lines = []
+    index = open_index(str(tmp_path), say=lines.append)
     reader = ChunkReader(index)
     assert {x for x in reader.sample(0) if not x.startswith("__")} == {"jpg", "txt"}
     assert {x for x in reader.sample(1) if not x.startswith("__")} == set()
-    assert sum("member_ignored" in x for x in said) == 2
+    assert sum("member_ignored" in x for x in lines) == 2
     assert masked(tmp_path) == verified(tmp_path) == {"a.tar/b": "member_missing"}
     assert not (tmp_path / "sprung").exists()
 

@@ -73,23 +73,23 @@ def test_it_lies_beside_the_data_under_a_name_of_the_list(tmp_path):
 
 
 def test_it_is_made_once_and_again_with_one_line_when_a_shard_changes(tmp_path):
-    folder, said = small_set(tmp_path / "d"), []
-    first = open_index(str(folder), say=said.append)
-    made = first.file.stat().st_mtime_ns
-    again = open_index(str(folder), say=said.append)
-    assert again.file.stat().st_mtime_ns == made and again.digest == first.digest and said == []
+    folder, lines = small_set(tmp_path / "d"), []
+    first = open_index(str(folder), say=lines.append)
+    written = first.file.stat().st_mtime_ns
+    again = open_index(str(folder), say=lines.append)
+    assert again.file.stat().st_mtime_ns == written and again.digest == first.digest and lines == []
     write_shard(folder / "s1.tar", rows(1, 3))
-    changed = open_index(str(folder), say=said.append)
+    changed = open_index(str(folder), say=lines.append)
     assert changed.n == 17 and changed.digest != first.digest
-    assert len(said) == 1 and "stale" in said[0]
+    assert len(lines) == 1 and "stale" in lines[0]
     os.utime(folder / "s1.tar")
-    assert open_index(str(folder), say=said.append).digest == changed.digest and len(said) == 2
-    assert open_index(str(folder), say=said.append).n == 17 and len(said) == 2
+    assert open_index(str(folder), say=lines.append).digest == changed.digest and len(lines) == 2
+    assert open_index(str(folder), say=lines.append).n == 17 and len(lines) == 2
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "foreign", "version"])
 def test_a_torn_or_foreign_index_is_never_trusted(tmp_path, harm):
-    folder, said = small_set(tmp_path / "d"), []
+    folder, lines = small_set(tmp_path / "d"), []
     index = open_index(str(folder))
     body = index.file.read_bytes()
     if harm == "foreign":
@@ -97,26 +97,26 @@ def test_a_torn_or_foreign_index_is_never_trusted(tmp_path, harm):
     else:
         index.file.write_bytes({"cut": body[: len(body) // 2], "empty": b"",
                                 "version": body.replace(b'"version":"1"', b'"version":"9"')}[harm])
-    again = open_index(str(folder), say=said.append)
-    assert again.digest == index.digest and len(said) == 1 and "cannot be read" in said[0]
-    assert open_index(str(folder), say=said.append).digest == index.digest and len(said) == 1
+    again = open_index(str(folder), say=lines.append)
+    assert again.digest == index.digest and len(lines) == 1 and "cannot be read" in lines[0]
+    assert open_index(str(folder), say=lines.append).digest == index.digest and len(lines) == 1
 
 
 def test_in_a_folder_that_cannot_be_written_it_lies_in_the_cache(tmp_path):
     """A file stands where the index folder would be, which holds for every user."""
-    folder, said = small_set(tmp_path / "d"), []
+    folder, lines = small_set(tmp_path / "d"), []
     (folder / ".vtx").write_text("")
-    index = open_index(str(folder), say=said.append)
-    assert index.file.is_relative_to(tmp_path / "cache") and said == []
-    made = index.file.stat().st_mtime_ns
-    assert open_index(str(folder)).file.stat().st_mtime_ns == made, "it was made again"
+    index = open_index(str(folder), say=lines.append)
+    assert index.file.is_relative_to(tmp_path / "cache") and lines == []
+    written = index.file.stat().st_mtime_ns
+    assert open_index(str(folder)).file.stat().st_mtime_ns == written, "it was made again"
     write_shard(folder / "s1.tar", rows(1, 2))
-    assert open_index(str(folder), say=said.append).n == 16 and "stale" in said[0]
+    assert open_index(str(folder), say=lines.append).n == 16 and "stale" in lines[0]
 
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_stale_index_in_a_folder_that_became_read_only_does_not_hide_the_fresh_one(tmp_path, monkeypatch, torn):
-    folder, said = small_set(tmp_path / "d"), []
+    folder, lines = small_set(tmp_path / "d"), []
     beside = open_index(str(folder)).file
     write_shard(folder / "s1.tar", rows(1, 2))
     save = module.save
@@ -127,20 +127,20 @@ def test_a_stale_index_in_a_folder_that_became_read_only_does_not_hide_the_fresh
         save(index, path)
 
     monkeypatch.setattr(module, "save", refused)
-    assert open_index(str(folder), say=said.append).n == 16 and len(said) == 1
+    assert open_index(str(folder), say=lines.append).n == 16 and len(lines) == 1
     if torn:
         beside.write_bytes(b"torn")
-    again = open_index(str(folder), say=said.append)
-    assert again.n == 16 and len(said) == 1 and again.file.is_relative_to(tmp_path / "cache")
+    again = open_index(str(folder), say=lines.append)
+    assert again.n == 16 and len(lines) == 1 and again.file.is_relative_to(tmp_path / "cache")
 
 
 def test_where_nothing_can_be_written_it_serves_without_a_file(tmp_path, monkeypatch):
-    folder, said = small_set(tmp_path / "d"), []
+    folder, lines = small_set(tmp_path / "d"), []
     (folder / ".vtx").write_text("")
     (tmp_path / "no").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no"))
-    index = open_index(str(folder), say=said.append)
-    assert index.n == 15 and index.file is None and "could not be stored" in said[0]
+    index = open_index(str(folder), say=lines.append)
+    assert index.n == 15 and index.file is None and "could not be stored" in lines[0]
 
 
 def test_digest_knows_no_path(tmp_path):
@@ -157,33 +157,33 @@ def test_known_bad_samples_and_repeated_keys_keep_numbers_and_names(tmp_path):
     folder = tmp_path / "d"
     write_shard(folder / "a.tar", [("x", good), ("y", {**good, "jpg": b""}), ("x", good), ("y", good), ("y", good)])
     write_shard(folder / "b.tar", [("x", good)])
-    said = []
-    made = small_index(folder)
+    lines = []
+    fresh = small_index(folder)
     stored = small_index(folder)
-    for index in (made, stored):
+    for index in (fresh, stored):
         assert ids(index) == ["a.tar/x", "a.tar/y", "a.tar/x#2", "a.tar/y#2", "a.tar/y#3", "b.tar/x"]
         assert index.bad == {1: "empty"} and index.again == {2: 2, 3: 2, 4: 3}
-    assert open_index(str(folder), say=said.append).n == 6
-    assert any("member_repeated" in line for line in said)
+    assert open_index(str(folder), say=lines.append).n == 6
+    assert any("member_repeated" in line for line in lines)
 
 
 def test_problems_are_said_and_then_counted(tmp_path):
-    folder, said = tmp_path / "d", []
+    folder, lines = tmp_path / "d", []
     write_shard(folder / "a.tar", [(f"/k\x07{i}", {"txt": b"t", "pkl": b"x"}) for i in range(30)])
-    index = open_index(str(folder), say=said.append)
-    assert index.n == 30 and len(said) == 41, "20 lines a reason and a sum"
-    assert said[-1] == "in all: 30 member_ignored, 60 member_name" and all(line.isprintable() for line in said)
+    index = open_index(str(folder), say=lines.append)
+    assert index.n == 30 and len(lines) == 41, "20 lines a reason and a sum"
+    assert lines[-1] == "in all: 30 member_ignored, 60 member_name" and all(line.isprintable() for line in lines)
 
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory):
     """60 keys in four shards, and the same in two."""
-    made = [(f"k{i:03d}", {"jpg": jpeg(), "txt": b"t"}) for i in range(60)]
+    samples = [(f"k{i:03d}", {"jpg": jpeg(), "txt": b"t"}) for i in range(60)]
     four, two = tmp_path_factory.mktemp("four"), tmp_path_factory.mktemp("two")
     for s in range(4):
-        write_shard(four / f"{s}.tar", made[15 * s : 15 * s + 15])
+        write_shard(four / f"{s}.tar", samples[15 * s : 15 * s + 15])
     for s in range(2):
-        write_shard(two / f"other-{s}.tar", made[s::2])
+        write_shard(two / f"other-{s}.tar", samples[s::2])
     return four, two
 
 

@@ -33,12 +33,12 @@ def test_a_batch_splits_into_its_parts(index):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_an_evaluation_sees_each_sample_once(index, world):
-    seen = []
+    ids = []
     for rank in range(world):
         for batch in Loader(Batches(index, InOrder(15), Pixels(), 4, rank, world), stop=4):
-            seen += batch.ids[batch.valid].tolist()
+            ids += batch.ids[batch.valid].tolist()
             assert (batch.ids[~batch.valid] == -1).all()
-    assert sorted(seen) == list(range(15))
+    assert sorted(ids) == list(range(15))
 
 
 def test_it_ends_where_it_is_told_and_else_never(index):

@@ -172,9 +172,9 @@ def test_an_extended_header_of_megabytes_is_not_read(claim):
         largest = 0
 
         def __getitem__(self, part):
-            made = bytes(self)[part] if isinstance(part, slice) else super().__getitem__(part)
-            Counting.largest = max(Counting.largest, len(made)) if isinstance(part, slice) else Counting.largest
-            return made
+            piece = bytes(self)[part] if isinstance(part, slice) else super().__getitem__(part)
+            Counting.largest = max(Counting.largest, len(piece)) if isinstance(part, slice) else Counting.largest
+            return piece
 
     found = list(samples(Counting(body)))
     assert Counting.largest <= 512
@@ -236,19 +236,19 @@ FIELDS = ((100, 8), (124, 12), (156, 1), (257, 8), (345, 155), (0, 100), (482, 1
 
 def mutated(body, mutations):
     body = bytearray(body)
-    for what, where, how in mutations:
+    for kind, where, how in mutations:
         at = int(where * (len(body) - 1)) if body else 0
-        if what == "flip" and body:
+        if kind == "flip" and body:
             body[at] ^= how
-        elif what == "cut":
+        elif kind == "cut":
             del body[at:]
-        elif what == "zero":
+        elif kind == "zero":
             body[at : at + how] = bytes(len(body[at : at + how]))
-        elif what == "remove":
+        elif kind == "remove":
             del body[at : at + how]
-        elif what == "double":
+        elif kind == "double":
             body[at:at] = body[at : at + how]
-        elif what == "header" and at + 512 <= len(body):  # a field becomes something else, and the checksum right
+        elif kind == "header" and at + 512 <= len(body):  # a field becomes something else, and the checksum right
             start = at // 512 * 512
             begin, size = FIELDS[how % len(FIELDS)]
             field = [b"%o" % how, b"\x80" + how.to_bytes(11, "big"), b"-1", b"xLKgS150"[how % 8 :], b""][how // 7 % 5]

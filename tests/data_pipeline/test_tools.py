@@ -25,11 +25,11 @@ def digest(folder):
 
 
 def test_toy_shards_are_the_same_for_the_same_arguments(tmp_path):
-    made = [make_toy(tmp_path / str(i), samples=11, shards=3, size=32, seed=s) for i, s in enumerate((5, 5, 6))]
-    assert digest(made[0]) == digest(made[1]) != digest(made[2])
-    index = open_index(str(made[0]))
-    assert (index.n, index.chunk_samples.tolist()) == (11, [3, 4, 4]) and list(verify(str(made[0]))) == []
-    assert [p.name for p in made[0].iterdir() if p.name.startswith(".") and p.name != ".vtx"] == []
+    folders = [make_toy(tmp_path / str(i), samples=11, shards=3, size=32, seed=s) for i, s in enumerate((5, 5, 6))]
+    assert digest(folders[0]) == digest(folders[1]) != digest(folders[2])
+    index = open_index(str(folders[0]))
+    assert (index.n, index.chunk_samples.tolist()) == (11, [3, 4, 4]) and list(verify(str(folders[0]))) == []
+    assert [p.name for p in folders[0].iterdir() if p.name.startswith(".") and p.name != ".vtx"] == []
 
 
 def test_toy_pictures_are_what_their_captions_say(tmp_path):

@@ -108,18 +108,18 @@ def test_another_batch_size_continues_at_the_same_sample(folder, known):
     other.load_state_dict(source.state_dict())
     order = other.order
     expected = order.ids(np.arange(18, 22))
-    (made,) = keys_of(other, 1)
+    (keys,) = keys_of(other, 1)
     names = {g: k for step in range(8)
              for g, k in zip(order.ids(order.slots(step, 6)).tolist(), known[step], strict=True)}
-    assert sorted(made) == sorted(names[g] for g in expected.tolist()) and other.state_dict()["position"] == 22
+    assert sorted(keys) == sorted(names[g] for g in expected.tolist()) and other.state_dict()["position"] == 22
 
 
 def test_it_says_what_its_promise_needs(folder):
-    said = []
-    Source(str(folder), 6, say=said.append)
-    assert len(said) == 1 and "one sample for one sample" in said[0]
-    Source(str(folder), 6, rank=1, world=2, say=said.append)
-    assert len(said) == 1, "one rank says it"
+    lines = []
+    Source(str(folder), 6, say=lines.append)
+    assert len(lines) == 1 and "one sample for one sample" in lines[0]
+    Source(str(folder), 6, rank=1, world=2, say=lines.append)
+    assert len(lines) == 1, "one rank says it"
 
 
 @pytest.mark.parametrize("stage", [wds.shuffle(10), wds.select(bool), wds.slice(3), wds.rsample(0.5), wds.detshuffle(),
@@ -170,31 +170,31 @@ def batches(folder, stages, batch=15, **more):
 
 def test_stages_stand_in_front_of_a_reader(folder):
     plain = batches_of(small_index(folder), Pixels(), 15)[0]
-    made = batches(folder, [wds.map(longer), wds.rename(jpg="jpg", txt="txt")])[0]
-    assert made["valid"].all() and made["ids"].tolist() == plain["ids"].tolist()
-    assert (made["data"]["length"] == plain["data"]["length"] + 2).all()
-    assert torch.equal(made["data"]["image"], plain["data"]["image"]), "the reader's own numbers are as without stages"
+    batch = batches(folder, [wds.map(longer), wds.rename(jpg="jpg", txt="txt")])[0]
+    assert batch["valid"].all() and batch["ids"].tolist() == plain["ids"].tolist()
+    assert (batch["data"]["length"] == plain["data"]["length"] + 2).all()
+    assert torch.equal(batch["data"]["image"], plain["data"]["image"]), "the reader's own numbers are as without stages"
 
 
 def test_a_stage_that_gives_nothing_masks_the_slot(folder):
     plain = batches_of(small_index(folder), Pixels(), 15)[0]
     for stages in ([wds.map(drop_odd)], [wds.select(drop_odd)]):
-        made = batches(folder, stages)[0]
-        odd = [int(e["key"][-2:]) % 2 for e in made["bad"]]
-        assert len(odd) == 6 and all(odd) and {e["reason"] for e in made["bad"]} == {"stage"}
-        assert made["ids"].tolist() == plain["ids"].tolist() and int(made["valid"].sum()) == 9
-        valid = made["valid"]
-        assert torch.equal(made["data"]["image"][valid], plain["data"]["image"][valid])
+        batch = batches(folder, stages)[0]
+        odd = [int(e["key"][-2:]) % 2 for e in batch["bad"]]
+        assert len(odd) == 6 and all(odd) and {e["reason"] for e in batch["bad"]} == {"stage"}
+        assert batch["ids"].tolist() == plain["ids"].tolist() and int(batch["valid"].sum()) == 9
+        valid = batch["valid"]
+        assert torch.equal(batch["data"]["image"][valid], plain["data"]["image"][valid])
 
 
 def test_an_error_in_a_stage_masks_the_slot_and_is_told(folder):
-    made = batches(folder, [wds.map(fail_at_three)])[0]
-    assert {(e["reason"], e["detail"]) for e in made["bad"]} == {("stage_error", "KeyError: 'three'")}
-    assert {e["key"] for e in made["bad"]} == {"0-03", "2-03"} and int(made["valid"].sum()) == 13
+    batch = batches(folder, [wds.map(fail_at_three)])[0]
+    assert {(e["reason"], e["detail"]) for e in batch["bad"]} == {("stage_error", "KeyError: 'three'")}
+    assert {e["key"] for e in batch["bad"]} == {"0-03", "2-03"} and int(batch["valid"].sum()) == 13
     for stages, detail in (([wds.to_tuple("txt")], "1 x tuple"), ([twice], "2 x dict")):
-        made = batches(folder, stages)[0]
-        assert not made["valid"].any()
-        assert {e["detail"] for e in made["bad"]} == {f"{detail} came out, one dict is wanted"}
+        batch = batches(folder, stages)[0]
+        assert not batch["valid"].any()
+        assert {e["detail"] for e in batch["bad"]} == {f"{detail} came out, one dict is wanted"}
 
 
 def test_what_stages_draw_belongs_to_the_sample(folder):
@@ -218,14 +218,14 @@ def test_what_stages_draw_belongs_to_the_sample(folder):
 def test_decoding_stages_cannot_run_code(tmp_path):
     """webdataset's own decoders unpickle some members; those never reach a stage."""
     write_shard(tmp_path / "a.tar", [("x", {"jpg": jpeg(), "txt": b"x", "pyd": b"cos\nsystem\n(S'false'\ntR."})])
-    seen = []
+    keys = []
 
     def look(raw):
-        seen.append(sorted(raw))
+        keys.append(sorted(raw))
         return {**raw, "txt": raw["txt"].encode()}
 
-    made = batches(tmp_path, [wds.decode(only="txt"), wds.map(look)], 1)[0]
-    assert made["valid"].all() and seen == [["__key__", "__url__", "jpg", "txt"]]
+    batch = batches(tmp_path, [wds.decode(only="txt"), wds.map(look)], 1)[0]
+    assert batch["valid"].all() and keys == [["__key__", "__url__", "jpg", "txt"]]
 
 
 @pytest.mark.parametrize("stage", [wds.shuffle(5), wds.batched(2), wds.unbatched(), wds.slice(3), wds.detshuffle()])

@@ -26,16 +26,16 @@ def randomise(module: nn.Module) -> nn.Module:
     return module
 
 
-def close(a: Tensor, b: Tensor, what: str = "") -> None:
+def close(a: Tensor, b: Tensor, name: str = "") -> None:
     """Within 1e-5 of the largest."""
-    assert a.shape == b.shape, what
-    assert (a - b).abs().max() <= 1e-5 * a.abs().max(), what
+    assert a.shape == b.shape, name
+    assert (a - b).abs().max() <= 1e-5 * a.abs().max(), name
 
 
 def all_close(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
     """Features of images and of texts, and logits."""
-    for what, a, b in zip(("image", "text", "logits"), ours, theirs, strict=True):
-        close(a, b, what)
+    for name, a, b in zip(("image", "text", "logits"), ours, theirs, strict=True):
+        close(a, b, name)
 
 
 def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:

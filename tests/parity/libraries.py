@@ -43,18 +43,18 @@ def works() -> bool:
 
 transformers.utils.is_torchvision_available()  # remembered from here on
 transformers.logging.set_verbosity_error()
-made = {} if works() else {name: Empty(name) for name in NAMES}
-for name, module in made.items():
+stand_ins = {} if works() else {name: Empty(name) for name in NAMES}
+for name, module in stand_ins.items():
     module.__spec__ = ModuleSpec(name, None, is_package=True)
     parent, _, leaf = name.rpartition(".")
     if parent:
-        setattr(made[parent], leaf, module)
-sys.modules.update(made)
+        setattr(stand_ins[parent], leaf, module)
+sys.modules.update(stand_ins)
 try:
     import open_clip
     import timm
 finally:
-    for name in made:
+    for name in stand_ins:
         sys.modules.pop(name, None)
 
 __all__ = ["open_clip", "timm", "transformers"]

@@ -15,20 +15,19 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.interop import export_clip, files, import_clip, resize_positions
 from vtx_scale.interop.clip import MEAN, OPEN_CLIP, STD, TRANSFORMERS, mlp_ratio, open_clip_config, transformers_config
-from vtx_scale.interop.rename import outward
+from vtx_scale.interop.rename import to_foreign
 from vtx_scale.launch.initial import load_source
 from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.clip import Clip
-from vtx_scale.specs.clip import CLIP_SIZES, TextTower, image_tower
-from vtx_scale.specs.clip import Clip as Spec
+from vtx_scale.specs.clip import CLIP_SIZES, ClipConfig, TextTowerConfig, image_tower
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.single import Single
 
-SMALL = Spec(image=image_tower("s/16", resolution=32, width=48, depth=2, heads=3, mlp=192, patch=8),
-             text=TextTower(width=32, depth=2, heads=2, context=24, vocab=258), embed=40)
+SMALL = ClipConfig(image=image_tower("s/16", resolution=32, width=48, depth=2, heads=3, mlp=192, patch=8),
+                   text=TextTowerConfig(width=32, depth=2, heads=2, context=24, vocab=258), embed=40)
 
 
-def with_activation(activation: str, **image: object) -> Spec:
+def with_activation(activation: str, **image: object) -> ClipConfig:
     return replace(SMALL, image=replace(SMALL.image, activation=activation, **image),
                    text=replace(SMALL.text, activation=activation))
 
@@ -44,13 +43,13 @@ SPECS = {
 TEXTS = ["", "a photo of a cat", "one two three, and more than the context of this text tower holds"]
 
 
-def model(spec: Spec) -> Clip:
-    made = Clip(spec, Context()).eval()
-    randomise(made)
-    return made
+def model(spec: ClipConfig) -> Clip:
+    clip = Clip(spec, Context()).eval()
+    randomise(clip)
+    return clip
 
 
-def inputs(spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(spec: ClipConfig) -> tuple[Tensor, Tensor, Tensor]:
     """uint8 pixels (3, S, S, 3), the same as other libraries want them (3, 3, S, S), token ids (3, T)."""
     side = spec.image.resolution
     pixels = torch.randint(0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -59,16 +58,16 @@ def inputs(spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def here(made: Clip) -> tuple[Tensor, Tensor, Tensor]:
+def here(clip: Clip) -> tuple[Tensor, Tensor, Tensor]:
     """Features of images and texts, of unit length, and the logits (images, texts)."""
-    pixels, _, tokens = inputs(made.spec)
-    image, text = made.encode_image(pixels), made.encode_text(tokens)
-    logits = made.logit_scale.exp() * image @ text.T
-    return image, text, logits if made.logit_bias is None else logits + made.logit_bias
+    pixels, _, tokens = inputs(clip.spec)
+    image, text = clip.encode_image(pixels), clip.encode_text(tokens)
+    logits = clip.logit_scale.exp() * image @ text.T
+    return image, text, logits if clip.logit_bias is None else logits + clip.logit_bias
 
 
 @torch.no_grad()
-def there(theirs: nn.Module, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
+def there(theirs: nn.Module, spec: ClipConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The same from a model of transformers or open_clip."""
     _, pixels, tokens = inputs(spec)
     if hasattr(theirs, "get_logits"):
@@ -82,17 +81,17 @@ def opened(libraries: ModuleType, to: str, folder) -> nn.Module:
     """An exported folder, by the other library's own loading code."""
     if to == "open_clip":
         return libraries.open_clip.create_model(f"local-dir:{folder}").eval()
-    made, report = libraries.transformers.CLIPModel.from_pretrained(folder, output_loading_info=True)
+    theirs, report = libraries.transformers.CLIPModel.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
-    return made.eval()
+    return theirs.eval()
 
 
 @pytest.mark.parametrize("to", ["transformers", "open_clip"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_out_and_in(libraries, to, spec, tmp_path):
     ours = model(spec)
-    made = export_clip(spec, ours.state_dict(), to, tmp_path / "out")
-    assert sorted(made) == sorted((tmp_path / "out").iterdir())
+    files = export_clip(spec, ours.state_dict(), to, tmp_path / "out")
+    assert sorted(files) == sorted((tmp_path / "out").iterdir())
     all_close(here(ours), there(opened(libraries, to, tmp_path / "out"), spec))
     assert_same_bits(import_clip(tmp_path / "out"), ours.state_dict())
 
@@ -159,14 +158,14 @@ def test_in_from_open_clip(libraries, apart, tmp_path):
 @pytest.mark.parametrize("size", CLIP_SIZES)
 def test_published_sizes_have_the_same_tensors(libraries, size):
     """Names and shapes, on the meta device."""
-    spec = Spec.size(size)
+    spec = ClipConfig.size(size)
     hf = libraries.transformers
     with torch.device("meta"):
         state = Clip(spec, Context()).state_dict()
         theirs = hf.CLIPModel(hf.CLIPConfig(**transformers_config(spec, torch.float32)["config.json"])).state_dict()
         other = libraries.open_clip.CLIP(**open_clip_config(spec)["open_clip_config.json"]["model_cfg"]).state_dict()
     for table, want in ((TRANSFORMERS, theirs), (OPEN_CLIP, other)):
-        assert {k: v.shape for k, v in outward(table, state).items()} == {k: v.shape for k, v in want.items()}
+        assert {k: v.shape for k, v in to_foreign(table, state).items()} == {k: v.shape for k, v in want.items()}
 
 
 def test_mlp_ratio_comes_back():
@@ -197,8 +196,8 @@ def test_pixels_are_prepared_alike(libraries, tmp_path):
     export_clip(SMALL, model(SMALL).state_dict(), "transformers", tmp_path / "out")
     processor = libraries.transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     pixels, normal, _ = inputs(SMALL)
-    made = processor([Image.fromarray(x) for x in pixels.numpy()], return_tensors="pt")["pixel_values"]
-    assert (made - normal).abs().max() < 1e-5
+    theirs = processor([Image.fromarray(x) for x in pixels.numpy()], return_tensors="pt")["pixel_values"]
+    assert (theirs - normal).abs().max() < 1e-5
     assert processor(Image.new("RGB", (64, 80)), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
 
 

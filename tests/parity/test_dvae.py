@@ -8,9 +8,9 @@ from vtx_scale.backbones.dvae import Codec
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop import export_codec, import_codec
 from vtx_scale.objectives.dvae import mapped
-from vtx_scale.specs.dvae import Codec as Spec
+from vtx_scale.specs.dvae import CodecConfig
 
-SPEC = Spec(width=8, blocks=2, vocab=40, stem=12, resolution=32)
+SPEC = CodecConfig(width=8, blocks=2, vocab=40, stem=12, resolution=32)
 
 
 def encoder(state):
@@ -21,8 +21,8 @@ def test_transformers_opens_what_we_write_and_we_what_it_has(libraries, tmp_path
     ours = randomise(Codec(SPEC)).eval()
     export_codec(SPEC, ours.state_dict(), "transformers", tmp_path / "out")
     kind = libraries.transformers.FlavaImageCodebook
-    theirs, said = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not said["missing_keys"] and not said["unexpected_keys"] and not said["mismatched_keys"]
+    theirs, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     x = mapped(pixels, torch.float32)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_transformers_opens_what_we_write_and_we_what_it_has(libraries, tmp_path
 
 def test_what_cannot_go_out_is_said(tmp_path):
     ours = Codec(SPEC)
-    for spec, to, word in ((Spec(groups=3), "transformers", "four groups"), (SPEC, "timm", "safetensors")):
+    for spec, to, word in ((CodecConfig(groups=3), "transformers", "four groups"), (SPEC, "timm", "safetensors")):
         with pytest.raises(UserError, match=word):
             export_codec(spec, ours.state_dict(), to, tmp_path / "no")
     export_codec(SPEC, ours.state_dict(), "safetensors", tmp_path / "whole")

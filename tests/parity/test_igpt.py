@@ -12,16 +12,15 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop import export_igpt, import_igpt, import_weights
 from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.igpt import Igpt
-from vtx_scale.specs.igpt import Igpt as Spec
-from vtx_scale.specs.igpt import PixelGPT
+from vtx_scale.specs.igpt import IgptConfig, PixelGPTConfig
 
-SPEC = Spec(net=PixelGPT(width=48, depth=3, heads=4, side=6, colours=512))
+SPEC = IgptConfig(net=PixelGPTConfig(width=48, depth=3, heads=4, side=6, colours=512))
 
 
 @pytest.fixture(scope="module")
 def ours():
-    made = randomise(Igpt(SPEC, Context())).eval()
-    return made
+    igpt = randomise(Igpt(SPEC, Context())).eval()
+    return igpt
 
 
 def pictures(count=3):
@@ -37,9 +36,9 @@ def logits_there(model, tokens):
 def test_transformers_opens_what_we_write_and_we_what_it_has(libraries, ours, tmp_path):
     kind = libraries.transformers.ImageGPTForCausalImageModeling
     export_igpt(SPEC, ours.state_dict(), "transformers", tmp_path / "out")
-    theirs, said = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    theirs, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
     theirs.eval()
-    assert not said["missing_keys"] and not said["unexpected_keys"] and not said["mismatched_keys"]
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     tokens = ours.palette.tokens(pictures())
     with torch.no_grad():
         close(ours.net(tokens), logits_there(theirs, tokens))
@@ -69,8 +68,8 @@ def test_their_features_are_ours(libraries, ours, tmp_path):
 
 def test_their_processor_sees_our_tokens(libraries, ours, tmp_path):
     export_igpt(SPEC, ours.state_dict(), "transformers", tmp_path / "out")
-    said = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
-    levels = np.array(said["clusters"])
+    config = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    levels = np.array(config["clusters"])
     x = pictures().numpy().reshape(-1, 3) / 127.5 - 1
     nearest = ((x[:, None] - levels[None]) ** 2).sum(2).argmin(1)
     assert (ours.palette.tokens(pictures()).flatten().numpy() == nearest).mean() > 0.99  # but for ties

@@ -11,42 +11,40 @@ from tests.parity.test_clip import here, inputs, opened, there
 from vtx_scale.backbones.bit import RULES, BitStem, StandardConv
 from vtx_scale.backbones.resnet import ResNet
 from vtx_scale.blocks.random import step_key
-from vtx_scale.blocks.rows import Rows, keepers
 from vtx_scale.blocks.rules import initial_values, rule_of
+from vtx_scale.blocks.slots import SlotContext, with_running_statistics
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import export_clip, export_resnet, import_clip, import_resnet, resize_positions
 from vtx_scale.interop.clip import OPEN_CLIP_RESNET, open_clip_config
-from vtx_scale.interop.rename import Line, inward, outward, under
+from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.interop.resnet import TABLE, with_counts
 from vtx_scale.launch import override
 from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.clip import Clip
-from vtx_scale.specs.clip import Clip as ClipSpec
-from vtx_scale.specs.clip import TextTower
-from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNet
-from vtx_scale.specs.resnet import ResNet as Spec
+from vtx_scale.specs.clip import ClipConfig, TextTowerConfig
+from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNetConfig, ResNetConfig
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.init import initialise
 
 TIMM = {"18": "resnet18", "34": "resnet34", "50": "resnet50", "101": "resnet101", "152": "resnet152",
         "wide 50-2": "wide_resnet50_2", "wide 101-2": "wide_resnet101_2"}
-SMALL = ClipSpec(image=ClipResNet(blocks=(1, 2, 1, 1), stem=8, heads=4, resolution=64, embed=40),
-                 text=TextTower(width=32, depth=2, heads=2, context=24, vocab=258), embed=40)
+SMALL = ClipConfig(image=ClipResNetConfig(blocks=(1, 2, 1, 1), stem=8, heads=4, resolution=64, embed=40),
+                   text=TextTowerConfig(width=32, depth=2, heads=2, context=24, vocab=258), embed=40)
 
 
 def images(side: int, count: int = 3) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def all_rows(count: int) -> Rows:
-    return Rows(torch.ones(count, dtype=torch.bool), torch.arange(count), step_key(0, 0), Ranks())
+def all_rows(count: int) -> SlotContext:
+    return SlotContext(torch.ones(count, dtype=torch.bool), torch.arange(count), step_key(0, 0), Ranks())
 
 
 @pytest.mark.parametrize("size", ["18", "50", "wide"])
 def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
-    spec = {"18": Spec.size("18", classes=10), "50": Spec.size("50", classes=10),
-            "wide": Spec(blocks=(1, 1, 1, 1), wide=2, classes=7, resolution=64)}[size]
+    spec = {"18": ResNetConfig.size("18", classes=10), "50": ResNetConfig.size("50", classes=10),
+            "wide": ResNetConfig(blocks=(1, 1, 1, 1), wide=2, classes=7, resolution=64)}[size]
     ours = randomise(ResNet(spec)).eval()
     export_resnet(spec, ours.state_dict(), "timm", tmp_path / "out")
     theirs = libraries.timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
@@ -57,7 +55,7 @@ def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
     assert_same_bits(import_resnet(tmp_path / "out"), ours.state_dict())
     randomise(theirs)  # other values, by their names and order
     again = ResNet(spec).eval()
-    export_resnet(spec, inward(TABLE, {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}),
+    export_resnet(spec, from_foreign(TABLE, {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}),
                   "torchvision", tmp_path / "file")
     again.load_state_dict(import_resnet(tmp_path / "file" / "model.safetensors"))
     with torch.no_grad():
@@ -67,10 +65,10 @@ def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
 @pytest.mark.parametrize("size", ["18", "50"])
 def test_timm_trains_alike(libraries, size):
     """In training: the logits, every gradient, and what the running statistics become."""
-    spec = Spec.size(size, classes=10)
+    spec = ResNetConfig.size(size, classes=10)
     ours = randomise(ResNet(spec)).double()
     theirs = libraries.timm.create_model(TIMM[size], num_classes=10).double().train()
-    theirs.load_state_dict(with_counts(outward(TABLE, ours.state_dict())))
+    theirs.load_state_dict(with_counts(to_foreign(TABLE, ours.state_dict())))
     x = images(64, 4).double()
     weigh = torch.randn(4, 10, generator=torch.Generator().manual_seed(2)).double()
     mine, other = ours(x, all_rows(4)), theirs(x)
@@ -78,29 +76,29 @@ def test_timm_trains_alike(libraries, size):
     (mine * weigh).sum().backward()
     (other * weigh).sum().backward()
     want = {k: p.grad for k, p in theirs.named_parameters()}
-    got = outward(TABLE, {k: p.grad for k, p in ours.named_parameters()})
+    got = to_foreign(TABLE, {k: p.grad for k, p in ours.named_parameters()})
     assert got.keys() == want.keys()
     for name, grad in want.items():
         assert (got[name] - grad).abs().max() <= 1e-8 * max(1, grad.abs().max()), name
-    for m in keepers(ours):
-        m.commit()
+    for m in with_running_statistics(ours):
+        m.update_statistics()
     running = dict(theirs.named_buffers())
-    for name, value in outward(TABLE, dict(ours.named_buffers())).items():
+    for name, value in to_foreign(TABLE, dict(ours.named_buffers())).items():
         assert (value - running[name]).abs().max() <= 1e-9 * max(1, running[name].abs().max()), name
 
 
 @pytest.mark.parametrize("size", RESNET_SIZES)
 def test_published_resnets_have_the_same_tensors(libraries, size):
     with torch.device("meta"):
-        ours = ResNet(Spec.size(size, classes=1000)).state_dict()
+        ours = ResNet(ResNetConfig.size(size, classes=1000)).state_dict()
         theirs = libraries.timm.create_model(TIMM[size]).state_dict()
-    assert {k: v.shape for k, v in with_counts(outward(TABLE, ours)).items()} == {k: v.shape for k, v in theirs.items()}
+    assert {k: v.shape for k, v in with_counts(to_foreign(TABLE, ours)).items()} == {k: v.shape for k, v in theirs.items()}
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
 def test_initial_values_are_timms(libraries, kind):
     """The same kind and spread of every tensor, the last gain of each block 0."""
-    spec = Spec(blocks=(1, 1, 1, 1), kind=kind, classes=10)
+    spec = ResNetConfig(blocks=(1, 1, 1, 1), kind=kind, classes=10)
     ours = ResNet(spec)
     initialise(ours, initial_values(ours), 0)
     torch.manual_seed(0)
@@ -108,7 +106,7 @@ def test_initial_values_are_timms(libraries, kind):
     for name, want in theirs.state_dict().items():
         if "num_batches" in name:
             continue
-        got = outward(TABLE, ours.state_dict())[name]
+        got = to_foreign(TABLE, ours.state_dict())[name]
         if want.ndim == 1 and "fc" not in name:
             assert torch.equal(got, want), name
         else:
@@ -116,7 +114,7 @@ def test_initial_values_are_timms(libraries, kind):
             assert got.abs().max() < want.abs().max() * 1.6, name
 
 
-def clip_model(spec: ClipSpec) -> Clip:
+def clip_model(spec: ClipConfig) -> Clip:
     return randomise(Clip(spec, Context())).eval()  # type: ignore[return-value]
 
 
@@ -145,15 +143,15 @@ def test_open_clip_in(libraries, tmp_path):
     pixels, normal, _ = inputs(SMALL)
     trained = theirs.train().encode_image(normal, normalize=True)
     close(ours.encode_image(pixels, all_rows(len(pixels))), trained)
-    for m in keepers(ours):
-        m.commit()
+    for m in with_running_statistics(ours):
+        m.update_statistics()
     close(here(ours)[0], theirs.eval().encode_image(normal, normalize=True))
 
 
 @pytest.mark.parametrize("size", CLIP_RESNET_SIZES)
 def test_published_clips_have_the_same_tensors(libraries, size):
     """Names and shapes, and the configuration that open_clip ships."""
-    spec = ClipSpec.size(size)
+    spec = ClipConfig.size(size)
     config = open_clip_config(spec)["open_clip_config.json"]["model_cfg"]
     shipped = libraries.open_clip.get_model_config(f"{size}-quickgelu")
     for part in ("vision_cfg", "text_cfg"):
@@ -162,8 +160,8 @@ def test_published_clips_have_the_same_tensors(libraries, size):
     with torch.device("meta"):
         ours = Clip(spec, Context()).state_dict()
         theirs = libraries.open_clip.CLIP(**config).state_dict()
-    made = with_counts(outward(OPEN_CLIP_RESNET, ours))
-    assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in theirs.items()}
+    have = with_counts(to_foreign(OPEN_CLIP_RESNET, ours))
+    assert {k: v.shape for k, v in have.items()} == {k: v.shape for k, v in theirs.items()}
 
 
 def test_initial_values_are_open_clips(libraries):
@@ -171,11 +169,11 @@ def test_initial_values_are_open_clips(libraries):
     theirs = libraries.open_clip.CLIP(**open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"]).visual
     ours = Clip(SMALL, Context())
     initialise(ours, initial_values(ours), 0)
-    made = outward(OPEN_CLIP_RESNET, ours.state_dict())
+    have = to_foreign(OPEN_CLIP_RESNET, ours.state_dict())
     for name, want in theirs.state_dict().items():
         if "num_batches" in name:
             continue
-        got = made[f"visual.{name}"]
+        got = have[f"visual.{name}"]
         if want.std() == 0:
             assert torch.equal(got, want), name
         else:
@@ -199,9 +197,9 @@ def test_refusals(tmp_path):
         with pytest.raises(UserError, match="open_clip or safetensors"):
             export_clip(SMALL, state, to, tmp_path / "out")
     with pytest.raises(UserError, match="timm, torchvision or safetensors"):
-        export_resnet(Spec(), {}, "open_clip", tmp_path / "out")
+        export_resnet(ResNetConfig(), {}, "open_clip", tmp_path / "out")
     with pytest.raises(UserError, match="four stages"):
-        export_resnet(Spec(blocks=(1, 1, 1)), {}, "timm", tmp_path / "out")
+        export_resnet(ResNetConfig(blocks=(1, 1, 1)), {}, "timm", tmp_path / "out")
     with pytest.raises(UserError, match=r"objective.image.embed=40: it and embed=41"):
         override.check(Run(objective=replace(SMALL, embed=41)))
 
@@ -227,7 +225,7 @@ def test_stem_of_the_hybrids(libraries, name, blocks, side):
     head = "stem." if blocks else ""
     table = [Line("conv.weight", f"{head}conv.weight"), Line("norm.{p}", f"{head}norm.{{p}}"), *BIT]
     ours = BitStem(blocks, weight_eps=0.0, eps=1e-5).double().eval()
-    ours.load_state_dict(inward(table, theirs.state_dict()))
+    ours.load_state_dict(from_foreign(table, theirs.state_dict()))
     x = images(side).double()
     with torch.no_grad():
         mine, other = ours(x), theirs(x)
@@ -240,9 +238,9 @@ def test_filters_are_standardised_as_published():
     weight = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 1e-4  # where the eps tells
     conv.weight.data.copy_(weight)
     flat = weight.flatten(1)
-    made = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, correction=0, keepdim=True) + 1e-5)
+    standardised = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, correction=0, keepdim=True) + 1e-5)
     x = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(1))
-    close(conv(x), nn.functional.conv2d(x, made.view_as(weight), padding=1))
+    close(conv(x), nn.functional.conv2d(x, standardised.view_as(weight), padding=1))
 
 
 def test_initial_values_of_the_stem():

@@ -14,7 +14,7 @@ from tests.parity.alike import all_close, assert_same_bits, close, randomise
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.interop import export, export_siglip, import_siglip, import_vit
-from vtx_scale.interop.rename import outward
+from vtx_scale.interop.rename import to_foreign
 from vtx_scale.interop.siglip import OPEN_CLIP, TRANSFORMERS, transformers_config
 from vtx_scale.interop.vit import joined
 from vtx_scale.launch import override
@@ -23,23 +23,22 @@ from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.siglip import Siglip
 from vtx_scale.objectives.siglip_reader import SiglipReader, canonical, encode, encode_all
 from vtx_scale.specs.run import Run
-from vtx_scale.specs.siglip import SIGLIP_SIZES
-from vtx_scale.specs.siglip import Siglip as Spec
+from vtx_scale.specs.siglip import SIGLIP_SIZES, SiglipConfig
 from vtx_scale.strategies.single import Single
 
-FULL = Spec.size("B/16")
+FULL = SiglipConfig.size("B/16")
 SMALL = replace(FULL, image=replace(FULL.image, resolution=32, width=48, depth=2, heads=3, mlp=144, patch=8),
                 text=replace(FULL.text, width=32, depth=2, heads=2, mlp=96, context=24, vocab=258, embed=48))
 TEXTS = ["", "A photo of a cat!", "one, two_three; and more than the context of this text tower holds"]
 
 
-def model(spec: Spec = SMALL) -> Siglip:
-    made = Siglip(spec, Context()).eval()
-    randomise(made)
-    return made
+def model(spec: SiglipConfig = SMALL) -> Siglip:
+    siglip = Siglip(spec, Context()).eval()
+    randomise(siglip)
+    return siglip
 
 
-def inputs(spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(spec: SiglipConfig) -> tuple[Tensor, Tensor, Tensor]:
     """uint8 pixels (3, S, S, 3), the same as other libraries want them (3, 3, S, S), token ids (3, T)."""
     side = spec.image.resolution
     pixels = torch.randint(0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -48,15 +47,15 @@ def inputs(spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def here(made: Siglip) -> tuple[Tensor, Tensor, Tensor]:
+def here(siglip: Siglip) -> tuple[Tensor, Tensor, Tensor]:
     """Features of images and texts, of unit length, and the logits (images, texts)."""
-    pixels, _, tokens = inputs(made.spec)
-    image, text = made.encode_image(pixels), made.encode_text(tokens)
-    return image, text, made.logit_scale.exp() * image @ text.T + made.logit_bias
+    pixels, _, tokens = inputs(siglip.spec)
+    image, text = siglip.encode_image(pixels), siglip.encode_text(tokens)
+    return image, text, siglip.logit_scale.exp() * image @ text.T + siglip.logit_bias
 
 
 @torch.no_grad()
-def there(theirs: nn.Module, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
+def there(theirs: nn.Module, spec: SiglipConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The same from a SiglipModel."""
     _, pixels, tokens = inputs(spec)
     out = theirs(pixel_values=pixels, input_ids=tokens.long())
@@ -67,8 +66,8 @@ def there(theirs: nn.Module, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
 def test_out_and_in(libraries, changes, tmp_path):
     spec = replace(SMALL, image=replace(SMALL.image, **changes), text=replace(SMALL.text, **changes))
     ours = model(spec)
-    made = export(ours, "transformers", tmp_path / "out")
-    assert sorted(made) == sorted((tmp_path / "out").iterdir())
+    files = export(ours, "transformers", tmp_path / "out")
+    assert sorted(files) == sorted((tmp_path / "out").iterdir())
     theirs, report = libraries.transformers.SiglipModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
     all_close(here(ours), there(theirs.eval(), spec))
@@ -135,18 +134,18 @@ def test_in_from_open_clip(libraries, tmp_path):
 @pytest.mark.parametrize("size", SIGLIP_SIZES)
 def test_published_sizes_have_the_same_tensors(libraries, size):
     """Names and shapes in transformers, on the meta device."""
-    hf, spec = libraries.transformers, Spec.size(size)
+    hf, spec = libraries.transformers, SiglipConfig.size(size)
     with torch.device("meta"):
         state = Siglip(spec, Context()).state_dict()
         want = hf.SiglipModel(hf.SiglipConfig(**transformers_config(spec, torch.float32)["config.json"])).state_dict()
-        have = outward(TRANSFORMERS, joined(state))
+        have = to_foreign(TRANSFORMERS, joined(state))
     assert {k: v.shape for k, v in have.items()} == {k: v.shape for k, v in want.items()}
 
 
 def test_open_clip_has_the_same_tensors(libraries):
     with torch.device("meta"):
         want = libraries.open_clip.create_model("ViT-B-16-SigLIP", device="meta").state_dict()
-        have = outward(OPEN_CLIP, Siglip(FULL, Context()).state_dict())
+        have = to_foreign(OPEN_CLIP, Siglip(FULL, Context()).state_dict())
     assert {k: v.shape for k, v in have.items()} == {k: v.shape for k, v in want.items()}
 
 
@@ -185,14 +184,14 @@ def test_pixels_are_prepared_alike(libraries, tmp_path):
     processor = libraries.transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     rng = np.random.default_rng(0)
     smooth = np.kron(rng.integers(0, 256, (4, 6, 3)), np.ones((16, 16, 1))).astype(np.uint8)
-    made = processor([Image.fromarray(smooth)], return_tensors="pt")["pixel_values"][0]
+    theirs = processor([Image.fromarray(smooth)], return_tensors="pt")["pixel_values"][0]
     for train in (False, True):
         reader = SiglipReader(32, 24, 0.0, "bytes", train)
         body = BytesIO()
         Image.fromarray(smooth).save(body, "png")
         out = reader({"png": body.getvalue(), "txt": b"Two words."}, lambda view, n: np.zeros(n))
         ours = torch.from_numpy(out["image"].copy()).permute(2, 0, 1) / 127.5 - 1
-        assert (ours - made).abs().max() <= 1.01 / 127.5  # one level, where rounding differs
+        assert (ours - theirs).abs().max() <= 1.01 / 127.5  # one level, where rounding differs
         assert (out["tokens"] == encode(tokenizer("bytes"), "two words", 24)).all()
 
 

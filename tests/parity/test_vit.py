@@ -16,7 +16,7 @@ from vtx_scale.backbones.vit import ViT
 from vtx_scale.blocks.rules import under
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop import export, export_vit, import_vit, import_weights, resize_positions
-from vtx_scale.interop.rename import outward
+from vtx_scale.interop.rename import to_foreign
 from vtx_scale.interop.vit import TIMM, TRANSFORMERS_5, TRANSFORMERS_HEAD, TRANSFORMERS_HEADS, transformers_config
 from vtx_scale.launch.initial import load_source
 from vtx_scale.objectives.base import Context, Objective
@@ -24,10 +24,10 @@ from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.specs.network import Network
 from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.run import Run
-from vtx_scale.specs.vit import ViT as Spec
+from vtx_scale.specs.vit import ViTConfig
 from vtx_scale.strategies.single import Single
 
-SMALL = Spec.size("s/16", resolution=32, width=48, depth=3, heads=3, mlp=144, patch=8)
+SMALL = ViTConfig.size("s/16", resolution=32, width=48, depth=3, heads=3, mlp=144, patch=8)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 MAP = {"pool": "map", "class_token": False}
 BOTH = {  # transformers and timm
@@ -47,17 +47,17 @@ CASES = [(to, name, changes) for to, cases in (("transformers", BOTH | TRANSFORM
          for name, changes in cases.items()]
 
 
-def model(spec: Spec) -> ViT:
-    made = ViT(spec).eval()
-    randomise(made)
-    return made
+def model(spec: ViTConfig) -> ViT:
+    vit = ViT(spec).eval()
+    randomise(vit)
+    return vit
 
 
-def pictures(spec: Spec) -> Tensor:
+def pictures(spec: ViTConfig) -> Tensor:
     return torch.randn(3, 3, spec.resolution, spec.resolution, generator=torch.Generator().manual_seed(1))
 
 
-def opened(libraries: ModuleType, to: str, folder, spec: Spec) -> nn.Module:
+def opened(libraries: ModuleType, to: str, folder, spec: ViTConfig) -> nn.Module:
     """An exported folder, by the other library's own loading code."""
     if to == "timm":
         return libraries.timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -66,14 +66,14 @@ def opened(libraries: ModuleType, to: str, folder, spec: Spec) -> nn.Module:
     kind = (hf.SiglipVisionModel if spec.pool == "map" else hf.DeiTForImageClassificationWithTeacher if spec.distilled
             else hf.ViTForImageClassification if spec.classes else hf.ViTModel)
     extra = {"add_pooling_layer": spec.representation} if plain else {}
-    made, report = kind.from_pretrained(folder, output_loading_info=True, attn_implementation="eager", **extra)
+    theirs, report = kind.from_pretrained(folder, output_loading_info=True, attn_implementation="eager", **extra)
     assert not any(report.values()), report
-    assert type(made).__name__ in (folder / "config.json").read_text()
-    return made.eval()
+    assert type(theirs).__name__ in (folder / "config.json").read_text()
+    return theirs.eval()
 
 
 @torch.no_grad()
-def output(theirs: nn.Module, spec: Spec, pixels: Tensor) -> Tensor:
+def output(theirs: nn.Module, spec: ViTConfig, pixels: Tensor) -> Tensor:
     """What ours gives, from a model of transformers or timm."""
     out = theirs(pixels)
     if isinstance(out, Tensor):
@@ -87,8 +87,8 @@ def output(theirs: nn.Module, spec: Spec, pixels: Tensor) -> Tensor:
 def test_out_and_in(libraries, to, changes, tmp_path):
     spec = replace(SMALL, **changes)
     ours = model(spec)
-    made = export_vit(spec, ours.state_dict(), to, tmp_path / "out", MEAN, STD)
-    assert sorted(made) == sorted((tmp_path / "out").iterdir())
+    files = export_vit(spec, ours.state_dict(), to, tmp_path / "out", MEAN, STD)
+    assert sorted(files) == sorted((tmp_path / "out").iterdir())
     theirs, pixels = opened(libraries, to, tmp_path / "out", spec), pictures(spec)
     with torch.no_grad():
         close(ours(pixels), output(theirs, spec, pixels))
@@ -117,9 +117,9 @@ def test_every_layer_and_its_attention(libraries, tmp_path):
     with torch.no_grad():
         out = theirs(pixels, output_hidden_states=True, output_attentions=True)
         first, second, third = ours.tokens(pixels, keep=3)
-        for a, b, what in ((first, out.hidden_states[1], "first"), (second, out.hidden_states[2], "second"),
+        for a, b, name in ((first, out.hidden_states[1], "first"), (second, out.hidden_states[2], "second"),
                            (ours.norm(third), out.last_hidden_state, "last")):
-            close(a, b, what)
+            close(a, b, name)
         close(ours.attention(pixels), out.attentions[-1][:, :, 0, 1:].unflatten(2, (4, 4)), "attention")
 
 
@@ -186,7 +186,7 @@ def test_dino_has_the_same_tensors(libraries, size, theirs):
     """Names and shapes of the published backbones, on the meta device."""
     with torch.device("meta"):
         want = libraries.timm.create_model(theirs, pretrained=False).state_dict()
-        have = outward(TIMM, ViT(Spec.size(size)).state_dict())
+        have = to_foreign(TIMM, ViT(ViTConfig.size(size)).state_dict())
     assert {k: v.shape for k, v in have.items()} == {k: v.shape for k, v in want.items()}
 
 
@@ -195,12 +195,12 @@ def test_published_sizes_have_the_same_tensors(libraries, size):
     """Names and shapes in transformers, with classifiers, on the meta device."""
     hf = libraries.transformers
     for distilled in (False, True):
-        spec = Spec.size(size, classes=1000, distilled=distilled)
+        spec = ViTConfig.size(size, classes=1000, distilled=distilled)
         config = transformers_config(spec, torch.float32)
         kind = getattr(hf, config["architectures"][0])
         with torch.device("meta"):
             want = kind(kind.config_class(**config)).state_dict()
-            have = outward([*TRANSFORMERS_5, *(TRANSFORMERS_HEADS if distilled else TRANSFORMERS_HEAD)], ViT(spec).state_dict())
+            have = to_foreign([*TRANSFORMERS_5, *(TRANSFORMERS_HEADS if distilled else TRANSFORMERS_HEAD)], ViT(spec).state_dict())
         name = "deit." if distilled else "vit."
         assert {k: v.shape for k, v in have.items()} == {k.removeprefix(name): v.shape for k, v in want.items()}
 
@@ -279,10 +279,10 @@ def test_another_resolution(libraries, changes, tmp_path):
 
 
 def test_a_hybrid_is_resized_too():
-    spec = Spec.size("R50+B/16", resolution=64, width=16, depth=1, heads=1, mlp=16)
+    spec = ViTConfig.size("R50+B/16", resolution=64, width=16, depth=1, heads=1, mlp=16)
     state = {"net.positions": torch.randn(1, 5, 16), "text.positions": torch.randn(7, 16)}
-    made = resize_positions(state, Net(net=spec))
-    assert made["net.positions"].shape == (1, 17, 16) and made["text.positions"] is state["text.positions"]
+    resized = resize_positions(state, Net(net=spec))
+    assert resized["net.positions"].shape == (1, 17, 16) and resized["text.positions"] is state["text.positions"]
 
 
 def test_pixels_are_prepared_alike(libraries, tmp_path):
@@ -290,9 +290,9 @@ def test_pixels_are_prepared_alike(libraries, tmp_path):
     export_vit(SMALL, model(SMALL).state_dict(), "transformers", tmp_path / "out", MEAN, STD, centre=0.8)
     processor = libraries.transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     pixels = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    made = processor([Image.fromarray(pixels.numpy())], return_tensors="pt")["pixel_values"][0]
+    theirs = processor([Image.fromarray(pixels.numpy())], return_tensors="pt")["pixel_values"][0]
     want = ((pixels[4:36, 4:36] / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
-    assert (made - want).abs().max() < 1e-5
+    assert (theirs - want).abs().max() < 1e-5
 
 
 def test_without_a_head(libraries, tmp_path):
@@ -318,8 +318,8 @@ def test_the_resize_is_the_runs(tmp_path):
     for bicubic, word, number in ((True, "bicubic", 3), (False, "bilinear", 2)):
         for to in ("timm", "transformers"):
             export_vit(SMALL, model(SMALL).state_dict(), to, tmp_path / f"{to}-{word}", MEAN, STD, bicubic=bicubic)
-        said = json.loads((tmp_path / f"timm-{word}" / "config.json").read_text())
-        assert said["pretrained_cfg"]["interpolation"] == word
+        config = json.loads((tmp_path / f"timm-{word}" / "config.json").read_text())
+        assert config["pretrained_cfg"]["interpolation"] == word
         assert json.loads((tmp_path / f"transformers-{word}" / "preprocessor_config.json").read_text())["resample"] == number
 
 

@@ -60,7 +60,7 @@ def one_rank(recipe: dict, folder: Path, paths: list[str]) -> int:
     recipes.let_import(paths)
     plain = Loader.next
 
-    def told(self):
+    def logged_next(self):
         batch = plain(self)
         if not isinstance(self.batches.order, Order):  # an evaluation reads too
             return batch
@@ -69,7 +69,7 @@ def one_rank(recipe: dict, folder: Path, paths: list[str]) -> int:
             f.write(json.dumps(row) + "\n")
         return batch
 
-    Loader.next = told
+    Loader.next = logged_next
     return worker.work(override.from_dict(recipe), folder)
 
 
@@ -100,7 +100,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     found = newest(folder / "checkpoints")
     assert found is not None
     stored = Tensors(*found)
-    return {k: stored.whole(k) for k in stored.keys()}
+    return {k: stored.tensor(k) for k in stored.keys()}
 
 
 def assert_same_bits(a: Path, b: Path) -> None:

@@ -22,14 +22,14 @@ CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 1), ("fsdp"
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """(recipe, strategy, world) -> the folder of a run that nothing happened to."""
-    made = {}
+    folders = {}
 
     def get(recipe, strategy="single", world=1):
         key = (recipe, strategy, world)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp(recipe) / "run"
-            train_on_ranks(made[key], world, strategy, *common(recipe), recipe=recipe)
-        return made[key]
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp(recipe) / "run"
+            train_on_ranks(folders[key], world, strategy, *common(recipe), recipe=recipe)
+        return folders[key]
 
     return get
 
@@ -39,7 +39,7 @@ def common(recipe):
     return ("system.precision=fp64",) if recipe in RELU else ()
 
 
-def said(folder):
+def logged(folder):
     """What a run logs of its learning, a dictionary a step."""
     machine = ("time", "seconds", "samples_per_second", "data_wait")
     return [{k: v for k, v in row.items() if k not in machine} for row in lines(folder / "metrics.jsonl")]
@@ -78,7 +78,7 @@ def test_a_kill_and_another_world_leave_the_curve(undisturbed, tmp_path, recipe)
     one = undisturbed(recipe)
     assert losses(folder) == pytest.approx(losses(one), rel=1e-11 if recipe in RELU else 1e-5)
     assert ids(folder).items() <= ids(one).items()
-    for mine, theirs in zip(said(folder), said(one), strict=True):
+    for mine, theirs in zip(logged(folder), logged(one), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6), "what the objective logs hangs on the world"
 
 

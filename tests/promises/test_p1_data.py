@@ -26,23 +26,23 @@ def sound(tmp_path_factory):
     return small_index(small_set(tmp_path_factory.mktemp("sound")))
 
 
-def seen(index, world=1, workers=0, reader=None, steps=STEPS, batch=BATCH):
+def loaded(index, world=1, workers=0, reader=None, steps=STEPS, batch=BATCH):
     """{(step, slot): (sample, epoch, pixels)} of all ranks, and the ledger entries by step."""
     out, bad = {}, []
     for rank in range(world):
         loader = Loader(batches_of(index, reader or Pixels(), batch, rank, world), stop=steps, workers=workers)
         try:
-            for step, made in enumerate(loader):
-                assert len(made) == -(-batch // world)
-                assert (made["image"][~made.valid] == 0).all()
-                bad += [(step, entry) for entry in made.bad]
-                for i in range(len(made)):
-                    if made.valid[i]:
-                        at = (step, int(made.slot[i]))
+            for step, local in enumerate(loader):
+                assert len(local) == -(-batch // world)
+                assert (local["image"][~local.valid] == 0).all()
+                bad += [(step, entry) for entry in local.bad]
+                for i in range(len(local)):
+                    if local.valid[i]:
+                        at = (step, int(local.slot[i]))
                         assert at not in out, "a slot stands on two ranks"
-                        out[at] = (int(made.ids[i]), int(made.epoch[i]), made["image"][i].numpy().tobytes())
-                    elif made.ids[i] < 0:
-                        assert made.slot[i] == -1, "padding is no slot"
+                        out[at] = (int(local.ids[i]), int(local.epoch[i]), local["image"][i].numpy().tobytes())
+                    elif local.ids[i] < 0:
+                        assert local.slot[i] == -1, "padding is no slot"
         finally:
             loader.close()
     return out, bad
@@ -51,7 +51,7 @@ def seen(index, world=1, workers=0, reader=None, steps=STEPS, batch=BATCH):
 @pytest.fixture(scope="module")
 def alone(sound):
     """What one process on one rank sees."""
-    return seen(sound)[0]
+    return loaded(sound)[0]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
@@ -61,7 +61,7 @@ def test_ids_and_pixels_are_those_of_one_process(sound, alone, workers):
     epoch_0 = [g for g, epoch, _ in alone.values() if epoch == 0]
     assert sorted(epoch_0) == list(range(15))
     for world in (1, 2, 3, 4, 5) if workers == 0 else (1, 2, 5):
-        assert seen(sound, world, workers)[0] == alone, f"{workers} workers, world {world}"
+        assert loaded(sound, world, workers)[0] == alone, f"{workers} workers, world {world}"
 
 
 def test_pixels_belong_to_seed_epoch_and_view(sound, alone):
@@ -111,8 +111,8 @@ def test_another_batch_size_goes_on_at_the_same_sample(sound):
         other = [Loader(batches_of(sound, Pixels(), batch, rank, world)) for rank in range(world)]
         for x in other:
             x.load_state_dict(loader.state_dict())
-            made = x.next()
-            ids += made.ids[made.valid].tolist()
+            drawn = x.next()
+            ids += drawn.ids[drawn.valid].tolist()
         assert sorted(ids) == sorted(order.ids(np.arange(position, position + batch)).tolist())
         assert {x.position for x in other} == {position + batch}
         loader = other[0]
@@ -137,21 +137,21 @@ def faulty(tmp_path_factory):
     """The same shards with four bad samples; the bytes of the others are those of `sound`."""
     folder, reasons = tmp_path_factory.mktemp("faulty"), {}
     for s, count in enumerate((5, 1, 9)):
-        made = dict(rows(s, count))
+        members = dict(rows(s, count))
         if s == 0:
-            made["0-01"]["jpg"] = corrupt(made["0-01"]["jpg"])
-            del made["0-04"]["txt"]
+            members["0-01"]["jpg"] = corrupt(members["0-01"]["jpg"])
+            del members["0-04"]["txt"]
             reasons |= {"s0.tar/0-01": "jpeg_corrupt", "s0.tar/0-04": "member_missing"}
         if s == 2:
-            made["2-00"]["jpg"], made["2-08"]["txt"] = b"", b" "
+            members["2-00"]["jpg"], members["2-08"]["txt"] = b"", b" "
             reasons |= {"s2.tar/2-00": "empty", "s2.tar/2-08": "text"}
-        write_shard(folder / f"s{s}.tar", made.items())
+        write_shard(folder / f"s{s}.tar", members.items())
     return folder, reasons
 
 
 def assert_masked(index, alone, reasons, world, workers=0):
     """All but the bad are as without the fault; delivered and ledger add up; each bad one once an epoch."""
-    out, ledger = seen(index, world, workers)
+    out, ledger = loaded(index, world, workers)
     assert out.items() <= alone.items(), "a fault changed another slot"
     entries = [(step, e) for step, e in ledger if e["kind"] == "sample"]
     assert len(out) + len(entries) == len(alone)
@@ -191,7 +191,7 @@ def test_a_damaged_chunk_masks_its_samples_and_no_other(tmp_path, alone, world):
 
 def test_a_worker_that_dies_costs_nothing_and_the_sample_that_kills_is_masked(sound, alone, tmp_path):
     """Reading 2-04 kills its process: its slot is masked, each death is in the ledger, all else is as it was."""
-    out, ledger = seen(sound, 1, 2, DiesAt("2-04", tmp_path / "deaths"), steps=2)
+    out, ledger = loaded(sound, 1, 2, DiesAt("2-04", tmp_path / "deaths"), steps=2)
     expected = {at: x for at, x in alone.items() if at[0] < 2}
     assert out.items() <= expected.items()
     entries = [e for _, e in ledger if e["kind"] == "sample"]

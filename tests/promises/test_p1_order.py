@@ -160,7 +160,7 @@ def test_a_world_that_changes_at_every_step(case, batch, worlds):
     order = order_of(case)
     steps = -(-2 * order.n // batch)
     epochs = [epoch_by_hand(**case, epoch=e) for e in range(-(-steps * batch // order.n))]
-    seen = []
+    ids = []
     for step in range(steps):
         world = worlds[step % len(worlds)]
         mine = []
@@ -168,9 +168,9 @@ def test_a_world_that_changes_at_every_step(case, batch, worlds):
             share = order.share(step, batch, rank, world)
             mine += order.ids(share[share >= 0]).tolist()
         assert mine == [epochs[p // order.n][p % order.n] for p in slots_by_hand(order.n, order.lanes, step, batch)]
-        seen += mine
-    whole = len(seen) // order.n
-    counts = np.bincount(seen, minlength=order.n)
+        ids += mine
+    whole = len(ids) // order.n
+    counts = np.bincount(ids, minlength=order.n)
     assert counts.min() >= whole and counts.max() <= whole + 1
 
 

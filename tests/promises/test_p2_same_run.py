@@ -12,14 +12,14 @@ KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "bef
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """(world, strategy, recipe) -> the folder of a run that nothing happened to."""
-    made = {}
+    folders = {}
 
     def get(world, strategy, recipe="clip_vit_b32"):
         key = (world, strategy, recipe)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp(f"{strategy}-{world}") / "run"
-            train_on_ranks(made[key], world, strategy, recipe=recipe)
-        return made[key]
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp(f"{strategy}-{world}") / "run"
+            train_on_ranks(folders[key], world, strategy, recipe=recipe)
+        return folders[key]
 
     return get
 

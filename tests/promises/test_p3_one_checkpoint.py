@@ -24,14 +24,14 @@ ALL = [(a, b) for a in CELLS for b in CELLS if a != b and (a, b) not in NEXT]
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """(strategy, world, recipe) -> a run folder with a checkpoint at step 6."""
-    made = {}
+    folders = {}
 
     def get(strategy, world, recipe):
-        if (strategy, world, recipe) not in made:
+        if (strategy, world, recipe) not in folders:
             folder = tmp_path_factory.mktemp(f"{strategy}-{world}") / "run"
             train_on_ranks(folder, world, strategy, "system.leave_after=6", recipe=recipe, code=75)
-            made[strategy, world, recipe] = folder
-        return made[strategy, world, recipe]
+            folders[strategy, world, recipe] = folder
+        return folders[strategy, world, recipe]
 
     return get
 
@@ -119,10 +119,10 @@ def test_a_damaged_file_is_found_and_the_older_checkpoint_taken(copy, file, how)
         path.unlink()
     with pytest.raises(Damaged, match=file):
         verify(newer(copy))
-    said: list[str] = []
-    found = newest(copy / "checkpoints", said.append)
+    lines: list[str] = []
+    found = newest(copy / "checkpoints", lines.append)
     assert found is not None and found[1]["step"] == 3
-    assert len(said) == 1 and file in said[0]
+    assert len(lines) == 1 and file in lines[0]
     row = next(r for r in listing(copy / "checkpoints", deep=True) if r["step"] == 6)
     assert not row["valid"] and file in row["reason"]
 
@@ -150,7 +150,7 @@ def test_half_a_checkpoint_cannot_be_passed_off_as_whole(copy):
     manifest["files"][table.name] = {"size": table.stat().st_size, "sha256": sha256_file(table)}
     (newer(copy) / "manifest.json").write_bytes(seal(manifest))
     with pytest.raises(Damaged, match=re.escape(gone["key"])):
-        Tensors(newer(copy), verify(newer(copy))).whole(gone["key"])
+        Tensors(newer(copy), verify(newer(copy))).tensor(gone["key"])
 
 
 def test_a_manifest_cannot_name_files_elsewhere(copy):

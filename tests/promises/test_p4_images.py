@@ -96,7 +96,7 @@ def test_a_teacher_of_other_classes_is_refused(shards, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize(("recipe", "keys", "said"), [
+@pytest.mark.parametrize(("recipe", "keys", "sentence"), [
     ("deit_s16_distilled", ["objective.teacher_from=/nowhere"], "no such file"),
     ("deit_s16_distilled", ["objective.teacher_from=required"], "learns from a teacher"),
     ("vit_b16_finetune384", ["init.from=required"], "init.from=RUN"),
@@ -122,9 +122,9 @@ def test_a_teacher_of_other_classes_is_refused(shards, tmp_path):
     ("vit_b16_masked", ["objective.corrupted=0"], "objective.corrupted=0.0"),
     ("vit_b16_masked", ["objective.net.resolution=36"], "objective.net.resolution=36"),
 ])
-def test_what_cannot_be_is_one_sentence(tmp_path, recipe, keys, said):
+def test_what_cannot_be_is_one_sentence(tmp_path, recipe, keys, sentence):
     done = train(tmp_path / "run", *keys, recipe=recipe, code=2)
-    assert said in done.stderr
+    assert sentence in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("vtx: ")]) == 1
 
 

@@ -104,10 +104,10 @@ def test_too_many_bad_samples_stop_the_run(broken, tmp_path):
 def test_another_recipe_in_the_folder(tmp_path):
     folder = tmp_path / "run"
     train_on_ranks(folder, 1, "single", "system.leave_after=3", code=75)
-    said = refused(*SMOKE, folder, "optim.lr=0.5", "seed=7")
-    assert "optim.lr was 0.001, is 0.5" in said and "seed was 0, is 7" in said and "--fork" in said
-    said = refused(*SMOKE, folder, f"data.shards={os.environ['XDG_CACHE_HOME']}/vtx-scale/toy-v1/val")
-    assert "the data set was" in said
+    sentence = refused(*SMOKE, folder, "optim.lr=0.5", "seed=7")
+    assert "optim.lr was 0.001, is 0.5" in sentence and "seed was 0, is 7" in sentence and "--fork" in sentence
+    sentence = refused(*SMOKE, folder, f"data.shards={os.environ['XDG_CACHE_HOME']}/vtx-scale/toy-v1/val")
+    assert "the data set was" in sentence
     done = train(folder, "optim.lr=0.0001", "--fork")
     assert "resumed at step 3" in done.stderr
     assert [e["kind"] for e in lines(folder / "ledger.jsonl")] == ["fork"]

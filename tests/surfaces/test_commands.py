@@ -147,8 +147,8 @@ def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
                                tmp_path / "run", "system.workers=0"], text=True, stderr=subprocess.PIPE,
                               env=environment({"RANK": str(r), "WORLD_SIZE": "2", "LOCAL_RANK": str(r),
                                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})) for r in range(2)]
-    said = [p.communicate(timeout=120)[1] for p in ranks]
-    assert [p.returncode for p in ranks] == [0, 0], said
+    errors = [p.communicate(timeout=120)[1] for p in ranks]
+    assert [p.returncode for p in ranks] == [0, 0], errors
     train_on_ranks(tmp_path / "other", 2, "ddp")
     assert losses(tmp_path / "run") == losses(tmp_path / "other")
 
@@ -177,7 +177,7 @@ def test_a_terminal_sees_a_live_line(tmp_path):
                                 tmp_path / "run", "system.workers=0"], stdout=child, stderr=child,
                                env=environment({"TERM": "xterm", "COLUMNS": "120"}))
     os.close(child)
-    seen = b""
+    output = b""
     while True:
         try:
             part = os.read(parent, 65536)
@@ -185,6 +185,6 @@ def test_a_terminal_sees_a_live_line(tmp_path):
             break
         if not part:
             break
-        seen += part
+        output += part
     assert process.wait(60) == 0
-    assert b"\x1b[" in seen and b"12/12" in seen and b"finished at step 12" in seen
+    assert b"\x1b[" in output and b"12/12" in output and b"finished at step 12" in output

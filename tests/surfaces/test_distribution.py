@@ -114,11 +114,11 @@ def test_the_wheel_holds_vtx_scale_alone_and_all_of_it(built, which):
 
 
 def test_the_wheel_says_what_it_is(built):
-    said = email.message_from_string(info(built.wheel, "METADATA"))
-    assert said["Requires-Python"] == ">=3.11" and said["License-Expression"] == "Apache-2.0"
+    metadata = email.message_from_string(info(built.wheel, "METADATA"))
+    assert metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "Apache-2.0"
     assert info(built.wheel, "licenses/LICENSE") == (TREE / "LICENSE").read_text()
-    assert "Typing :: Typed" in said.get_all("Classifier")
-    urls = dict(x.split(", ") for x in said.get_all("Project-URL"))
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+    urls = dict(x.split(", ") for x in metadata.get_all("Project-URL"))
     assert urls.keys() == {"Homepage", "Source", "Changelog", "Documentation"}
     for url in urls.values():
         assert_leads_into_the_tree(url)
@@ -160,8 +160,8 @@ def test_the_sdist_is_whole(built):
     for folder in AROUND:
         files = [p for p in (built.tree / folder).rglob("*") if p.is_file()]
         expected |= {str(p.relative_to(built.tree)) for p in files if p.suffix != ".pyc"}
-    made = {name for name in held if re.match(r"PKG-INFO$|setup\.cfg$|vtx_scale\.egg-info/", name)}
-    assert held.keys() - made == expected
+    generated = {name for name in held if re.match(r"PKG-INFO$|setup\.cfg$|vtx_scale\.egg-info/", name)}
+    assert held.keys() - generated == expected
     assert all(m.isreg() for m in held.values()), "some tools leave out a link"
     assert not [name for name in held if "rubbish" in name]
     assert built.sdist.stat().st_size < 3_000_000

@@ -45,8 +45,8 @@ def test_the_backbone(tmp_path):
 def test_the_pipeline(tmp_path):
     assert vtx("data", "toy", tmp_path / "shards", "--samples", 64).returncode == 0
     lines = python(EXAMPLES / "webdataset_pipeline.py", "shards", cwd=tmp_path).splitlines()
-    said = [line.partition(": ")[2] for line in lines[:2]]
-    assert said[0] == said[1] and "(8, 32, 32, 3)" in said[0] and "'position': 48" in lines[-1]
+    text = [line.partition(": ")[2] for line in lines[:2]]
+    assert text[0] == text[1] and "(8, 32, 32, 3)" in text[0] and "'position': 48" in lines[-1]
 
 
 def test_the_notebook(tmp_path):

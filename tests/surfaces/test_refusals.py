@@ -72,12 +72,12 @@ def refused(recipe, keys, *more):
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize(("recipe", "keys", "said"), REFUSED, ids=lambda x: x if isinstance(x, str) else " ".join(x))
-def test_refusals(tmp_path, recipe, keys, said):
+@pytest.mark.parametrize(("recipe", "keys", "sentence"), REFUSED, ids=lambda x: x if isinstance(x, str) else " ".join(x))
+def test_refusals(tmp_path, recipe, keys, sentence):
     before = os.times()
     code, out, err = refused(recipe, keys, "--run", str(tmp_path / "run"))
     after = os.times()
-    assert code == 2 and said in err, err
+    assert code == 2 and sentence in err, err
     assert "Traceback" not in err and len([line for line in err.splitlines() if line.startswith("vtx: ")]) == 1, err
     assert not out and not (tmp_path / "run").exists(), "something was written"
     spent = after.children_user + after.children_system - before.children_user - before.children_system

@@ -9,13 +9,13 @@ from tests.promises.harness import train, vtx
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    made = {}
+    folders = {}
 
     def get(recipe):
-        if recipe not in made:
-            made[recipe] = tmp_path_factory.mktemp(recipe) / "run"
-            train(made[recipe], "steps=2", recipe=recipe)
-        return made[recipe]
+        if recipe not in folders:
+            folders[recipe] = tmp_path_factory.mktemp(recipe) / "run"
+            train(folders[recipe], "steps=2", recipe=recipe)
+        return folders[recipe]
 
     return get
 
@@ -44,20 +44,20 @@ def test_igpt_draws_without(runs, tmp_path):
     assert len(pictures(vtx("sample", runs("igpt_s"), tmp_path / "a", "--count", 3))) == 3
 
 
-@pytest.mark.parametrize(("recipe", "words", "said"), [
+@pytest.mark.parametrize(("recipe", "words", "sentence"), [
     ("dalle_12b", (), "add --text CAPTION"), ("igpt_s", ("--text", "x"), "--text and --rerank are for a run of DALL-E"),
     ("clip_vit_b32", (), "draws no pictures"), ("dalle_12b", ("--text", "x", "--count", "0"), "are 1 or more"),
 ])
-def test_refusals(runs, tmp_path, recipe, words, said):
+def test_refusals(runs, tmp_path, recipe, words, sentence):
     done = vtx("sample", runs(recipe), tmp_path / "out", *words)
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_a_palette_is_found_and_used(tmp_path):
     """`vtx data palette` on toy shards; the run holds its colours, so that the file may go."""
-    made = vtx("data", "toy", tmp_path / "toy", "--samples", 16, "--shards", 1, "--size", 32)
-    assert made.returncode == 0, made.stderr
+    toy = vtx("data", "toy", tmp_path / "toy", "--samples", 16, "--shards", 1, "--size", 32)
+    assert toy.returncode == 0, toy.stderr
     file = tmp_path / "p.json"
     done = vtx("data", "palette", tmp_path / "toy", "--colours", 8, "--side", 16, "--out", file)
     assert done.returncode == 0 and file.exists(), done.stderr

@@ -41,9 +41,9 @@ def python(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     env = environment({"PYTHONPATH": f".{os.pathsep}{TREE}"})
     done = subprocess.run([sys.executable, *words], cwd=project, env=env, text=True,
                           capture_output=True, timeout=240)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    assert "shadowed" not in said and "Traceback" not in said, said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "shadowed" not in output and "Traceback" not in output, output
     return done
 
 

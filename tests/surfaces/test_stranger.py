@@ -56,14 +56,14 @@ MIXER = Path(__file__).parent / "stranger" / "convmixer.py"
 @pytest.fixture(scope="module")
 def mixers(tmp_path_factory):
     """(recipe, strategy, world) -> a run of the stranger's backbone."""
-    made = {}
+    folders = {}
 
     def get(recipe, strategy, world):
-        if (recipe, strategy, world) not in made:
+        if (recipe, strategy, world) not in folders:
             folder = tmp_path_factory.mktemp(recipe) / "run"
             train_on_ranks(folder, world, strategy, "system.precision=fp64", recipe=f"{MIXER}:{recipe}", small=False)
-            made[recipe, strategy, world] = folder
-        return made[recipe, strategy, world]
+            folders[recipe, strategy, world] = folder
+        return folders[recipe, strategy, world]
 
     return get
 

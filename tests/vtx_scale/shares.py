@@ -69,18 +69,18 @@ def whole_grads(objective: Any) -> dict[str, list]:
 
 def by_pattern(run: Run, samples: Callable[[str], Batch], values: Any, step: int, cut: int | None = None) -> dict[str, Any]:
     """On a rank, for every mask pattern: the loss of the whole batch, and whole gradients. cut: slots of a micro-batch."""
-    made, objective, rank, world = on_this_rank(run, values)
+    strategy, objective, rank, world = on_this_rank(run, values)
     out = {}
     for pattern in PATTERNS:
         batch = objective.prepare(share(samples(pattern), rank, world), step)
-        total, value = made.sum(objective.count(batch).double()), torch.zeros((), dtype=torch.float64)
+        total, value = strategy.sum(objective.count(batch).double()), torch.zeros((), dtype=torch.float64)
         parts = batch.split(cut)
         for k, part in enumerate(parts):
-            with made.micro(last=k == len(parts) - 1):
+            with strategy.micro(last=k == len(parts) - 1):
                 loss, _ = objective(part, step)
-                made.backward(loss / total)
+                strategy.backward(loss / total)
             value += (loss / total).detach()
-        out[pattern] = (made.sum(value).item(), whole_grads(objective))
+        out[pattern] = (strategy.sum(value).item(), whole_grads(objective))
         objective.zero_grad()
     return out
 

@@ -45,19 +45,19 @@ def on_rank(cut):
     def share(t):
         return distribute_tensor(t, mesh, [Shard(0)]) if cut else t
 
-    made = {name: nn.Parameter(share(numbers(name, 99))) for name in SHAPES}
-    group = {"params": list(made.values()), "weight_decay": DECAY}
+    parameters = {name: nn.Parameter(share(numbers(name, 99))) for name in SHAPES}
+    group = {"params": list(parameters.values()), "weight_decay": DECAY}
     optimizer = Adafactor([group], LR, shards=mesh.get_group() if cut else None)
     for step in range(1, STEPS + 1):
-        for name, p in made.items():
+        for name, p in parameters.items():
             p.grad = share(numbers(name, step))
         optimizer.step()
-    for name, p in made.items():
+    for name, p in parameters.items():
         for kind, state in optimizer.state[p].items():
             if kind != "step":
                 _, box, _ = optimizer.place(p, kind)
                 assert tuple(local(state).shape) == tuple(b - a for a, b in box), (name, kind)
-    return {name: (p.full_tensor() if cut else p).detach().tolist() for name, p in made.items()}
+    return {name: (p.full_tensor() if cut else p).detach().tolist() for name, p in parameters.items()}
 
 
 @pytest.mark.parametrize(("world", "cut"), [(1, False), (1, True), (2, True), (3, True)])

@@ -8,15 +8,15 @@ from torch import nn
 
 from vtx_scale.backbones import build_network
 from vtx_scale.blocks.random import step_key
-from vtx_scale.blocks.rows import VIEWS, Rows
 from vtx_scale.blocks.rules import initial_values, table_of
+from vtx_scale.blocks.slots import VIEWS, SlotContext
 from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.specs.resnet import ClipResNet, ResNet
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.resnet import ClipResNetConfig, ResNetConfig
+from vtx_scale.specs.vit import ViTConfig
 from vtx_scale.trainer.init import initialise
 
-TINY = ViT(width=16, depth=3, mlp=24, heads=2, patch=8, resolution=32, classes=5, dropout=0.1,
-           drop_path=0.2)
+TINY = ViTConfig(width=16, depth=3, mlp=24, heads=2, patch=8, resolution=32, classes=5, dropout=0.1,
+                 drop_path=0.2)
 SPECS = {
     "class token": TINY,
     "mean of tokens": replace(TINY, pool="gap", class_token=False),
@@ -28,14 +28,14 @@ SPECS = {
     "representation": replace(TINY, representation=True),
     "distilled": replace(TINY, distilled=True, init="truncated"),
     "CLIP's": replace(TINY, classes=0, pre_norm=True, patch_bias=False, init="clip"),
-    "basic": ResNet(blocks=(1, 2), kind="basic", resolution=32, classes=5),
-    "bottleneck": ResNet(blocks=(2, 1, 1), kind="bottleneck", wide=2, resolution=32, classes=5),
-    "CLIP's ResNet": ClipResNet(blocks=(1, 2, 1, 1), stem=4, heads=4, resolution=64, embed=10),
+    "basic": ResNetConfig(blocks=(1, 2), kind="basic", resolution=32, classes=5),
+    "bottleneck": ResNetConfig(blocks=(2, 1, 1), kind="bottleneck", wide=2, resolution=32, classes=5),
+    "CLIP's ResNet": ClipResNetConfig(blocks=(1, 2, 1, 1), stem=4, heads=4, resolution=64, embed=10),
 }
-FIRST = {ViT: ("stem.", "patch.", "cls_token", "dist_token", "positions", "norm_pre."),
-         ResNet: ("conv.", "norm."), ClipResNet: ("conv", "norm")}
-LAST = {ViT: ("norm.", "pool.", "rep.", "head.", "dist_head."), ResNet: ("head.",),
-        ClipResNet: ("pool.",)}
+FIRST = {ViTConfig: ("stem.", "patch.", "cls_token", "dist_token", "positions", "norm_pre."),
+         ResNetConfig: ("conv.", "norm."), ClipResNetConfig: ("conv", "norm")}
+LAST = {ViTConfig: ("norm.", "pool.", "rep.", "head.", "dist_head."), ResNetConfig: ("head.",),
+        ClipResNetConfig: ("pool.",)}
 
 
 @pytest.fixture(params=SPECS.values(), ids=SPECS)
@@ -43,7 +43,7 @@ def spec(request):
     return request.param
 
 
-def made(spec, noise=0.1):
+def result(spec, noise=0.1):
     """The module with its initial values and a little noise, so that no part is silent."""
     net = build_network(spec)
     initialise(net, initial_values(net), 0)
@@ -60,7 +60,7 @@ def images(spec, count=3):
 
 def slots(count=3):
     number = torch.arange(count) * VIEWS
-    return Rows(torch.ones(count, dtype=torch.bool), number, step_key(0, 0), Ranks())
+    return SlotContext(torch.ones(count, dtype=torch.bool), number, step_key(0, 0), Ranks())
 
 
 def test_the_cases_are_what_recipes_may_hold(spec):
@@ -69,7 +69,7 @@ def test_the_cases_are_what_recipes_may_hold(spec):
 
 @torch.no_grad()
 def test_shapes_are_those_of_the_spec(spec):
-    net, x = made(spec), images(spec)
+    net, x = result(spec), images(spec)
     given = [(3, spec.classes or spec.width), (3, spec.width)]
     assert [tuple(y.shape) for y in (net(x), net.features(x))] == given
     trained = (2, 3, spec.classes) if spec.distilled else given[0]
@@ -85,9 +85,9 @@ def test_shapes_are_those_of_the_spec(spec):
 @torch.no_grad()
 def test_a_spec_says_what_there_is_of_tokens(spec):
     if not spec.attends:
-        assert not isinstance(spec, ViT) or not spec.class_token
+        assert not isinstance(spec, ViTConfig) or not spec.class_token
         return
-    net, x, grid = made(spec), images(spec), spec.resolution // spec.cell
+    net, x, grid = result(spec), images(spec), spec.resolution // spec.cell
     kept = net.tokens(x, slots(), keep=2)
     assert [tuple(t.shape) for t in kept] == [(3, spec.extra + grid**2, spec.width)] * 2
     assert net.extra == spec.extra and net.norm(kept[-1]).shape == kept[-1].shape
@@ -107,7 +107,7 @@ def test_layers_rise_from_the_picture_to_the_classifier(spec):
     """0 for what meets the picture, one more for each block, the last for what follows them."""
     net = build_network(spec)
     depth = {name: net.layer(name) for name, _ in net.named_parameters()}
-    last = 1 + (spec.depth if isinstance(spec, ViT) else sum(spec.blocks))
+    last = 1 + (spec.depth if isinstance(spec, ViTConfig) else sum(spec.blocks))
     first = {n for n in depth if n.startswith(FIRST[type(spec)])}
     end = {n for n in depth if n.startswith(LAST[type(spec)])}
     assert first and not first & end
@@ -141,15 +141,15 @@ def test_a_calm_one_drops_nothing(spec):
         assert calm == spec
         return
     x = images(spec)
-    assert torch.equal(made(calm).features(x, slots()), made(calm).features(x))
-    assert not torch.equal(made(spec).features(x, slots()), made(spec).features(x))
+    assert torch.equal(result(calm).features(x, slots()), result(calm).features(x))
+    assert not torch.equal(result(spec).features(x, slots()), result(spec).features(x))
 
 
 @torch.no_grad()
 def test_a_headless_one_has_no_classifier_and_the_same_body(spec):
     bare = spec.headless()
     assert bare.classes == 0 and bare.width == spec.width and bare.headless() == bare
-    net, whole = build_network(bare), made(spec)
+    net, whole = build_network(bare), result(spec)
     table = table_of(whole)
     body = {n: t for n, t in whole.state_dict().items() if table[n].group != "head"}
     assert net.state_dict().keys() == body.keys()

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.ranks import gathered, on_ranks
 from vtx_scale.blocks.norm import BatchNorm
 from vtx_scale.blocks.random import step_key
-from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.distributed.ranks import Ranks
 
 ROWS, CHANNELS = 11, 5
@@ -17,8 +17,8 @@ PATTERNS = {"all valid": [1] * 11, "some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0,
 SHAPES = {"maps": (3, 4), "vectors": ()}
 
 
-def rows_of(valid, ranks=None, call=""):
-    return Rows(valid, torch.arange(len(valid)), step_key(0, 0), ranks or Ranks(), call)
+def slots_of(valid, ranks=None, call=""):
+    return SlotContext(valid, torch.arange(len(valid)), step_key(0, 0), ranks or Ranks(), call)
 
 
 def numbers(shape):
@@ -29,13 +29,13 @@ def numbers(shape):
 
 
 def layer(kind, **more):
-    made = kind(CHANNELS, **more).double()
+    norm = kind(CHANNELS, **more).double()
     with torch.no_grad():
-        made.weight.copy_(torch.linspace(0.5, 2, CHANNELS))
-        made.bias.copy_(torch.linspace(-1, 1, CHANNELS))
-        made.running_mean.copy_(torch.linspace(0, 1, CHANNELS))
-        made.running_var.copy_(torch.linspace(1, 3, CHANNELS))
-    return made
+        norm.weight.copy_(torch.linspace(0.5, 2, CHANNELS))
+        norm.bias.copy_(torch.linspace(-1, 1, CHANNELS))
+        norm.running_mean.copy_(torch.linspace(0, 1, CHANNELS))
+        norm.running_var.copy_(torch.linspace(1, 3, CHANNELS))
+    return norm
 
 
 def expected(pattern, shape):
@@ -72,18 +72,18 @@ def cell(recompute):
             valid = torch.tensor(PATTERNS[pattern], dtype=torch.bool)[at] & inside
             x[~valid] = float("nan")  # what a masked row holds must not show
             norm = layer(BatchNorm)
-            rows = rows_of(valid, GroupRanks())
-            norm(x + 1, rows)
-            norm.commit()
-            norm(x * 3, rows)
-            norm.forget()
+            slots = slots_of(valid, GroupRanks())
+            norm(x + 1, slots)
+            norm.update_statistics()
+            norm(x * 3, slots)
+            norm.discard_statistics()
             x.requires_grad_()
-            y = checkpoint(norm, x, rows, use_reentrant=False) if recompute else norm(x, rows)
+            y = checkpoint(norm, x, slots, use_reentrant=False) if recompute else norm(x, slots)
             loss = torch.where(valid.view(-1, *[1] * (y.ndim - 1)), y.sin() * weigh, torch.zeros_like(y)).sum()
             loss.backward()
             assert not x.grad[~valid].any()
-            norm.commit()
-            assert not norm.seen
+            norm.update_statistics()
+            assert not norm.pending
             sums = [GroupRanks().sum(p.grad) for p in (norm.weight, norm.bias)]
             later = norm(numbers(shape)[0])
             out[pattern, shape] = [t.detach().tolist() for t in (
@@ -99,7 +99,7 @@ def possible(pattern, shape):
 @pytest.mark.parametrize(("world", "recompute"), [(1, False), (2, False), (2, True), (3, False), (4, False)])
 def test_equals_torch_on_the_valid_rows(world, recompute):
     ranks = on_ranks(world, cell, recompute)
-    seen = 0
+    count = 0
     for pattern in PATTERNS:
         for shape in SHAPES.values():
             if not possible(pattern, shape):
@@ -111,8 +111,8 @@ def test_equals_torch_on_the_valid_rows(world, recompute):
                 for got in [torch.cat([f[k] for f in found])] if k < 2 else [f[k] for f in found]:
                     assert got.shape == want.shape
                     assert (got - want).abs().max() < 1e-9 * max(1, want.abs().max()), (pattern, shape, k)
-                    seen += 1
-    assert seen == 7 * (2 + 5 * world)
+                    count += 1
+    assert count == 7 * (2 + 5 * world)
 
 
 def test_the_second_time_overwrites_and_calls_follow_one_another():
@@ -120,16 +120,16 @@ def test_the_second_time_overwrites_and_calls_follow_one_another():
     valid = torch.ones(ROWS, dtype=torch.bool)
     ours, theirs = layer(BatchNorm), layer(nn.BatchNorm2d)
     for call in ("global", "local", "global"):  # the last as a recomputation does
-        ours(x * (2 if call == "local" else 1), rows_of(valid, call=call))
+        ours(x * (2 if call == "local" else 1), slots_of(valid, call=call))
     before = ours.running_mean.clone()
     assert torch.equal(before, layer(BatchNorm).running_mean)  # forward moves nothing
-    ours.commit()
+    ours.update_statistics()
     theirs(x)
     theirs(x * 2)
     assert (ours.running_mean - theirs.running_mean).abs().max() < 1e-9
     assert (ours.running_var - theirs.running_var).abs().max() < 1e-9
     after = ours.running_mean.clone()
-    ours.commit()
+    ours.update_statistics()
     assert torch.equal(ours.running_mean, after)
     assert set(ours.state_dict()) == {"weight", "bias", "running_mean", "running_var"}
 
@@ -137,9 +137,9 @@ def test_the_second_time_overwrites_and_calls_follow_one_another():
 def test_nobody_is_valid():
     x = torch.randn(4, CHANNELS, 2, 2, requires_grad=True)
     norm = layer(BatchNorm).float()
-    y = norm(x, rows_of(torch.zeros(4, dtype=torch.bool)))
+    y = norm(x, slots_of(torch.zeros(4, dtype=torch.bool)))
     (y * 0).sum().backward()
-    norm.commit()
+    norm.update_statistics()
     assert y.isfinite().all() and x.grad.isfinite().all()
     assert torch.equal(norm.running_var, layer(BatchNorm).float().running_var)
     assert torch.equal(norm.running_mean, layer(BatchNorm).float().running_mean)
@@ -150,8 +150,8 @@ def test_half_precision_counts_in_float32():
     x = (torch.randn(64, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0)) + 3).bfloat16()
     valid = torch.ones(64, dtype=torch.bool)
     norm = BatchNorm(CHANNELS)
-    y = norm(x, rows_of(valid))
-    norm.commit()
+    y = norm(x, slots_of(valid))
+    norm.update_statistics()
     assert y.dtype == torch.bfloat16 and norm(x).dtype == torch.bfloat16
     theirs = nn.BatchNorm2d(CHANNELS)
     theirs(x.float())

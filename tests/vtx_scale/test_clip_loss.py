@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
-from vtx_scale.blocks.rows import keepers
+from vtx_scale.blocks.slots import with_running_statistics
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.launch.recipes.clip import clip_rn50_smoke, clip_vit_b32_smoke
 from vtx_scale.specs.run import System
@@ -49,12 +49,12 @@ def brute_force(loss, pattern):
     """Loss and gradients by the definition: a double loop over the valid pairs."""
     objective = alone(recipe(loss), values)
     batch = samples(pattern)
-    seen = {k: v[batch.valid] for k, v in batch.data.items()}
-    images = [seen["image"]]
+    data = {k: v[batch.valid] for k, v in batch.data.items()}
+    images = [data["image"]]
     if loss == "resnet":  # its statistics are then those of the valid rows, which test_batch_norm compares with torch's
-        kept = Batch(seen, batch.valid[batch.valid], *(v[batch.valid] for v in (batch.ids, batch.epoch, batch.slot)))
+        kept = Batch(data, batch.valid[batch.valid], *(v[batch.valid] for v in (batch.ids, batch.epoch, batch.slot)))
         images.append(objective.context.slots(kept, 0))
-    x, y = objective.encode_image(*images), objective.encode_text(seen["tokens"])
+    x, y = objective.encode_image(*images), objective.encode_text(data["tokens"])
     scale, n, total = objective.logit_scale.exp(), len(x), 0.0
     for i in range(n):
         if loss != "sigmoid":
@@ -66,8 +66,8 @@ def brute_force(loss, pattern):
                 z = 1 if i == j else -1
                 total = total - F.logsigmoid(z * (scale * (x[i] * y[j]).sum() + objective.logit_bias))
     (total / n).backward()
-    for m in keepers(objective):
-        m.commit()
+    for m in with_running_statistics(objective):
+        m.update_statistics()
     return (total / n).item(), {**{k: p.grad for k, p in objective.named_parameters()}, **dict(objective.named_buffers())}
 
 
@@ -77,21 +77,21 @@ def cell(strategy):
 
 
 def one_way(strategy, loss, micro):
-    made, objective, rank, world = on_this_rank(recipe(loss, strategy, micro), values)
+    wrapped, objective, rank, world = on_this_rank(recipe(loss, strategy, micro), values)
     start = {k: b.clone() for k, b in objective.named_buffers()}
     out = {}
     for pattern in PATTERNS:
         batch = share(samples(pattern), rank, world)
-        total = made.sum(objective.count(batch).double())
-        with made.micro(last=True):
+        total = wrapped.sum(objective.count(batch).double())
+        with wrapped.micro(last=True):
             part, _ = objective(batch, 0)
-            made.backward(part / total)
-        value = made.sum((part / total).detach().clone())
+            wrapped.backward(part / total)
+        value = wrapped.sum((part / total).detach().clone())
         grads = whole_grads(objective)
-        norm = torch.linalg.vector_norm(made.norms()).item()
+        norm = torch.linalg.vector_norm(wrapped.norms()).item()
         objective.zero_grad()
-        for m in keepers(objective):
-            m.commit()
+        for m in with_running_statistics(objective):
+            m.update_statistics()
         for k, b in objective.named_buffers():  # running statistics: compared like gradients
             grads[k] = b.tolist()
             b.copy_(start[k])
@@ -106,7 +106,7 @@ def expected():
 
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
-    seen = 0
+    count = 0
     for rank, found in enumerate(on_ranks(world, cell, strategy)):
         for (loss, micro), patterns in found.items():
             for pattern, (value, grads, norm) in patterns.items():
@@ -119,5 +119,5 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
                     assert error < 1e-9, (*where, name, error)
                 length = math.sqrt(sum(g.square().sum().item() for k, g in wanted_grads.items() if "running" not in k))
                 assert norm == pytest.approx(length, rel=1e-6), where
-                seen += 1
-    assert seen == world * len(WAYS) * len(PATTERNS)
+                count += 1
+    assert count == world * len(WAYS) * len(PATTERNS)

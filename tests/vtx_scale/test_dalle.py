@@ -18,16 +18,16 @@ from vtx_scale.launch import recipes
 from vtx_scale.objectives.dalle_reader import framed
 from vtx_scale.objectives.dvae import mapped
 from vtx_scale.planner.count import parameters
-from vtx_scale.specs.dalle import TextToCodes
+from vtx_scale.specs.dalle import TextToCodesConfig
 from vtx_scale.specs.run import System
 
 STEP, T, G, V, K = 3, 5, 4, 9, 6
-SPEC = TextToCodes(width=16, heads=2, depth=4, context=T, grid=G, vocab=V, codes=K, reach=1)
+SPEC = TextToCodesConfig(width=16, heads=2, depth=4, context=T, grid=G, vocab=V, codes=K, reach=1)
 
 
 @pytest.mark.parametrize(("size", "count"), [("2.8B", 2_928_262_656), ("5.6B", 5_685_004_800), ("12B", 12_292_840_960)])
 def test_parameters(size, count):
-    assert parameters(TextToCodes.size(size)) == count
+    assert parameters(TextToCodesConfig.size(size)) == count
 
 
 def test_layers():
@@ -39,8 +39,8 @@ def test_layers():
 @pytest.mark.parametrize(("kind", "pairs"), [("row", 328_304), ("column", 311_936), ("conv", 352_209)])
 def test_patterns_have_the_published_pairs(kind, pairs):
     """Of 256 text and 1,024 code places; and each pattern a place at a time, by its definition."""
-    made = sees(kind, 32, 5)
-    assert int(made.sum()) + 256 * 257 // 2 + 1024 * 256 == pairs
+    pattern = sees(kind, 32, 5)
+    assert int(pattern.sum()) + 256 * 257 // 2 + 1024 * 256 == pairs
     for i in (0, 1, 31, 32, 33, 500, 1023):
         if kind == "row":
             wanted = {j for j in range(i - 32, i + 1)}
@@ -48,7 +48,7 @@ def test_patterns_have_the_published_pairs(kind, pairs):
             wanted = {j for j in range(i + 1) if j % 32 == i % 32}
         else:
             wanted = {i - 32 * a - b for a in range(6) for b in range(-5, 6) if a or b >= 0}
-        assert set(made[i].nonzero()[:, 0].tolist()) == {j for j in wanted if j >= 0}
+        assert set(pattern[i].nonzero()[:, 0].tolist()) == {j for j in wanted if j >= 0}
 
 
 def dense_mask(kind):
@@ -72,18 +72,18 @@ def dense(attention, x):
 def test_sparse_attention_is_the_dense_one_with_a_mask(kind, grid, reach):
     spec = replace(SPEC, grid=grid, reach=reach)
     torch.manual_seed(0)
-    made, N = Attention(spec, kind).double(), 1 + T + grid * grid
+    sparse, N = Attention(spec, kind).double(), 1 + T + grid * grid
     x = torch.randn(2, N, 16, dtype=torch.float64, requires_grad=True)
     mask = torch.zeros(N, N, dtype=torch.bool)
     mask[: 1 + T, : 1 + T] = torch.ones(1 + T, 1 + T).tril().bool()
     mask[1 + T :, : 1 + T] = True
     mask[1 + T :, 1 + T :] = sees(kind, grid, reach)
-    q, k, v = made.qkv(x).view(2, N, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    q, k, v = sparse.qkv(x).view(2, N, 3, 2, 8).permute(2, 0, 3, 1, 4)
     known = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    known = made.proj(known.transpose(1, 2).reshape(2, N, 16))
+    known = sparse.proj(known.transpose(1, 2).reshape(2, N, 16))
     weigh = torch.randn(2, N, 16, dtype=torch.float64)
     wanted, = torch.autograd.grad((known * weigh).sum(), x)
-    found = made(x)
+    found = sparse(x)
     gradient, = torch.autograd.grad((found * weigh).sum(), x)
     assert torch.allclose(found, known, atol=1e-12) and torch.allclose(gradient, wanted, atol=1e-12)
 
@@ -163,18 +163,18 @@ def test_step_by_step_says_what_the_whole_says(small):
     tokens, unused = batch["tokens"].long(), small.unused(batch["length"])
     codes = torch.randint(0, K, (SLOTS, G * G), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        past = small.net.read(tokens, unused)
-        steps = [small.net.step(codes[:, i - 1] if i else None, i, past, SLOTS) for i in range(G * G)]
+        cache = small.net.prefill(tokens, unused)
+        steps = [small.net.step(codes[:, i - 1] if i else None, i, cache, SLOTS) for i in range(G * G)]
         torch.testing.assert_close(torch.stack(steps, 1), small.net(tokens, unused, codes)[1], rtol=1e-10, atol=1e-10)
 
 
 def test_a_seed_and_a_place_say_the_picture(small):
     batch = samples("all valid")
     texts = batch["tokens"], batch["length"]
-    made = small.probes["sample"](texts, seed=1)
-    assert made.shape == (SLOTS, 2 * G, 2 * G, 3) and torch.equal(made, small.probes["sample"](texts, seed=1))
-    assert not torch.equal(made, small.probes["sample"](texts, seed=2))
-    assert torch.equal(made[:3], small.probes["sample"](tuple(t[:3] for t in texts), seed=1))
+    pictures = small.probes["sample"](texts, seed=1)
+    assert pictures.shape == (SLOTS, 2 * G, 2 * G, 3) and torch.equal(pictures, small.probes["sample"](texts, seed=1))
+    assert not torch.equal(pictures, small.probes["sample"](texts, seed=2))
+    assert torch.equal(pictures[:3], small.probes["sample"](tuple(t[:3] for t in texts), seed=1))
     cold = [small.probes["sample"](texts, seed=s, temperature=1e-6) for s in (1, 2)]
     assert torch.equal(*cold), "without temperature the likeliest codes are drawn"
 
@@ -197,8 +197,8 @@ def test_captions_are_framed():
 def test_another_codec_is_refused():
     spec = recipe().objective
     assert not spec.misfits()
-    (said,) = replace(spec, net=replace(SPEC, codes=7)).misfits()
-    assert "objective.net.grid=4 objective.net.codes=6" in said
+    (lines,) = replace(spec, net=replace(SPEC, codes=7)).misfits()
+    assert "objective.net.grid=4 objective.net.codes=6" in lines
 
 
 @pytest.fixture(scope="module")
@@ -226,17 +226,17 @@ def test_a_tokenizer_without_merges_is_taken_as_before(tmp_path):
     engine.pre_tokenizer = pre_tokenizers.Whitespace()
     engine.add_special_tokens(["<|start|>", "<|end|>"])
     engine.save(str(tmp_path / "tokenizer.json"))
-    made = tokenizer(str(tmp_path / "tokenizer.json"))
-    assert made.rougher is None and made.ids("b a z") == [1, 0, 2]
+    words = tokenizer(str(tmp_path / "tokenizer.json"))
+    assert words.rougher is None and words.ids("b a z") == [1, 0, 2]
 
 
 def test_dropped_merges_spell_the_same_text_in_more_pieces(words):
     text, counts = TEXTS[0], []
     for share_ in (0.0, 0.1, 0.5, 0.99):
-        made = [words.rougher(text, share_, np.random.default_rng(s)) for s in range(40)]
-        assert {words.words(ids) for ids in made} == {words.words(words.ids(text))}
-        counts.append(np.mean([len(ids) for ids in made]))
-        assert len({tuple(ids) for ids in made}) == 1 if share_ == 0 else len({tuple(ids) for ids in made}) > 5
+        spellings = [words.rougher(text, share_, np.random.default_rng(s)) for s in range(40)]
+        assert {words.words(ids) for ids in spellings} == {words.words(words.ids(text))}
+        counts.append(np.mean([len(ids) for ids in spellings]))
+        assert len({tuple(ids) for ids in spellings}) == 1 if share_ == 0 else len({tuple(ids) for ids in spellings}) > 5
     assert counts == sorted(counts) and counts[-1] > 2 * counts[0]
     again = [words.rougher(text, 0.3, np.random.default_rng(7)) for _ in range(2)]
     assert again[0] == again[1]

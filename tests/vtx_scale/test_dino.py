@@ -19,12 +19,12 @@ def objective(**changes):
 
 
 def test_schedules():
-    made = objective(momentum=0.9, warm_temperature=0.04, teacher_temperature=0.07, warm_steps=30, frozen=3)
-    assert [made.momentum(s) for s in (0, 50, 100)] == pytest.approx([0.9, 0.95, 1.0])
-    assert made.momentum(25) == pytest.approx(1 - 0.1 * 0.5 * (1 + math.cos(math.pi / 4)))
-    assert [made.temperature(s) for s in (0, 15, 30, 99)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    dino = objective(momentum=0.9, warm_temperature=0.04, teacher_temperature=0.07, warm_steps=30, frozen=3)
+    assert [dino.momentum(s) for s in (0, 50, 100)] == pytest.approx([0.9, 0.95, 1.0])
+    assert dino.momentum(25) == pytest.approx(1 - 0.1 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert [dino.temperature(s) for s in (0, 15, 30, 99)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
     strategy = Single(torch.device("cpu"))
-    strategy.prepare(made)
+    strategy.prepare(dino)
     assert [len(strategy.frozen(s)) for s in (0, 2, 3)] == [2, 2, 0], "prototypes and their gains"
     spec = recipes.find("dino_vit_s16")
     assert [spec.optim.decay_at(s, spec.steps) for s in (0, spec.steps)] == pytest.approx([0.04, 0.4])
@@ -40,28 +40,28 @@ def test_without_local_crops(tmp_path):
 def run(tmp_path_factory):
     """Checkpoints after each of five steps; the last layer is frozen for two."""
     folder = tmp_path_factory.mktemp("dino") / "run"
-    made = []
+    saved = []
     for _ in range(5):
         train_on_ranks(folder, 1, "single", "steps=5", "system.leave_after=1", "schedule.warmup=0",
-                       recipe="dino_vit_s16", code=75 if len(made) < 4 else 0)
-        made.append(tensors(folder))
-    return folder, made
+                       recipe="dino_vit_s16", code=75 if len(saved) < 4 else 0)
+        saved.append(tensors(folder))
+    return folder, saved
 
 
 def test_the_last_layer_rests_and_then_moves(run):
-    _, made = run
+    _, saved = run
     start = keyed_flat("student.head.prototypes", 0, 96 * 32, ("uniform", 32**-0.5), 0).view(96, 32)
     name = "param/student.head.prototypes"
-    assert torch.equal(made[0][name], start) and torch.equal(made[1][name], start)
-    assert not made[1]["exp_avg/student.head.prototypes"].any()
-    assert not torch.equal(made[2][name], start)
-    assert not torch.equal(made[0]["param/student.head.fc3.weight"], made[1]["param/student.head.fc3.weight"])
+    assert torch.equal(saved[0][name], start) and torch.equal(saved[1][name], start)
+    assert not saved[1]["exp_avg/student.head.prototypes"].any()
+    assert not torch.equal(saved[2][name], start)
+    assert not torch.equal(saved[0]["param/student.head.fc3.weight"], saved[1]["param/student.head.fc3.weight"])
 
 
 def test_centre_and_teacher_move_with_each_step(run):
-    folder, made = run
+    folder, saved = run
     name = "param/student.net.blocks.0.mlp.fc1.weight"
-    for step, (before, after) in enumerate(zip(made, made[1:], strict=False), start=1):
+    for step, (before, after) in enumerate(zip(saved, saved[1:], strict=False), start=1):
         keep = 1 - 0.004 * 0.5 * (1 + math.cos(math.pi * step / 5))
         teacher = name.replace("student", "teacher")
         assert torch.allclose(after[teacher], keep * before[teacher] + (1 - keep) * after[name], atol=1e-7)

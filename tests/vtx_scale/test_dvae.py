@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.blocks import random
-from vtx_scale.blocks.rows import VIEWS
+from vtx_scale.blocks.slots import VIEWS
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.reconstruction import reconstruction
 from vtx_scale.launch import recipes

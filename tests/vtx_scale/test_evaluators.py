@@ -89,18 +89,18 @@ def test_numbers_hang_on_no_world():
     assert alone["knn"]["samples"] == len(both(Ranks())[1].x) and 0.3 < alone["knn"]["top1@20"] < 1
     assert alone["linear"]["top1"] > 0.3 and alone["few_shot"]["top1@10"] > 0.3 and alone["linear_sgd"]["top1"] > 0.3
     for world in (2, 3):
-        made = on_ranks(world, all_scores, True)
-        assert made == [alone] * world
+        found = on_ranks(world, all_scores, True)
+        assert found == [alone] * world
 
 
 def test_masked_and_unlabelled_slots_are_left_out():
     calls = []
-    made = extract(lambda x: calls.append(len(x)) or probe(x), batches(203, 1), Ranks())
+    features = extract(lambda x: calls.append(len(x)) or probe(x), batches(203, 1), Ranks())
     pixels, label, valid = samples(203, 1)
     keep = valid & (label >= 0)
     assert calls == [SIZE] * 13
-    assert torch.equal(made.x, probe(pixels[keep])) and torch.equal(made.label, label[keep])
-    assert torch.equal(made.id, keep.nonzero().flatten()) and 0 < keep.sum() < 203
+    assert torch.equal(features.x, probe(pixels[keep])) and torch.equal(features.label, label[keep])
+    assert torch.equal(features.id, keep.nonzero().flatten()) and 0 < keep.sum() < 203
 
 
 def test_a_neighbour_in_one_number():
@@ -126,8 +126,8 @@ def test_nearest_neighbours_by_brute_force():
             for i in near[:k]:
                 votes[train_.label[i]] += np.exp(row[i] / 0.07)
             right[k] += int(votes.argmax() == label)
-    made = knn(train_, val, None, Ranks())
-    assert made == {**{f"top1@{k}": n / len(val.x) for k, n in right.items()}, "samples": len(val.x)}  # 200 do not fit
+    found = knn(train_, val, None, Ranks())
+    assert found == {**{f"top1@{k}": n / len(val.x) for k, n in right.items()}, "samples": len(val.x)}  # 200 do not fit
     few = Features(train_.x[:4], train_.label[:4], train_.id[:4])
     assert knn(few, val, None, Ranks()).keys() == {"top1@4", "samples"}
 
@@ -145,8 +145,8 @@ def test_linear_probe_is_scikit_learns():
         theirs = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-9, max_iter=5000).fit(x.numpy(), train_.label.numpy())
         assert np.allclose(weight[:, :-1], theirs.coef_, atol=1e-4)
         assert np.allclose(weight[:, -1] - weight[:, -1].mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=1e-4)
-        made = linear(train_, val, None, Ranks(), penalties=(penalty,))
-        assert made == {"top1": theirs.score(y.numpy(), val.label.numpy()), "penalty": penalty, "samples": len(val.x)}
+        found = linear(train_, val, None, Ranks(), penalties=(penalty,))
+        assert found == {"top1": theirs.score(y.numpy(), val.label.numpy()), "penalty": penalty, "samples": len(val.x)}
 
 
 def test_the_validation_samples_choose_no_penalty():
@@ -179,8 +179,8 @@ def test_few_shot_is_the_solution_of_the_normal_equations():
     shots = [1, 5, 10, 25]
     shots = [s for s in shots if s <= int(train_.label.bincount().min())]
     assert 1 in shots and 10 in shots  # fewer and more rows than features
-    made = few_shot(train_, val, None, Ranks())
-    assert made.keys() == {f"top1@{s}" for s in shots} | {"samples"}
+    top1s = few_shot(train_, val, None, Ranks())
+    assert top1s.keys() == {f"top1@{s}" for s in shots} | {"samples"}
     for s in shots:
         found = []
         for seed in range(3):
@@ -194,7 +194,7 @@ def test_few_shot_is_the_solution_of_the_normal_equations():
             y = 2.0 * np.eye(KINDS)[train_.label[picked].numpy()] - 1
             weight = np.linalg.solve(x.T @ x + 2.0**10 * np.eye(x.shape[1]), x.T @ y)
             found.append(float(((v @ weight).argmax(1) == val.label.numpy()).mean()))
-        assert made[f"top1@{s}"] == pytest.approx(np.mean(found), abs=1e-12)
+        assert top1s[f"top1@{s}"] == pytest.approx(np.mean(found), abs=1e-12)
 
 
 # --- attention
@@ -226,12 +226,12 @@ def test_a_mask_is_the_smallest_set_that_holds_the_share():
 
 
 def test_overlap_with_masks():
-    made = attention({"attention": looked_at}, [squares(), squares()], None, Ranks())
-    assert made["samples"] == 8  # neither the masked slot nor that without an object
-    assert made["jaccard_best_head"] == pytest.approx(0.75)  # three of four equal patches hold 60 % of the mass
-    assert made["jaccard_random"] < made["jaccard_best_head"]
-    assert 0 < made["jaccard_mean_head"] <= 0.75
-    assert made["picture"].shape == (8 * 8, 3 * 8, 3) and made["picture"].dtype == np.uint8
+    found = attention({"attention": looked_at}, [squares(), squares()], None, Ranks())
+    assert found["samples"] == 8  # neither the masked slot nor that without an object
+    assert found["jaccard_best_head"] == pytest.approx(0.75)  # three of four equal patches hold 60 % of the mass
+    assert found["jaccard_random"] < found["jaccard_best_head"]
+    assert 0 < found["jaccard_mean_head"] <= 0.75
+    assert found["picture"].shape == (8 * 8, 3 * 8, 3) and found["picture"].dtype == np.uint8
     blind = attention({"attention": looked_at}, [squares(mask=False)], None, Ranks())
     assert blind["samples"] == 0 and blind.keys() == {"samples", "picture"}
     with pytest.raises(UserError, match="probe"):
@@ -240,11 +240,11 @@ def test_overlap_with_masks():
 
 def test_pictures_of_attention():
     pixels = squares()["image"][:2]
-    made = attention_pictures(pixels, looked_at(pixels))
-    assert np.array_equal(made[:8, :8], pixels[0].numpy()) and np.array_equal(made[8:, :8], pixels[1].numpy())
-    assert made[3, 8 + 3].tolist() == list(COLOURS[-1])  # the square, in the brightest colour
-    assert np.abs(made[0, 8].astype(int) - COLOURS[0]).max() <= 1
-    assert made[3, 16].tolist() == list(COLOURS[-1]) and np.abs(made[3, 23].astype(int) - COLOURS[0]).max() <= 1
+    picture = attention_pictures(pixels, looked_at(pixels))
+    assert np.array_equal(picture[:8, :8], pixels[0].numpy()) and np.array_equal(picture[8:, :8], pixels[1].numpy())
+    assert picture[3, 8 + 3].tolist() == list(COLOURS[-1])  # the square, in the brightest colour
+    assert np.abs(picture[0, 8].astype(int) - COLOURS[0]).max() <= 1
+    assert picture[3, 16].tolist() == list(COLOURS[-1]) and np.abs(picture[3, 23].astype(int) - COLOURS[0]).max() <= 1
 
 
 # --- in the loop and on a finished run
@@ -271,9 +271,9 @@ def test_features_are_made_once():
         return pixels.float().mean((1, 2))
 
     fake = Fake(features=features, encode_image=None)
-    made = scores(smoke(), fake, ["knn", "linear", "few_shot"])
+    found = scores(smoke(), fake, ["knn", "linear", "few_shot"])
     assert calls == [64] * 5 and fake.training  # 256 training and 64 validation samples
-    assert made["knn"]["samples"] == made["linear"]["samples"] == made["few_shot"]["samples"] == 64
+    assert found["knn"]["samples"] == found["linear"]["samples"] == found["few_shot"]["samples"] == 64
     scores(smoke(), Fake(encode_image=features), ["knn"])
     assert len(calls) == 10
     with pytest.raises(UserError, match="neither a probe 'features' nor 'encode_image'"):
@@ -383,10 +383,10 @@ def test_bad_validation_samples_are_counted_and_named(tmp_path):
     assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
     for row in lines(folder / "evaluations.jsonl"):
         assert row["samples"] == 19 and row["bad"] == 5, row
-    said = [r for r in lines(folder / "ledger.jsonl") if r.get("where") == "evaluation"]
+    rows = [r for r in lines(folder / "ledger.jsonl") if r.get("where") == "evaluation"]
     keys = [name.removesuffix(".jpg") for name in cut]
-    assert sorted(f"{r['shard']}/{r['key']}" for r in said) == sorted(f"{shard.name}/{k}" for k in [*keys, *keys])
-    assert {r["reason"] for r in said} == {"jpeg_truncated"} and {r["step"] for r in said} == {1}
+    assert sorted(f"{r['shard']}/{r['key']}" for r in rows) == sorted(f"{shard.name}/{k}" for k in [*keys, *keys])
+    assert {r["reason"] for r in rows} == {"jpeg_truncated"} and {r["step"] for r in rows} == {1}
 
 
 def test_in_the_loop_one_failure_leaves_the_others(tmp_path):

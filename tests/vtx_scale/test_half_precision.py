@@ -7,7 +7,7 @@ import torch
 
 from tests.promises.harness import lines, train_on_ranks
 from tests.vtx_scale.shares import alone
-from vtx_scale.blocks.exact import exact, unrounded
+from vtx_scale.blocks.autocast import no_autocast, with_master_value
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.dino import entropy
 from vtx_scale.objectives.pairs import sigmoid_loss
@@ -39,13 +39,13 @@ def test_sharded_runs_evaluate(tmp_path, recipe):
 
 
 def test_rounding_is_undone_and_leaves_the_gradient():
-    stored = torch.tensor([2.6592], requires_grad=True)
-    cast = stored.to(torch.bfloat16)
-    value = unrounded(cast, stored.detach(), torch.float32)
-    assert value.item() == stored.item() != cast.item()
+    master = torch.tensor([2.6592], requires_grad=True)
+    cast = master.to(torch.bfloat16)
+    value = with_master_value(cast, master.detach(), torch.float32)
+    assert value.item() == master.item() != cast.item()
     value.exp().backward()
-    assert stored.grad.item() == pytest.approx(math.exp(2.6592), rel=1e-2)
-    assert unrounded(stored, None, torch.float32) is stored
+    assert master.grad.item() == pytest.approx(math.exp(2.6592), rel=1e-2)
+    assert with_master_value(master, None, torch.float32) is master
 
 
 def test_similarities_are_in_float32_under_autocast():
@@ -57,7 +57,7 @@ def test_similarities_are_in_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(sigmoid_loss(x, y, scale, bias, there, there, 0), plain)
         assert (x @ y.T).dtype is torch.bfloat16
-        with exact(x.device):
+        with no_autocast(x.device):
             assert (x @ y.T).dtype is torch.float32
 
 
@@ -72,8 +72,8 @@ def test_dinos_loss_is_in_float32_under_autocast():
     batch = Batch({"globals": torch.zeros(5, 2, 32, 32, 3, dtype=torch.uint8),
                    "locals": torch.zeros(5, 2, 16, 16, 3, dtype=torch.uint8)}, there, *[torch.arange(5)] * 3)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, said = objective(batch, 0)
-    assert loss.dtype is torch.float32 and objective.seen[-1].dtype is torch.float32
+        loss, log = objective(batch, 0)
+    assert loss.dtype is torch.float32 and objective.answers[-1].dtype is torch.float32
     assert plain.dtype is torch.float32 and sharp.dtype is torch.float32
     assert sharp == pytest.approx(entropy((teacher / objective.temperature(0)).softmax(-1)).mean(1), rel=1e-5)
-    assert said["teacher_entropy"] > 0
+    assert log["teacher_entropy"] > 0

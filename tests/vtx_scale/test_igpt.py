@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.blocks import random
-from vtx_scale.blocks.attention import Past
-from vtx_scale.blocks.rows import VIEWS
+from vtx_scale.blocks.attention import KVCache
+from vtx_scale.blocks.slots import VIEWS
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.completions import completions
@@ -133,9 +133,9 @@ def small():
 
 def test_step_by_step_says_what_the_whole_says(small):
     tokens = torch.randint(0, 8, (3, SIDE**2), generator=torch.Generator().manual_seed(0))
-    past = [Past(SIDE**2) for _ in small.net.blocks]
+    cache = [KVCache(SIDE**2) for _ in small.net.blocks]
     with torch.no_grad():
-        steps = [small.net.step(tokens[:, i - 1] if i else None, i, past, 3) for i in range(SIDE**2)]
+        steps = [small.net.step(tokens[:, i - 1] if i else None, i, cache, 3) for i in range(SIDE**2)]
         torch.testing.assert_close(torch.stack(steps, 1), small.net(tokens), rtol=1e-10, atol=1e-10)
 
 
@@ -146,9 +146,9 @@ def test_draws_follow_the_model(small):
     tokens = small.palette.tokens(pictures)
     with torch.no_grad():
         first = small.net(tokens[:1])[0, 0].softmax(0)
-        seen = torch.bincount(tokens[:, 0], minlength=8) / n
-        assert (seen - first).abs().max() < 4 * (0.25 / n) ** 0.5
-        top = int(seen.argmax())
+        share = torch.bincount(tokens[:, 0], minlength=8) / n
+        assert (share - first).abs().max() < 4 * (0.25 / n) ** 0.5
+        top = int(share.argmax())
         after = tokens[tokens[:, 0] == top]
         second = small.net(after[:1])[0, 1].softmax(0)
         shares = torch.bincount(after[:, 1], minlength=8) / len(after)

@@ -9,7 +9,7 @@ import torch
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
 from vtx_scale.blocks import random
-from vtx_scale.blocks.rows import VIEWS
+from vtx_scale.blocks.slots import VIEWS
 from vtx_scale.data_pipeline.augment.mixing import mix_parameters
 from vtx_scale.launch import recipes
 from vtx_scale.objectives.pixels import normalised
@@ -30,9 +30,9 @@ def small(name, **changes):
 
 
 def teacher():
-    from vtx_scale.specs.vit import ViT
+    from vtx_scale.specs.vit import ViTConfig
 
-    return ViT(width=16, depth=1, mlp=16, heads=2, patch=16, resolution=32, classes=12)
+    return ViTConfig(width=16, depth=1, mlp=16, heads=2, patch=16, resolution=32, classes=12)
 
 
 CASES = {
@@ -131,14 +131,14 @@ def one_picture(objective, case, picture, shares):
     if case in ("hard", "soft"):
         x = normalised(picture[None], spec.pixels, torch.float64)
         tokens = objective.net.norm(objective.net.tokens(x)[-1])[0]
-        said = log_softmax(objective.net.head(tokens[0]))
-        told = objective.net.dist_head(tokens[1])
-        base = sum(s * (-0.9 * said[k] - 0.1 * said.mean()) for s, k in shares)
+        log_label = log_softmax(objective.net.head(tokens[0]))
+        distilled = objective.net.dist_head(tokens[1])
+        base = sum(s * (-0.9 * log_label[k] - 0.1 * log_label.mean()) for s, k in shares)
         wanted = see(objective, objective.teacher, picture, spec.teacher_pixels).detach()
         if case == "hard":
-            kd = -log_softmax(told)[wanted.argmax()]
+            kd = -log_softmax(distilled)[wanted.argmax()]
         else:
-            p, q = log_softmax(wanted / 3), log_softmax(told / 3)
+            p, q = log_softmax(wanted / 3), log_softmax(distilled / 3)
             kd = 9 * sum(p[k].exp() * (p[k] - q[k]) for k in range(12)) / 12
         return (1 - spec.alpha) * base + spec.alpha * kd
     _, loss = (brute_sigmoid if "sigmoid" in case else brute_softmax)(objective, None, 0, picture)
@@ -182,8 +182,8 @@ def brute_dino(objective, batch, _):
             target = log_softmax((raw - objective.centre) / temperature).exp()
             for v in range(len(crops)):
                 if v != g:
-                    said = log_softmax(answer(objective.student, crops[v]) / 0.1)
-                    total = total - (target * said).sum() / (2 * (len(crops) - 1))
+                    log_student = log_softmax(answer(objective.student, crops[v]) / 0.1)
+                    total = total - (target * log_student).sum() / (2 * (len(crops) - 1))
     return total / batch.valid.sum(), 0.9 * objective.centre + 0.1 * sums / count
 
 
@@ -205,20 +205,20 @@ def cell(strategy):
 
 def one_case(strategy, case):
     """On a rank: loss and whole gradients for every mask pattern, and where DINO's centre goes."""
-    made, objective, rank, world = on_this_rank(recipe(case, strategy))
+    wrapped, objective, rank, world = on_this_rank(recipe(case, strategy))
     shake(objective)
     out = {}
     for pattern in PATTERNS:
         batch = objective.prepare(share(samples(case, pattern), rank, world), STEP)
-        total = made.sum(objective.count(batch).double())
+        total = wrapped.sum(objective.count(batch).double())
         value = 0.0
         parts = batch.split(2 if case in ("dino", "softmax, mixup", "masked") else None)  # a mean must not hang on the cut
         for k, part in enumerate(parts):
-            with made.micro(last=k == len(parts) - 1):
+            with wrapped.micro(last=k == len(parts) - 1):
                 loss, _ = objective(part, STEP)
-                made.backward(loss / total)
+                wrapped.backward(loss / total)
             value += (loss / total).detach()
-        value = made.sum(value.clone())
+        value = wrapped.sum(value.clone())
         grads = whole_grads(objective)
         centre = None
         if case == "dino":
@@ -238,7 +238,7 @@ def expected():
 
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
-    seen = 0
+    count = 0
     for rank, found in enumerate(on_ranks(world, cell, strategy)):
         for case, patterns in found.items():
             for pattern, (value, grads, centre) in patterns.items():
@@ -252,5 +252,5 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
                     assert error.abs().max().item() < 1e-9, (*where, name, error.abs().max().item())
                 if centre is not None:
                     assert torch.allclose(torch.tensor(centre, dtype=torch.float64), wanted_centre, rtol=0, atol=1e-9), where
-                seen += 1
-    assert seen == world * len(CASES) * len(PATTERNS)
+                count += 1
+    assert count == world * len(CASES) * len(PATTERNS)

@@ -16,10 +16,9 @@ from vtx_scale.evaluators.loss import loss
 from vtx_scale.objectives.dino import Dino
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.masked import mean_colours
-from vtx_scale.specs.dino import Crops
-from vtx_scale.specs.dino import Dino as DinoSpec
+from vtx_scale.specs.dino import Crops, DinoConfig
 from vtx_scale.specs.run import Augment, Data
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.vit import ViTConfig
 
 
 def png(pixels):
@@ -70,24 +69,24 @@ def test_labels():
 
 def test_more_local_crops_leave_the_global_ones():
     sample = square()
-    made = []
+    samples = []
     for count in (2, 6):
-        spec = DinoSpec(net=ViT(width=8, depth=1, mlp=8, heads=1, patch=8, resolution=32),
-                        crops=Crops(locals=count, local_size=16))
-        made.append(Dino.reader(spec, Data(), True)(sample, uniforms(0, 0, 3, 0)))
-    assert np.array_equal(made[0]["globals"], made[1]["globals"])
-    assert np.array_equal(made[0]["locals"], made[1]["locals"][:2])
+        spec = DinoConfig(net=ViTConfig(width=8, depth=1, mlp=8, heads=1, patch=8, resolution=32),
+                          crops=Crops(locals=count, local_size=16))
+        samples.append(Dino.reader(spec, Data(), True)(sample, uniforms(0, 0, 3, 0)))
+    assert np.array_equal(samples[0]["globals"], samples[1]["globals"])
+    assert np.array_equal(samples[0]["locals"], samples[1]["locals"][:2])
 
 
 def test_mean_colours_against_a_loop():
     pixels = torch.randint(0, 256, (3, 12, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pixels[0] = 255
     pixels[1] = torch.tensor([31, 32, 224])
-    made = mean_colours(pixels, 4)
-    assert made[0].tolist() == [511] * 9 and made[1].tolist() == [0 * 64 + 1 * 8 + 7] * 9
+    means = mean_colours(pixels, 4)
+    assert means[0].tolist() == [511] * 9 and means[1].tolist() == [0 * 64 + 1 * 8 + 7] * 9
     for k in range(9):
         mean = pixels[2, 4 * (k // 3) : 4 * (k // 3) + 4, 4 * (k % 3) : 4 * (k % 3) + 4].double().mean((0, 1))
-        assert made[2, k] == sum(int(m // 32) * w for m, w in zip(mean, (64, 8, 1), strict=True))
+        assert means[2, k] == sum(int(m // 32) * w for m, w in zip(mean, (64, 8, 1), strict=True))
 
 
 def batch(count, valid, **data):

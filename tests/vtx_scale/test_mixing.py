@@ -9,7 +9,7 @@ from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
 from vtx_scale.objectives.base import Context
-from vtx_scale.objectives.mixing import blended, neighbours
+from vtx_scale.objectives.mixing import mix, partners
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.specs.run import Augment
 
@@ -34,21 +34,21 @@ def batch(views=1):
     return Batch({"image": image, "label": slot % 10}, torch.ones(SLOTS, dtype=torch.bool), slot, torch.zeros_like(slot), slot)
 
 
-def changed(made, before):
-    return (made["image"] != before["image"].float()).any(-1).flatten(0, -3)  # (B, S, S)
+def changed(mixed, before):
+    return (mixed["image"] != before["image"].float()).any(-1).flatten(0, -3)  # (B, S, S)
 
 
 def test_erasing_changes_a_box_in_its_share_of_the_pictures():
     plain = batch(views=2)
-    made = objective(Augment(erase=0.25, repeats=2)).prepare(plain, 3)
-    at = changed(made, plain)
+    mixed = objective(Augment(erase=0.25, repeats=2)).prepare(plain, 3)
+    at = changed(mixed, plain)
     assert abs(at.flatten(1).any(1).float().mean() - 0.25) < 0.08
     for box in at[at.flatten(1).any(1)]:
         rows, columns = box.any(1).nonzero(), box.any(0).nonzero()
         inside = box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         assert inside.float().mean() > 0.98, "a box, all of it noise"
         assert 0.01 < inside.numel() / SIDE**2 < 0.4
-    noise = normalised(made["image"].flatten(0, 1), "imagenet", torch.float32).permute(0, 2, 3, 1)[at]
+    noise = normalised(mixed["image"].flatten(0, 1), "imagenet", torch.float32).permute(0, 2, 3, 1)[at]
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
     assert torch.equal(plain["image"], batch(views=2)["image"]), "what came in stays"
 
@@ -65,13 +65,13 @@ def test_it_hangs_on_the_slot_and_the_step():
 def test_a_partner_is_the_neighbour_and_a_masked_one_leaves_its_slot_alone():
     plain = batch()
     plain.valid[5] = False
-    made = blended(plain, Context(augment=Augment(mixup=0.8)), "imagenet", 3, "label", torch.float32)
-    assert made["weight"][4] == 1 and torch.equal(made["image"][4], plain["image"][4].float())
-    assert torch.equal(made["other label"], plain["label"].view(-1, 2).flip(1).flatten())
-    w = made["weight"][0]
+    mixed = mix(plain, Context(augment=Augment(mixup=0.8)), "imagenet", 3, "label", torch.float32)
+    assert mixed["weight"][4] == 1 and torch.equal(mixed["image"][4], plain["image"][4].float())
+    assert torch.equal(mixed["other label"], plain["label"].view(-1, 2).flip(1).flatten())
+    w = mixed["weight"][0]
     assert 0 < w < 1
-    assert torch.allclose(made["image"][0], w * plain["image"][0] + (1 - w) * plain["image"][1], atol=1e-3)
-    assert neighbours(torch.arange(5) + 1, Ranks()).tolist() == [2, 1, 4, 3, 0], "the last of an odd batch has none"
+    assert torch.allclose(mixed["image"][0], w * plain["image"][0] + (1 - w) * plain["image"][1], atol=1e-3)
+    assert partners(torch.arange(5) + 1, Ranks()).tolist() == [2, 1, 4, 3, 0], "the last of an odd batch has none"
 
 
 def test_nothing_is_done_where_nothing_is_asked():

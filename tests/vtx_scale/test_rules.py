@@ -42,7 +42,7 @@ UNMET = {
 
 
 @cache
-def made(name: str) -> Objective:
+def result(name: str) -> Objective:
     """A recipe's objective on the meta device; what only its user can give is the cube."""
     run = RECIPES[name]()
     if getattr(run.objective, "palette", "") == "required":
@@ -53,7 +53,7 @@ def made(name: str) -> Objective:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_parameter_and_buffer_of_a_recipe_is_met(name):
-    objective = made(name)
+    objective = result(name)
     table, initial = table_of(objective), initial_values(objective)
     parameters, buffers = dict(objective.named_parameters()), dict(objective.named_buffers())
     assert table.keys() == parameters.keys() | buffers.keys()
@@ -82,7 +82,7 @@ def test_no_line_is_dead():
     """Each is the first that matches some name of some recipe, but for those that are listed."""
     written, first = set(), set()
     for name in RECIPES:
-        objective = made(name)
+        objective = result(name)
         written |= {line_of(objective, rule) for rule in objective.parameter_rules}
         first |= {line_of(objective, rule) for rule in set(table_of(objective).values())}
     assert len(written) > 100
@@ -153,8 +153,8 @@ def test_a_module_that_keeps_float32_keeps_it_for_its_parts():
 def test_vectors_are_not_decayed_unless_a_line_says_so():
     plain = Rule(r".*", zeros)
     assert [plain.decays(n) for n in (1, 2, 4)] == [False, True, True]
-    for said in (True, False):
-        assert [replace(plain, decay=said).decays(n) for n in (1, 2)] == [said, said]
+    for decayed in (True, False):
+        assert [replace(plain, decay=decayed).decays(n) for n in (1, 2)] == [decayed, decayed]
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "lookahead"])

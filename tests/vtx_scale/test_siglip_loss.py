@@ -53,17 +53,17 @@ def cell(strategy):
     """On a rank: loss, whole gradients and their norm for every micro-batch and mask pattern."""
     out = {}
     for micro in (None, 2):
-        made, objective, rank, world = on_this_rank(recipe(strategy, micro))
+        wrapped, objective, rank, world = on_this_rank(recipe(strategy, micro))
         for pattern in PATTERNS:
             batch = share(samples(pattern), rank, world)
-            total = made.sum(objective.count(batch).double())
-            with made.micro(last=True):
-                part, seen = objective(batch, 0)
-                made.backward(part / total)
-            value = made.sum((part / total).detach().clone())
+            total = wrapped.sum(objective.count(batch).double())
+            with wrapped.micro(last=True):
+                part, log = objective(batch, 0)
+                wrapped.backward(part / total)
+            value = wrapped.sum((part / total).detach().clone())
             grads = whole_grads(objective)
-            out[micro, pattern] = (value.item(), grads, torch.linalg.vector_norm(made.norms()).item())
-            assert [seen[k].item() for k in ("logit_scale", "logit_bias")] == pytest.approx([10, -1])
+            out[micro, pattern] = (value.item(), grads, torch.linalg.vector_norm(wrapped.norms()).item())
+            assert [log[k].item() for k in ("logit_scale", "logit_bias")] == pytest.approx([10, -1])
             objective.zero_grad()
     return out
 
@@ -75,7 +75,7 @@ def expected():
 
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
-    seen = 0
+    count = 0
     for rank, found in enumerate(on_ranks(world, cell, strategy)):
         for (micro, pattern), (value, grads, norm) in found.items():
             where = (rank, micro, pattern)
@@ -87,8 +87,8 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
                 assert error < 1e-9, (*where, name, error)
             whole = math.sqrt(sum(g.square().sum().item() for g in wanted_grads.values()))
             assert norm == pytest.approx(whole, rel=1e-6), where
-            seen += 1
-    assert seen == world * 2 * len(PATTERNS)
+            count += 1
+    assert count == world * 2 * len(PATTERNS)
 
 
 def test_where_it_starts():

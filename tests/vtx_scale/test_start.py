@@ -18,13 +18,13 @@ from vtx_scale.launch.prepare import prepare_folder
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """recipe -> the folder of a short run."""
-    made = {}
+    folders = {}
 
     def get(recipe, *keys):
-        if recipe not in made:
-            made[recipe] = tmp_path_factory.mktemp(recipe) / "run"
-            train_on_ranks(made[recipe], 1, "single", "steps=3", *keys, recipe=recipe)
-        return made[recipe]
+        if recipe not in folders:
+            folders[recipe] = tmp_path_factory.mktemp(recipe) / "run"
+            train_on_ranks(folders[recipe], 1, "single", "steps=3", *keys, recipe=recipe)
+        return folders[recipe]
 
     return get
 
@@ -76,9 +76,9 @@ def test_a_deeper_source_is_refused_and_another_arithmetic_is_said(trained, tmp_
 
 def test_what_an_evaluation_lacks_is_seen_before_the_first_step(tmp_path):
     folder = tmp_path / "run"
-    for key, said in (("evaluate.0.name=bogus", "no evaluator 'bogus'"),
-                      ("data.val_shards=/nowhere", "/nowhere does not exist")):
-        assert said in train(folder, key, recipe="vit_b16_jft", code=2).stderr
+    for key, sentence in (("evaluate.0.name=bogus", "no evaluator 'bogus'"),
+                          ("data.val_shards=/nowhere", "/nowhere does not exist")):
+        assert sentence in train(folder, key, recipe="vit_b16_jft", code=2).stderr
         assert not (folder / "run.json").exists() and not (folder / "metrics.jsonl").exists()
     shards = smoke().data.shards
     done = train(folder, f"data.shards={shards}", "steps=1", recipe="vit_b16_jft")

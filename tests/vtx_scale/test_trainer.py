@@ -16,7 +16,7 @@ from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.recipes.clip import clip_vit_b32, clip_vit_b32_smoke
 from vtx_scale.objectives.base import Context, Follower, Objective
-from vtx_scale.objectives.pairs import in_parts
+from vtx_scale.objectives.pairs import checkpointed_chunks
 from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.run import Optimizer, Schedule
 from vtx_scale.strategies.single import Single
@@ -30,12 +30,12 @@ def test_every_parameter_is_in_exactly_one_group():
     """CLIP's rule: gains, biases, scales and the class token are left alone, every matrix is decayed."""
     objective = build_objective(clip_vit_b32(), torch.float32)
     called = {id(p): n for n, p in objective.named_parameters()}
-    made = {g["kind"]: [called[id(p)] for p in g["params"]] for g in groups(objective, table_of(objective))}
-    assert sorted(n for names in made.values() for n in names) == sorted(called.values())
-    assert made.keys() == {"body", "undecayed"}
-    assert all("norm" not in n and not n.endswith("bias") and "logit" not in n for n in made["body"])
-    assert {"image.positions", "text.positions", "text.embedding.weight", "image_proj"} <= set(made["body"])
-    assert "image.cls_token" in made["undecayed"] and "logit_scale" in made["undecayed"]
+    grouped = {g["kind"]: [called[id(p)] for p in g["params"]] for g in groups(objective, table_of(objective))}
+    assert sorted(n for names in grouped.values() for n in names) == sorted(called.values())
+    assert grouped.keys() == {"body", "undecayed"}
+    assert all("norm" not in n and not n.endswith("bias") and "logit" not in n for n in grouped["body"])
+    assert {"image.positions", "text.positions", "text.embedding.weight", "image_proj"} <= set(grouped["body"])
+    assert "image.cls_token" in grouped["undecayed"] and "logit_scale" in grouped["undecayed"]
 
 
 @pytest.mark.parametrize(("schedule", "values"), [
@@ -118,12 +118,12 @@ def test_half_precision_follows_the_curve(plain, tmp_path, world, strategy, prec
 
 
 def test_the_scale_of_float16():
-    made = Precision(torch.float32, torch.float16, scale=2.0**16)
-    made.update(False)
-    assert made.scale == 2.0**15
+    precision = Precision(torch.float32, torch.float16, scale=2.0**16)
+    precision.update(False)
+    assert precision.scale == 2.0**15
     for _ in range(Precision.GROW):
-        made.update(True)
-    assert made.scale == 2.0**16
+        precision.update(True)
+    assert precision.scale == 2.0**16
     bf16 = Precision(torch.float32, torch.bfloat16)
     bf16.update(False)
     assert bf16.scale == 1.0
@@ -150,7 +150,7 @@ def test_memory_is_that_of_one_micro_batch():
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
             pixels = torch.zeros(64, 32, 32, 3, dtype=torch.uint8)
-            in_parts(objective.encode_image, pixels, objective.context.micro_batch)
+            checkpointed_chunks(objective.encode_image, pixels, objective.context.micro_batch)
         return sum(sizes)
 
     assert kept(4) == 64 * 32 * 32 * 3
@@ -205,9 +205,9 @@ def test_deits_initial_deviation_is_002(recipe):
     """timm's and DINO's trunc_normal_(std=0.02) cuts at 2, not at two deviations: it is a normal."""
     from vtx_scale.trainer.init import keyed_flat
 
-    made = build_objective(recipes.find(recipe, smoke=True), torch.float32)
-    name, shape = next((n, p.shape) for n, p in made.named_parameters() if n.endswith("net.blocks.0.mlp.fc1.weight"))
-    values = keyed_flat(name, 0, 1 << 16, initial_values(made)(name, shape), 0)
+    objective = build_objective(recipes.find(recipe, smoke=True), torch.float32)
+    name, shape = next((n, p.shape) for n, p in objective.named_parameters() if n.endswith("net.blocks.0.mlp.fc1.weight"))
+    values = keyed_flat(name, 0, 1 << 16, initial_values(objective)(name, shape), 0)
     known = torch.nn.init.trunc_normal_(torch.empty(1 << 16), std=0.02)
     assert values.std() == pytest.approx(0.02, rel=0.02) and values.std() == pytest.approx(known.std().item(), rel=0.02)
     assert values.abs().max() > 0.06

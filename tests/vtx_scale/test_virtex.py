@@ -21,9 +21,9 @@ from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.virtex import backwards
 from vtx_scale.objectives.virtex_reader import framed, turned
 from vtx_scale.planner.count import parameters
-from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.run import Optimizer, System
-from vtx_scale.specs.virtex import VIRTEX_SIZES, Virtex
+from vtx_scale.specs.virtex import VIRTEX_SIZES, VirtexConfig
 from vtx_scale.trainer.lookahead import Lookahead
 from vtx_scale.trainer.optim import optimizer_of, set_applied, set_rates
 
@@ -31,18 +31,18 @@ FIGURES = {"R50-L1-H512": 38_111_568, "R50-L1-H768": 51_699_792, "R50-L1-H1024":
            "R50-L2-H1024": 103_075_664, "R50-L3-H1024": 136_669_008, "R50-L4-H1024": 170_262_352,
            "R50w2x-L1-H1024": 112_808_528, "R101-L1-H1024": 88_474_448}
 STEP, T, V = 3, 7, 11
-SMALL = Virtex(net=ResNet(blocks=(1,), kind="basic", resolution=32), width=16, depth=2, context=T, vocab=V, dropout=0.0, beam=3)
+SMALL = VirtexConfig(net=ResNetConfig(blocks=(1,), kind="basic", resolution=32), width=16, depth=2, context=T, vocab=V, dropout=0.0, beam=3)
 
 
 @pytest.mark.parametrize("size", VIRTEX_SIZES)
 def test_parameters(size):
-    assert parameters(Virtex.size(size)) == FIGURES[size]
+    assert parameters(VirtexConfig.size(size)) == FIGURES[size]
 
 
 def theirs_of(layers, heads):
     """torch's decoder with our weights."""
-    made = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, heads, 64, 0.0, "gelu", batch_first=True), len(layers))
-    for ours, layer in zip(layers, made.layers, strict=True):
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, heads, 64, 0.0, "gelu", batch_first=True), len(layers))
+    for ours, layer in zip(layers, decoder.layers, strict=True):
         for mine, yours in ((ours.own, layer.self_attn), (ours.map, layer.multihead_attn)):
             yours.in_proj_weight.data = torch.cat([mine.q.weight, mine.kv.weight])
             yours.in_proj_bias.data = torch.cat([mine.q.bias, mine.kv.bias])
@@ -51,7 +51,7 @@ def theirs_of(layers, heads):
         layer.linear2.load_state_dict(ours.fc2.state_dict())
         for k in "123":
             getattr(layer, f"norm{k}").load_state_dict(getattr(ours, f"norm{k}").state_dict())
-    return made.double().eval()
+    return decoder.double().eval()
 
 
 @torch.no_grad()
@@ -62,14 +62,14 @@ def test_the_decoder_is_torchs():
     for p in ours.parameters():
         p.copy_(torch.randn_like(p) * 0.3)
     tokens, length = torch.randint(1, V, (3, T)), torch.tensor([T, 4, 2])
-    look = ours.look(torch.randn(3, spec.net.width, 2, 2, dtype=torch.float64))
+    memory = ours.project(torch.randn(3, spec.net.width, 2, 2, dtype=torch.float64))
     padding = torch.arange(T) >= length[:, None]
     x = torch.nn.functional.layer_norm(ours.words.weight[tokens] + ours.positions.weight[:T], (16,), ours.norm.weight,
                                        ours.norm.bias, 1e-8).masked_fill(padding[..., None], 0)
     causal = torch.ones(T, T, dtype=torch.bool).triu(1)
     for back, layers in ((False, ours.forwards), (True, ours.backwards)):
-        known = theirs_of(layers, spec.heads)(x, look, tgt_mask=causal, tgt_key_padding_mask=padding) @ ours.words.weight.T
-        found = ours(tokens, length, look, back)
+        known = theirs_of(layers, spec.heads)(x, memory, tgt_mask=causal, tgt_key_padding_mask=padding) @ ours.words.weight.T
+        found = ours(tokens, length, memory, back)
         assert torch.allclose(found[~padding], (known + ours.bias)[~padding], atol=1e-10)
 
 
@@ -98,17 +98,17 @@ def brute_force(pattern):
     keep = batch.valid.nonzero()[:, 0]
     part = whole({k: v for k, v in batch.data.items()}, pattern)
     x = normalised(batch["image"][keep], "imagenet", torch.float64)
-    rows = objective.context.slots(part, STEP)
-    rows = replace(rows, valid=rows.valid[keep], number=rows.number[keep])
-    maps = objective.net.pyramid(x, rows)[-1]
+    slots = objective.context.slots(part, STEP)
+    slots = replace(slots, valid=slots.valid[keep], number=slots.number[keep])
+    maps = objective.net.pyramid(x, slots)[-1]
     text, total, count = objective.text, 0.0, 0
     for m, i in zip(maps, keep.tolist(), strict=True):
         words = batch["tokens"][i][: int(batch["length"][i])].long()
-        look = text.look(m[None])
-        for back, told in ((False, words), (True, words.flip(0))):
-            for t in range(1, len(told)):
-                z = text(told[None, :t], torch.tensor([t]), look, back)[0, -1]
-                total = total + z.exp().sum().log() - z[told[t]]
+        memory = text.project(m[None])
+        for back, ids in ((False, words), (True, words.flip(0))):
+            for t in range(1, len(ids)):
+                z = text(ids[None, :t], torch.tensor([t]), memory, back)[0, -1]
+                total = total + z.exp().sum().log() - z[ids[t]]
         count += len(words) - 1
     total = total / count
     total.backward()
@@ -171,8 +171,8 @@ def test_lookahead_is_sgd_with_slow_weights():
 
 def test_tokens_are_framed_and_reversed():
     words = tokenizer("bytes")
-    made = framed(words, "ab", 6)
-    assert made["tokens"].tolist() == [256, 97, 98, 257, 0, 0] and made["length"] == 4
+    sample = framed(words, "ab", 6)
+    assert sample["tokens"].tolist() == [256, 97, 98, 257, 0, 0] and sample["length"] == 4
     assert framed(words, "abcdef", 4)["tokens"].tolist() == [256, 97, 98, 99], "what is cut off takes the end along"
     back = backwards(torch.tensor([[256, 97, 98, 257, 0, 0], [256, 97, 98, 99, 100, 101]]), torch.tensor([4, 6]))
     assert back.tolist() == [[257, 98, 97, 256, 0, 0], [101, 100, 99, 98, 97, 256]]
@@ -194,9 +194,9 @@ def test_beam_search_finds_the_likeliest():
     torch.manual_seed(0)
     spec = replace(SMALL, vocab=5, context=4, beam=64, depth=1, directions="forward")
     objective = alone(replace(recipe(), objective=spec), loud)
-    look = torch.randn(1, 4, 16, dtype=torch.float64)
+    memory = torch.randn(1, 4, 16, dtype=torch.float64)
     start, end = 3, 4
-    found = objective.written(look, start, end).tolist()
+    found = objective.written(memory, start, end).tolist()
     best = (-math.inf, [])
 
     def grow(words, score):
@@ -205,7 +205,7 @@ def test_beam_search_finds_the_likeliest():
             if score > best[0]:
                 best = score, words + [0] * (4 - len(words))
             return
-        log = objective.text(torch.tensor([words]), torch.tensor([len(words)]), look)[0, -1].log_softmax(0)
+        log = objective.text(torch.tensor([words]), torch.tensor([len(words)]), memory)[0, -1].log_softmax(0)
         for w in range(5):
             grow([*words, w], score + log[w].item())
 

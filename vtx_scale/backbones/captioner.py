@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.blocks.rows import Rows, dropout
 from vtx_scale.blocks.rules import Rule, Rules, normal, ones, uniform, zeros
-from vtx_scale.specs.virtex import Virtex as Spec
+from vtx_scale.blocks.slots import SlotContext, dropout
+from vtx_scale.specs.virtex import VirtexConfig
 
 
 class Attention(nn.Module):
@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BTH: Tensor, memory_BPH: Tensor, causal: bool, rows: Rows | None) -> Tensor:
+    def forward(self, x_BTH: Tensor, memory_BPH: Tensor, causal: bool, slots: SlotContext | None) -> Tensor:
         B, T, H = x_BTH.shape
         q = self.q(x_BTH).view(B, T, self.heads, -1).transpose(1, 2)
         k, v = self.kv(memory_BPH).view(B, -1, 2, self.heads, H // self.heads).permute(2, 0, 3, 1, 4)
@@ -34,12 +34,12 @@ class Attention(nn.Module):
         if causal:
             later = torch.ones(T, T, dtype=torch.bool, device=x_BTH.device).triu(1)
             score = score.masked_fill(later, float("-inf"))
-        share = dropout(score.softmax(-1), self.drop, rows, self.name, "weights")
+        share = dropout(score.softmax(-1), self.drop, slots, self.name, "weights")
         return self.proj((share @ v).transpose(1, 2).reshape(B, T, H))
 
 
 class Layer(nn.Module):
-    def __init__(self, spec: Spec, name: str) -> None:
+    def __init__(self, spec: VirtexConfig, name: str) -> None:
         super().__init__()
         H = spec.width
         self.drop, self.name = spec.dropout, name
@@ -48,21 +48,21 @@ class Layer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(H, 4 * H), nn.Linear(4 * H, H)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(H), nn.LayerNorm(H), nn.LayerNorm(H)
 
-    def forward(self, x: Tensor, map_BPH: Tensor, rows: Rows | None = None) -> Tensor:
+    def forward(self, x: Tensor, map_BPH: Tensor, slots: SlotContext | None = None) -> Tensor:
         """Padding stands behind every token that it could be seen by."""
 
-        def drop(y: Tensor, what: str) -> Tensor:
-            return dropout(y, self.drop, rows, self.name, what)
+        def drop(y: Tensor, purpose: str) -> Tensor:
+            return dropout(y, self.drop, slots, self.name, purpose)
 
-        x = self.norm1(x + drop(self.own(x, x, True, rows), "drop1"))
-        x = self.norm2(x + drop(self.map(x, map_BPH, False, rows), "drop2"))
+        x = self.norm1(x + drop(self.own(x, x, True, slots), "drop1"))
+        x = self.norm2(x + drop(self.map(x, map_BPH, False, slots), "drop2"))
         return self.norm3(x + drop(self.fc2(drop(F.gelu(self.fc1(x)), "fc1")), "drop3"))
 
 
 class Captioner(nn.Module):
     """Tokens (B, T), of which `length` (B,) count, and a map (B, C, h, w) -> logits (B, T, V) of what follows each."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: VirtexConfig) -> None:
         super().__init__()
         self.spec, H = spec, spec.width
         self.projection = nn.Linear(spec.net.widths[-1], H)
@@ -80,21 +80,21 @@ class Captioner(nn.Module):
     def units(self) -> Iterable[nn.Module]:
         return [*self.forwards, *(self.backwards or [])]
 
-    def look(self, map_BChw: Tensor) -> Tensor:
+    def project(self, map_BChw: Tensor) -> Tensor:
         """(B, h w, H)."""
         return self.projection(map_BChw.flatten(2).transpose(1, 2))
 
-    def forward(self, tokens_BT: Tensor, length_B: Tensor, look_BPH: Tensor, back: bool = False,
-                rows: Rows | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, length_B: Tensor, memory_BPH: Tensor, back: bool = False,
+                slots: SlotContext | None = None) -> Tensor:
         T = tokens_BT.shape[1]
         place = torch.arange(T, device=tokens_BT.device)
         x = self.norm(self.words(tokens_BT) + self.positions(place))
-        x = dropout(x, self.spec.dropout, rows, "back" if back else "forward", "embedding")
+        x = dropout(x, self.spec.dropout, slots, "back" if back else "forward", "embedding")
         x = x * (place < length_B[:, None])[..., None]
         layers = self.backwards if back else self.forwards
         assert layers is not None
         for layer in layers:
-            x = layer(x, look_BPH, rows)
+            x = layer(x, memory_BPH, slots)
         return F.linear(x, self.words.weight, self.bias)
 
 

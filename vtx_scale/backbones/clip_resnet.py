@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vtx_scale.backbones.resnet import conv
 from vtx_scale.blocks.norm import NORMS, BatchNorm
-from vtx_scale.blocks.rows import Rows
 from vtx_scale.blocks.rules import Rule, Rules, fan_in, normal, uniform, zeros
-from vtx_scale.specs.resnet import ClipResNet as Spec
+from vtx_scale.blocks.slots import SlotContext
+from vtx_scale.specs.resnet import ClipResNetConfig
 
 
 class Bottleneck(nn.Module):
@@ -33,12 +33,12 @@ class Bottleneck(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.stride) if self.stride > 1 else x
 
-    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
-        y = F.relu_(self.norm1(self.conv1(x), rows))
-        y = self.pool(F.relu_(self.norm2(self.conv2(y), rows)))
-        y = self.norm3(self.conv3(y), rows)
+    def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
+        y = F.relu_(self.norm1(self.conv1(x), slots))
+        y = self.pool(F.relu_(self.norm2(self.conv2(y), slots)))
+        y = self.norm3(self.conv3(y), slots)
         if self.shortcut is not None and self.norm_shortcut is not None:
-            x = self.norm_shortcut(self.shortcut(self.pool(x)), rows)
+            x = self.norm_shortcut(self.shortcut(self.pool(x)), slots)
         return F.relu_(y.add_(x))
 
 
@@ -64,7 +64,7 @@ class AttentionPool(nn.Module):
 class ClipResNet(nn.Module):
     """(B, 3, S, S) -> (B, embed)."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: ClipResNetConfig) -> None:
         super().__init__()
         self.spec = spec
         w = spec.stem
@@ -82,7 +82,7 @@ class ClipResNet(nn.Module):
         self.parameter_rules = rules(spec)
 
     @staticmethod
-    def macs(spec: Spec, count: Callable[..., int]) -> int:
+    def macs(spec: ClipResNetConfig, count: Callable[..., int]) -> int:
         """The pool is counted as published: there every place asks, and all answers but the mean's are thrown away."""
         places, width = (spec.resolution // 32) ** 2, spec.widths[-1]
         unused = places * (width * width + 2 * (places + 1) * width + width * spec.embed)
@@ -92,24 +92,24 @@ class ClipResNet(nn.Module):
         """Blocks that are sharded, compiled and recomputed as one."""
         return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
 
-    def pyramid(self, image: Tensor, rows: Rows | None = None) -> list[Tensor]:
+    def pyramid(self, image: Tensor, slots: SlotContext | None = None) -> list[Tensor]:
         """(B, 3, S, S) -> (B, widths[k], S/4/2^k, S/4/2^k) of each stage."""
-        x = F.relu_(self.norm1(self.conv1(image), rows))
-        x = F.relu_(self.norm2(self.conv2(x), rows))
-        x = F.avg_pool2d(F.relu_(self.norm3(self.conv3(x), rows)), 2)
+        x = F.relu_(self.norm1(self.conv1(image), slots))
+        x = F.relu_(self.norm2(self.conv2(x), slots))
+        x = F.avg_pool2d(F.relu_(self.norm3(self.conv3(x), slots)), 2)
         maps = []
         for stage in self.stages:
             for block in stage:  # type: ignore[attr-defined]
-                x = block(x, rows)
+                x = block(x, slots)
             maps.append(x)
         return maps
 
-    def features(self, image: Tensor, rows: Rows | None = None) -> Tensor:
+    def features(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
         """(B, embed): pooled by attention."""
-        return self.pool(self.pyramid(image, rows)[-1])
+        return self.pool(self.pyramid(image, slots)[-1])
 
-    def forward(self, image: Tensor, rows: Rows | None = None) -> Tensor:
-        return self.features(image, rows)
+    def forward(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
+        return self.features(image, slots)
 
     def layer(self, name: str) -> int:
         """0 of the first layers, then a number for each block, the pool's last."""
@@ -120,7 +120,7 @@ class ClipResNet(nn.Module):
         return 1 + sum(self.spec.blocks[:stage]) + block
 
 
-def rules(spec: Spec) -> Rules:
+def rules(spec: ClipResNetConfig) -> Rules:
     """torch's defaults but for the last gain of a block and the pool's matrices."""
     width = spec.widths[-1]
     return (

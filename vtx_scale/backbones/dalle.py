@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.blocks.attention import MLP, Past
-from vtx_scale.blocks.exact import exact
+from vtx_scale.blocks.attention import MLP, KVCache
+from vtx_scale.blocks.autocast import no_autocast
 from vtx_scale.blocks.norm import NORMS
 from vtx_scale.blocks.rules import Rule, Rules, normal, zeros
-from vtx_scale.specs.dalle import TextToCodes as Spec
+from vtx_scale.specs.dalle import TextToCodesConfig
 
 EPS = 1e-5
 
@@ -44,20 +44,20 @@ def sees(kind: str, grid: int, reach: int, device: torch.device | str = "cpu") -
 
 
 class Attention(nn.Module):
-    def __init__(self, spec: Spec, kind: str) -> None:
+    def __init__(self, spec: TextToCodesConfig, kind: str) -> None:
         super().__init__()
         self.spec, self.kind, self.heads = spec, kind, spec.heads
         self.above = min(spec.grid, {"row": 1, "conv": spec.reach + 1}.get(kind, 0))  # rows of codes that a row's places touch
         self.qkv = nn.Linear(spec.width, 3 * spec.width)
         self.proj = nn.Linear(spec.width, spec.width)
 
-    def forward(self, x_BNC: Tensor, past: Past | None = None) -> Tensor:
-        """past: x is the text, or one place of the codes, which sees what it may of those before and itself."""
+    def forward(self, x_BNC: Tensor, cache: KVCache | None = None) -> Tensor:
+        """cache: x is the text, or one place of the codes, which sees what it may of those before and itself."""
         B, N, C = x_BNC.shape
         q, k, v = self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        if past is not None:
-            k, v = past.add(k, v)
-            mask = self.seen_from(past.seen - 1, x_BNC.device) if N == 1 else None
+        if cache is not None:
+            k, v = cache.add(k, v)
+            mask = self.seen_from(cache.length - 1, x_BNC.device) if N == 1 else None
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=N > 1)
         else:
             T = 1 + self.spec.context
@@ -101,15 +101,15 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x += attention(norm(x)); x += mlp(norm(x))."""
 
-    def __init__(self, spec: Spec, kind: str) -> None:
+    def __init__(self, spec: TextToCodesConfig, kind: str) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(spec.width, eps=EPS)
         self.attn = Attention(spec, kind)
         self.norm2 = nn.LayerNorm(spec.width, eps=EPS)
         self.mlp = MLP(spec.width, 4 * spec.width, "gelu")
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), past)
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), cache)
         return x + self.mlp(self.norm2(x))
 
 
@@ -119,7 +119,7 @@ class TextToCodes(nn.Module):
     unused (B, T) bool: places behind the end of a caption, which take a learned vector each.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: TextToCodesConfig) -> None:
         super().__init__()
         self.spec = spec
         C = spec.width
@@ -139,51 +139,51 @@ class TextToCodes(nn.Module):
     def units(self) -> Iterable[nn.Module]:
         return self.blocks
 
-    def told(self, tokens_BT: Tensor, unused_BT: Tensor) -> Tensor:
+    def embed_text(self, tokens_BT: Tensor, unused_BT: Tensor) -> Tensor:
         """(B, 1 + T, C): the start and the caption."""
         x = torch.where(unused_BT[..., None], self.padding, self.text(tokens_BT)) + self.text_positions
         return torch.cat([self.starts[:, :1].expand(len(x), -1, -1), x], dim=1)
 
-    def painted(self, codes: Tensor) -> Tensor:
+    def embed_codes(self, codes: Tensor) -> Tensor:
         """(B, G G, C): the start and all codes but the last."""
         places = (self.rows + self.columns).flatten(1, 2)
         x = self.code(codes[:, :-1]) + places[:, :-1]
         return torch.cat([self.starts[:, 1:].expand(len(x), -1, -1), x], dim=1)
 
     def forward(self, tokens_BT: Tensor, unused_BT: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.cat([self.told(tokens_BT, unused_BT), self.painted(codes)], dim=1)
+        x = torch.cat([self.embed_text(tokens_BT, unused_BT), self.embed_codes(codes)], dim=1)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
         T = self.spec.context
-        return self.say(self.text_out, x[:, :T]), self.say(self.code_out, x[:, T + 1 :])
+        return self.logits(self.text_out, x[:, :T]), self.logits(self.code_out, x[:, T + 1 :])
 
-    def say(self, layer: nn.Linear, x: Tensor) -> Tensor:
+    def logits(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Logits in at least float32."""
-        with exact(x.device):
+        with no_autocast(x.device):
             return layer(x.to(torch.promote_types(x.dtype, torch.float32)))
 
-    def read(self, tokens_BT: Tensor, unused_BT: Tensor) -> list[Past]:
+    def prefill(self, tokens_BT: Tensor, unused_BT: Tensor) -> list[KVCache]:
         """What the blocks keep of a caption, for `step`."""
-        past = [Past(1 + self.spec.context + self.spec.grid**2) for _ in self.blocks]
-        self.through(self.told(tokens_BT, unused_BT), past)
-        return past
+        cache = [KVCache(1 + self.spec.context + self.spec.grid**2) for _ in self.blocks]
+        self.run_blocks(self.embed_text(tokens_BT, unused_BT), cache)
+        return cache
 
-    def step(self, code_B: Tensor | None, place: int, past: list[Past], rows: int) -> Tensor:
-        """(rows, K) logits of the code at `place`, given the one before it (None at the first place) and the past."""
+    def step(self, code_B: Tensor | None, place: int, cache: list[KVCache], rows: int) -> Tensor:
+        """(rows, K) logits of the code at `place`, given the one before it (None at the first place) and the cache."""
         if code_B is None:
             x = self.starts[:, 1:].expand(rows, -1, -1)
         else:
             x = (self.code(code_B) + (self.rows + self.columns).flatten(1, 2)[:, place - 1])[:, None]
-        return self.say(self.code_out, self.norm(self.through(x, past)))[:, 0]
+        return self.logits(self.code_out, self.norm(self.run_blocks(x, cache)))[:, 0]
 
-    def through(self, x: Tensor, past: list[Past]) -> Tensor:
-        for block, p in zip(self.blocks, past, strict=True):
+    def run_blocks(self, x: Tensor, cache: list[KVCache]) -> Tensor:
+        for block, p in zip(self.blocks, cache, strict=True):
             x = block(x, p)
         return x
 
 
-def rules(spec: Spec) -> Rules:
+def rules(spec: TextToCodesConfig) -> Rules:
     """GPT-2's (the paper says nothing): N(0, 0.02), what a block adds smaller by sqrt(2 depth); biases zero. What the paper keeps
     in float32: embeddings and the layers that say the tokens."""
     return (

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.blocks.exact import exact
+from vtx_scale.blocks.autocast import no_autocast
 from vtx_scale.blocks.rules import Rule, Rules, fan_in, normal, zeros
-from vtx_scale.specs.dvae import Codec as CodecSpec
+from vtx_scale.specs.dvae import CodecConfig
 
 
 class Block(nn.Module):
@@ -35,18 +35,18 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def groups_of(spec: CodecSpec, before: int, widths: Iterable[int], kernels: tuple[int, ...]) -> nn.ModuleList:
-    made, gain = nn.ModuleList(), 1 / (spec.groups * spec.blocks) ** 2 if spec.gain is None else spec.gain
+def groups_of(spec: CodecConfig, before: int, widths: Iterable[int], kernels: tuple[int, ...]) -> nn.ModuleList:
+    groups, gain = nn.ModuleList(), 1 / (spec.groups * spec.blocks) ** 2 if spec.gain is None else spec.gain
     for width in widths:
-        made.append(nn.ModuleList(Block(before if i == 0 else width, width, kernels, gain) for i in range(spec.blocks)))
+        groups.append(nn.ModuleList(Block(before if i == 0 else width, width, kernels, gain) for i in range(spec.blocks)))
         before = width
-    return made
+    return groups
 
 
 class Encoder(nn.Module):
     """(B, 3, S, S), mapped -> (B, K, h, h) logits of the codes."""
 
-    def __init__(self, spec: CodecSpec) -> None:
+    def __init__(self, spec: CodecConfig) -> None:
         super().__init__()
         widths = [spec.width << g for g in range(spec.groups)]
         self.input = nn.Conv2d(3, spec.width, 7, padding=3)
@@ -60,14 +60,14 @@ class Encoder(nn.Module):
                 x = block(x)
             if g < len(self.groups) - 1:
                 x = F.max_pool2d(x, 2)
-        with exact(x.device):
+        with no_autocast(x.device):
             return self.output(F.relu(x).to(wide(x)))
 
 
 class Decoder(nn.Module):
     """(B, K, h, h), the share of each code -> (B, 6, S, S): the location of each channel, then the logarithm of its scale."""
 
-    def __init__(self, spec: CodecSpec) -> None:
+    def __init__(self, spec: CodecConfig) -> None:
         super().__init__()
         widths = [spec.width << g for g in reversed(range(spec.groups))]
         self.vocab = spec.vocab
@@ -76,14 +76,14 @@ class Decoder(nn.Module):
         self.output = nn.Conv2d(spec.width, 6, 1)
 
     def forward(self, shares: Tensor) -> Tensor:
-        with exact(shares.device):
+        with no_autocast(shares.device):
             x = self.input(shares.to(wide(shares)))
         for g, blocks in enumerate(self.groups):
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
             if g < len(self.groups) - 1:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        with exact(x.device):
+        with no_autocast(x.device):
             return self.output(F.relu(x).to(wide(x)))
 
     def of_codes(self, codes: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
 class Codec(nn.Module):
     """Encoder and decoder. `codec(x)`: the decoder's answer to the likeliest codes."""
 
-    def __init__(self, spec: CodecSpec) -> None:
+    def __init__(self, spec: CodecConfig) -> None:
         super().__init__()
         self.spec = spec
         self.encoder, self.decoder = Encoder(spec), Decoder(spec)
@@ -105,22 +105,22 @@ class Codec(nn.Module):
                 for block in blocks]  # type: ignore[attr-defined]
 
     @staticmethod
-    def macs(spec: CodecSpec, count: Callable[..., int]) -> int:
+    def macs(spec: CodecConfig, count: Callable[..., int]) -> int:
         """Of encoder and decoder."""
-        made = Codec(spec)
+        codec = Codec(spec)
         pixels = torch.empty(1, 3, spec.resolution, spec.resolution)
         codes = torch.empty(1, spec.vocab, spec.grid, spec.grid)
-        return count(made.encoder, pixels) + count(made.decoder, codes)
+        return count(codec.encoder, pixels) + count(codec.decoder, codes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder.of_codes(self.encoder(x).argmax(1))
 
 
 # biases zero, weights N(0, 1 / fan in); the convolutions next to the codes and to the pixels that come out keep float32
-EXACT = r"encoder\.output|decoder\.input|decoder\.output"
+FLOAT32 = r"encoder\.output|decoder\.input|decoder\.output"
 RULES: Rules = (
-    Rule(rf"({EXACT})\.bias", zeros, keep_float32=True),
-    Rule(rf"({EXACT})\.weight", normal(lambda shape: fan_in(shape) ** -0.5), keep_float32=True),
+    Rule(rf"({FLOAT32})\.bias", zeros, keep_float32=True),
+    Rule(rf"({FLOAT32})\.weight", normal(lambda shape: fan_in(shape) ** -0.5), keep_float32=True),
     Rule(r".*bias", zeros),
     Rule(r".*", normal(lambda shape: fan_in(shape) ** -0.5)),
 )

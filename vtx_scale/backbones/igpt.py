@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vtx_scale.blocks.attention import MLP, Attention, Past
+from vtx_scale.blocks.attention import MLP, Attention, KVCache
 from vtx_scale.blocks.rules import Rule, Rules, normal, ones, zeros
-from vtx_scale.specs.igpt import PixelGPT as PixelGPTSpec
+from vtx_scale.specs.igpt import PixelGPTConfig
 
 EPS = 1e-5
 
@@ -19,7 +19,7 @@ EPS = 1e-5
 class Block(nn.Module):
     """x += attention(norm(x)); x += mlp(norm(x)), RMS norms (Zhang & Sennrich 2019) and no bias anywhere."""
 
-    def __init__(self, spec: PixelGPTSpec) -> None:
+    def __init__(self, spec: PixelGPTConfig) -> None:
         super().__init__()
         C = spec.width
         self.norm1 = nn.RMSNorm(C, eps=EPS)
@@ -27,18 +27,18 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(C, eps=EPS)
         self.mlp = MLP(C, 4 * C, "quick_gelu", bias=False)
 
-    def forward(self, x: Tensor, past: Past | None = None, peek: bool = False) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None, peek: bool = False) -> Tensor:
         """(B, N, C) -> (B, N, C); `peek`: instead the norm that opens the block, what a linear probe sees."""
         if peek:
             return self.norm1(x)
-        x = x + self.attn(self.norm1(x), past)
+        x = x + self.attn(self.norm1(x), cache)
         return x + self.mlp(self.norm2(x))
 
 
 class PixelGPT(nn.Module):
     """(B, N) colours -> (B, N, K) logits."""
 
-    def __init__(self, spec: PixelGPTSpec) -> None:
+    def __init__(self, spec: PixelGPTConfig) -> None:
         super().__init__()
         self.spec = spec
         C = spec.width
@@ -84,17 +84,17 @@ class PixelGPT(nn.Module):
                 x = self.blocks[i](x)
         return torch.cat([found[i] for i in layers], dim=1)
 
-    def step(self, token_B: Tensor | None, place: int, past: Sequence[Past], rows: int) -> Tensor:
+    def step(self, token_B: Tensor | None, place: int, cache: Sequence[KVCache], rows: int) -> Tensor:
         """(rows, K) logits of the colour at `place`, given the one before it (None at the first place) and the past."""
         assert self.start is not None, "only a causal net can be asked step by step"
         x = self.start.expand(rows, -1, -1) if token_B is None else self.embedding(token_B)[:, None]
         x = x + self.positions[:, place : place + 1]
-        for block, p in zip(self.blocks, past, strict=True):
-            x = block(x, past=p)
+        for block, p in zip(self.blocks, cache, strict=True):
+            x = block(x, cache=p)
         return self.out(self.norm(x))[:, 0]
 
 
-def rules(spec: PixelGPTSpec) -> Rules:
+def rules(spec: PixelGPTConfig) -> Rules:
     """The authors' initial values: the output layer starts at zero, so that the first loss is ln K."""
     C = spec.width
     return (

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.blocks.norm import NORMS, BatchNorm
-from vtx_scale.blocks.rows import Rows
 from vtx_scale.blocks.rules import Rule, Rules, normal, uniform, zeros
-from vtx_scale.specs.resnet import ResNet as Spec
+from vtx_scale.blocks.slots import SlotContext
+from vtx_scale.specs.resnet import ResNetConfig
 
 
 def conv(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -32,11 +32,11 @@ class Basic(nn.Module):
         self.shortcut = None if same else conv(inside, outside, 1, stride)
         self.norm_shortcut = None if same else BatchNorm(outside)
 
-    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
-        y = F.relu_(self.norm1(self.conv1(x), rows))
-        y = self.norm2(self.conv2(y), rows)
+    def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
+        y = F.relu_(self.norm1(self.conv1(x), slots))
+        y = self.norm2(self.conv2(y), slots)
         if self.shortcut is not None and self.norm_shortcut is not None:
-            x = self.norm_shortcut(self.shortcut(x), rows)
+            x = self.norm_shortcut(self.shortcut(x), slots)
         return F.relu_(y.add_(x))
 
 
@@ -53,19 +53,19 @@ class Bottleneck(nn.Module):
         self.shortcut = None if same else conv(inside, outside, 1, stride)
         self.norm_shortcut = None if same else BatchNorm(outside)
 
-    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
-        y = F.relu_(self.norm1(self.conv1(x), rows))
-        y = F.relu_(self.norm2(self.conv2(y), rows))
-        y = self.norm3(self.conv3(y), rows)
+    def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
+        y = F.relu_(self.norm1(self.conv1(x), slots))
+        y = F.relu_(self.norm2(self.conv2(y), slots))
+        y = self.norm3(self.conv3(y), slots)
         if self.shortcut is not None and self.norm_shortcut is not None:
-            x = self.norm_shortcut(self.shortcut(x), rows)
+            x = self.norm_shortcut(self.shortcut(x), slots)
         return F.relu_(y.add_(x))
 
 
 class ResNet(nn.Module):
     """(B, 3, S, S) -> (B, C) averaged over the places, or (B, classes) where the spec names classes."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: ResNetConfig) -> None:
         super().__init__()
         self.spec = spec
         self.conv, self.norm = conv(3, 64, 7, 2), BatchNorm(64)
@@ -84,13 +84,13 @@ class ResNet(nn.Module):
         """Blocks that are sharded, compiled and recomputed as one."""
         return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
 
-    def pyramid(self, image: Tensor, rows: Rows | None = None) -> list[Tensor]:
+    def pyramid(self, image: Tensor, slots: SlotContext | None = None) -> list[Tensor]:
         """(B, 3, S, S) -> (B, widths[k], S/4/2^k, S/4/2^k) of each stage."""
-        x = F.max_pool2d(F.relu_(self.norm(self.conv(image), rows)), 3, 2, 1)
+        x = F.max_pool2d(F.relu_(self.norm(self.conv(image), slots)), 3, 2, 1)
         maps = []
         for stage in self.stages:
             for block in stage:  # type: ignore[attr-defined]
-                x = block(x, rows)
+                x = block(x, slots)
             maps.append(x)
         return maps
 
@@ -102,16 +102,16 @@ class ResNet(nn.Module):
         stage, block = map(int, rest.split(".")[:2])
         return 1 + sum(self.spec.blocks[:stage]) + block
 
-    def features(self, image: Tensor, rows: Rows | None = None) -> Tensor:
+    def features(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
         """(B, C): what a classifier sees."""
-        return self.pyramid(image, rows)[-1].mean((2, 3))
+        return self.pyramid(image, slots)[-1].mean((2, 3))
 
-    def forward(self, image: Tensor, rows: Rows | None = None) -> Tensor:
-        x = self.features(image, rows)
+    def forward(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
+        x = self.features(image, slots)
         return self.head(x) if self.head is not None else x
 
 
-def rules(spec: Spec) -> Rules:
+def rules(spec: ResNetConfig) -> Rules:
     """Convolutions as He et al. 2015 by what goes out of them, the last gain of a block 0, the classifier as torch's default."""
     last = "norm2" if spec.kind == "basic" else "norm3"
     return (

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from vtx_scale.blocks.attention import NORMS, XAVIER, Block
 from vtx_scale.blocks.rules import Rule, Rules, normal, uniform, zeros
-from vtx_scale.specs.clip import TextTower
-from vtx_scale.specs.siglip import SiglipText as SiglipSpec
+from vtx_scale.specs.clip import TextTowerConfig
+from vtx_scale.specs.siglip import SiglipTextConfig
 
 
 class Text(nn.Module):
     """(B, T) token ids -> (B, C)."""
 
-    def __init__(self, spec: TextTower) -> None:
+    def __init__(self, spec: TextTowerConfig) -> None:
         super().__init__()
         C = spec.width
         self.embedding = nn.Embedding(spec.vocab, C)
@@ -37,7 +37,7 @@ class Text(nn.Module):
 class SiglipText(nn.Module):
     """(B, T) token ids, padded to the whole context -> (B, embed)."""
 
-    def __init__(self, spec: SiglipSpec) -> None:
+    def __init__(self, spec: SiglipTextConfig) -> None:
         super().__init__()
         C = spec.width
         self.embedding = nn.Embedding(spec.vocab, C)
@@ -54,7 +54,7 @@ class SiglipText(nn.Module):
         return self.head(self.norm(x[:, -1]))
 
 
-def clip_rules(spec: TextTower) -> Rules:
+def clip_rules(spec: TextTowerConfig) -> Rules:
     """OpenAI's: what a block adds is smaller by sqrt(2 depth); biases of the MLP as torch's default."""
     width = spec.width
     return (

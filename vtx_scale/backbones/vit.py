@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from vtx_scale.backbones import bit
 from vtx_scale.blocks.attention import MLP, NORMS, XAVIER, Block, xavier
 from vtx_scale.blocks.position import resampled, sincos2d
-from vtx_scale.blocks.rows import Rows, dropout
 from vtx_scale.blocks.rules import Rule, Rules, fan_in, normal, under, uniform, zeros
-from vtx_scale.specs.vit import ViT as Spec
+from vtx_scale.blocks.slots import SlotContext, dropout
+from vtx_scale.specs.vit import ViTConfig
 
 
 class MapHead(nn.Module):
@@ -49,7 +49,7 @@ class ViT(nn.Module):
     In training a distilled one gives (2, B, classes): by the class token and by the distillation token; else their mean.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: ViTConfig) -> None:
         super().__init__()
         self.spec = spec
         C = spec.width
@@ -94,7 +94,7 @@ class ViT(nn.Module):
         tokens, patches = self.positions[:, : self.extra], self.positions[:, self.extra :]
         return torch.cat([*front, x], dim=1) + torch.cat([tokens, resampled(patches, self.grid, grid)], dim=1)
 
-    def tokens(self, image: Tensor, rows: Rows | None = None, corrupt: Callable[[Tensor], Tensor] | None = None,
+    def tokens(self, image: Tensor, slots: SlotContext | None = None, corrupt: Callable[[Tensor], Tensor] | None = None,
                keep: int = 1, leave: int = 0) -> list[Tensor]:
         """(B, 3, S, S) -> what the last `keep` blocks give, (B, N, C) each, before the final norm.
 
@@ -103,12 +103,12 @@ class ViT(nn.Module):
         """
         x = self.embed(image)
         x = self.place(corrupt(x) if corrupt is not None else x)
-        x = dropout(x, self.spec.dropout, rows, "positions")
+        x = dropout(x, self.spec.dropout, slots, "positions")
         if self.norm_pre is not None:
             x = self.norm_pre(x)
         kept = []
         for block in self.blocks[: len(self.blocks) - leave]:
-            x = block(x, rows)
+            x = block(x, slots)
             kept.append(x)
         return kept[-keep:] or [x]
 
@@ -123,14 +123,14 @@ class ViT(nn.Module):
             y = self.pool(y) if self.pool is not None else y.mean(1) if self.spec.pool == "gap" else y
         return torch.tanh(self.rep(y)) if self.rep is not None else y
 
-    def features(self, image: Tensor, rows: Rows | None = None) -> Tensor:
+    def features(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
         """(B, C): what a classifier would see; the class token's of a distilled one."""
-        y = self.pooled(self.tokens(image, rows)[-1])
+        y = self.pooled(self.tokens(image, slots)[-1])
         return y[0] if self.spec.distilled else y
 
-    def pyramid(self, image: Tensor, rows: Rows | None = None) -> list[Tensor]:
+    def pyramid(self, image: Tensor, slots: SlotContext | None = None) -> list[Tensor]:
         """(B, 3, S, S) -> one map (B, C, S/cell, S/cell), of the patches after the final norm."""
-        x = self.norm(self.tokens(image, rows)[-1])[:, self.extra :]
+        x = self.norm(self.tokens(image, slots)[-1])[:, self.extra :]
         return [x.transpose(1, 2).unflatten(2, (math.isqrt(x.shape[1]),) * 2)]
 
     def layer(self, name: str) -> int:
@@ -146,23 +146,23 @@ class ViT(nn.Module):
         row = self.blocks[-1](self.tokens(image, leave=1)[-1], look=True)[:, :, 0, self.extra :]
         return row.unflatten(2, (math.isqrt(row.shape[2]),) * 2)
 
-    def forward(self, image: Tensor, rows: Rows | None = None) -> Tensor:
-        y = self.pooled(self.tokens(image, rows)[-1])
+    def forward(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
+        y = self.pooled(self.tokens(image, slots)[-1])
         if self.head is None:
             return y
         if self.dist_head is None:
             return self.head(y)
         both = torch.stack([self.head(y[0]), self.dist_head(y[1])])
-        return both if rows is not None else both.mean(0)
+        return both if slots is not None else both.mean(0)
 
 
-def rules(spec: Spec) -> Rules:
+def rules(spec: ViTConfig) -> Rules:
     """The published initial values, by `spec.init`; classifiers start anew under `init.head=new`."""
     table = {"xavier": xavier_rules, "truncated": truncated_rules, "clip": clip_rules}[spec.init]
     return (*under("stem.", bit.RULES), *NORMS, *table(spec))
 
 
-def xavier_rules(spec: Spec) -> Rules:
+def xavier_rules(spec: ViTConfig) -> Rules:
     """As the JAX code: xavier-uniform for each projection, MLP biases N(0, 1e-6), positions N(0, 0.02), class token and classifier
     zero. Decay leaves what is no kernel alone."""
     return (
@@ -178,7 +178,7 @@ def xavier_rules(spec: Spec) -> Rules:
     )
 
 
-def truncated_rules(spec: Spec) -> Rules:
+def truncated_rules(spec: ViTConfig) -> Rules:
     """As DeiT and DINO: N(0, 0.02), which they cut at 2, a hundred deviations away; biases zero; the patches as torch's default."""
     channels = 3 if spec.stem is None else 256 << (len(spec.stem) - 1) if spec.stem else 64
     return (
@@ -191,7 +191,7 @@ def truncated_rules(spec: Spec) -> Rules:
     )
 
 
-def clip_rules(spec: Spec) -> Rules:
+def clip_rules(spec: ViTConfig) -> Rules:
     """As CLIP's image tower: torch's defaults; the class token is a vector there, which decay leaves alone."""
     return (
         Rule(r"cls_token", normal(spec.width**-0.5), decay=False),

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.blocks.rows import Rows, drop_path, dropout
 from vtx_scale.blocks.rules import Initial, Rule, Rules, fan_in, normal, ones, uniform, zeros
+from vtx_scale.blocks.slots import SlotContext, drop_path, dropout
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -38,22 +38,22 @@ XAVIER: Rules = (
 )
 
 
-class Past:
+class KVCache:
     """The keys and values of the tokens that a causal attention has seen: room for N of them, (B, H, N, D) each."""
 
     def __init__(self, room: int) -> None:
-        self.room, self.seen = room, 0
+        self.room, self.length = room, 0
         self.k: Tensor | None = None
         self.v: Tensor | None = None
 
     def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the keys and values of n more tokens (B, H, n, D); all that were kept, (B, H, seen, D)."""
+        """Keep the keys and values of n more tokens (B, H, n, D); all that were kept, (B, H, length, D)."""
         if self.k is None or self.v is None:
             self.k, self.v = (x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in (k, v))
-        now = slice(self.seen, self.seen + k.shape[2])
+        now = slice(self.length, self.length + k.shape[2])
         self.k[:, :, now], self.v[:, :, now] = k, v
-        self.seen += k.shape[2]
-        return self.k[:, :, : self.seen], self.v[:, :, : self.seen]
+        self.length += k.shape[2]
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
 
 class Attention(nn.Module):
@@ -70,12 +70,12 @@ class Attention(nn.Module):
         B, N, C = x_BNC.shape
         return self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x_BNC: Tensor, past: Past | None = None) -> Tensor:
-        """past: x is one token, which sees those of before and itself."""
+    def forward(self, x_BNC: Tensor, cache: KVCache | None = None) -> Tensor:
+        """cache: x is one token, which sees those of before and itself."""
         q, k, v = self.split(x_BNC)
-        if past is not None:
-            k, v = past.add(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and past is None)
+        if cache is not None:
+            k, v = cache.add(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and cache is None)
         return self.proj(y.transpose(1, 2).reshape(x_BNC.shape))
 
 
@@ -87,9 +87,9 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width, bias=bias)
         self.activation, self.dropout, self.name = activation, dropout, name
 
-    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
-        x = dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, rows, self.name, "fc1")
-        return dropout(self.fc2(x), self.dropout, rows, self.name, "fc2")
+    def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
+        x = dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, slots, self.name, "fc1")
+        return dropout(self.fc2(x), self.dropout, slots, self.name, "fc2")
 
 
 class Block(nn.Module):
@@ -104,11 +104,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, activation, dropout, name)
 
-    def forward(self, x: Tensor, rows: Rows | None = None, look: bool = False) -> Tensor:
+    def forward(self, x: Tensor, slots: SlotContext | None = None, look: bool = False) -> Tensor:
         """(B, N, C) -> (B, N, C); `look`: instead (B, H, N, N), how the attention spreads over the tokens (rows sum to 1)."""
         if look:
             q, k, _ = self.attn.split(self.norm1(x))
             return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        y = dropout(self.attn(self.norm1(x)), self.dropout, rows, self.name, "attn")
-        x = x + drop_path(y, self.drop_path, rows, self.name, "path1")
-        return x + drop_path(self.mlp(self.norm2(x), rows), self.drop_path, rows, self.name, "path2")
+        y = dropout(self.attn(self.norm1(x)), self.dropout, slots, self.name, "attn")
+        x = x + drop_path(y, self.drop_path, slots, self.name, "path1")
+        return x + drop_path(self.mlp(self.norm2(x), slots), self.drop_path, slots, self.name, "path2")

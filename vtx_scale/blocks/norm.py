@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.blocks.rows import Rows
 from vtx_scale.blocks.rules import Rule, Rules, ones, zeros
+from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.distributed.ranks import Ranks
 
 # of modules whose names begin with "norm": gains and variances 1, shifts and means 0
@@ -94,31 +94,31 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(features))
         self.running_mean: Tensor
         self.running_var: Tensor
-        self.seen: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by pass: mean, unbiased variance, how much they count
+        self.pending: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by pass: mean, unbiased variance, how much they count
 
-    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
-        if rows is None:
+    def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
+        if slots is None:
             dtype = at_least_float(x)
             mean, var, weight, bias = (t.to(dtype) for t in (self.running_mean, self.running_var, self.weight, self.bias))
             return F.batch_norm(x.to(dtype), mean, var, weight, bias, eps=self.eps).to(x.dtype)
-        y, mean, var, count = Normalise.apply(x, self.weight, self.bias, rows.valid, rows.ranks, self.eps)
+        y, mean, var, count = Normalise.apply(x, self.weight, self.bias, slots.valid, slots.ranks, self.eps)
         numbers = count * x[0, 0].numel()
         var = var * (numbers / (numbers - 1).clamp(min=1)).to(var.dtype)
         share = self.momentum * (count > 0).to(count.dtype)
-        self.seen[rows.call] = mean, var, share  # the same again where the pass is computed again
+        self.pending[slots.call] = mean, var, share  # the same again where the pass is computed again
         return y
 
     @torch.no_grad()
-    def commit(self) -> None:
-        """The running statistics take in what the passes since the last commit saw."""
-        for mean, var, share in self.seen.values():
+    def update_statistics(self) -> None:
+        """The running statistics take in what the passes since the last update saw."""
+        for mean, var, share in self.pending.values():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.to(self.running_mean.dtype))
             self.running_var.lerp_(var.to(self.running_var.dtype), share.to(self.running_var.dtype))
-        self.forget()
+        self.discard_statistics()
 
-    def forget(self) -> None:
+    def discard_statistics(self) -> None:
         """What the passes saw goes: their step did not count."""
-        self.seen.clear()
+        self.pending.clear()
 
 
 def at_least_float(x: Tensor) -> torch.dtype:

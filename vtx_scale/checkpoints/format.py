@@ -74,14 +74,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_file(folder: Path, name: str, said: dict[str, Any]) -> None:
+def check_file(folder: Path, name: str, entry: dict[str, Any]) -> None:
     """Raise Damaged where a file's size or digest is not what the manifest says."""
     path = folder / name
     try:
         size = path.stat().st_size
-        if size != said["size"]:
-            raise Damaged(f"{name} has {size} bytes instead of {said['size']}")
-        if sha256_file(path) != said["sha256"]:
+        if size != entry["size"]:
+            raise Damaged(f"{name} has {size} bytes instead of {entry['size']}")
+        if sha256_file(path) != entry["sha256"]:
             raise Damaged(f"{name} does not match its digest")
     except OSError as e:
         raise Damaged(f"{name} cannot be read ({e.strerror})") from e

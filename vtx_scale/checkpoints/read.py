@@ -18,8 +18,8 @@ from vtx_scale.distributed.sharding import Box, Slice
 def verify(folder: Path) -> dict[str, Any]:
     """Check every file against the manifest and return it. Raises Damaged."""
     manifest = read_manifest(folder)
-    for name, said in manifest["files"].items():
-        check_file(folder, name, said)
+    for name, entry in manifest["files"].items():
+        check_file(folder, name, entry)
     return manifest
 
 
@@ -92,7 +92,7 @@ class Tensors:
         if copied != out.numel():
             raise Damaged(f"{key}: {copied} of {out.numel()} values of {list(box)} are stored")
 
-    def whole(self, key: str) -> Tensor:
+    def tensor(self, key: str) -> Tensor:
         """The tensor `key`, assembled."""
         shape = self.shapes[key]
         out = torch.empty(shape, dtype=self.dtypes[key])
@@ -102,7 +102,7 @@ class Tensors:
     def state(self, kind: str = "param") -> dict[str, Tensor]:
         """All tensors of one kind by their names: param, buffer, exp_avg, exp_avg_sq."""
         head = f"{kind}/"
-        return {k.removeprefix(head): self.whole(k) for k in self.keys() if k.startswith(head)}
+        return {k.removeprefix(head): self.tensor(k) for k in self.keys() if k.startswith(head)}
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def load(slices: Iterable[Slice], tensors: Tensors) -> None:
 
     Raises UserError where a name is missing or has another shape: the recipe is another then.
     """
-    seen = set()
+    loaded = set()
     for s in slices:
         if s.key not in tensors.shapes:
             raise UserError(f"The checkpoint {tensors.folder.name} has no {s.key}: it is of another model.")
@@ -119,8 +119,8 @@ def load(slices: Iterable[Slice], tensors: Tensors) -> None:
             raise UserError(f"{s.key} is {tensors.shapes[s.key]} in the checkpoint and {s.shape} in the model.")
         if s.tensor.numel():
             tensors.fill(s.key, s.box, s.tensor)
-        seen.add(s.key)
-    extra = sorted(set(tensors.keys()) - seen)
+        loaded.add(s.key)
+    extra = sorted(set(tensors.keys()) - loaded)
     if extra:
         raise UserError(f"The checkpoint {tensors.folder.name} holds {extra[0]} and {len(extra) - 1} more that the model "
                         "lacks: it is of another model.")

@@ -47,8 +47,8 @@ class GroupRanks(Ranks):
 
     def gather_plain(self, tensor: Tensor) -> Tensor:
         bits = tensor.dtype is torch.bool
-        made = gathered(tensor.to(torch.uint8) if bits else tensor, self.group)
-        return made.bool() if bits else made
+        joined = gathered(tensor.to(torch.uint8) if bits else tensor, self.group)
+        return joined.bool() if bits else joined
 
 
 def gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:

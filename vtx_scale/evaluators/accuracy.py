@@ -26,8 +26,8 @@ def accuracy(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], clas
         hit = ((near[:, :, None] == label[:, None]) & (label[:, None] >= 0)).any(2) & logits.isfinite().all(1, keepdim=True)
         labelled = batch.valid & (label >= 0).any(1)
         counts += torch.stack([labelled, labelled & hit[:, 0], labelled & hit.any(1)]).sum(1)
-    seen, top1, top5 = ranks.sum(counts).tolist()
-    if not seen:
+    count, top1, top5 = ranks.sum(counts).tolist()
+    if not count:
         raise UserError("accuracy found no labels (cls members) in the validation shards: give shards that have them.")
-    scores = {"top1": top1 / seen, "samples": seen}
-    return scores | ({"top5": top5 / seen} if K > 5 else {})
+    scores = {"top1": top1 / count, "samples": count}
+    return scores | ({"top5": top5 / count} if K > 5 else {})

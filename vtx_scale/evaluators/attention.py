@@ -44,10 +44,10 @@ def attention(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], cla
         for i, m in enumerate((mass, mass.mean(1, keepdim=True), chance)):
             sums[i] += jaccard(held(m, share), object_NSS).max(1).values[keep].sum()
         sums[3] += keep.sum()
-    best, mean, random, seen = ranks.sum(sums).tolist()
-    scores: dict[str, Any] = {"samples": int(seen)}
-    if seen:
-        scores |= {"jaccard_best_head": best / seen, "jaccard_mean_head": mean / seen, "jaccard_random": random / seen}
+    best, mean, random, count = ranks.sum(sums).tolist()
+    scores: dict[str, Any] = {"samples": int(count)}
+    if count:
+        scores |= {"jaccard_best_head": best / count, "jaccard_mean_head": mean / count, "jaccard_random": random / count}
     if shown:
         scores["picture"] = attention_pictures(torch.stack([p for p, _ in shown]), torch.stack([m for _, m in shown]))
     return scores

@@ -20,13 +20,13 @@ def captions(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], clas
         raise UserError("captions needs an objective that writes them (VirTex): use another evaluator.")
     counts = torch.zeros(4, dtype=torch.float64)
     for batch in batches:
-        made, wanted = probes["caption_ids"](batch["image"]), batch["tokens"].long()
+        found, wanted = probes["caption_ids"](batch["image"]), batch["tokens"].long()
         there = torch.arange(wanted.shape[1]) < batch["length"][:, None]
-        same = (made == wanted) & there
-        exact = (made == torch.where(there, wanted, torch.zeros_like(wanted))).all(1)
+        same = (found == wanted) & there
+        exact = (found == torch.where(there, wanted, torch.zeros_like(wanted))).all(1)
         keep = batch.valid
         counts += torch.stack([exact[keep].sum(), same[keep].sum(), there[keep].sum(), keep.sum()]).double()
-    exact_, same_, tokens, seen = ranks.sum(counts).tolist()
-    if not seen:
+    exact_, same_, tokens, count = ranks.sum(counts).tolist()
+    if not count:
         raise UserError("captions found no valid validation sample: look at them with 'vtx data verify'.")
-    return {"exact": exact_ / seen, "right": same_ / max(1.0, tokens), "samples": int(seen)}
+    return {"exact": exact_ / count, "right": same_ / max(1.0, tokens), "samples": int(count)}

@@ -44,16 +44,16 @@ def extract(probe: Callable[..., Tensor], batches: Iterable[Any], ranks: Ranks, 
         missing = [name for name in ("image", "label") if name not in batch]
         if missing:
             raise UserError(f"This objective's reader gives no {missing[0]}: its features cannot be scored by labels.")
-        made = probe(batch["image"]).float()
+        answer = probe(batch["image"]).float()
         keep = batch.valid & (batch["label"] >= 0)
-        x.append(made[keep])
+        x.append(answer[keep])
         label.append(batch["label"][keep].long())
         number.append(batch.ids[keep])
         # at each batch: a rank that is ahead must not wait for hours at the end
-        seen, strange = ranks.sum(torch.stack([keep.sum(), (~x[-1].isfinite()).sum()])).tolist()
+        count, strange = ranks.sum(torch.stack([keep.sum(), (~x[-1].isfinite()).sum()])).tolist()
         if strange:
             raise UserError("The network's features are no finite numbers, so they cannot be scored: look at the run's losses.")
-        labelled += seen
+        labelled += count
     if not labelled:
         raise UserError(f"No sample of {key} has a label: give shards with a cls member, as {key}=FOLDER.")
     return Features(torch.cat(x), torch.cat(label), torch.cat(number))
@@ -79,10 +79,10 @@ def table(features: Features, ranks: Ranks) -> tuple[Tensor, Tensor]:
     return number[turn], label[turn]
 
 
-def top1(said: Tensor, features: Features, ranks: Ranks) -> dict[str, float]:
+def top1(predicted: Tensor, features: Features, ranks: Ranks) -> dict[str, float]:
     """The share of all ranks' samples that were said right, and how many there are. said: (n,) classes."""
-    right, seen = ranks.sum(torch.stack([(said == features.label).sum(), torch.tensor(len(said))])).tolist()
-    return {"top1": right / seen, "samples": seen}
+    right, count = ranks.sum(torch.stack([(predicted == features.label).sum(), torch.tensor(len(predicted))])).tolist()
+    return {"top1": right / count, "samples": count}
 
 
 def unit(x: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ def few_shot(train: Features, val: Features, classes: list[str] | None, ranks: R
     least = int(labels.unique(return_counts=True)[1].min())
     scores: dict[str, float] = {}
     for s in (s for s in shots if s <= least):
-        made = [once(train, val, ids, labels, drawn(ids, labels, s, seed), kinds, l2, ranks) for seed in range(seeds)]
-        scores[f"top1@{s}"] = sum(m["top1"] for m in made) / seeds
+        results = [once(train, val, ids, labels, drawn(ids, labels, s, seed), kinds, l2, ranks) for seed in range(seeds)]
+        scores[f"top1@{s}"] = sum(m["top1"] for m in results) / seeds
     return scores | {"samples": int(ranks.sum(torch.tensor(len(val.x))))}
 
 

@@ -24,7 +24,7 @@ def knn(train: Features, val: Features, classes: list[str] | None, ranks: Ranks,
     ids, labels = table(train, ranks)
     ks = tuple(k for k in ks if k <= len(ids)) or (len(ids),)
     share = -(-QUERIES // ranks.world)
-    said: dict[int, list[Tensor]] = {k: [] for k in ks}
+    predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
     bank = unit(train.x)
     for a in range(0, largest(len(val.x), ranks), share):
         mine = val.x[a : a + share]
@@ -36,8 +36,8 @@ def knn(train: Features, val: Features, classes: list[str] | None, ranks: Ranks,
         weight = (similar.double() / temperature).exp()
         for k in ks:
             votes = weight.new_zeros(len(mine), int(labels.max()) + 1)
-            said[k].append(votes.scatter_add_(1, label[:, :k], weight[:, :k]).argmax(1))
-    found = {k: top1(torch.cat(said[k]) if said[k] else val.label, val, ranks) for k in ks}
+            predicted[k].append(votes.scatter_add_(1, label[:, :k], weight[:, :k]).argmax(1))
+    found = {k: top1(torch.cat(predicted[k]) if predicted[k] else val.label, val, ranks) for k in ks}
     return {**{f"top1@{k}": v["top1"] for k, v in found.items()}, "samples": found[ks[0]]["samples"]}
 
 
@@ -45,8 +45,8 @@ def nearest(query: Tensor, bank: Tensor, ids: Tensor, k: int) -> Tensor:
     """(m, k) packed neighbours of each query, nearest first. query (m, C), bank (n, C): float64 of unit length."""
     best = ids.new_full((len(query), k), torch.iinfo(torch.int64).min)
     for b in range(0, len(bank), BANK):
-        made = pack((query @ bank[b : b + BANK].T).float(), ids[b : b + BANK])
-        best = torch.cat([best, made], dim=1).topk(k, dim=1).values
+        packed = pack((query @ bank[b : b + BANK].T).float(), ids[b : b + BANK])
+        best = torch.cat([best, packed], dim=1).topk(k, dim=1).values
     return best
 
 

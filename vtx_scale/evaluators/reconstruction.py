@@ -37,10 +37,10 @@ def reconstruction(probes: dict[str, Callable[..., Any]], batches: Iterable[Any]
             shown += [torch.cat([pixels[i], back[i].round().to(torch.uint8)]) for i in keep.nonzero().flatten().tolist()]
     most = int(ranks.gather_plain(torch.tensor([len(used)])).max())
     used = ranks.sum(torch.nn.functional.pad(used, (0, most - len(used))))
-    error, flat, seen = ranks.sum(sums).tolist()
-    if not seen:
+    error, flat, count = ranks.sum(sums).tolist()
+    if not count:
         raise UserError("reconstruction found no valid validation sample: look at them with 'vtx data verify'.")
     share = used.double() / used.sum()
-    scores: dict[str, Any] = {"rmse": (error / seen) ** 0.5, "flat_rmse": (flat / seen) ** 0.5, "samples": int(seen),
+    scores: dict[str, Any] = {"rmse": (error / count) ** 0.5, "flat_rmse": (flat / count) ** 0.5, "samples": int(count),
                               "perplexity": float(torch.special.entr(share).sum().exp()), "codes_used": int((used > 0).sum())}
     return scores | ({"picture": torch.cat(shown[:SHOWN], dim=1).numpy()} if shown else {})

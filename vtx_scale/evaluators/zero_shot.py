@@ -19,8 +19,8 @@ TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a handwritte
 def class_embeddings(encode_text: Callable[..., torch.Tensor], classes: list[str], templates: tuple[str, ...]) -> torch.Tensor:
     """(classes, E): each prompt of unit length, their mean, unit length again."""
     prompts = [t.format(c) for c in classes for t in templates]
-    made = torch.cat([encode_text(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
-    return F.normalize(made.view(len(classes), len(templates), -1).mean(1), dim=-1)
+    embeddings = torch.cat([encode_text(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
+    return F.normalize(embeddings.view(len(classes), len(templates), -1).mean(1), dim=-1)
 
 
 def zero_shot(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None, ranks: Ranks,
@@ -42,8 +42,8 @@ def zero_shot(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], cla
         hit = (near == label[:, None]) & similar_NK.isfinite().all(1, keepdim=True)  # not a number is never right
         labelled = batch.valid & (label >= 0) & (label < len(classes))
         counts += torch.stack([labelled, labelled & hit[:, 0], labelled & hit.any(1)]).sum(1)
-    seen, top1, top5 = ranks.sum(counts).tolist()
-    if not seen:
+    count, top1, top5 = ranks.sum(counts).tolist()
+    if not count:
         raise UserError("zero_shot found no labels (cls members) in the validation shards.")
-    scores = {"top1": top1 / seen, "samples": seen}
-    return scores | ({"top5": top5 / seen} if len(classes) > 5 else {})
+    scores = {"top1": top1 / count, "samples": count}
+    return scores | ({"top5": top5 / count} if len(classes) > 5 else {})

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
-from vtx_scale.interop.rename import Line, inward, outward, under
+from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.interop.resnet import COUNT, STAGES, batch_norm, with_counts
 from vtx_scale.objectives.pixels import STATISTICS
-from vtx_scale.specs.clip import Clip
-from vtx_scale.specs.resnet import ClipResNet
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.clip import ClipConfig
+from vtx_scale.specs.resnet import ClipResNetConfig
+from vtx_scale.specs.vit import ViTConfig
 
 MEAN, STD = STATISTICS["clip"]
 TRANSFORMERS_BLOCK = [
@@ -93,9 +93,9 @@ CONSTANTS = {"text_model.embeddings.position_ids", "vision_model.embeddings.posi
              "input_resolution", "context_length", "vocab_size", "attn_mask"}
 
 
-def transformers_config(spec: Clip, dtype: torch.dtype) -> dict[str, Any]:
+def transformers_config(spec: ClipConfig, dtype: torch.dtype) -> dict[str, Any]:
     """config.json and preprocessor_config.json. The end token is the last id, as in all our tokenizers."""
-    image, text, side = cast(ViT, spec.image), spec.text, spec.image.resolution
+    image, text, side = cast(ViTConfig, spec.image), spec.text, spec.image.resolution
     acts = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
     def tower(kind: str, x: Any, mlp: int, eps: float) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def transformers_config(spec: Clip, dtype: torch.dtype) -> dict[str, Any]:
     return {"config.json": config, "preprocessor_config.json": pixels}
 
 
-def open_clip_config(spec: Clip) -> dict[str, Any]:
+def open_clip_config(spec: ClipConfig) -> dict[str, Any]:
     """open_clip_config.json."""
     text = spec.text
 
@@ -128,11 +128,11 @@ def open_clip_config(spec: Clip) -> dict[str, Any]:
         return {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
 
     if spec.image.clip_tower == "resnet":
-        resnet = cast(ClipResNet, spec.image)
+        resnet = cast(ClipResNetConfig, spec.image)
         vision = {"image_size": resnet.resolution, "layers": list(resnet.blocks), "width": resnet.stem, "patch_size": None,
                   "head_width": resnet.widths[-1] // resnet.heads}
     else:
-        image = cast(ViT, spec.image)
+        image = cast(ViTConfig, spec.image)
         if (image.activation == "quick_gelu") != (text.activation == "quick_gelu"):
             raise UserError("open_clip has one activation for both towers: export to transformers or safetensors instead.")
         vision = {"image_size": image.resolution, "layers": image.depth, "width": image.width, "patch_size": image.patch,
@@ -148,9 +148,9 @@ def open_clip_config(spec: Clip) -> dict[str, Any]:
     return {"open_clip_config.json": {"model_cfg": model, "preprocess_cfg": pixels}}
 
 
-def timm_config(spec: Clip) -> dict[str, Any]:
+def timm_config(spec: ClipConfig) -> dict[str, Any]:
     """config.json for timm's CLIP ViT at B/32, every size of which is then said anew."""
-    image = cast(ViT, spec.image)
+    image = cast(ViTConfig, spec.image)
     if image.eps != 1e-5:
         raise UserError(f"timm's CLIP towers have eps 1e-5, this one {image.eps}: export to safetensors instead.")
     args = {"img_size": image.resolution, "patch_size": image.patch, "embed_dim": image.width, "depth": image.depth,
@@ -169,7 +169,7 @@ def mlp_ratio(width: int, mlp: int) -> float:
     return mlp / width if int(width * (mlp / width)) == mlp else (mlp + 0.5) / width
 
 
-def export_clip(spec: Clip, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
+def export_clip(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
     """Write the weights of a CLIP where `to`, another library or "safetensors", opens them; the files.
 
     timm gets the image tower, its projection as the classifier. Raises UserError where the library cannot express the
@@ -180,16 +180,16 @@ def export_clip(spec: Clip, state: dict[str, Tensor], to: str, out: Path) -> lis
     if to not in ("transformers", "open_clip", "timm"):
         raise UserError(f"There is no export to {to!r}: give transformers, open_clip, timm or safetensors.")
     if not spec.image.clip_tower:
-        raise UserError(f"{to} has no CLIP with a {type(spec.image).__name__}: export to safetensors instead.")
+        raise UserError(f"{to} has no CLIP with a {spec.image.title()}: export to safetensors instead.")
     if spec.image.clip_tower == "resnet":
         blocks = len(spec.image.strides)
         if to != "open_clip":
             raise UserError(f"{to} has no CLIP with a ResNet: export to open_clip or safetensors instead.")
         if blocks != 4:
             raise UserError(f"open_clip's ResNets have four stages, this one {blocks}: export to safetensors.")
-        return write_folder(out, {"open_clip_model.safetensors": with_counts(outward(OPEN_CLIP_RESNET, state))},
+        return write_folder(out, {"open_clip_model.safetensors": with_counts(to_foreign(OPEN_CLIP_RESNET, state))},
                             open_clip_config(spec))
-    image = cast(ViT, spec.image)
+    image = cast(ViTConfig, spec.image)
     if image.pool != "tok" or image.patch_bias or image.classes or not (image.pre_norm and image.class_token):
         raise UserError(f"{to} has only CLIP's own image tower (class token, norm before the blocks, no patch bias): "
                         "export to safetensors instead.")
@@ -197,12 +197,12 @@ def export_clip(spec: Clip, state: dict[str, Tensor], to: str, out: Path) -> lis
         if spec.loss == "sigmoid":
             raise UserError("transformers' CLIPModel has no bias for the sigmoid loss: export to open_clip instead.")
         texts = transformers_config(spec, state["logit_scale"].dtype)
-        return write_folder(out, {"model.safetensors": outward(TRANSFORMERS, state)}, texts)
+        return write_folder(out, {"model.safetensors": to_foreign(TRANSFORMERS, state)}, texts)
     if to == "open_clip":
         texts = open_clip_config(spec)
-        return write_folder(out, {"open_clip_model.safetensors": outward(OPEN_CLIP, state)}, texts)
+        return write_folder(out, {"open_clip_model.safetensors": to_foreign(OPEN_CLIP, state)}, texts)
     texts = timm_config(spec)
-    tower = outward(TIMM, {k: v for k, v in state.items() if k.startswith(("image.", "image_proj"))})
+    tower = to_foreign(TIMM, {k: v for k, v in state.items() if k.startswith(("image.", "image_proj"))})
     tower["head.bias"] = tower["head.weight"].new_zeros(spec.embed)
     return write_folder(out, {"model.safetensors": tower}, texts)
 
@@ -216,19 +216,19 @@ def import_clip(path: Path) -> dict[str, Tensor]:
     if "image.patch.weight" in state or "image.pool.c.weight" in state:
         return state
     if "vision_model.embeddings.patch_embedding.weight" in state:
-        return inward(TRANSFORMERS, state)
+        return from_foreign(TRANSFORMERS, state)
     if "visual.conv1.weight" in state:  # where open_clip keeps the text tower apart, its names begin with text.
         table = OPEN_CLIP_RESNET if "visual.attnpool.c_proj.weight" in state else OPEN_CLIP
-        return inward(table, {k.removeprefix("text."): v for k, v in state.items()})
+        return from_foreign(table, {k.removeprefix("text."): v for k, v in state.items()})
     raise UserError(f"{path} holds no CLIP that is known here (its first tensor is {next(iter(state), 'none')}): "
                     "give a folder that 'vtx export', transformers or open_clip wrote.")
 
 
-def export_network(spec: Clip, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
     """`export_clip` as `vtx_scale.interop.weights` calls it."""
     return export_clip(spec, state, to, out)
 
 
-def import_network(path: Path, spec: Clip) -> dict[str, Tensor]:
+def import_network(path: Path, spec: ClipConfig) -> dict[str, Tensor]:
     """`import_clip` as `vtx_scale.interop.weights` calls it."""
     return import_clip(path)

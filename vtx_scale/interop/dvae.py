@@ -10,11 +10,11 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
-from vtx_scale.interop.rename import Line, inward, outward
-from vtx_scale.specs.dvae import Codec
+from vtx_scale.interop.rename import Line, from_foreign, to_foreign
+from vtx_scale.specs.dvae import CodecConfig
 
 
-def table(spec: Codec) -> list[Line]:
+def table(spec: CodecConfig) -> list[Line]:
     """Of the encoder."""
     lines = [Line("encoder.input.{p}", "blocks.input.{p}"), Line("encoder.output.{p}", "blocks.output.conv.{p}")]
     for g in range(spec.groups):
@@ -25,13 +25,13 @@ def table(spec: Codec) -> list[Line]:
     return lines
 
 
-def config(spec: Codec) -> dict[str, Any]:
+def config(spec: CodecConfig) -> dict[str, Any]:
     return {"config.json": {
         "architectures": ["FlavaImageCodebook"], "model_type": "flava_image_codebook", "num_groups": spec.groups,
         "input_channels": 3, "num_blocks_per_group": spec.blocks, "hidden_size": spec.width, "vocab_size": spec.vocab}}
 
 
-def export_codec(spec: Codec, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
+def export_codec(spec: CodecConfig, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
     """Write a codec where `to`, "transformers" (the encoder alone) or "safetensors", opens it; the files.
 
     Their encoder wants pixels in [0, 1] mapped to 0.1 + 0.8 x. Raises UserError where the library cannot express the model or
@@ -45,23 +45,23 @@ def export_codec(spec: Codec, state: dict[str, Tensor], to: str, out: Path) -> l
         raise UserError("transformers has codecs of four groups, whose residual paths count 1 / (groups blocks)^2: export this "
                         "one to safetensors.")
     encoder = {k: v for k, v in state.items() if k.startswith("encoder.")}
-    return write_folder(out, {"model.safetensors": outward(table(spec), encoder)}, config(spec))
+    return write_folder(out, {"model.safetensors": to_foreign(table(spec), encoder)}, config(spec))
 
 
-def import_codec(path: Path, spec: Codec) -> dict[str, Tensor]:
+def import_codec(path: Path, spec: CodecConfig) -> dict[str, Tensor]:
     """Weights under our names: of ours whole, of transformers the encoder."""
     state = read_weights(path, FILES)
     if "encoder.input.weight" in state:
         return state
     state = {k.removeprefix("image_codebook."): v for k, v in state.items()}
-    return inward(table(spec), state)
+    return from_foreign(table(spec), state)
 
 
-def export_network(spec: Codec, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(spec: CodecConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
     """`export_codec` as `vtx_scale.interop.weights` calls it."""
     return export_codec(spec, state, to, out)
 
 
-def import_network(path: Path, spec: Codec) -> dict[str, Tensor]:
+def import_network(path: Path, spec: CodecConfig) -> dict[str, Tensor]:
     """`import_codec` as `vtx_scale.interop.weights` calls it."""
     return import_codec(path, spec)

@@ -13,8 +13,8 @@ from torch import Tensor
 from vtx_scale.backbones.igpt import EPS
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
-from vtx_scale.interop.rename import Line, inward, outward, under
-from vtx_scale.specs.igpt import Igpt
+from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
+from vtx_scale.specs.igpt import IgptConfig
 from vtx_scale.specs.palette import KEY, clusters, colours_of
 
 PRODUCTS = (("attn.qkv", "attn.c_attn"), ("attn.proj", "attn.c_proj"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"))
@@ -31,7 +31,7 @@ TABLE = under("net.", "", [
 BIASES = tuple(f".{theirs}.bias" for _, theirs in PRODUCTS)
 
 
-def config(spec: Igpt) -> dict[str, Any]:
+def config(spec: IgptConfig) -> dict[str, Any]:
     """config.json and preprocessor_config.json."""
     net = spec.net
     return {
@@ -47,7 +47,7 @@ def config(spec: Igpt) -> dict[str, Any]:
     }
 
 
-def export_igpt(spec: Igpt, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
+def export_igpt(spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
     """Write an iGPT where `to`, "transformers" or "safetensors", opens it; the files.
 
     Raises UserError where the library cannot express the model or `out` is taken.
@@ -59,11 +59,11 @@ def export_igpt(spec: Igpt, state: dict[str, Tensor], to: str, out: Path) -> lis
     if not spec.net.causal or spec.net.classes:
         raise UserError("transformers' ImageGPT is causal and its classifier has no bias: export this one to safetensors.")
     start = state["net.start"][0]
-    made = outward(TABLE, {k: v for k, v in state.items() if k != "net.start"})
-    made["transformer.wte.weight"] = torch.cat([made["transformer.wte.weight"], start])
-    for name in [k for k in made if k.endswith(tuple(b.replace("bias", "weight") for b in BIASES))]:
-        made[name.replace("weight", "bias")] = torch.zeros(made[name].shape[1], dtype=made[name].dtype)
-    return write_folder(out, {"model.safetensors": made}, config(spec))
+    foreign = to_foreign(TABLE, {k: v for k, v in state.items() if k != "net.start"})
+    foreign["transformer.wte.weight"] = torch.cat([foreign["transformer.wte.weight"], start])
+    for name in [k for k in foreign if k.endswith(tuple(b.replace("bias", "weight") for b in BIASES))]:
+        foreign[name.replace("weight", "bias")] = torch.zeros(foreign[name].shape[1], dtype=foreign[name].dtype)
+    return write_folder(out, {"model.safetensors": foreign}, config(spec))
 
 
 def import_igpt(path: Path) -> dict[str, Tensor]:
@@ -78,16 +78,16 @@ def import_igpt(path: Path) -> dict[str, Tensor]:
     if any(state[k].any() for k in biases):
         raise UserError(f"{path} has biases that are not zero, and iGPT has none: give weights of the released layout.")
     kept = {k: v for k, v in state.items() if k not in biases and not k.endswith((".attn.bias", ".attn.masked_bias"))}
-    made = inward(TABLE, kept)
-    rows = made["net.embedding.weight"]
-    return {**made, "net.embedding.weight": rows[:-1].contiguous(), "net.start": rows[-1:][None].contiguous()}
+    ours = from_foreign(TABLE, kept)
+    rows = ours["net.embedding.weight"]
+    return {**ours, "net.embedding.weight": rows[:-1].contiguous(), "net.start": rows[-1:][None].contiguous()}
 
 
-def export_network(spec: Igpt, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
     """`export_igpt` as `vtx_scale.interop.weights` calls it."""
     return export_igpt(spec, state, to, out)
 
 
-def import_network(path: Path, spec: Igpt) -> dict[str, Tensor]:
+def import_network(path: Path, spec: IgptConfig) -> dict[str, Tensor]:
     """`import_igpt` as `vtx_scale.interop.weights` calls it."""
     return import_igpt(path)

@@ -43,10 +43,10 @@ def under(ours: str, theirs: str, lines: Iterable[Line]) -> list[Line]:
 
 @lru_cache(1024)
 def pattern(name: str) -> re.Pattern[str]:
-    made = re.escape(name)
-    for hole, what in HOLES.items():
-        made = made.replace(rf"\{{{hole}\}}", f"(?P<{hole}>{what})")
-    return re.compile(made)
+    expression = re.escape(name)
+    for hole, regex in HOLES.items():
+        expression = expression.replace(rf"\{{{hole}\}}", f"(?P<{hole}>{regex})")
+    return re.compile(expression)
 
 
 def parts_of(name: str, holes: dict[str, str]) -> list[str]:
@@ -65,9 +65,9 @@ def find(table: Iterable[Line], name: str, side: str) -> tuple[Line, dict[str, s
     return None
 
 
-def outward(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_foreign(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under their names. Raises UserError for one that their layout has no place for."""
-    made: dict[str, Tensor] = {}
+    foreign: dict[str, Tensor] = {}
     for name, tensor in state.items():
         found = find(table, name, "ours")
         if found is None:
@@ -75,25 +75,25 @@ def outward(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]:
         line, holes = found
         names = parts_of(line.theirs, holes)
         for part, values in zip(names, tensor.chunk(len(names)), strict=True):
-            made[part] = WAYS[line.way][0](values)
-    return made
+            foreign[part] = WAYS[line.way][0](values)
+    return foreign
 
 
-def inward(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_foreign(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors under our names. Raises UserError for one that is unknown or lacks its siblings."""
-    made: dict[str, Tensor] = {}
+    state_dict: dict[str, Tensor] = {}
     for name in state:
         found = find(table, name, "theirs")
         if found is None:
             raise UserError(f"{name} has no place in the recipe's model: give weights of the same architecture.")
         line, holes = found
         ours = line.ours.format(**holes)
-        if ours in made:
+        if ours in state_dict:
             continue
         parts = parts_of(line.theirs, holes)
         lacking = [part for part in parts if part not in state]
         if lacking:
             raise UserError(f"The weights have {name} but no {lacking[0]}: give the whole file.")
         whole = torch.cat([state[part] for part in parts]) if len(parts) > 1 else state[name]
-        made[ours] = WAYS[line.way][1](whole)
-    return made
+        state_dict[ours] = WAYS[line.way][1](whole)
+    return state_dict

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.files import FILES, PixelForm, read_weights, write_folder
-from vtx_scale.interop.rename import Line, inward, outward, under
+from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.objectives.pixels import STATISTICS
-from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.resnet import ResNetConfig
 
 COUNT = "num_batches_tracked"
 MEAN, STD = STATISTICS["imagenet"]
@@ -49,7 +49,7 @@ def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if not k.endswith(COUNT)}
 
 
-def timm_config(spec: ResNet, mean: tuple[float, ...], std: tuple[float, ...], centre: float,
+def timm_config(spec: ResNetConfig, mean: tuple[float, ...], std: tuple[float, ...], centre: float,
                 bicubic: bool) -> dict[str, Any]:
     """config.json for timm's smallest ResNet of the same kind, whose size is then said anew."""
     args: dict[str, Any] = {"layers": list(spec.blocks)}
@@ -64,7 +64,7 @@ def timm_config(spec: ResNet, mean: tuple[float, ...], std: tuple[float, ...], c
                            "num_classes": spec.classes, "first_conv": "conv1", "classifier": "fc"}}}
 
 
-def export_resnet(spec: ResNet, state: dict[str, Tensor], to: str, out: Path, mean: tuple[float, ...] = MEAN,
+def export_resnet(spec: ResNetConfig, state: dict[str, Tensor], to: str, out: Path, mean: tuple[float, ...] = MEAN,
                   std: tuple[float, ...] = STD, centre: float = 0.875, bicubic: bool = True) -> list[Path]:
     """Write a ResNet's weights and running statistics where `to`, "timm" or "torchvision", opens them; the files.
 
@@ -77,20 +77,20 @@ def export_resnet(spec: ResNet, state: dict[str, Tensor], to: str, out: Path, me
         raise UserError(f"{to} has ResNets of four stages, and wide ones of bottlenecks alone: this one has {spec.blocks}, "
                         f"{spec.kind}, {spec.wide} times as wide.")
     texts = timm_config(spec, mean, std, centre, bicubic) if to == "timm" else {}
-    return write_folder(out, {"model.safetensors": with_counts(outward(TABLE, state))}, texts)
+    return write_folder(out, {"model.safetensors": with_counts(to_foreign(TABLE, state))}, texts)
 
 
 def import_resnet(path: Path) -> dict[str, Tensor]:
     """Weights and running statistics under our names, from a folder or a safetensors file of timm or torchvision."""
-    return inward(TABLE, without_counts(read_weights(path, ("model.safetensors",))))
+    return from_foreign(TABLE, without_counts(read_weights(path, ("model.safetensors",))))
 
 
-def export_network(spec: ResNet, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(spec: ResNetConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
     """`export_resnet` as `vtx_scale.interop.weights` calls it."""
     return export_resnet(spec, state, to, out, pixels.mean, pixels.std, pixels.centre, pixels.bicubic)
 
 
-def import_network(path: Path, spec: ResNet) -> dict[str, Tensor]:
+def import_network(path: Path, spec: ResNetConfig) -> dict[str, Tensor]:
     """Of ours, or of timm or torchvision."""
     state = read_weights(path, FILES)
-    return state if "conv.weight" in state else inward(TABLE, without_counts(state))
+    return state if "conv.weight" in state else from_foreign(TABLE, without_counts(state))

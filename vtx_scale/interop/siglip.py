@@ -12,9 +12,9 @@ from torch import Tensor
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import OPEN_CLIP_BLOCK, TRANSFORMERS_BLOCK
 from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
-from vtx_scale.interop.rename import Line, inward, outward, under
+from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.interop.vit import ACTIVATIONS, SIGLIP, TIMM, export_vit, joined, parted
-from vtx_scale.specs.siglip import Siglip
+from vtx_scale.specs.siglip import SiglipConfig
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation: pixels from -1 to 1
 TRANSFORMERS = [
@@ -39,7 +39,7 @@ OPEN_CLIP = [
 ]
 
 
-def transformers_config(spec: Siglip, dtype: torch.dtype) -> dict[str, Any]:
+def transformers_config(spec: SiglipConfig, dtype: torch.dtype) -> dict[str, Any]:
     """config.json and preprocessor_config.json. End and padding token are the last id, as in all our tokenizers."""
     image, text, side = spec.image, spec.text, spec.image.resolution
 
@@ -62,7 +62,7 @@ def transformers_config(spec: Siglip, dtype: torch.dtype) -> dict[str, Any]:
     return {"config.json": config, "preprocessor_config.json": pixels}
 
 
-def export_siglip(spec: Siglip, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
+def export_siglip(spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
     """Write the weights of a SigLIP where `to`, another library or "safetensors", opens them; the files.
 
     timm gets the image tower. Raises UserError where the library cannot express the model or `out` is taken.
@@ -80,7 +80,7 @@ def export_siglip(spec: Siglip, state: dict[str, Tensor], to: str, out: Path) ->
         raise UserError("transformers has only SigLIP's own image tower (attention pooling, no class token, learned "
                         "positions): export to safetensors instead.")
     texts = transformers_config(spec, state["logit_scale"].dtype)
-    return write_folder(out, {"model.safetensors": outward(TRANSFORMERS, joined(state))}, texts)
+    return write_folder(out, {"model.safetensors": to_foreign(TRANSFORMERS, joined(state))}, texts)
 
 
 def import_siglip(path: Path) -> dict[str, Tensor]:
@@ -92,18 +92,18 @@ def import_siglip(path: Path) -> dict[str, Tensor]:
     if "image.patch.weight" in state:
         return state
     if "vision_model.head.probe" in state:
-        return parted(inward(TRANSFORMERS, state))
+        return parted(from_foreign(TRANSFORMERS, state))
     if "visual.trunk.patch_embed.proj.weight" in state:
-        return inward(OPEN_CLIP, state)
+        return from_foreign(OPEN_CLIP, state)
     raise UserError(f"{path} holds no SigLIP that is known here (its first tensor is {next(iter(state), 'none')}): "
                     "give a folder that 'vtx export', transformers or open_clip wrote.")
 
 
-def export_network(spec: Siglip, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
     """`export_siglip` as `vtx_scale.interop.weights` calls it."""
     return export_siglip(spec, state, to, out)
 
 
-def import_network(path: Path, spec: Siglip) -> dict[str, Tensor]:
+def import_network(path: Path, spec: SiglipConfig) -> dict[str, Tensor]:
     """`import_siglip` as `vtx_scale.interop.weights` calls it."""
     return import_siglip(path)

@@ -15,8 +15,8 @@ from vtx_scale.blocks.position import sincos2d
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import TRANSFORMERS_BLOCK, mlp_ratio
 from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
-from vtx_scale.interop.rename import Line, inward, outward, under
-from vtx_scale.specs.vit import ViT
+from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
+from vtx_scale.specs.vit import ViTConfig
 
 Triple = tuple[float, ...]  # of the channels
 
@@ -87,15 +87,15 @@ def joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def parted(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The way back of `joined`."""
-    made = {k: v for k, v in state.items() if "pool.qkv." not in k}
+    parts = {k: v for k, v in state.items() if "pool.qkv." not in k}
     for k, v in state.items():
         if "pool.qkv." in k:
             C = len(v) // 3
-            made |= {k.replace("pool.qkv.", "pool.q."): v[:C].clone(), k.replace("pool.qkv.", "pool.kv."): v[C:].clone()}
-    return made
+            parts |= {k.replace("pool.qkv.", "pool.q."): v[:C].clone(), k.replace("pool.qkv.", "pool.kv."): v[C:].clone()}
+    return parts
 
 
-def lacking_in_transformers(spec: ViT) -> str:
+def lacking_in_transformers(spec: ViTConfig) -> str:
     """What of the spec transformers cannot say; "" where it can say all."""
     if spec.stem is not None:
         return "hybrid stem of this form"
@@ -114,7 +114,7 @@ def lacking_in_transformers(spec: ViT) -> str:
     return ""
 
 
-def lacking_in_timm(spec: ViT) -> str:
+def lacking_in_timm(spec: ViTConfig) -> str:
     """What of the spec timm cannot say; "" where it can say all."""
     if spec.stem is not None:
         return "stem with these weight-standardised convolutions"
@@ -129,7 +129,7 @@ def lacking_in_timm(spec: ViT) -> str:
     return ""
 
 
-def pixels_config(spec: ViT, mean: Triple, std: Triple, centre: float, bicubic: bool) -> dict[str, Any]:
+def pixels_config(spec: ViTConfig, mean: Triple, std: Triple, centre: float, bicubic: bool) -> dict[str, Any]:
     """preprocessor_config.json: the centred square of `centre` times the short side, at the model's size."""
     side = spec.resolution
     return {
@@ -140,7 +140,7 @@ def pixels_config(spec: ViT, mean: Triple, std: Triple, centre: float, bicubic: 
     }
 
 
-def transformers_config(spec: ViT, dtype: torch.dtype) -> dict[str, Any]:
+def transformers_config(spec: ViTConfig, dtype: torch.dtype) -> dict[str, Any]:
     """config.json of ViT or DeiT, with a classifier or without, or of SiglipVisionModel."""
     if spec.pool == "map":
         kind, model = "SiglipVisionModel", "siglip_vision_model"
@@ -162,7 +162,7 @@ def transformers_config(spec: ViT, dtype: torch.dtype) -> dict[str, Any]:
     return config
 
 
-def timm_config(spec: ViT, mean: Triple, std: Triple, centre: float, bicubic: bool) -> dict[str, Any]:
+def timm_config(spec: ViTConfig, mean: Triple, std: Triple, centre: float, bicubic: bool) -> dict[str, Any]:
     """config.json for timm's ViT whose norms have this eps; all its sizes are said anew."""
     args: dict[str, Any] = {
         "img_size": spec.resolution, "patch_size": spec.patch, "embed_dim": spec.width, "depth": spec.depth,
@@ -182,7 +182,7 @@ def timm_config(spec: ViT, mean: Triple, std: Triple, centre: float, bicubic: bo
                            "classifier": ["head", "head_dist"] if spec.distilled else "head"}}
 
 
-def with_positions(spec: ViT, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_positions(spec: ViTConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with fixed positions written out as if they were learned; tokens before the patches have zeros."""
     if spec.position_kind == "learned":
         return state
@@ -192,7 +192,7 @@ def with_positions(spec: ViT, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**state, "positions": torch.cat([front, fixed])[None]}
 
 
-def export_vit(spec: ViT, state: dict[str, Tensor], to: str, out: Path, mean: Triple, std: Triple,
+def export_vit(spec: ViTConfig, state: dict[str, Tensor], to: str, out: Path, mean: Triple, std: Triple,
                centre: float = 1.0, bicubic: bool = True) -> list[Path]:
     """Write a ViT's weights, `state` by its own names, where `to`, another library or "safetensors", opens them; the files.
 
@@ -210,17 +210,17 @@ def export_vit(spec: ViT, state: dict[str, Tensor], to: str, out: Path, mean: Tr
     state = with_positions(spec, state)
     if to == "timm":
         texts: dict[str, Any] = {"config.json": timm_config(spec, mean, std, centre, bicubic)}
-        return write_folder(out, {"model.safetensors": outward(TIMM, state)}, texts)
+        return write_folder(out, {"model.safetensors": to_foreign(TIMM, state)}, texts)
     texts = {"config.json": transformers_config(spec, state["patch.weight"].dtype),
              "preprocessor_config.json": pixels_config(spec, mean, std, centre, bicubic)}
     if spec.pool == "map":
-        made = {f"vision_model.{k}": v for k, v in outward(SIGLIP, joined(state)).items()}
+        foreign = {f"vision_model.{k}": v for k, v in to_foreign(SIGLIP, joined(state)).items()}
     else:
-        made = outward([*TRANSFORMERS, *(TRANSFORMERS_HEADS if spec.distilled else TRANSFORMERS_HEAD)], state)
+        foreign = to_foreign([*TRANSFORMERS, *(TRANSFORMERS_HEADS if spec.distilled else TRANSFORMERS_HEAD)], state)
         if spec.classes:  # under a classifier the network has a name of its own
             name = "deit" if spec.distilled else "vit"
-            made = {k if "classifier." in k else f"{name}.{k}": v for k, v in made.items()}
-    return write_folder(out, {"model.safetensors": made}, texts)
+            foreign = {k if "classifier." in k else f"{name}.{k}": v for k, v in foreign.items()}
+    return write_folder(out, {"model.safetensors": foreign}, texts)
 
 
 def import_vit(path: Path) -> dict[str, Tensor]:
@@ -232,24 +232,24 @@ def import_vit(path: Path) -> dict[str, Tensor]:
     if "patch.weight" in state:
         return state
     if "patch_embed.proj.weight" in state:
-        return inward(TIMM, state)
+        return from_foreign(TIMM, state)
     short = {k.removeprefix("vit.").removeprefix("deit.").removeprefix("vision_model."): v for k, v in state.items()}
     if "embeddings.patch_embeddings.projection.weight" in short:
         short.pop("embeddings.mask_token", None)  # of their masked pre-training
         body = TRANSFORMERS_5 if "layers.0.layernorm_before.weight" in short else TRANSFORMERS
-        return inward([*body, *TRANSFORMERS_HEAD, *TRANSFORMERS_HEADS], short)
+        return from_foreign([*body, *TRANSFORMERS_HEAD, *TRANSFORMERS_HEADS], short)
     if "embeddings.patch_embedding.weight" in short and "head.probe" in short:
         short.pop("embeddings.position_ids", None)
-        return parted(inward(SIGLIP, short))
+        return parted(from_foreign(SIGLIP, short))
     raise UserError(f"{path} holds no ViT that is known here (its first tensor is {next(iter(state), 'none')}): "
                     "give a folder that 'vtx export', transformers or timm wrote.")
 
 
-def export_network(spec: ViT, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(spec: ViTConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
     """`export_vit` as `vtx_scale.interop.weights` calls it."""
     return export_vit(spec, state, to, out, pixels.mean, pixels.std, pixels.centre, pixels.bicubic)
 
 
-def import_network(path: Path, spec: ViT) -> dict[str, Tensor]:
+def import_network(path: Path, spec: ViTConfig) -> dict[str, Tensor]:
     """`import_vit` as `vtx_scale.interop.weights` calls it."""
     return import_vit(path)

@@ -35,7 +35,7 @@ def export(objective: Objective, to: str, out: Path, centre: float = 1.0, bicubi
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(network)})
     if not network.interop:
-        raise UserError(f"{type(network).__name__} has no export to {to}: export to safetensors instead.")
+        raise UserError(f"{network.title()} has no export to {to}: export to safetensors instead.")
     pixels = PixelForm(*STATISTICS[spec.pixels or "unit"], centre, bicubic)
     files: list[Path] = tables(network.interop).export_network(network, state, to, out, pixels)
     return files
@@ -50,7 +50,7 @@ def leaving(objective: Objective) -> tuple[str, Any, dict[str, Tensor]]:
     try:
         prefix, network = spec.exported()
     except LookupError as e:
-        raise UserError(f"{type(spec).__name__} cannot be exported: {e}.") from None
+        raise UserError(f"{spec.title()} cannot be exported: {e}.") from None
     return prefix, network, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
@@ -69,8 +69,8 @@ def import_weights(path: Path, spec: ObjectiveSpec) -> dict[str, Tensor]:
     without a known network the names are the files'. Raises UserError where there are no such weights.
     """
     if spec.interop:
-        made: dict[str, Tensor] = tables(spec.interop).import_network(path, spec)
-        return made
+        ours: dict[str, Tensor] = tables(spec.interop).import_network(path, spec)
+        return ours
     network = spec.networks().get("net")
     if network is None or not network.interop:
         return read_weights(path, FILES)  # names of its own, which are compared where they are taken
@@ -82,8 +82,8 @@ def import_network(path: Path, network: Network) -> dict[str, Tensor]:
     """Weights of a network, of exported or foreign files, under its own names. Raises UserError."""
     if not network.interop:
         return read_weights(path, FILES)
-    made: dict[str, Tensor] = tables(network.interop).import_network(path, network)
-    return made
+    state: dict[str, Tensor] = tables(network.interop).import_network(path, network)
+    return state
 
 
 def lattice(spec: Spec, name: str) -> tuple[int, int] | None:
@@ -99,7 +99,7 @@ def resize_positions(state: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
     Bicubic on the grid, antialiased, as timm and open_clip do when they load; tokens before the patches keep their own
     entries. A name "a.net.positions" belongs to the network `spec.net`.
     """
-    made: dict[str, Tensor] = {}
+    resized: dict[str, Tensor] = {}
     for name, have in state.items():
         if not name.endswith("positions") or have.ndim != 3 or (at := lattice(spec, name)) is None:
             continue
@@ -109,5 +109,5 @@ def resize_positions(state: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
             continue
         square = have[:, extra:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
         square = F.interpolate(square, (grid, grid), mode="bicubic", align_corners=False, antialias=True)
-        made[name] = torch.cat([have[:, :extra], square.flatten(2).transpose(1, 2).to(have.dtype)], dim=1)
-    return {**state, **made} if made else state
+        resized[name] = torch.cat([have[:, :extra], square.flatten(2).transpose(1, 2).to(have.dtype)], dim=1)
+    return {**state, **resized} if resized else state

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vtx_scale.blocks.random import step_key
-from vtx_scale.blocks.rows import VIEWS, Rows
 from vtx_scale.blocks.rules import Rules
+from vtx_scale.blocks.slots import VIEWS, SlotContext
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.loader import Reader
 from vtx_scale.distributed.ranks import Ranks
@@ -43,13 +43,13 @@ class Context:
     augment: Augment = field(default_factory=Augment)
     run_probe: Callable[..., Tensor] = run_here
 
-    def slots(self, batch: Batch, step: int, views: int = 1, call: str = "") -> Rows:
+    def slots(self, batch: Batch, step: int, views: int = 1, call: str = "") -> SlotContext:
         """What networks in training are told of batch rows of which each slot stands `views` times, view after view."""
         device = batch.valid.device
         view = torch.arange(views, device=device)
         number = (batch.slot[:, None] * VIEWS + view).flatten()
         valid = batch.valid.repeat_interleave(views)
-        return Rows(valid, number, step_key(self.seed, step, device), self.ranks, call)
+        return SlotContext(valid, number, step_key(self.seed, step, device), self.ranks, call)
 
 
 @dataclass(frozen=True)

@@ -19,29 +19,29 @@ from torch import Tensor, nn
 
 from vtx_scale.backbones import build_network
 from vtx_scale.backbones.text import Text
-from vtx_scale.blocks.exact import unrounded, whole
-from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.autocast import full_tensor, with_master_value
 from vtx_scale.blocks.rules import Rule, constant, normal, under
+from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.clip_reader import ClipReader
-from vtx_scale.objectives.pairs import in_parts, own, sigmoid_loss, similar
+from vtx_scale.objectives.pairs import checkpointed_chunks, own, sigmoid_loss, similar
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import probe
-from vtx_scale.specs.clip import Clip as Spec
+from vtx_scale.specs.clip import ClipConfig
 
 
 class Clip(Objective):
-    def __init__(self, spec: Spec, context: Context) -> None:
+    def __init__(self, spec: ClipConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: Spec = spec
+        self.spec: ClipConfig = spec
         self.image = build_network(spec.image)
         self.image_proj = None if spec.image.projects else nn.Parameter(torch.empty(spec.image.width, spec.embed))
         self.text = Text(spec.text)
         self.text_proj = nn.Parameter(torch.empty(spec.text.width, spec.embed))
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1)) if spec.loss == "sigmoid" else None
-        self.stored: dict[str, Tensor | None] = {}  # scale and bias before mixed precision, of this step
+        self.master: dict[str, Tensor | None] = {}  # scale and bias before mixed precision, of this step
         self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
         if self.image_proj is not None:  # a linear probe sees what comes before the projection (section 3.2 of the paper)
             self.probes["features_linear"] = probe(self, "clip", self.image.features)
@@ -55,16 +55,16 @@ class Clip(Objective):
         )
 
     @staticmethod
-    def reader(spec: Spec, data: Any, train: bool) -> ClipReader:
+    def reader(spec: ClipConfig, data: Any, train: bool) -> ClipReader:
         return ClipReader(spec.image.resolution, spec.text.context, data.crop, data.ratio, data.flip, data.tokenizer, train,
                           data.bicubic)
 
     def units(self) -> Iterable[nn.Module]:
         return [*self.image.units(), *self.text.blocks]
 
-    def encode_image(self, pixels: Tensor, rows: Rows | None = None) -> Tensor:
+    def encode_image(self, pixels: Tensor, slots: SlotContext | None = None) -> Tensor:
         """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32; with rows by their batch statistics."""
-        x = self.image.features(normalised(pixels, "clip", self.text_proj.dtype), rows)
+        x = self.image.features(normalised(pixels, "clip", self.text_proj.dtype), slots)
         return unit(x if self.image_proj is None else x @ self.image_proj)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -72,28 +72,28 @@ class Clip(Objective):
         return unit(self.text(tokens.long()) @ self.text_proj)
 
     def prepare(self, batch: Any, step: int) -> Any:
-        self.stored = {"scale": whole(self.logit_scale), "bias": None if self.logit_bias is None else whole(self.logit_bias)}
+        self.master = {"scale": full_tensor(self.logit_scale), "bias": None if self.logit_bias is None else full_tensor(self.logit_bias)}
         return batch
 
     def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
-        micro, rows, ranks = self.context.micro_batch, self.context.slots(batch, step), self.context.ranks
+        micro, slots, ranks = self.context.micro_batch, self.context.slots(batch, step), self.context.ranks
         whole_batch = self.spec.image.couples  # statistics of all of it
-        image_nE = in_parts(self.encode_image, batch["image"], None if whole_batch else micro, rows)
-        text_nE = in_parts(lambda tokens, _: self.encode_text(tokens), batch["tokens"], micro)
-        scale = unrounded(self.logit_scale, self.stored.pop("scale", None), image_nE.dtype).exp()
+        image_nE = checkpointed_chunks(self.encode_image, batch["image"], None if whole_batch else micro, slots)
+        text_nE = checkpointed_chunks(lambda tokens, _: self.encode_text(tokens), batch["tokens"], micro)
+        scale = with_master_value(self.logit_scale, self.master.pop("scale", None), image_nE.dtype).exp()
         valid_A = ranks.gather_plain(batch.valid)
         text_AE = ranks.gather(text_nE)
-        seen = {"logit_scale": scale.detach()}
+        log = {"logit_scale": scale.detach()}
         if self.logit_bias is not None:
-            bias = unrounded(self.logit_bias, self.stored.pop("bias", None), image_nE.dtype)
-            return sigmoid_loss(image_nE, text_AE, scale, bias, batch.valid, valid_A, ranks.rank).sum(), seen
+            bias = with_master_value(self.logit_bias, self.master.pop("bias", None), image_nE.dtype)
+            return sigmoid_loss(image_nE, text_AE, scale, bias, batch.valid, valid_A, ranks.rank).sum(), log
         loss_n = (cross_entropy(image_nE, text_AE, scale, batch.valid, valid_A, ranks.rank)
                   + cross_entropy(text_nE, ranks.gather(image_nE), scale, batch.valid, valid_A, ranks.rank)) / 2
-        return loss_n.sum(), seen
+        return loss_n.sum(), log
 
     @staticmethod
-    def macs(spec: Spec, count: Callable[..., int]) -> int:
+    def macs(spec: ClipConfig, count: Callable[..., int]) -> int:
         """Of both towers and projections."""
         image = 0 if spec.image.projects else spec.image.width * spec.embed
         return count(spec.image) + count(spec.text) + image + spec.text.width * spec.embed

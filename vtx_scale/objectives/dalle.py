@@ -25,13 +25,13 @@ from vtx_scale.objectives.dalle_reader import DalleReader, framed
 from vtx_scale.objectives.dvae import mapped, unmapped
 from vtx_scale.objectives.igpt import drawn
 from vtx_scale.objectives.image_reader import ImageReader
-from vtx_scale.specs.dalle import Dalle as DalleSpec
+from vtx_scale.specs.dalle import DalleConfig
 
 
 class Dalle(Objective):
-    def __init__(self, spec: DalleSpec, context: Context) -> None:
+    def __init__(self, spec: DalleConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: DalleSpec = spec
+        self.spec: DalleConfig = spec
         self.net = dalle.TextToCodes(spec.net)
         self.codec = dvae.Codec(spec.codec).requires_grad_(False)
         self.probes = {"codes": self.codes, "decode": self.decode, "loss": self._loss, "sample": self.sample}
@@ -39,7 +39,7 @@ class Dalle(Objective):
         self.parameter_rules = (*under("net.", self.net.parameter_rules), *codec)
 
     @staticmethod
-    def reader(spec: DalleSpec, data: Any, train: bool) -> DalleReader:
+    def reader(spec: DalleConfig, data: Any, train: bool) -> DalleReader:
         return DalleReader(ImageReader(spec.codec.resolution, data, train), spec.net.context, spec.merges_dropped, data, train)
 
     def units(self) -> Iterable[nn.Module]:
@@ -67,8 +67,8 @@ class Dalle(Objective):
             return torch.where(batch.valid, x_B, torch.zeros_like(x_B)).sum()
 
         share = self.spec.text_share
-        seen = {"text_nats": counted(text_B).detach() / count, "code_nats": counted(code_B).detach() / count}
-        return counted(share * text_B + (1 - share) * code_B), seen
+        log = {"text_nats": counted(text_B).detach() / count, "code_nats": counted(code_B).detach() / count}
+        return counted(share * text_B + (1 - share) * code_B), log
 
     def coded(self, pixels: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, G G) int64."""
@@ -99,8 +99,8 @@ class Dalle(Objective):
         """
         if isinstance(texts, list):
             words = tokenizer(self.context.tokenizer)
-            made = [framed(words.ids(t), words.end, self.spec.net.context) for t in texts]
-            tokens, length = (torch.from_numpy(np.stack([m[k] for m in made])) for k in ("tokens", "length"))
+            framed_texts = [framed(words.ids(t), words.end, self.spec.net.context) for t in texts]
+            tokens, length = (torch.from_numpy(np.stack([m[k] for m in framed_texts])) for k in ("tokens", "length"))
         else:
             tokens, length = texts
 
@@ -108,10 +108,10 @@ class Dalle(Objective):
             B, G = len(tokens), self.spec.net.grid
             u = random.uniform(random.step_key(seed, 0, tokens.device), "sample",
                                first + torch.arange(B, device=tokens.device), G * G)
-            past = self.net.read(tokens.long(), self.unused(length))
+            cache = self.net.prefill(tokens.long(), self.unused(length))
             codes = torch.zeros(B, G * G, dtype=torch.int64, device=tokens.device)
             for i in range(G * G):
-                logits = self.net.step(codes[:, i - 1] if i else None, i, past, B)
+                logits = self.net.step(codes[:, i - 1] if i else None, i, cache, B)
                 codes[:, i] = drawn(logits, u[:, i], temperature)
             return unmapped(self.codec.decoder.of_codes(codes.unflatten(1, (G, G))))
 

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.backbones import build_network
-from vtx_scale.blocks.exact import exact
+from vtx_scale.blocks.autocast import no_autocast
 from vtx_scale.blocks.norm import NORMS, BatchNorm
-from vtx_scale.blocks.rows import Rows
 from vtx_scale.blocks.rules import Rule, Rules, normal, ones, under, uniform, zeros
-from vtx_scale.data_pipeline import members as said
+from vtx_scale.blocks.slots import SlotContext
+from vtx_scale.data_pipeline import members as member_of
 from vtx_scale.data_pipeline.augment.multicrop import MultiCrop
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.decode import decode_image
@@ -30,7 +30,7 @@ from vtx_scale.objectives.base import Context, Follower, Objective
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes, probe
-from vtx_scale.specs.dino import Dino as DinoSpec
+from vtx_scale.specs.dino import DinoConfig
 
 
 @dataclass
@@ -45,15 +45,15 @@ class DinoReader:
                 "label": np.array(-1, np.int64)}
 
     def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
-        large, small = self.crops(decode_image(said.image(members)), draw)
-        known = said.labels(members)
+        large, small = self.crops(decode_image(member_of.image(members)), draw)
+        known = member_of.labels(members)
         return {"globals": large, "locals": small, "label": np.array(known[0] if known else -1, np.int64)}
 
 
 class Head(nn.Module):
     """(B, C) -> (B, K): three layers, unit length, then prototypes of unit length or with a learned gain each."""
 
-    def __init__(self, width: int, spec: DinoSpec) -> None:
+    def __init__(self, width: int, spec: DinoConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, spec.hidden)
         self.fc2 = nn.Linear(spec.hidden, spec.hidden)
@@ -63,15 +63,15 @@ class Head(nn.Module):
         self.prototypes = nn.Parameter(torch.empty(spec.prototypes, spec.bottleneck))
         self.gain = None if spec.fixed_gain else nn.Parameter(torch.empty(spec.prototypes, 1))
 
-    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+    def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
         for layer, norm in ((self.fc1, self.norm1), (self.fc2, self.norm2)):
             x = layer(x)
-            x = F.gelu(norm(x, rows) if norm is not None else x)
+            x = F.gelu(norm(x, slots) if norm is not None else x)
         weight = F.normalize(self.prototypes, dim=-1)
         return F.linear(F.normalize(self.fc3(x), dim=-1), weight if self.gain is None else weight * self.gain)
 
 
-def head_rules(spec: DinoSpec) -> Rules:
+def head_rules(spec: DinoConfig) -> Rules:
     """As the network's family has its dense layers, biases zero; the last layer as torch's default, and frozen at first."""
     dense = normal(lambda shape: shape[1] ** -0.5) if spec.net.init == "xavier" else normal(0.02)
     return (
@@ -86,7 +86,7 @@ def head_rules(spec: DinoSpec) -> Rules:
 class Branch(nn.Module):
     """A network and its head."""
 
-    def __init__(self, spec: DinoSpec, net: Any) -> None:
+    def __init__(self, spec: DinoConfig, net: Any) -> None:
         super().__init__()
         self.net = build_network(net)
         self.head = Head(net.width, spec)
@@ -96,23 +96,23 @@ class Branch(nn.Module):
 
 
 class Dino(Objective):
-    def __init__(self, spec: DinoSpec, context: Context) -> None:
+    def __init__(self, spec: DinoConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: DinoSpec = spec
+        self.spec: DinoConfig = spec
         self.student = Branch(spec, spec.net)
         self.teacher = Branch(spec, spec.net.calm()).requires_grad_(False)
         self.register_buffer("centre", torch.empty(spec.prototypes))
         self.centre: Tensor
-        self.seen: list[Tensor] = []  # (2 K + 1,) of each micro-batch: sums of raw and final answers, and their number
+        self.answers: list[Tensor] = []  # (2 K + 1,) of each micro-batch: sums of raw and final answers, and their number
         self.probes = {**image_probes(self, self.teacher.net, spec.pixels)}
         if spec.net.attends:
-            self.probes |= {"features_linear": probe(self, spec.pixels, self.several)}
+            self.probes |= {"features_linear": probe(self, spec.pixels, self.linear_probe_features)}
         branch = (*under("net.", self.student.net.parameter_rules, decay=None), *under("head.", head_rules(spec), group="head"))
         self.parameter_rules = (
             Rule(r"centre", zeros), *under("student.", branch), *under("teacher.", branch, frozen_until=0))
 
     @staticmethod
-    def reader(spec: DinoSpec, data: Any, train: bool) -> Any:
+    def reader(spec: DinoConfig, data: Any, train: bool) -> Any:
         size, c = spec.net.resolution, spec.crops
         if not train:
             return ImageReader(size, data, train, masks=True)
@@ -137,7 +137,7 @@ class Dino(Objective):
         return s.warm_temperature + done * (s.teacher_temperature - s.warm_temperature)
 
     def prepare(self, batch: Batch, step: int) -> Batch:
-        self.seen.clear()  # of a step that did not count
+        self.answers.clear()  # of a step that did not count
         return batch
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -146,9 +146,9 @@ class Dino(Objective):
 
         def see(branch: Branch, crops: Tensor, call: str, head: bool = True) -> Tensor:
             """(n, v, S, S, 3) -> (n v, K), or (n v, C) without the head."""
-            rows = self.context.slots(batch, step, crops.shape[1], call)
-            y = branch.net(normalised(crops.flatten(0, 1), spec.pixels, dtype), rows)
-            return branch.head(y, rows) if head else y
+            slots = self.context.slots(batch, step, crops.shape[1], call)
+            y = branch.net(normalised(crops.flatten(0, 1), spec.pixels, dtype), slots)
+            return branch.head(y, slots) if head else y
 
         with torch.no_grad():
             teacher_nGK = see(self.teacher, batch["globals"], "teacher").unflatten(0, (n, 2))
@@ -157,7 +157,7 @@ class Dino(Objective):
         student_nVC = torch.cat(parts, dim=1)  # one call of the head for all crops
         V = student_nVC.shape[1]
         student_nVK = self.student.head(student_nVC.flatten(0, 1), self.context.slots(batch, step, V, "head")).unflatten(0, (n, V))
-        with exact(student_nVK.device):
+        with no_autocast(student_nVK.device):
             loss_n, sharp_n = self.matched(teacher_nGK, student_nVK, batch.valid, step)
         loss = torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum()
         sharp = torch.where(batch.valid, sharp_n, torch.zeros_like(sharp_n)).sum() / batch.valid.sum().clamp(min=1)
@@ -171,7 +171,7 @@ class Dino(Objective):
             target_nGK = ((teacher_nGK - self.centre) / self.temperature(step)).softmax(-1)
             weight_n = valid_n.to(wide)
             rows = (2 * weight_n.sum()).reshape(1)
-            self.seen.append(torch.cat([torch.einsum("ngk,n->k", x, weight_n) for x in (teacher_nGK, target_nGK)] + [rows]))
+            self.answers.append(torch.cat([torch.einsum("ngk,n->k", x, weight_n) for x in (teacher_nGK, target_nGK)] + [rows]))
             sharp_n = entropy(target_nGK).mean(1)
         log_nVK = (student_nVK.to(wide) / self.spec.student_temperature).log_softmax(-1)
         cross_nGV = -torch.einsum("ngk,nvk->ngv", target_nGK, log_nVK)
@@ -184,13 +184,13 @@ class Dino(Objective):
 
         Logged: the entropy of the mean of its final ones, in nats; ln K where all prototypes are used alike, 0 for one.
         """
-        total = self.context.ranks.sum(torch.stack(self.seen).sum(0))
-        self.seen.clear()
+        total = self.context.ranks.sum(torch.stack(self.answers).sum(0))
+        self.answers.clear()
         raw, final = (total[:-1] / total[-1]).chunk(2)
         self.centre.lerp_(raw.to(self.centre.dtype), 1 - self.spec.centre_momentum)
         return {"marginal_entropy": entropy(final)}
 
-    def several(self, x: Tensor) -> Tensor:
+    def linear_probe_features(self, x: Tensor) -> Tensor:
         """(B, F) for a linear probe: class tokens of the last blocks, and the mean of patches where the recipe says so."""
         net = self.teacher.net
         kept = [net.norm(t) for t in net.tokens(x, keep=self.spec.last_blocks)]

@@ -19,23 +19,23 @@ from vtx_scale.blocks.rules import under
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.image_reader import ImageReader
-from vtx_scale.objectives.mixing import blended
+from vtx_scale.objectives.mixing import mix
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
 from vtx_scale.objectives.supervised import flat, shared, softmax_loss
-from vtx_scale.specs.supervised import Distill as DistillSpec
+from vtx_scale.specs.supervised import DistillConfig
 
 
 def soft_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
     """(B,) tau^2 KL(teacher || student) / K."""
-    said, wanted = ((x / temperature).log_softmax(-1) for x in (student_BK, teacher_BK))
-    return temperature**2 * (wanted.exp() * (wanted - said)).sum(1) / student_BK.shape[1]
+    student_log, teacher_log = ((x / temperature).log_softmax(-1) for x in (student_BK, teacher_BK))
+    return temperature**2 * (teacher_log.exp() * (teacher_log - student_log)).sum(1) / student_BK.shape[1]
 
 
 class Distill(Objective):
-    def __init__(self, spec: DistillSpec, context: Context) -> None:
+    def __init__(self, spec: DistillConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: DistillSpec = spec
+        self.spec: DistillConfig = spec
         self.net = build_network(spec.net)
         self.teacher = build_network(spec.teacher).requires_grad_(False)
         self.probes = image_probes(self, self.net, spec.pixels)
@@ -43,7 +43,7 @@ class Distill(Objective):
         self.parameter_rules = (*under("net.", self.net.parameter_rules), *teacher)
 
     @staticmethod
-    def reader(spec: DistillSpec, data: Any, train: bool) -> ImageReader:
+    def reader(spec: DistillConfig, data: Any, train: bool) -> ImageReader:
         return ImageReader(spec.net.resolution, data, train, classes=spec.net.classes, masks=not train)
 
     def units(self) -> Iterable[nn.Module]:
@@ -51,7 +51,7 @@ class Distill(Objective):
 
     def prepare(self, batch: Batch, step: int) -> Batch:
         """Erasing and mixing, which pair neighbouring slots."""
-        return blended(batch, self.context, self.spec.pixels, step, "label", next(self.parameters()).dtype)
+        return mix(batch, self.context, self.spec.pixels, step, "label", next(self.parameters()).dtype)
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         spec, image_B = self.spec, flat(batch["image"])
@@ -61,16 +61,16 @@ class Distill(Objective):
             teacher_BK = self.teacher(normalised(image_B, spec.teacher_pixels, dtype))
         out = self.net(normalised(image_B, spec.pixels, dtype), self.context.slots(batch, step, V))
         wide = torch.promote_types(dtype, torch.float32)
-        said_BK, told_BK = (x.to(wide) for x in (out if spec.net.distilled else (out, out)))
-        base_n = shared(lambda labels: softmax_loss(said_BK, labels, spec.smoothing), batch, "label", V)
+        label_logits_BK, distill_logits_BK = (x.to(wide) for x in (out if spec.net.distilled else (out, out)))
+        base_n = shared(lambda labels: softmax_loss(label_logits_BK, labels, spec.smoothing), batch, "label", V)
         if spec.kind == "hard":
-            kd_B = F.cross_entropy(told_BK, teacher_BK.argmax(1), reduction="none")
+            kd_B = F.cross_entropy(distill_logits_BK, teacher_BK.argmax(1), reduction="none")
         else:
-            kd_B = soft_loss(told_BK, teacher_BK.to(wide), spec.temperature)
+            kd_B = soft_loss(distill_logits_BK, teacher_BK.to(wide), spec.temperature)
         kd_n = kd_B.unflatten(0, (-1, V)).mean(1)
         loss_n = (1 - spec.alpha) * base_n + spec.alpha * kd_n
         valid = batch.valid.sum().clamp(min=1)
-        first = [(x.argmax(1).unflatten(0, (-1, V))[:, 0] == batch["label"]) & batch.valid for x in (said_BK, teacher_BK)]
-        seen = {"accuracy": first[0].sum() / valid, "teacher_accuracy": first[1].sum() / valid,
-                "distillation": torch.where(batch.valid, kd_n, torch.zeros_like(kd_n)).sum().detach() / valid}
-        return torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum(), seen
+        first = [(x.argmax(1).unflatten(0, (-1, V))[:, 0] == batch["label"]) & batch.valid for x in (label_logits_BK, teacher_BK)]
+        log = {"accuracy": first[0].sum() / valid, "teacher_accuracy": first[1].sum() / valid,
+               "distillation": torch.where(batch.valid, kd_n, torch.zeros_like(kd_n)).sum().detach() / valid}
+        return torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum(), log

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from vtx_scale.backbones import dvae
-from vtx_scale.blocks.exact import exact
+from vtx_scale.blocks.autocast import no_autocast
 from vtx_scale.blocks.rules import under
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.base import Context, Follower, Objective
 from vtx_scale.objectives.image_reader import ImageReader
-from vtx_scale.specs.dvae import Dvae as DvaeSpec
-from vtx_scale.specs.dvae import half_cosine
+from vtx_scale.specs.dvae import DvaeConfig, half_cosine
 
 EPS = 0.1  # pixels are mapped into [EPS, 1 - EPS]
 TINY = 2.0**-25  # below any uniform number but zero
@@ -51,9 +50,9 @@ def divergence(log_q: Tensor) -> Tensor:
 
 
 class Dvae(Objective):
-    def __init__(self, spec: DvaeSpec, context: Context) -> None:
+    def __init__(self, spec: DvaeConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: DvaeSpec = spec
+        self.spec: DvaeConfig = spec
         self.net = dvae.Codec(spec.net)
         self.average = dvae.Codec(spec.net).requires_grad_(False) if spec.average else None
         self.probes = {"codes": self.codes, "reconstruct": self.reconstruct, "decode": self.decode}
@@ -61,7 +60,7 @@ class Dvae(Objective):
         self.parameter_rules = (*under("net.", rules), *under("average.", rules))
 
     @staticmethod
-    def reader(spec: DvaeSpec, data: Any, train: bool) -> ImageReader:
+    def reader(spec: DvaeConfig, data: Any, train: bool) -> ImageReader:
         return ImageReader(spec.net.resolution, data, train)
 
     def parts(self) -> list[dvae.Codec]:
@@ -73,19 +72,19 @@ class Dvae(Objective):
     def followers(self) -> Iterable[Follower]:
         return [] if self.average is None else [Follower(self.average, self.net, lambda step: self.spec.average)]
 
-    def seen(self, pixels: Tensor) -> Tensor:
+    def mapped_input(self, pixels: Tensor) -> Tensor:
         """As the networks take pictures, in the type that they are computed in."""
         return mapped(pixels, self.net.encoder.input.weight.dtype)
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         spec = self.spec
-        logits_BKhh = self.net.encoder(self.seen(batch["image"]))
+        logits_BKhh = self.net.encoder(self.mapped_input(batch["image"]))
         log_q = logits_BKhh.log_softmax(1)
         u = self.context.slots(batch, step).uniform("gumbel", *logits_BKhh.shape[1:]).clamp(min=TINY).to(log_q.dtype)
         warm = half_cosine(1.0, spec.temperature, step, spec.temperature_steps)
         out = self.net.decoder(((logits_BKhh - torch.log(-torch.log(u))) / warm).softmax(1))
         x = mapped(batch["image"], out.dtype)
-        with exact(x.device):
+        with no_autocast(x.device):
             nats_B, kl_B = logit_laplace(x, out), divergence(log_q).sum((1, 2))
         weight = half_cosine(spec.kl_start, spec.kl, step, spec.kl_steps)
         loss_B = (nats_B + weight * kl_B) / x[0].numel()
@@ -94,8 +93,8 @@ class Dvae(Objective):
         def counted(y_B: Tensor) -> Tensor:
             return torch.where(batch.valid, y_B, torch.zeros_like(y_B)).sum()
 
-        said = {"nats": counted(nats_B) / count / x[0].numel(), "kl": counted(kl_B) / count / log_q[0, 0].numel()}
-        return counted(loss_B), {k: v.detach() for k, v in said.items()}
+        log = {"nats": counted(nats_B) / count / x[0].numel(), "kl": counted(kl_B) / count / log_q[0, 0].numel()}
+        return counted(loss_B), {k: v.detach() for k, v in log.items()}
 
     @property
     def best(self) -> dvae.Codec:
@@ -103,11 +102,11 @@ class Dvae(Objective):
 
     def codes(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, h, h), whole numbers in 0..K-1: the likeliest."""
-        return self.context.run_probe(lambda x: self.best.encoder(self.seen(x)).argmax(1), torch.as_tensor(pixels))
+        return self.context.run_probe(lambda x: self.best.encoder(self.mapped_input(x)).argmax(1), torch.as_tensor(pixels))
 
     def reconstruct(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> the same shape in 0..255: through the likeliest codes."""
-        return self.context.run_probe(lambda x: unmapped(self.best(self.seen(x))), torch.as_tensor(pixels))
+        return self.context.run_probe(lambda x: unmapped(self.best(self.mapped_input(x))), torch.as_tensor(pixels))
 
     def decode(self, codes: np.ndarray | Tensor) -> Tensor:
         """(B, h, h) codes -> (B, S, S, 3) in 0..255."""

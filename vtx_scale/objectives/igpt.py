@@ -16,22 +16,22 @@ from torch import Tensor, nn
 
 from vtx_scale.backbones import igpt
 from vtx_scale.blocks import random
-from vtx_scale.blocks.attention import Past
-from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.attention import KVCache
 from vtx_scale.blocks.rules import under
+from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.palette import Palette
-from vtx_scale.specs.igpt import Igpt as IgptSpec
+from vtx_scale.specs.igpt import IgptConfig
 
 Pictures = np.ndarray | Tensor
 
 
 class Igpt(Objective):
-    def __init__(self, spec: IgptSpec, context: Context) -> None:
+    def __init__(self, spec: IgptConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: IgptSpec = spec
+        self.spec: IgptConfig = spec
         self.net = igpt.PixelGPT(spec.net)
         self.palette = Palette(spec.palette)
         self.layer = spec.net.depth // 2 if spec.layer is None else spec.layer
@@ -44,15 +44,15 @@ class Igpt(Objective):
         self.parameter_rules = under("net.", self.net.parameter_rules)
 
     @staticmethod
-    def reader(spec: IgptSpec, data: Any, train: bool) -> ImageReader:
+    def reader(spec: IgptConfig, data: Any, train: bool) -> ImageReader:
         return ImageReader(spec.net.side, data, train, classes=spec.net.classes)
 
     def units(self) -> Iterable[nn.Module]:
         return self.net.units()
 
-    def hidden(self, rows: Rows) -> Tensor | None:
+    def hidden(self, slots: SlotContext) -> Tensor | None:
         """(B, N) bool: which pixels a net that is not causal must guess."""
-        return None if self.spec.net.causal else rows.uniform("hidden", self.spec.net.side**2) < self.spec.hidden
+        return None if self.spec.net.causal else slots.uniform("hidden", self.spec.net.side**2) < self.spec.hidden
 
     def nats(self, states_BNC: Tensor, tokens_BN: Tensor, hidden_BN: Tensor | None) -> Tensor:
         """(B,) the mean cross-entropy of a picture's pixels, or of its hidden ones."""
@@ -98,9 +98,9 @@ class Igpt(Objective):
         """uint8 (B, S, S, 3) and the samples' numbers -> (B,) mean nats a pixel, the same for every world."""
 
         def nats(x: Tensor, ids: Tensor) -> Tensor:
-            rows = Rows(torch.ones_like(ids, dtype=torch.bool), ids, torch.zeros((), dtype=torch.int64, device=ids.device),
-                        self.context.ranks, "evaluation")
-            tokens, hidden = self.palette.tokens(x), self.hidden(rows)
+            slots = SlotContext(torch.ones_like(ids, dtype=torch.bool), ids, torch.zeros((), dtype=torch.int64, device=ids.device),
+                                self.context.ranks, "evaluation")
+            tokens, hidden = self.palette.tokens(x), self.hidden(slots)
             return self.nats(self.net.states(tokens, hidden), tokens, hidden)
 
         return self.context.run_probe(nats, torch.as_tensor(pixels), ids)
@@ -115,9 +115,9 @@ class Igpt(Objective):
         def draw(x: Tensor) -> Tensor:
             tokens, N, B = self.palette.tokens(x), self.spec.net.side**2, len(x)
             u = random.uniform(random.step_key(seed, 0, x.device), "complete", first + torch.arange(B, device=x.device), N)
-            past = [Past(N) for _ in self.net.blocks]
+            cache = [KVCache(N) for _ in self.net.blocks]
             for i in range(N):
-                logits = self.net.step(tokens[:, i - 1] if i else None, i, past, B)
+                logits = self.net.step(tokens[:, i - 1] if i else None, i, cache, B)
                 if i >= given:
                     tokens[:, i] = drawn(logits, u[:, i], temperature)
             return self.palette.pixels(tokens)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vtx_scale.data_pipeline import members as said
+from vtx_scale.data_pipeline import members as member_of
 from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box, zoomed_box
 from vtx_scale.data_pipeline.augment.randaug import RandAugment
 from vtx_scale.data_pipeline.decode import Box, Pixels, decode_image, resize_crop
@@ -58,7 +58,7 @@ class ImageReader:
 
     def known(self, members: dict[str, bytes]) -> list[int]:
         """The labels. Raises BadSample: label where there are too many or one is out of range, member_missing."""
-        found = list(dict.fromkeys(said.labels(members)))  # one that stands twice counts once
+        found = list(dict.fromkeys(member_of.labels(members)))  # one that stands twice counts once
         if self.classes and any(n >= self.classes for n in found):
             raise BadSample("label", f"{max(found)} of {self.classes} classes")
         if len(found) > self.labels:
@@ -68,7 +68,7 @@ class ImageReader:
         return found
 
     def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
-        known, pixels = self.known(members), decode_image(said.image(members))
+        known, pixels = self.known(members), decode_image(member_of.image(members))
         out: dict[str, np.ndarray] = {"label": np.array(known[0] if known else -1, np.int64)}
         h, w = pixels.shape[:2]
         if self.train:
@@ -95,7 +95,7 @@ class ImageReader:
         return self.randaug(out, u[CROP_WORDS + 1 :]) if self.randaug.layers else out
 
     def mask(self, members: dict[str, bytes], height: int, width: int) -> np.ndarray:
-        body = said.mask(members)
+        body = member_of.mask(members)
         if body is None:
             return np.zeros((self.size, self.size), np.uint8)
         whole = (decode_image(body).max(2) > 0).astype(np.uint8)

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.backbones import vit
-from vtx_scale.blocks.rows import Rows
 from vtx_scale.blocks.rules import Rule, normal, under, zeros
+from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
-from vtx_scale.specs.supervised import Masked as MaskedSpec
+from vtx_scale.specs.supervised import MaskedConfig
 
 COLOURS = 512
 
@@ -36,9 +36,9 @@ def mean_colours(pixels: Tensor, patch: int) -> Tensor:
 
 
 class Masked(Objective):
-    def __init__(self, spec: MaskedSpec, context: Context) -> None:
+    def __init__(self, spec: MaskedConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: MaskedSpec = spec
+        self.spec: MaskedConfig = spec
         self.net = vit.ViT(spec.net)
         self.mask = nn.Parameter(torch.empty(1, 1, spec.net.width))
         self.colours = nn.Linear(spec.net.width, COLOURS)
@@ -51,7 +51,7 @@ class Masked(Objective):
         )
 
     @staticmethod
-    def reader(spec: MaskedSpec, data: Any, train: bool) -> ImageReader:
+    def reader(spec: MaskedConfig, data: Any, train: bool) -> ImageReader:
         return ImageReader(spec.net.resolution, data, train, masks=not train)
 
     def units(self) -> Iterable[nn.Module]:
@@ -61,13 +61,13 @@ class Masked(Objective):
         """Chosen patches of valid slots."""
         return batch.valid.sum() * self.chosen
 
-    def patches(self, pixels: Tensor, rows: Rows, train: bool = True) -> tuple[Tensor, Tensor]:
+    def patches(self, pixels: Tensor, slots: SlotContext, train: bool = True) -> tuple[Tensor, Tensor]:
         """(B, S, S, 3) -> the cross-entropy (B, P) in nats, 0 at patches that were not chosen; which were right there."""
         spec, P = self.spec, self.net.grid**2
-        order = rows.uniform("chosen", P).argsort(dim=1, stable=True)
+        order = slots.uniform("chosen", P).argsort(dim=1, stable=True)
         rank = order.argsort(dim=1)
         chosen = rank < self.chosen
-        how, where = rows.uniform("how", P), (rows.uniform("where", P) * P).long().clamp(max=P - 1)
+        how, where = slots.uniform("how", P), (slots.uniform("where", P) * P).long().clamp(max=P - 1)
 
         def corrupt(x: Tensor) -> Tensor:
             other = x.gather(1, where[..., None].expand_as(x))
@@ -76,7 +76,7 @@ class Masked(Objective):
             return torch.where((chosen & swapped)[..., None], other, x)
 
         x = normalised(pixels, spec.pixels, self.mask.dtype)
-        y = self.net.norm(self.net.tokens(x, rows if train else None, corrupt)[-1])[:, self.net.extra :]
+        y = self.net.norm(self.net.tokens(x, slots if train else None, corrupt)[-1])[:, self.net.extra :]
         logits = self.colours(y)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         wanted = mean_colours(pixels, self.net.cell)
@@ -93,8 +93,8 @@ class Masked(Objective):
         """uint8 (N, S, S, 3) and the samples' numbers -> (N,) mean nats of the chosen patches, the same for every world."""
 
         def nats(x: Tensor, ids: Tensor) -> Tensor:
-            rows = Rows(torch.ones_like(ids, dtype=torch.bool), ids, torch.zeros((), dtype=torch.int64, device=ids.device),
-                        self.context.ranks, "evaluation")
-            return self.patches(x, rows, train=False)[0].sum(1) / self.chosen
+            slots = SlotContext(torch.ones_like(ids, dtype=torch.bool), ids, torch.zeros((), dtype=torch.int64, device=ids.device),
+                                self.context.ranks, "evaluation")
+            return self.patches(x, slots, train=False)[0].sum(1) / self.chosen
 
         return self.context.run_probe(nats, torch.as_tensor(pixels), ids)

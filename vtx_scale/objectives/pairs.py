@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from vtx_scale.blocks.exact import exact
-from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.autocast import no_autocast
+from vtx_scale.blocks.slots import SlotContext
 
 
 def blank_pair(size: int, context: int) -> dict[str, np.ndarray]:
@@ -21,15 +21,16 @@ def blank_pair(size: int, context: int) -> dict[str, np.ndarray]:
             "label": np.array(-1, np.int64)}
 
 
-def in_parts(function: Callable[[Tensor, Rows | None], Tensor], x: Tensor, micro: int | None, rows: Rows | None = None) -> Tensor:
-    """function(x, rows), `micro` rows at a time, whose activations are computed again in the backward pass."""
+def checkpointed_chunks(function: Callable[[Tensor, SlotContext | None], Tensor], x: Tensor, micro: int | None,
+                        slots: SlotContext | None = None) -> Tensor:
+    """function(x, slots), `micro` rows at a time, whose activations are computed again in the backward pass."""
     if micro is None or micro >= len(x):
-        return function(x, rows)
+        return function(x, slots)
 
     def part(a: int) -> Tensor:
-        some = None if rows is None else rows.part(a, a + micro)
-        made: Tensor = checkpoint(function, x[a : a + micro], some, use_reentrant=False)  # type: ignore[assignment]
-        return made
+        some = None if slots is None else slots.part(a, a + micro)
+        out: Tensor = checkpoint(function, x[a : a + micro], some, use_reentrant=False)  # type: ignore[assignment]
+        return out
 
     with set_checkpoint_early_stop(False):  # a forward cut short would leave a sharded unit half done
         return torch.cat([part(a) for a in range(0, len(x), micro)])
@@ -42,7 +43,7 @@ def own(rank: int, n: int, device: torch.device) -> Tensor:
 
 def similar(x_nE: Tensor, y_AE: Tensor) -> Tensor:
     """(n, A), in the type of x: at a scale of 100 half precision would be off by half a unit."""
-    with exact(x_nE.device):
+    with no_autocast(x_nE.device):
         return x_nE @ y_AE.T
 
 

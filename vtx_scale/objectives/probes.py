@@ -22,10 +22,10 @@ def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor])
         def inside(x: Tensor) -> Tensor:  # where a sharded objective has its parameters, in the type they are computed in
             return function(normalised(x, kind, next(objective.parameters()).dtype))
 
-        made = torch.as_tensor(pixels)
-        if made.ndim != 4 or made.shape[3] != 3 or made.shape[1] != made.shape[2]:
-            raise UserError(f"A probe takes square pictures, uint8 (N, S, S, 3), and was given {tuple(made.shape)}.")
-        return objective.context.run_probe(inside, made)
+        images = torch.as_tensor(pixels)
+        if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
+            raise UserError(f"A probe takes square pictures, uint8 (N, S, S, 3), and was given {tuple(images.shape)}.")
+        return objective.context.run_probe(inside, images)
 
     return ask
 

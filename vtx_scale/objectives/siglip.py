@@ -18,26 +18,26 @@ from torch import Tensor, nn
 
 from vtx_scale.backbones import vit
 from vtx_scale.backbones.text import SiglipText
-from vtx_scale.blocks.exact import unrounded, whole
-from vtx_scale.blocks.rows import Rows
+from vtx_scale.blocks.autocast import full_tensor, with_master_value
 from vtx_scale.blocks.rules import Rule, constant, normal, under
+from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Context, Objective
-from vtx_scale.objectives.pairs import in_parts, sigmoid_loss
+from vtx_scale.objectives.pairs import checkpointed_chunks, sigmoid_loss
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.siglip_reader import SiglipReader, encode_all
-from vtx_scale.specs.siglip import Siglip as Spec
+from vtx_scale.specs.siglip import SiglipConfig
 
 
 class Siglip(Objective):
-    def __init__(self, spec: Spec, context: Context) -> None:
+    def __init__(self, spec: SiglipConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: Spec = spec
+        self.spec: SiglipConfig = spec
         self.image = vit.ViT(spec.image)
         self.text = SiglipText(spec.text)
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1))
-        self.stored: dict[str, Tensor | None] = {}  # scale and bias before mixed precision, of this step
+        self.master: dict[str, Tensor | None] = {}  # scale and bias before mixed precision, of this step
         self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
         self.parameter_rules = (
             Rule(r"logit_scale", constant(math.log(spec.scale))),
@@ -49,36 +49,36 @@ class Siglip(Objective):
         )
 
     @staticmethod
-    def reader(spec: Spec, data: Any, train: bool) -> SiglipReader:
+    def reader(spec: SiglipConfig, data: Any, train: bool) -> SiglipReader:
         return SiglipReader(spec.image.resolution, spec.text.context, data.flip, data.tokenizer, train, data.bicubic)
 
     def units(self) -> Iterable[nn.Module]:
         return [*self.image.units(), *self.text.blocks]
 
     @staticmethod
-    def macs(spec: Spec, count: Callable[..., int]) -> int:
+    def macs(spec: SiglipConfig, count: Callable[..., int]) -> int:
         """Of both towers."""
         return count(spec.image) + count(spec.text)
 
-    def encode_image(self, pixels: Tensor, rows: Rows | None = None) -> Tensor:
+    def encode_image(self, pixels: Tensor, slots: SlotContext | None = None) -> Tensor:
         """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32."""
-        return unit(self.image(normalised(pixels, "half", self.text.positions.dtype), rows))
+        return unit(self.image(normalised(pixels, "half", self.text.positions.dtype), slots))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(n, T) -> (n, E) of unit length, at least float32."""
         return unit(self.text(tokens.long()))
 
     def prepare(self, batch: Any, step: int) -> Any:
-        self.stored = {"scale": whole(self.logit_scale), "bias": whole(self.logit_bias)}
+        self.master = {"scale": full_tensor(self.logit_scale), "bias": full_tensor(self.logit_bias)}
         return batch
 
     def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
         micro, ranks = self.context.micro_batch, self.context.ranks
-        image_nE = in_parts(self.encode_image, batch["image"], micro, self.context.slots(batch, step))
-        text_nE = in_parts(lambda tokens, _: self.encode_text(tokens), batch["tokens"], micro)
-        scale = unrounded(self.logit_scale, self.stored.pop("scale", None), image_nE.dtype).exp()
-        bias = unrounded(self.logit_bias, self.stored.pop("bias", None), image_nE.dtype)
+        image_nE = checkpointed_chunks(self.encode_image, batch["image"], micro, self.context.slots(batch, step))
+        text_nE = checkpointed_chunks(lambda tokens, _: self.encode_text(tokens), batch["tokens"], micro)
+        scale = with_master_value(self.logit_scale, self.master.pop("scale", None), image_nE.dtype).exp()
+        bias = with_master_value(self.logit_bias, self.master.pop("bias", None), image_nE.dtype)
         loss_n = sigmoid_loss(image_nE, ranks.gather(text_nE), scale, bias, batch.valid,
                               ranks.gather_plain(batch.valid), ranks.rank)
         # a copy, because the bias itself lies in memory that a strategy may take back

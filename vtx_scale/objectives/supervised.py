@@ -16,10 +16,10 @@ from vtx_scale.blocks.rules import Rule, constant, under
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.image_reader import ImageReader
-from vtx_scale.objectives.mixing import blended
+from vtx_scale.objectives.mixing import mix
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
-from vtx_scale.specs.supervised import Supervised as SupervisedSpec
+from vtx_scale.specs.supervised import SupervisedConfig
 
 
 def softmax_loss(logits_BK: Tensor, label_B: Tensor, smoothing: float) -> Tensor:
@@ -35,16 +35,16 @@ def sigmoid_loss(logits_BK: Tensor, labels_BM: Tensor) -> Tensor:
 
 
 class Supervised(Objective):
-    def __init__(self, spec: SupervisedSpec, context: Context) -> None:
+    def __init__(self, spec: SupervisedConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: SupervisedSpec = spec
+        self.spec: SupervisedConfig = spec
         self.net = build_network(spec.net)
         self.probes = image_probes(self, self.net, spec.pixels)
         bias = (Rule(r"net\.head\.bias", constant(spec.head_bias), group="head"),) if spec.head_bias else ()
         self.parameter_rules = (*bias, *under("net.", self.net.parameter_rules))
 
     @staticmethod
-    def reader(spec: SupervisedSpec, data: Any, train: bool) -> ImageReader:
+    def reader(spec: SupervisedConfig, data: Any, train: bool) -> ImageReader:
         return ImageReader(spec.net.resolution, data, train, classes=spec.net.classes, labels=spec.labels, masks=not train)
 
     def units(self) -> Iterable[nn.Module]:
@@ -52,7 +52,7 @@ class Supervised(Objective):
 
     def prepare(self, batch: Batch, step: int) -> Batch:
         """Erasing and mixing, which pair neighbouring slots."""
-        return blended(batch, self.context, self.spec.pixels, step, self._labels(), next(self.parameters()).dtype)
+        return mix(batch, self.context, self.spec.pixels, step, self._labels(), next(self.parameters()).dtype)
 
     def _labels(self) -> str:
         return "labels" if self.spec.labels > 1 else "label"

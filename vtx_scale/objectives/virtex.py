@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtx_scale.backbones import build_network, captioner
-from vtx_scale.blocks.rows import Rows
 from vtx_scale.blocks.rules import under
+from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
 from vtx_scale.objectives.virtex_reader import VirtexReader
-from vtx_scale.specs.virtex import Virtex as VirtexSpec
+from vtx_scale.specs.virtex import VirtexConfig
 
 
 class Virtex(Objective):
-    def __init__(self, spec: VirtexSpec, context: Context) -> None:
+    def __init__(self, spec: VirtexConfig, context: Context) -> None:
         super().__init__(spec, context)
-        self.spec: VirtexSpec = spec
+        self.spec: VirtexConfig = spec
         self.net = build_network(spec.net)
         self.text = captioner.Captioner(spec)
         self.probes = {**image_probes(self, self.net, "imagenet"), "caption_ids": self.caption_ids, "caption": self.caption}
@@ -38,7 +38,7 @@ class Virtex(Objective):
         self.parameter_rules = (*trunk, *under("text.", self.text.parameter_rules))
 
     @staticmethod
-    def reader(spec: VirtexSpec, data: Any, train: bool) -> VirtexReader:
+    def reader(spec: VirtexConfig, data: Any, train: bool) -> VirtexReader:
         return VirtexReader(spec, data, train)
 
     def units(self) -> Iterable[nn.Module]:
@@ -49,55 +49,55 @@ class Virtex(Objective):
         return ((batch["length"] - 1).clamp(min=0) * batch.valid).sum()
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = self.context.slots(batch, step)
+        slots = self.context.slots(batch, step)
         x = normalised(batch["image"], "imagenet", self.text.bias.dtype)
-        look = self.text.look(self.net.pyramid(x, rows)[-1])
+        memory = self.text.project(self.net.pyramid(x, slots)[-1])
         tokens, length = batch["tokens"].long(), batch["length"]
-        seen = {"forward_nats": self.nats(tokens, length, look, batch.valid, rows)}
+        log = {"forward_nats": self.nats(tokens, length, memory, batch.valid, slots)}
         if self.text.backwards is not None:
-            seen["backward_nats"] = self.nats(backwards(tokens, length), length, look, batch.valid, rows, back=True)
+            log["backward_nats"] = self.nats(backwards(tokens, length), length, memory, batch.valid, slots, back=True)
         count = self.count(batch).clamp(min=1)
-        return torch.stack(list(seen.values())).sum(), {k: v.detach() / count for k, v in seen.items()}
+        return torch.stack(list(log.values())).sum(), {k: v.detach() / count for k, v in log.items()}
 
-    def nats(self, tokens_BT: Tensor, length_B: Tensor, look: Tensor, valid_B: Tensor, rows: Rows,
+    def nats(self, tokens_BT: Tensor, length_B: Tensor, memory: Tensor, valid_B: Tensor, slots: SlotContext,
              back: bool = False) -> Tensor:
         """The summed cross-entropy of every token that follows another, of valid samples."""
-        logits = self.text(tokens_BT, length_B, look, back, rows)[:, :-1]
+        logits = self.text(tokens_BT, length_B, memory, back, slots)[:, :-1]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = F.cross_entropy(logits.transpose(1, 2), tokens_BT[:, 1:], reduction="none")
         there = (torch.arange(1, tokens_BT.shape[1], device=nats.device) < length_B[:, None]) & valid_B[:, None]
         return torch.where(there, nats, torch.zeros_like(nats)).sum()
 
     @staticmethod
-    def macs(spec: VirtexSpec, count: Callable[..., int]) -> int:
+    def macs(spec: VirtexConfig, count: Callable[..., int]) -> int:
         """Of the trunk and of each direction over a whole context."""
         text, side = captioner.Captioner(spec), spec.net.resolution // spec.net.strides[-1]
         picture = torch.empty(1, spec.net.widths[-1], side, side)
         tokens, length = (torch.empty(1, n, dtype=torch.int64) for n in (spec.context, 1))
-        look = text.look(picture)
+        memory = text.project(picture)
         ways = (False, True) if spec.directions == "both" else (False,)
-        decoders = sum(count(text, tokens, length.flatten(), look, back) for back in ways)
-        return count(spec.net) + count(text.look, picture) + decoders
+        decoders = sum(count(text, tokens, length.flatten(), memory, back) for back in ways)
+        return count(spec.net) + count(text.project, picture) + decoders
 
     def caption_ids(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, T) token ids of the likeliest caption that beam search finds, zeros behind the end."""
         start, end = tokenizer(self.context.tokenizer).start, tokenizer(self.context.tokenizer).end
 
         def search(x: Tensor) -> Tensor:
-            look = self.text.look(self.net.pyramid(normalised(x, "imagenet", self.text.bias.dtype))[-1])
-            return torch.stack([self.written(one[None], start, end) for one in look])
+            memory = self.text.project(self.net.pyramid(normalised(x, "imagenet", self.text.bias.dtype))[-1])
+            return torch.stack([self.written(one[None], start, end) for one in memory])
 
         return self.context.run_probe(search, torch.as_tensor(pixels)).long()
 
-    def written(self, look: Tensor, start: int, end: int) -> Tensor:
+    def written(self, memory: Tensor, start: int, end: int) -> Tensor:
         """(T,) by the forward direction: of `beam` captions at a time the sum of the words' logarithms decides."""
-        spec, device = self.spec, look.device
+        spec, device = self.spec, memory.device
         tokens = torch.zeros(1, spec.context, dtype=torch.int64, device=device)
         tokens[0, 0] = start
         score, done = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.bool, device=device)
         for t in range(1, spec.context):
             length = torch.full((len(tokens),), t, device=device)
-            log = self.text(tokens, length, look.expand(len(tokens), -1, -1))[:, t - 1].float().log_softmax(1)
+            log = self.text(tokens, length, memory.expand(len(tokens), -1, -1))[:, t - 1].float().log_softmax(1)
             log = torch.where(done[:, None], torch.full_like(log, float("-inf")), log)
             log[:, 0] = torch.where(done, torch.zeros_like(score), log[:, 0])  # one that has ended goes on as it is
             total = (score[:, None] + log).flatten()

@@ -13,7 +13,7 @@ from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.members import captions, image, label
 from vtx_scale.data_pipeline.text import Tokenizer, tokenizer
 from vtx_scale.objectives.image_reader import middle
-from vtx_scale.specs.virtex import Virtex
+from vtx_scale.specs.virtex import VirtexConfig
 
 SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -39,7 +39,7 @@ class VirtexReader:
     In training one of a sample's captions, at random; else the first.
     """
 
-    spec: Virtex
+    spec: VirtexConfig
     data: Any  # a recipe's `data`
     train: bool
 

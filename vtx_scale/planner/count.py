@@ -49,9 +49,9 @@ def macs(spec: Spec) -> int:
     return counted(built(spec), *sample(spec))
 
 
-def count(what: Any, *inputs: Any) -> int:
+def count(target: Any, *inputs: Any) -> int:
     """Of a spec, or of a module on the meta device with these inputs."""
-    return counted(what, *inputs) if inputs else macs(what)
+    return counted(target, *inputs) if inputs else macs(target)
 
 
 def counted(model: Any, *inputs: Any) -> int:

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from vtx_scale.specs.network import Backbone, Input, Network
 from vtx_scale.specs.objective import ObjectiveSpec
-from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, ClipResNet
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, ClipResNetConfig
+from vtx_scale.specs.vit import ViTConfig
 
 # name: image tower, its pixels; the text tower's width, depth, heads; embedding; activation. OpenAI's, then OpenCLIP's
 CLIP_SIZES: dict[str, tuple[str, int, int, int, int, int, Literal["gelu", "quick_gelu"]]] = {
@@ -22,7 +22,7 @@ CLIP_RESNET_TEXTS = {"RN50": 512, "RN101": 512, "RN50x4": 640, "RN50x16": 768, "
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTower(Network):
+class TextTowerConfig(Network):
     """The causal text transformer; pools at the end token."""
 
     build: ClassVar[str] = "vtx_scale.backbones.text:Text"
@@ -39,13 +39,14 @@ class TextTower(Network):
         return (((self.context,), "ids"),)
 
 
-def image_tower(name: str, **changes: Any) -> ViT:
+def image_tower(name: str, **changes: Any) -> ViTConfig:
     """A ViT in CLIP's form: no patch bias, a norm before the blocks, eps 1e-5, QuickGELU."""
-    return ViT.size(name, **{"activation": "quick_gelu", "eps": 1e-5, "patch_bias": False, "pre_norm": True, "init": "clip", **changes})
+    form = {"activation": "quick_gelu", "eps": 1e-5, "patch_bias": False, "pre_norm": True, "init": "clip"}
+    return ViTConfig.size(name, **{**form, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip(ObjectiveSpec):
+class ClipConfig(ObjectiveSpec):
     """Two towers, one embedding space. `loss` "softmax" is CLIP's, "sigmoid" SigLIP's (Zhai et al. 2023)."""
 
     build: ClassVar[str] = "vtx_scale.objectives.clip:Clip"
@@ -55,7 +56,7 @@ class Clip(ObjectiveSpec):
     pixels = "clip"
 
     image: Backbone
-    text: TextTower
+    text: TextTowerConfig
     embed: int = 512
     loss: Literal["softmax", "sigmoid"] = "softmax"
     scale: float = 1 / 0.07  # where the logit scale starts
@@ -74,14 +75,14 @@ class Clip(ObjectiveSpec):
         return found
 
     @staticmethod
-    def size(name: str) -> "Clip":
-        """`Clip.size("ViT-B/32")`, `Clip.size("ViT-L/14@336")`, `Clip.size("RN50x4")`."""
+    def size(name: str) -> "ClipConfig":
+        """`ClipConfig.size("ViT-B/32")`, `ClipConfig.size("ViT-L/14@336")`, `ClipConfig.size("RN50x4")`."""
         if name in CLIP_RESNET_SIZES:
-            resnet, width = ClipResNet.size(name), CLIP_RESNET_TEXTS[name]
-            return Clip(image=resnet, text=TextTower(width=width, heads=width // 64), embed=resnet.embed)
+            resnet, width = ClipResNetConfig.size(name), CLIP_RESNET_TEXTS[name]
+            return ClipConfig(image=resnet, text=TextTowerConfig(width=width, heads=width // 64), embed=resnet.embed)
         image, pixels, width, depth, heads, embed, activation = CLIP_SIZES[name]
-        return Clip(image=image_tower(image, resolution=pixels, activation=activation),
-                    text=TextTower(width=width, depth=depth, heads=heads, activation=activation), embed=embed)
+        return ClipConfig(image=image_tower(image, resolution=pixels, activation=activation),
+                          text=TextTowerConfig(width=width, depth=depth, heads=heads, activation=activation), embed=embed)
 
 
 PUBLISHED = {
@@ -92,6 +93,6 @@ PUBLISHED = {
 }
 
 
-def published() -> dict[str, Clip]:
+def published() -> dict[str, ClipConfig]:
     """Name -> spec: both towers and the scale."""
-    return {name: Clip.size(size) for name, size in PUBLISHED.items()}
+    return {name: ClipConfig.size(size) for name, size in PUBLISHED.items()}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vtx_scale.specs.dvae import Codec
+from vtx_scale.specs.dvae import CodecConfig
 from vtx_scale.specs.network import Input, Network
 from vtx_scale.specs.objective import PICTURES, ObjectiveSpec, Pretrained
 
@@ -13,7 +13,7 @@ DALLE_SIZES: dict[str, tuple[int, int, int]] = {"2.8B": (1920, 30, 64), "5.6B": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToCodes(Network):
+class TextToCodesConfig(Network):
     """A transformer over a caption's tokens and then a picture's codes, whose image attention is sparse."""
 
     build: ClassVar[str] = "vtx_scale.backbones.dalle:TextToCodes"
@@ -36,10 +36,10 @@ class TextToCodes(Network):
         return ((self.context,), "ids"), ((self.context,), "flags"), ((self.grid**2,), "ids")
 
     @staticmethod
-    def size(name: str, **changes: Any) -> "TextToCodes":
-        """`TextToCodes.size("12B")`."""
+    def size(name: str, **changes: Any) -> "TextToCodesConfig":
+        """`TextToCodesConfig.size("12B")`."""
         width, heads, depth = DALLE_SIZES[name]
-        return TextToCodes(**{"width": width, "heads": heads, "depth": depth, **changes})
+        return TextToCodesConfig(**{"width": width, "heads": heads, "depth": depth, **changes})
 
     def faults(self) -> list[str]:
         found = []
@@ -51,7 +51,7 @@ class TextToCodes(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dalle(ObjectiveSpec):
+class DalleConfig(ObjectiveSpec):
     """Captions and the codes that a trained discrete VAE gives their pictures, one after the other."""
 
     build: ClassVar[str] = "vtx_scale.objectives.dalle:Dalle"
@@ -62,8 +62,8 @@ class Dalle(ObjectiveSpec):
         "codec_from": "learns from the codes of a discrete VAE: add objective.codec_from=RUN, a run folder or exported "
                       "weights."}
 
-    net: TextToCodes
-    codec: Codec
+    net: TextToCodesConfig
+    codec: CodecConfig
     codec_from: str = "required"  # run folder of a dVAE, which says its network itself, or exported weights
     text_share: float = 1 / 8  # of the loss; the rest is the codes'
     merges_dropped: float = 0.1  # of a caption's merges in training (Provilkov et al. 2020)
@@ -93,6 +93,6 @@ class Dalle(ObjectiveSpec):
 PUBLISHED = {"dalle_2b8": "2.8B", "dalle_5b6": "5.6B", "dalle_12b": "12B"}
 
 
-def published() -> dict[str, TextToCodes]:
+def published() -> dict[str, TextToCodesConfig]:
     """Name -> spec of the transformer: its codec is dvae_dalle."""
-    return {name: TextToCodes.size(size) for name, size in PUBLISHED.items()}
+    return {name: TextToCodesConfig.size(size) for name, size in PUBLISHED.items()}

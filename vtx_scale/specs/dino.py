@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from vtx_scale.specs.network import Backbone, Network
 from vtx_scale.specs.objective import ObjectiveSpec
-from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.spec import Spec
 from vtx_scale.specs.supervised import Pixels
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.vit import ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Crops(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dino(ObjectiveSpec):
+class DinoConfig(ObjectiveSpec):
     """A student matches its own moving average across crops of one picture. Schedules count steps.
 
     `crops` says how pictures are cut and flipped; of `data` the ratio counts.
@@ -95,4 +95,4 @@ PUBLISHED = {"dino_vit_s16": "S/16", "dino_vit_s8": "S/8", "dino_vit_b16": "B/16
 
 def published() -> dict[str, Backbone]:
     """Name -> spec of the network: they were released without a head."""
-    return {**{name: ViT.size(size) for name, size in PUBLISHED.items()}, "dino_resnet50": ResNet.size("50")}
+    return {**{name: ViTConfig.size(size) for name, size in PUBLISHED.items()}, "dino_resnet50": ResNetConfig.size("50")}

@@ -9,7 +9,7 @@ from vtx_scale.specs.objective import PICTURES, ObjectiveSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codec(Network):
+class CodecConfig(Network):
     """Encoder and decoder: residual convolutions in groups, each half as fine as the one before."""
 
     build: ClassVar[str] = "vtx_scale.backbones.dvae:Codec"
@@ -42,7 +42,7 @@ class Codec(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dvae(ObjectiveSpec):
+class DvaeConfig(ObjectiveSpec):
     """Pictures through codes: their likelihood, and how far the codes are from equally likely. Schedules count steps.
 
     `average` is the momentum of the weights' moving average, which evaluations and exports use; 0 for none.
@@ -53,7 +53,7 @@ class Dvae(ObjectiveSpec):
     places: ClassVar[tuple[str, ...]] = ("net.", "average.")
     pixels = "unit"  # of what is exported: from 0 to 1, as they are
 
-    net: Codec
+    net: CodecConfig
     kl: float = 6.6  # the weight of the codes' divergence ...
     kl_start: float = 0.0  # ... from here
     kl_steps: int = 5_000  # ... on half a cosine
@@ -81,6 +81,6 @@ def half_cosine(start: float, end: float, step: int, steps: int) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def published() -> dict[str, Codec]:
+def published() -> dict[str, CodecConfig]:
     """Name -> spec: encoder and decoder."""
-    return {"dvae_dalle": Codec()}
+    return {"dvae_dalle": CodecConfig()}

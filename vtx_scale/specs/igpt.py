@@ -20,7 +20,7 @@ IGPT_SIZES: dict[str, tuple[int, int, int, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelGPT(Network):
+class PixelGPTConfig(Network):
     """A transformer over the colours of a picture, row after row."""
 
     build: ClassVar[str] = "vtx_scale.backbones.igpt:PixelGPT"
@@ -42,10 +42,10 @@ class PixelGPT(Network):
         return (((self.side**2,), "ids"),)
 
     @staticmethod
-    def size(name: str, **changes: Any) -> "PixelGPT":
-        """`PixelGPT.size("S")`, `PixelGPT.size("L@48")`."""
+    def size(name: str, **changes: Any) -> "PixelGPTConfig":
+        """`PixelGPTConfig.size("S")`, `PixelGPTConfig.size("L@48")`."""
         width, depth, heads, side = IGPT_SIZES[name]
-        return PixelGPT(**{"width": width, "depth": depth, "heads": heads, "side": side, **changes})
+        return PixelGPTConfig(**{"width": width, "depth": depth, "heads": heads, "side": side, **changes})
 
     def faults(self) -> list[str]:
         found = []
@@ -57,7 +57,7 @@ class PixelGPT(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Igpt(ObjectiveSpec):
+class IgptConfig(ObjectiveSpec):
     """Which colour comes next (a causal net), or which one was hidden (a net that is not causal, as BERT)?"""
 
     build: ClassVar[str] = "vtx_scale.objectives.igpt:Igpt"
@@ -67,7 +67,7 @@ class Igpt(ObjectiveSpec):
         "palette": "sees pictures in the colours of a palette: add objective.palette=FILE ('vtx data palette' finds one) or "
                    "objective.palette=cube."}
 
-    net: PixelGPT
+    net: PixelGPTConfig
     palette: str = "cube"  # 8 x 8 x 8 colours; or a file of `vtx data palette`, which run.json holds in hexadecimal
     hidden: float = 0.15  # the chance of a pixel to be hidden from a net that is not causal
     generative: float = 1.0  # the weight of the colours' loss beside the classifier's
@@ -90,6 +90,6 @@ class Igpt(ObjectiveSpec):
 PUBLISHED = {"igpt_s": "S", "igpt_m": "M", "igpt_l": "L", "igpt_l48": "L@48", "igpt_l64": "L@64", "igpt_xl": "XL"}
 
 
-def published() -> dict[str, PixelGPT]:
+def published() -> dict[str, PixelGPTConfig]:
     """Name -> spec of the transformer."""
-    return {name: PixelGPT.size(size) for name, size in PUBLISHED.items()}
+    return {name: PixelGPTConfig.size(size) for name, size in PUBLISHED.items()}

@@ -29,7 +29,7 @@ class Network(Spec):
 
     def inputs(self) -> tuple[Input, ...]:
         """Of one sample, as `forward` takes them."""
-        raise NotImplementedError(f"{type(self).__name__}.inputs says what its forward takes")
+        raise NotImplementedError(f"{self.title()}.inputs says what its forward takes")
 
     @property
     def couples(self) -> bool:

@@ -68,7 +68,7 @@ class ObjectiveSpec(Spec):
     def exported(self) -> tuple[str, Network]:
         """What `vtx export` writes: the prefix of its names, and its network. Raises LookupError where nothing leaves."""
         if "net" not in self.networks():
-            raise LookupError(f"{type(self).__name__} has no network `net` to export")
+            raise LookupError(f"{self.title()} has no network `net` to export")
         return "net.", self.networks()["net"]
 
 

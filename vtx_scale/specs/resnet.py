@@ -27,7 +27,7 @@ CLIP_RESNET_SIZES: dict[str, tuple[tuple[int, ...], int, int, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet(Backbone):
+class ResNetConfig(Backbone):
     """ResNet v1.5 (He et al. 2016) and wide ResNet (Zagoruyko & Komodakis 2016)."""
 
     build: ClassVar[str] = "vtx_scale.backbones.resnet:ResNet"
@@ -57,14 +57,14 @@ class ResNet(Backbone):
         return True
 
     @staticmethod
-    def size(name: str, **changes: Any) -> "ResNet":
-        """`ResNet.size("50", classes=1000)`, `ResNet.size("wide 50-2")`."""
+    def size(name: str, **changes: Any) -> "ResNetConfig":
+        """`ResNetConfig.size("50", classes=1000)`, `ResNetConfig.size("wide 50-2")`."""
         blocks, kind, wide = RESNET_SIZES[name]
-        return ResNet(**{"blocks": blocks, "kind": kind, "wide": wide, **changes})
+        return ResNetConfig(**{"blocks": blocks, "kind": kind, "wide": wide, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipResNet(Backbone):
+class ClipResNetConfig(Backbone):
     """CLIP's ResNet with attention pooling (Radford et al. 2021), into the embedding space of `embed` dimensions."""
 
     build: ClassVar[str] = "vtx_scale.backbones.clip_resnet:ClipResNet"
@@ -102,11 +102,11 @@ class ClipResNet(Backbone):
         return [f"classes={self.classes}: this network embeds, leave it out."] if self.classes else []
 
     @staticmethod
-    def size(name: str, **changes: Any) -> "ClipResNet":
-        """`ClipResNet.size("RN50x4")`."""
+    def size(name: str, **changes: Any) -> "ClipResNetConfig":
+        """`ClipResNetConfig.size("RN50x4")`."""
         blocks, stem, resolution, embed = CLIP_RESNET_SIZES[name]
-        return ClipResNet(**{"blocks": blocks, "stem": stem, "heads": stem // 2, "resolution": resolution,
-                             "embed": embed, **changes})
+        return ClipResNetConfig(**{"blocks": blocks, "stem": stem, "heads": stem // 2, "resolution": resolution,
+                                   "embed": embed, **changes})
 
 
 PUBLISHED = {
@@ -115,6 +115,6 @@ PUBLISHED = {
 }
 
 
-def published() -> dict[str, ResNet]:
+def published() -> dict[str, ResNetConfig]:
     """Name -> spec, with classifiers of 1000 classes."""
-    return {name: ResNet.size(size, classes=1000) for name, size in PUBLISHED.items()}
+    return {name: ResNetConfig.size(size, classes=1000) for name, size in PUBLISHED.items()}

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from vtx_scale.specs.network import Input, Network
 from vtx_scale.specs.objective import ObjectiveSpec
-from vtx_scale.specs.vit import VIT_SIZES, ViT
+from vtx_scale.specs.vit import VIT_SIZES, ViTConfig
 
 # name: the size of both towers, the image's patch and pixels, the text's context and vocabulary
 SIGLIP_SIZES: dict[str, tuple[str, int, int, int, int]] = {
@@ -23,7 +23,7 @@ SIGLIP_SIZES: dict[str, tuple[str, int, int, int, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiglipText(Network):
+class SiglipTextConfig(Network):
     """The text transformer: every token sees every other; pools at the last position."""
 
     build: ClassVar[str] = "vtx_scale.backbones.text:SiglipText"
@@ -44,7 +44,7 @@ class SiglipText(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Siglip(ObjectiveSpec):
+class SiglipConfig(ObjectiveSpec):
     """Two towers, every pair a yes or no. The image has attention pooling and no projection: its width is the embedding's."""
 
     build: ClassVar[str] = "vtx_scale.objectives.siglip:Siglip"
@@ -53,8 +53,8 @@ class Siglip(ObjectiveSpec):
     vocabulary: ClassVar[str] = "text.vocab"
     pixels = "half"
 
-    image: ViT
-    text: SiglipText
+    image: ViTConfig
+    text: SiglipTextConfig
     scale: float = 10.0  # where the logit scale starts
     bias: float = -10.0  # where the logit bias starts
 
@@ -69,13 +69,13 @@ class Siglip(ObjectiveSpec):
                 "classes: set both to the same number, image.classes=0."]
 
     @staticmethod
-    def size(name: str) -> "Siglip":
-        """`Siglip.size("B/16")`, `Siglip.size("So400m/14@384")`."""
+    def size(name: str) -> "SiglipConfig":
+        """`SiglipConfig.size("B/16")`, `SiglipConfig.size("So400m/14@384")`."""
         letters, patch, pixels, context, vocab = SIGLIP_SIZES[name]
         width, depth, mlp, heads = VIT_SIZES[letters]
-        image = ViT.size(f"{letters}/{patch}", resolution=pixels, pool="map", class_token=False, activation="gelu_tanh")
-        return Siglip(image=image, text=SiglipText(width=width, depth=depth, mlp=mlp, heads=heads, context=context,
-                                                   vocab=vocab, embed=width))
+        image = ViTConfig.size(f"{letters}/{patch}", resolution=pixels, pool="map", class_token=False, activation="gelu_tanh")
+        return SiglipConfig(image=image, text=SiglipTextConfig(width=width, depth=depth, mlp=mlp, heads=heads, context=context,
+                                                               vocab=vocab, embed=width))
 
 
 PUBLISHED = {
@@ -86,6 +86,6 @@ PUBLISHED = {
 }
 
 
-def published() -> dict[str, Siglip]:
+def published() -> dict[str, SiglipConfig]:
     """Name -> spec: both towers, scale and bias."""
-    return {name: Siglip.size(size) for name, size in PUBLISHED.items()}
+    return {name: SiglipConfig.size(size) for name, size in PUBLISHED.items()}

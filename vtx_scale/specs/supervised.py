@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 
 from vtx_scale.specs.network import Backbone
 from vtx_scale.specs.objective import PICTURES, ObjectiveSpec, Pretrained
-from vtx_scale.specs.vit import ViT
+from vtx_scale.specs.vit import ViTConfig
 
 Pixels = Literal["half", "imagenet"]  # how pixels are normalised: to [-1, 1], or by ImageNet's mean and deviation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supervised(ObjectiveSpec):
+class SupervisedConfig(ObjectiveSpec):
     """A network with `classes` learns labels: one a sample (softmax), or several (sigmoid, as on JFT)."""
 
     build: ClassVar[str] = "vtx_scale.objectives.supervised:Supervised"
@@ -40,7 +40,7 @@ class Supervised(ObjectiveSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(ObjectiveSpec):
+class DistillConfig(ObjectiveSpec):
     """DeiT (Touvron et al. 2021): labels, and what a trained teacher says of the same pictures."""
 
     build: ClassVar[str] = "vtx_scale.objectives.distill:Distill"
@@ -80,14 +80,14 @@ class Distill(ObjectiveSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masked(ObjectiveSpec):
+class MaskedConfig(ObjectiveSpec):
     """Masked patches (Dosovitskiy et al. 2021, B.1.2): which of 512 colours is the mean of a patch that was hidden?"""
 
     build: ClassVar[str] = "vtx_scale.objectives.masked:Masked"
     data_fields: ClassVar[tuple[str, ...]] = PICTURES
     augmentations: ClassVar[tuple[str, ...]] = ("randaug_*",)
 
-    net: ViT
+    net: ViTConfig
     corrupted: float = 0.5  # of the patches; of these
     hidden: float = 0.8  # become the mask embedding
     swapped: float = 0.1  # another patch's of the picture; the rest stays
@@ -114,9 +114,9 @@ PUBLISHED_PLAIN = {"deit_ti16": ("Ti/16", 224), "deit_s16": ("S/16", 224), "deit
                    "deit_b16_384": ("B/16", 384)}
 
 
-def published() -> dict[str, ViT]:
+def published() -> dict[str, ViTConfig]:
     """Name -> spec, with classifiers of 1000 classes."""
-    made = {name: ViT.size(size, classes=1000, distilled=True, resolution=pixels)
+    vits = {name: ViTConfig.size(size, classes=1000, distilled=True, resolution=pixels)
             for name, (size, pixels) in PUBLISHED_DEITS.items()}
-    plain = {name: ViT.size(size, classes=1000, resolution=pixels) for name, (size, pixels) in PUBLISHED_PLAIN.items()}
-    return made | plain
+    plain = {name: ViTConfig.size(size, classes=1000, resolution=pixels) for name, (size, pixels) in PUBLISHED_PLAIN.items()}
+    return vits | plain

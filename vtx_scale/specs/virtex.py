@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from vtx_scale.specs.network import Backbone
 from vtx_scale.specs.objective import ObjectiveSpec
-from vtx_scale.specs.resnet import ResNet
+from vtx_scale.specs.resnet import ResNetConfig
 
 # name: trunk, layers and width of a decoder
 VIRTEX_SIZES: dict[str, tuple[str, int, int]] = {
@@ -16,7 +16,7 @@ VIRTEX_SIZES: dict[str, tuple[str, int, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Virtex(ObjectiveSpec):
+class VirtexConfig(ObjectiveSpec):
     """A ResNet learns from captions, which decoders write forwards and backwards while they look at its map."""
 
     build: ClassVar[str] = "vtx_scale.objectives.virtex:Virtex"
@@ -37,10 +37,10 @@ class Virtex(ObjectiveSpec):
     beam: int = 5  # captions that are followed when one is written
 
     @staticmethod
-    def size(name: str, **changes: Any) -> "Virtex":
-        """`Virtex.size("R50-L1-H1024")`."""
+    def size(name: str, **changes: Any) -> "VirtexConfig":
+        """`VirtexConfig.size("R50-L1-H1024")`."""
         trunk, depth, width = VIRTEX_SIZES[name]
-        return Virtex(**{"net": ResNet.size(trunk), "depth": depth, "width": width, **changes})
+        return VirtexConfig(**{"net": ResNetConfig.size(trunk), "depth": depth, "width": width, **changes})
 
     @property
     def heads(self) -> int:
@@ -68,6 +68,6 @@ PUBLISHED = {
 }
 
 
-def published() -> dict[str, Virtex]:
+def published() -> dict[str, VirtexConfig]:
     """Name -> spec: trunk and decoders."""
-    return {name: Virtex.size(size) for name, size in PUBLISHED.items()}
+    return {name: VirtexConfig.size(size) for name, size in PUBLISHED.items()}

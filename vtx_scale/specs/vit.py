@@ -34,7 +34,7 @@ HYBRIDS: dict[str, tuple[tuple[int, ...], int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT(Backbone):
+class ViTConfig(Backbone):
     """Vision transformer (Dosovitskiy et al. 2021); CLIP's has no patch bias and a norm before the blocks."""
 
     build: ClassVar[str] = "vtx_scale.backbones.vit:ViT"
@@ -109,22 +109,22 @@ class ViT(Backbone):
     def attends(self) -> bool:
         return self.class_token
 
-    def calm(self) -> "ViT":
+    def calm(self) -> "ViTConfig":
         return replace(self, drop_path=0.0, dropout=0.0)
 
-    def headless(self) -> "ViT":
+    def headless(self) -> "ViTConfig":
         return replace(self, classes=0, representation=False)
 
     def position_grid(self) -> tuple[int, int] | None:
         return (self.resolution // self.cell, self.extra) if self.position_kind == "learned" else None
 
     @staticmethod
-    def size(name: str, **changes: Any) -> "ViT":
-        """`ViT.size("B/16")`, `ViT.size("L/14", resolution=336)`, `ViT.size("R50+L/32")`."""
+    def size(name: str, **changes: Any) -> "ViTConfig":
+        """`ViTConfig.size("B/16")`, `ViTConfig.size("L/14", resolution=336)`, `ViTConfig.size("R50+L/32")`."""
         letters, _, patch = name.rpartition("+")[2].partition("/")
         width, depth, mlp, heads = VIT_SIZES[letters]
         stem, cut = HYBRIDS[name] if "+" in name else (None, int(patch))
-        return ViT(**{"width": width, "depth": depth, "mlp": mlp, "heads": heads, "patch": cut, "stem": stem, **changes})
+        return ViTConfig(**{"width": width, "depth": depth, "mlp": mlp, "heads": heads, "patch": cut, "stem": stem, **changes})
 
 
 # The papers tell small from large by case (s and S, g and G); a name must do without.
@@ -145,11 +145,11 @@ PUBLISHED_HYBRIDS = {
 }
 
 
-def published() -> dict[str, ViT]:
+def published() -> dict[str, ViTConfig]:
     """Name -> spec, with classifiers of 1000 classes."""
-    made = {name: ViT.size(size, classes=1000) for name, size in PUBLISHED.items()}
+    specs = {name: ViTConfig.size(size, classes=1000) for name, size in PUBLISHED.items()}
     for name, size in PUBLISHED_HYBRIDS.items():
         for pixels in (224, 384):
             key = name if pixels == 224 else f"{name}_384"
-            made[key] = ViT.size(size, classes=1000, resolution=pixels)
-    return made
+            specs[key] = ViTConfig.size(size, classes=1000, resolution=pixels)
+    return specs

@@ -47,8 +47,8 @@ class FSDP(Base):
         super().prepare(objective)
 
     def call(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        made: Tensor = self.objective.call(function, *rows)
-        return made
+        out: Tensor = self.objective.call(function, *rows)
+        return out
 
     @contextlib.contextmanager
     def micro(self, last: bool) -> Iterator[None]:
@@ -58,7 +58,7 @@ class FSDP(Base):
         root.set_is_last_backward(last)
         yield
 
-    def rest(self) -> None:
+    def reshard(self) -> None:
         for part in self.parts:  # the root keeps its whole parameters until a backward pass comes
             part.reshard()
 

@@ -73,9 +73,9 @@ class BadLimit:
         self.recent.append((bad, slots))
         while sum(s for _, s in self.recent) - self.recent[0][1] >= self.WINDOW:
             self.recent.pop(0)
-        masked, seen = sum(b for b, _ in self.recent), sum(s for _, s in self.recent)
+        masked, total = sum(b for b, _ in self.recent), sum(s for _, s in self.recent)
         if masked > self.share * self.WINDOW:
-            raise UserError(f"{masked} of the last {seen} samples were bad, more than data.bad_limit={self.share}: "
+            raise UserError(f"{masked} of the last {total} samples were bad, more than data.bad_limit={self.share}: "
                             f"ledger.jsonl names them{self.why()}; 'vtx data verify' finds those that cannot be read.")
 
     def why(self) -> str:

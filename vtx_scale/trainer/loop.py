@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtx_scale.blocks.rows import keepers
+from vtx_scale.blocks.slots import with_running_statistics
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.distributed.failpoint import failpoint
@@ -57,7 +57,7 @@ class Trainer:
     saved: int = -1  # the newest step handed to the writer
 
     def __post_init__(self) -> None:
-        self.keepers = keepers(self.objective)
+        self.statistics = with_running_statistics(self.objective)
 
     def train(self) -> str:
         """Run to the end, or to the request to leave: "finished" or "left"."""
@@ -78,8 +78,8 @@ class Trainer:
             for reason, count in batch.notes.items():
                 self.ledger.write(kind="note", reason=reason, count=count, step=p.step + 1)
 
-            for module in self.keepers:
-                module.forget()  # what a step that did not count has left behind
+            for module in self.statistics:
+                module.discard_statistics()  # what a step that did not count has left behind
             batch = self.objective.prepare(batch, p.step)
             counts = self.objective.count(batch)  # known before the forward pass: a masked slot weighs nothing
             masked = (~batch.valid & (batch.ids >= 0)).sum()
@@ -87,21 +87,21 @@ class Trainer:
             total, valid, bad = self.strategy.sum(heads).tolist()
             limit.add(int(bad), int(valid + bad))
 
-            loss, seen = self.forward_backward(batch, total)
+            loss, logged = self.forward_backward(batch, total)
             flags = torch.tensor([self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64)
             failpoint(f"backward-{p.step + 1}")
-            common = self.strategy.sum(torch.cat([loss.double().reshape(1), flags.to(loss.device), *seen.values()]))
+            common = self.strategy.sum(torch.cat([loss.double().reshape(1), flags.to(loss.device), *logged.values()]))
             for frozen in self.strategy.frozen(p.step):
                 frozen.grad = None
             norms = self.strategy.norms() / self.precision.scale
             (loss_value, leave, failed, *means), norm_value = common.tolist(), torch.linalg.vector_norm(norms).float().item()
-            told = {name: value / max(valid, 1.0) for name, value in zip(seen, means, strict=True)}
+            metrics = {name: value / max(valid, 1.0) for name, value in zip(logged, means, strict=True)}
             leaving = leave > 0 or p.step + 1 - first == run.system.leave_after
             if failed:
                 self.save_failed()
 
             if self.sound(batch, loss, loss_value, norm_value, valid):
-                told |= self.apply(norm_value, norms)
+                metrics |= self.apply(norm_value, norms)
             self.optimizer.zero_grad(set_to_none=True)
             p.step += 1
             p.samples += int(valid)
@@ -110,7 +110,7 @@ class Trainer:
             seconds = time.perf_counter() - began
             self.log.step(p.step, samples=p.samples, loss=loss_value, lr=rate, grad_norm=norm_value,
                           samples_per_second=valid / seconds, data_wait=waited, seconds=seconds,
-                          **told)
+                          **metrics)
             if p.step == run.steps or leaving or (run.checkpoint.every and p.step % run.checkpoint.every == 0):
                 self.save()
             if names := due(run, p.step):
@@ -125,17 +125,17 @@ class Trainer:
         """
         micros = batch.split(self.run.system.micro_batch if self.run.objective.separable else None)
         loss = torch.zeros((), device=self.strategy.device)
-        seen: dict[str, Tensor] = {}
+        logged: dict[str, Tensor] = {}
         for i, micro in enumerate(micros):
             with self.strategy.micro(last=i == len(micros) - 1):
                 with self.precision.cast(self.strategy.device):
-                    part, said = self.objective(micro, self.progress.step)
+                    part, log = self.objective(micro, self.progress.step)
                 part = part / max(total, 1.0)
                 self.strategy.backward(part * self.precision.scale if self.precision.scale != 1 else part)
                 loss = loss + part.detach()
-                for name, value in said.items():
-                    seen[name] = seen.get(name, 0.0) + value.detach().double().reshape(1) * micro.valid.sum()
-        return loss, seen
+                for name, value in log.items():
+                    logged[name] = logged.get(name, 0.0) + value.detach().double().reshape(1) * micro.valid.sum()
+        return loss, logged
 
     def sound(self, batch: Any, mine: Tensor, loss: float, norm: float, valid: float) -> bool:
         """The same verdict on every rank; a step that is not finite is skipped and its samples are named."""
@@ -170,8 +170,8 @@ class Trainer:
         self.optimizer.step()
         self.progress.applied += 1
         self.progress.frozen += bool(self.strategy.frozen(step))
-        for module in self.keepers:
-            module.commit()
+        for module in self.statistics:
+            module.update_statistics()
         self.strategy.clamp()
         self.strategy.follow(step)
         return {name: value.item() for name, value in (self.objective.update_buffers(step)).items()}

@@ -15,13 +15,13 @@ from vtx_scale.trainer.lookahead import Lookahead
 def groups(module: nn.Module, rules: dict[str, Rule]) -> list[dict[str, Any]]:
     """Groups of kind "body", "head" and "undecayed", of the trunk or not, of one `lr_scale` each; none is empty."""
     kinds = [(kind, trunk) for trunk in (False, True) for kind in ("body", "head", "undecayed")]
-    made: dict[tuple[str, bool, float], list[nn.Parameter]] = {(*kind, 1.0): [] for kind in kinds}
+    grouped: dict[tuple[str, bool, float], list[nn.Parameter]] = {(*kind, 1.0): [] for kind in kinds}
     for name, p in module.named_parameters():
         if p.requires_grad:
             rule = rules[name]
             kind = "undecayed" if not rule.decays(p.ndim) else "head" if rule.group == "head" else "body"
-            made.setdefault((kind, rule.group == "trunk", rule.lr_scale), []).append(p)
-    return [{"kind": kind, "trunk": trunk, "lr_scale": scale, "params": part} for (kind, trunk, scale), part in made.items() if part]
+            grouped.setdefault((kind, rule.group == "trunk", rule.lr_scale), []).append(p)
+    return [{"kind": kind, "trunk": trunk, "lr_scale": scale, "params": part} for (kind, trunk, scale), part in grouped.items() if part]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, spec: Optimizer, rate: float, step: int, steps: int) -> None:
@@ -41,24 +41,24 @@ def optimizer_of(
 
     rules: as `table_of` gives them. shards: the process group over which parameters are cut, None where they are whole.
     """
-    made = groups(objective, rules)
-    cuda = any(p.is_cuda for g in made for p in g["params"])
+    grouped = groups(objective, rules)
+    cuda = any(p.is_cuda for g in grouped for p in g["params"])
     each = None if cuda else False  # many tensors at once only where that is faster
     optimizer: torch.optim.Optimizer
     if spec.kind == "adafactor":
-        optimizer = Adafactor(made, spec.lr, betas=spec.betas, shards=shards)
+        optimizer = Adafactor(grouped, spec.lr, betas=spec.betas, shards=shards)
     elif spec.kind == "sgd":
-        optimizer = torch.optim.SGD(made, lr=spec.lr, momentum=spec.betas[0], foreach=each)
+        optimizer = torch.optim.SGD(grouped, lr=spec.lr, momentum=spec.betas[0], foreach=each)
         for p in parameters(optimizer):
             optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format)}
     elif spec.kind == "lookahead":
-        optimizer = Lookahead(made, spec.lr, spec.betas[0], spec.lookahead, spec.lookahead_share, foreach=each)
+        optimizer = Lookahead(grouped, spec.lr, spec.betas[0], spec.lookahead, spec.lookahead_share, foreach=each)
         for p in parameters(optimizer):
             optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32),
                                   "momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format),
                                   "slow": p.detach().clone(memory_format=torch.preserve_format)}
     else:
-        optimizer = torch.optim.AdamW(made, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True if cuda else None,
+        optimizer = torch.optim.AdamW(grouped, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True if cuda else None,
                                       foreach=each)
         for p in parameters(optimizer):
             optimizer.state[p] = {

@@ -74,9 +74,9 @@ class ColourObjective(Objective):
 
     def forward(self, batch, step=0):
         x = batch["image"].to(self.student.last.weight.dtype).flatten(1) / 127.5 - 1
-        said, kept = self.student(x), self.teacher(x).detach()
-        loss_n = (said - batch["target"].to(x.dtype)).square().sum(1) + 0.1 * (said - kept).square().sum(1)
-        return torch.where(batch.valid, loss_n, 0).sum(), {"apart": (said - kept).detach().abs().max()}
+        answer, kept = self.student(x), self.teacher(x).detach()
+        loss_n = (answer - batch["target"].to(x.dtype)).square().sum(1) + 0.1 * (answer - kept).square().sum(1)
+        return torch.where(batch.valid, loss_n, 0).sum(), {"apart": (answer - kept).detach().abs().max()}
 
     def colour(self, pixels):
         return self.context.run_probe(lambda x: self.teacher(x.float().flatten(1) / 127.5 - 1), torch.as_tensor(pixels))

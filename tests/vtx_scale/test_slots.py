@@ -5,20 +5,20 @@ import torch.nn.functional as F
 
 from vtx_scale.blocks import random
 from vtx_scale.blocks.position import cubic, resampled, sincos2d
-from vtx_scale.blocks.rows import VIEWS, Rows, drop_path, dropout
+from vtx_scale.blocks.slots import VIEWS, SlotContext, drop_path, dropout
 from vtx_scale.distributed.ranks import Ranks
 
 GOLDEN = [[0.8778162002563477, 0.4464036822319031], [0.8093263506889343, 0.8501076698303223]]
 
 
-def rows(numbers, step=0, call=""):
+def slots(numbers, step=0, call=""):
     at = torch.as_tensor(numbers)
-    return Rows(torch.ones(len(at), dtype=torch.bool), at, random.step_key(7, step), Ranks(), call)
+    return SlotContext(torch.ones(len(at), dtype=torch.bool), at, random.step_key(7, step), Ranks(), call)
 
 
 def test_a_row_has_its_numbers_wherever_it_lies():
-    whole = rows(torch.arange(40) * VIEWS)
-    some = rows(torch.tensor([31, 3]) * VIEWS)
+    whole = slots(torch.arange(40) * VIEWS)
+    some = slots(torch.tensor([31, 3]) * VIEWS)
     assert torch.equal(whole.uniform("a", 5, 2)[[31, 3]], some.uniform("a", 5, 2))
     assert torch.equal(whole.normal("a", 9)[[31, 3]], some.normal("a", 9))
     x = torch.randn(40, 6, 4)
@@ -27,9 +27,9 @@ def test_a_row_has_its_numbers_wherever_it_lies():
 
 
 def test_purpose_step_seed_slot_view_and_pass_change_the_numbers():
-    base = rows(torch.arange(64) * VIEWS).uniform("a", 8)
-    others = [rows(torch.arange(64) * VIEWS).uniform("b", 8), rows(torch.arange(64) * VIEWS, step=1).uniform("a", 8),
-              rows(torch.arange(64) * VIEWS + 1).uniform("a", 8), rows(torch.arange(64) * VIEWS, call="x").uniform("a", 8),
+    base = slots(torch.arange(64) * VIEWS).uniform("a", 8)
+    others = [slots(torch.arange(64) * VIEWS).uniform("b", 8), slots(torch.arange(64) * VIEWS, step=1).uniform("a", 8),
+              slots(torch.arange(64) * VIEWS + 1).uniform("a", 8), slots(torch.arange(64) * VIEWS, call="x").uniform("a", 8),
               random.uniform(random.step_key(8, 0), "/a", torch.arange(64) * VIEWS, 8)]
     for other in others:
         assert (base == other).float().mean() < 0.01
@@ -37,8 +37,8 @@ def test_purpose_step_seed_slot_view_and_pass_change_the_numbers():
 
 
 def test_the_numbers_are_uniform_and_normal():
-    u = rows(torch.arange(500) * VIEWS).uniform("u", 400).double()
-    z = rows(torch.arange(500) * VIEWS).normal("z", 400).double()
+    u = slots(torch.arange(500) * VIEWS).uniform("u", 400).double()
+    z = slots(torch.arange(500) * VIEWS).normal("z", 400).double()
     counts = torch.histc(u, 64, 0, 1)
     expected = u.numel() / 64
     assert ((counts - expected) ** 2 / expected).sum() < 63 + 4 * (2 * 63) ** 0.5  # chi-squared, 63 degrees
@@ -56,7 +56,7 @@ def test_golden_numbers():
 
 
 def test_dropping_keeps_the_mean():
-    x, many = torch.ones(2_000, 50), rows(torch.arange(2_000) * VIEWS)
+    x, many = torch.ones(2_000, 50), slots(torch.arange(2_000) * VIEWS)
     assert abs(dropout(x, 0.3, many, "d").mean() - 1) < 0.01
     paths = drop_path(x, 0.3, many, "d")
     assert abs(paths.mean() - 1) < 0.05 and set((paths[:, 0] * 0.7).round().tolist()) == {0.0, 1.0}

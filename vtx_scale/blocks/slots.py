@@ -12,8 +12,8 @@ VIEWS = 1 << 16  # a row's number is slot * VIEWS + view
 
 
 @dataclass(frozen=True)
-class Rows:
-    """B rows. A network called as `net(x)` evaluates; as `net(x, rows)` it trains: drops, and takes batch statistics.
+class SlotContext:
+    """B rows. A network called as `net(x)` evaluates; as `net(x, slots)` it trains: drops, and takes batch statistics.
 
     valid (B,) bool; number (B,) int64: slot and view, the same on whatever rank the row lies; key () int64 of seed and
     step. call: names the pass where a network runs more than once in a step, as on global and on local crops.
@@ -25,7 +25,7 @@ class Rows:
     ranks: Ranks
     call: str = ""
 
-    def part(self, a: int, b: int) -> "Rows":
+    def part(self, a: int, b: int) -> "SlotContext":
         """Rows a .. b-1 of these."""
         return replace(self, valid=self.valid[a:b], number=self.number[a:b])
 
@@ -38,22 +38,22 @@ class Rows:
         return random.normal(self.key, f"{self.call}/{purpose}", self.number, *shape)
 
 
-def dropout(x: Tensor, rate: float, rows: Rows | None, *purpose: str) -> Tensor:
+def dropout(x: Tensor, rate: float, slots: SlotContext | None, *purpose: str) -> Tensor:
     """Each number of x (B, ...) becomes 0 with probability `rate`, the others grow by 1 / (1 - rate)."""
-    if rows is None or not rate:
+    if slots is None or not rate:
         return x
-    keep = rows.uniform(".".join(purpose), *x.shape[1:]) >= rate
+    keep = slots.uniform(".".join(purpose), *x.shape[1:]) >= rate
     return x * keep.to(x.dtype) / (1 - rate)
 
 
-def drop_path(x: Tensor, rate: float, rows: Rows | None, *purpose: str) -> Tensor:
+def drop_path(x: Tensor, rate: float, slots: SlotContext | None, *purpose: str) -> Tensor:
     """Stochastic depth (Huang et al. 2016): a row's branch x (B, ...) is left out with probability `rate`."""
-    if rows is None or not rate:
+    if slots is None or not rate:
         return x
-    keep = rows.uniform(".".join(purpose)) >= rate
+    keep = slots.uniform(".".join(purpose)) >= rate
     return x * (keep.to(x.dtype) / (1 - rate)).view(-1, *[1] * (x.ndim - 1))
 
 
-def keepers(module: nn.Module) -> list[Any]:
-    """The modules that keep running statistics: `forget()` before a step, `commit()` after one that counted."""
-    return [m for m in module.modules() if hasattr(m, "commit")]
+def with_running_statistics(module: nn.Module) -> list[Any]:
+    """The modules that keep running statistics: `discard_statistics()` before a step, `update_statistics()` after one that counted."""
+    return [m for m in module.modules() if hasattr(m, "update_statistics")]
