@@ -36,7 +36,7 @@ def main(shards):
             keys, pictures, captions = next(stream)
         state = source.state_dict()
         following = next(stream)[0]
-        print(f"{workers} workers: batch 3 is {keys[0]} ... {keys[-1]}, {pictures.shape}, {captions[0]!r}")
+        print(f"{workers} workers: batch 3 is {keys[0]} ... {keys[-1]}, {tuple(pictures.shape)}, {captions[0]!r}")
         again, loader = batches(shards, workers)
         again.load_state_dict(state)
         assert list(next(iter(again.watch(loader)))[0]) == list(following), "a resume goes on where the state was taken"

@@ -35,11 +35,6 @@ def check(run: Run) -> None:
     for where, spec in specs(run):
         for fault in spec.faults():
             raise UserError(f"{where}{fault}")
-    check_data(run)
-    if run.system.world is not None:
-        check_micro_batch(run, run.system.world)
-    for evaluation in run.evaluate:
-        check_evaluator(evaluation.name)
     world, strategy = run.system.world, run.system.strategy
     if strategy == "single" and world and world > 1:
         raise UserError(f"system.strategy=single runs on one process, the world is {world}: choose ddp, fsdp or hsdp.")
@@ -49,6 +44,11 @@ def check(run: Run) -> None:
                        "data.lanes": run.data.lanes, "data.window": run.data.window}.items():
         if maybe is not None and maybe < 1:
             raise UserError(f"{key}={maybe}: give 1 or more, or leave it out.")
+    check_data(run)
+    if run.system.world is not None:
+        check_micro_batch(run, run.system.world)
+    for evaluation in run.evaluate:
+        check_evaluator(evaluation.name)
 
 
 def check_data(run: Run) -> None:

@@ -254,7 +254,8 @@ class Poison(average_colour.Colour):
 class PoisonObjective(ColourObjective):
     def forward(self, batch, step=0):
         loss, seen = super().forward(batch, step)
-        bad = step in self.spec.steps and self.ranks.rank == self.ranks.world - 1
+        ranks = self.context.ranks
+        bad = step in self.spec.steps and ranks.rank == ranks.world - 1
         return loss * (float("nan") if bad else 1.0), seen
 
 

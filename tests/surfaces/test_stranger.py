@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.promises.harness import COLOUR, losses, train_on_ranks, vtx
 from tests.require import need
@@ -106,7 +107,10 @@ def test_the_strangers_backbone_computes_what_timm_does(mixers, tmp_path):
     folder = mixers("supervised", "single", 1)
     opened = open_run(folder)
     weights.export(opened.model, "timm", tmp_path / "out")
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).double().eval()
+    spec = opened.recipe.objective.net
+    theirs = timm.models.convmixer.ConvMixer(spec.width, spec.depth, spec.kernel, spec.patch, num_classes=spec.classes)
+    theirs.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
+    theirs = theirs.double().eval()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     mean, std = (torch.tensor(x, dtype=torch.float64) for x in STATISTICS["imagenet"])
     with torch.no_grad():

@@ -115,10 +115,7 @@ TIMM = [
 def export_network(spec, state, to, out, pixels):
     if to != "timm":
         raise ValueError(f"ConvMixer goes to timm, not to {to}")
-    args = {"dim": spec.width, "depth": spec.depth, "kernel_size": spec.kernel, "patch_size": spec.patch}
-    config = {"architecture": "convmixer_768_32", "num_classes": spec.classes, "model_args": args,
-              "pretrained_cfg": {"mean": pixels.mean, "std": pixels.std, "crop_pct": pixels.centre}}
-    return write_folder(out, {"model.safetensors": with_counts(to_foreign(TIMM, state))}, {"config.json": config})
+    return write_folder(out, {"model.safetensors": with_counts(to_foreign(TIMM, state))}, {})
 
 
 def import_network(path, spec):
