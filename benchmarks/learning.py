@@ -1,15 +1,17 @@
-"""Does an objective learn? A small training on CIFAR-10, beside the same network untrained and beside raw pixels.
+"""Does an objective learn?
+
+A small training on CIFAR-10, beside the same network untrained and beside raw pixels.
 
     python benchmarks/learning.py pixels --data FOLDER
     python benchmarks/learning.py colours --data FOLDER objective.palette=FILE
     python benchmarks/learning.py table
     python benchmarks/learning.py RECIPE --data FOLDER [--seed 0] [--runs FOLDER] [key=value ...]
 
-RECIPE is one of launch/recipes/cifar10.py, "pixels" the comparison with raw pixels, "colours" how well
-counts foretell iGPT's colours, "table" what is there. FOLDER holds
-train-*.tar and test-*.tar. One training a command; the same command goes on where it was stopped. Readouts and their
-penalty are fixed beforehand: weighted k-NN (20 neighbours), logistic regression with an L2 of 1e-3; raw pixels alone get
-the best of four penalties, chosen on the test pictures, which favours them. Writes
+RECIPE is one of launch/recipes/cifar10.py, "pixels" the comparison with raw pixels, "colours" how
+well counts foretell iGPT's colours, "table" what is there. FOLDER holds train-*.tar and test-*.tar.
+One training a command; the same command goes on where it was stopped. Readouts and their penalty
+are fixed beforehand: weighted k-NN (20 neighbours), logistic regression with an L2 of 1e-3; raw
+pixels alone get the best of four penalties, chosen on the test pictures, which favours them. Writes
 benchmarks/results/learning/RECIPE-SEED.json.
 """
 
@@ -37,7 +39,10 @@ from vtx_scale.trainer.init import initialise
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-FILES = ("objective.teacher_from=", "objective.palette=")  # keys that name what lies on this machine
+FILES = (
+    "objective.teacher_from=",
+    "objective.palette=",
+)  # keys that name what lies on this machine
 CURVE = 12  # points of the training's curve that are kept
 
 
@@ -46,7 +51,9 @@ def untrained(run):
     objective = build.build_objective(run, torch.float32)
     Single(torch.device("cpu")).prepare(objective)
     initialise(objective, initial_values(objective), run.seed)
-    return scores(run, objective, [e.name for e in run.evaluate if e.name not in ("accuracy", "completions")])
+    return scores(
+        run, objective, [e.name for e in run.evaluate if e.name not in ("accuracy", "completions")]
+    )
 
 
 def pixels(run):
@@ -62,15 +69,20 @@ def pixels(run):
         for train in (True, False):
             batches, count = build.eval_batches(run, open_data(run, train))
             parts.append(extract(probe, Loader(batches, stop=count), Ranks()))
-        best = max((linear(*parts, None, Ranks(), penalties=(p,)) for p in PENALTIES), key=lambda r: r["top1"])
+        best = max(
+            (linear(*parts, None, Ranks(), penalties=(p,)) for p in PENALTIES),
+            key=lambda r: r["top1"],
+        )
         scores[name] = {"knn": knn(*parts, None, Ranks()), "linear": best}
     return scores
 
 
 def colours(run):
-    """Nats of a test pixel's colour by counts of the training pictures: alone, and after its left neighbour in raster order.
+    """Nats of a test pixel's colour by counts of the training pictures:
+    alone, and after its left neighbour in raster order.
 
-    The neighbours' counts are smoothed by the colours'; how much is chosen on the test pictures, which favours them.
+    The neighbours' counts are smoothed by the colours'; how much is chosen on the test pictures,
+    which favours them.
     """
     objective, K = build.build_objective(run, torch.float32), run.objective.net.colours
     one, two, tests = torch.zeros(K), torch.zeros(K, K), []
@@ -80,7 +92,9 @@ def colours(run):
             tokens = objective.palette.tokens(batch["image"])[batch.valid]
             if train:
                 one += torch.bincount(tokens.flatten(), minlength=K)
-                two += torch.bincount((tokens[:, :-1] * K + tokens[:, 1:]).flatten(), minlength=K * K).view(K, K)
+                two += torch.bincount(
+                    (tokens[:, :-1] * K + tokens[:, 1:]).flatten(), minlength=K * K
+                ).view(K, K)
             else:
                 tests.append(tokens)
     tokens, share = torch.cat(tests), (one + 1) / (one + 1).sum()
@@ -90,11 +104,18 @@ def colours(run):
         table = (two + weight * K * share) / (two + weight * K * share).sum(1, keepdim=True)
         nats = torch.cat([first[:, :1], -table.log()[tokens[:, :-1], tokens[:, 1:]]], 1)
         after.append(nats.mean().item())
-    return {"colours": K, "side": run.objective.net.side, "unigram": first.mean().item(), "bigram": min(after)}
+    return {
+        "colours": K,
+        "side": run.objective.net.side,
+        "unigram": first.mean().item(),
+        "bigram": min(after),
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
     parser.add_argument("--data")
     parser.add_argument("--seed", type=int, default=0)
@@ -107,24 +128,61 @@ def main():
         parser.error("give --data FOLDER, with train-*.tar and test-*.tar")
     torch.set_num_threads(1)
     folder = args.runs / f"{args.recipe}-{args.seed}"
-    keys = [f"data.shards={args.data}/train-*.tar", f"data.val_shards={args.data}/test-*.tar", f"seed={args.seed}", *args.keys]
+    keys = [
+        f"data.shards={args.data}/train-*.tar",
+        f"data.val_shards={args.data}/test-*.tar",
+        f"seed={args.seed}",
+        *args.keys,
+    ]
     if args.recipe == "pixels":
-        return write("pixels", pixels(resolve_data(override.override(recipes.find("cifar10_vit"), keys))))
+        return write(
+            "pixels", pixels(resolve_data(override.override(recipes.find("cifar10_vit"), keys)))
+        )
     if args.recipe == "colours":
-        return write("colours", colours(resolve_data(override.override(recipes.find("cifar10_igpt"), keys))))
+        return write(
+            "colours", colours(resolve_data(override.override(recipes.find("cifar10_igpt"), keys)))
+        )
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", "train", args.recipe, "--run", str(folder), *keys], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vtx_scale.launch.cli",
+            "train",
+            args.recipe,
+            "--run",
+            str(folder),
+            *keys,
+        ],
+        check=True,
+    )
     run = resolve_data(override.override(recipes.find(args.recipe), keys))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = ("step", "loss", "accuracy", "teacher_accuracy", "distillation", "teacher_entropy", "marginal_entropy")
-    points = sorted({round(i * (len(rows) - 1) / (CURVE - 1)) for i in range(CURVE)} | {min(99, len(rows) - 1)})
+    kept = (
+        "step",
+        "loss",
+        "accuracy",
+        "teacher_accuracy",
+        "distillation",
+        "teacher_entropy",
+        "marginal_entropy",
+    )
+    points = sorted(
+        {round(i * (len(rows) - 1) / (CURVE - 1)) for i in range(CURVE)} | {min(99, len(rows) - 1)}
+    )
     trained = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     result = {
-        "recipe": args.recipe, "seed": args.seed, "keys": [k for k in args.keys if not k.startswith(FILES)],
-        "steps": run.steps, "batch": run.global_batch,
-        "training_seconds": round(sum(r["seconds"] for r in rows), 1), "seconds": round(time.perf_counter() - began, 1),
+        "recipe": args.recipe,
+        "seed": args.seed,
+        "keys": [k for k in args.keys if not k.startswith(FILES)],
+        "steps": run.steps,
+        "batch": run.global_batch,
+        "training_seconds": round(sum(r["seconds"] for r in rows), 1),
+        "seconds": round(time.perf_counter() - began, 1),
         "curve": [{k: round(rows[i][k], 4) for k in kept if k in rows[i]} for i in points],
-        "trained": {r["name"]: {k: v for k, v in r.items() if k not in ("step", "name")} for r in trained},
+        "trained": {
+            r["name"]: {k: v for k, v in r.items() if k not in ("step", "name")} for r in trained
+        },
         "untrained": untrained(run),
     }
     write(f"{args.recipe}-{args.seed}", result)
@@ -135,15 +193,24 @@ def table():
     rows = {}
     for path in sorted(RESULTS.glob("*-*.json")):
         result = json.loads(path.read_text())
-        for name, key in (("accuracy", "top1"), ("loss", "loss"), ("knn", "top1@20"), ("linear", "top1")):
+        for name, key in (
+            ("accuracy", "top1"),
+            ("loss", "loss"),
+            ("knn", "top1@20"),
+            ("linear", "top1"),
+        ):
             for when in ("trained", "untrained"):
                 if name in result[when]:
                     value = result[when][name][key]
                     rows.setdefault((result["recipe"], name), {}).setdefault(when, []).append(
-                        f"{value:.3f}" if name == "loss" else f"{100 * value:.1f}")
+                        f"{value:.3f}" if name == "loss" else f"{100 * value:.1f}"
+                    )
     print("| recipe | readout | trained, a seed each | untrained |\n|---|---|---|---|")
     for (recipe, name), found in rows.items():
-        print(f"| {recipe} | {name} | {', '.join(found['trained'])} | {', '.join(found.get('untrained', []))} |")
+        print(
+            f"| {recipe} | {name} | {', '.join(found['trained'])} | "
+            f"{', '.join(found.get('untrained', []))} |"
+        )
     whole = json.loads((RESULTS / "pixels.json").read_text())
     for kind in ("pixels", "boxes"):
         print(f"| {kind} | knn | {100 * whole[kind]['knn']['top1@20']:.1f} | |")

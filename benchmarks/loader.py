@@ -1,11 +1,13 @@
-"""Samples per CPU-second of the loader beside bare decoding and webdataset pipelines, interleaved in one run.
+"""Samples per CPU-second of the loader beside bare decoding and webdataset pipelines,
+interleaved in one run.
 
-    python benchmarks/loader.py --data FOLDER_OF_TARS [--rounds 7] [--samples 512] [--out benchmarks/results/loader.json]
+    python benchmarks/loader.py --data FOLDER_OF_TARS [--rounds 7] [--samples 512]
+                                [--out benchmarks/results/loader.json]
 
-CPU time is of this process, in which every pipeline reads, decodes and collates: what worker processes add on top is
-not in it. All end in RandomResizedCrop(224), bilinear with antialiasing, and flip on the same JPEGs, gone through again
-where there are fewer than --samples; "float32" adds the normalise, as ToTensor and Normalize do. Ratios are medians
-over rounds.
+CPU time is of this process, in which every pipeline reads, decodes and collates: what worker
+processes add on top is not in it. All end in RandomResizedCrop(224), bilinear with antialiasing,
+and flip on the same JPEGs, gone through again where there are fewer than --samples; "float32" adds
+the normalise, as ToTensor and Normalize do. Ratios are medians over rounds.
 """
 
 import argparse
@@ -52,7 +54,9 @@ def ours_pixels(body: bytes) -> np.ndarray:
 def pillow_pixels(body: bytes) -> np.ndarray:
     image = Image.open(io.BytesIO(body)).convert("RGB")
     top, left, h, w = box_of(image.height, image.width)
-    resized = image.crop((left, top, left + w, top + h)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    resized = image.crop((left, top, left + w, top + h)).resize(
+        (SIZE, SIZE), Image.Resampling.BILINEAR
+    )
     return np.ascontiguousarray(flip(np.asarray(resized)))
 
 
@@ -110,15 +114,25 @@ def of_webdataset(paths, make, n):
 
 
 def of_ours(index, seed, n):
-    reader = ClipReader(size=SIZE, context=77, crop=(0.9, 1.0), ratio=(0.75, 4 / 3), flip=0.5, tokenizer="bytes", train=True,
-                        bicubic=False)
+    reader = ClipReader(
+        size=SIZE,
+        context=77,
+        crop=(0.9, 1.0),
+        ratio=(0.75, 4 / 3),
+        flip=0.5,
+        tokenizer="bytes",
+        train=True,
+        bicubic=False,
+    )
     batches = Batches(index, Order(index.chunk_samples, seed=seed), reader, BATCH, 0, 1, seed)
     loader = Loader(batches, stop=n // BATCH, workers=0)
     return sum(int(b.valid.sum()) for b in loader)
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ask.add_argument("--data", required=True)
     ask.add_argument("--rounds", type=int, default=7)
     ask.add_argument("--samples", type=int, default=512)
@@ -156,11 +170,18 @@ def main() -> None:
         return statistics.median(a / b for a, b in zip(rates["ours"], rates[other], strict=True))
 
     report = {
-        "samples_per_cpu_second": {k: {"median": statistics.median(v), "min": min(v), "max": max(v)} for k, v in rates.items()},
-        "T1 ours / limit": ratio("limit"), "T2 ours / webdataset + Pillow": ratio("webdataset + Pillow"),
+        "samples_per_cpu_second": {
+            k: {"median": statistics.median(v), "min": min(v), "max": max(v)}
+            for k, v in rates.items()
+        },
+        "T1 ours / limit": ratio("limit"),
+        "T2 ours / webdataset + Pillow": ratio("webdataset + Pillow"),
         "T2 ours / webdataset + Pillow, float32": ratio("webdataset + Pillow, float32"),
-        "T3 ours / webdataset + our decode": ratio("webdataset + our decode"), "T6 order us a sample": order_us,
-        "targets": {"T1": 0.90, "T2": [1.5, 2.0], "T3": 1.15, "T6": 5}, "rounds": args.rounds, "samples": n,
+        "T3 ours / webdataset + our decode": ratio("webdataset + our decode"),
+        "T6 order us a sample": order_us,
+        "targets": {"T1": 0.90, "T2": [1.5, 2.0], "T3": 1.15, "T6": 5},
+        "rounds": args.rounds,
+        "samples": n,
         "torch": torch.__version__,
     }
     print(json.dumps(report, indent=1))

@@ -1,13 +1,16 @@
-"""Forward pass and training step of each family beside timm, transformers and open_clip, interleaved in one run.
+"""Forward pass and training step of each family beside timm, transformers and open_clip,
+interleaved in one run.
 
-    python benchmarks/models.py [--families resnet50 clip_rn50 ...] [--pairs 9] [--batch N] [--device cpu]
-                                [--out benchmarks/results/models.json]
+    python benchmarks/models.py [--families resnet50 clip_rn50 ...] [--pairs 9] [--batch N]
+                                [--device cpu] [--out benchmarks/results/models.json]
 
-The same weights and inputs, float32, one thread, no compilation. "forward" is without gradient in eval mode; "step" is
-forward, loss and backward in training mode, without optimizer, ours with batch statistics over valid rows; "loss" is the
-end of the objective alone, forward and backward, beside the library's. A ratio is ours / theirs, below 1 where ours is
-quicker: the median over rounds in which each took its turn, and the 10th and 90th percentile. The bar is the quickest of
-the others. Times are CPU time on the CPU, so that other work on the machine disturbs less, and wall time on a GPU.
+The same weights and inputs, float32, one thread, no compilation. "forward" is without gradient in
+eval mode; "step" is forward, loss and backward in training mode, without optimizer, ours with
+batch statistics over valid rows; "loss" is the end of the objective alone, forward and backward,
+beside the library's. A ratio is ours / theirs, below 1 where ours is quicker: the median over
+rounds in which each took its turn, and the 10th and 90th percentile. The bar is the quickest of
+the others. Times are CPU time on the CPU, so that other work on the machine disturbs less, and
+wall time on a GPU.
 """
 
 import argparse
@@ -58,7 +61,9 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass
 class Model:
-    """module: what has parameters; run: its outputs, in the mode that the module is in; after: what a step ends with."""
+    """module: what has parameters; run: its outputs, in the mode that the module is in; after:
+    what a step ends with.
+    """
 
     module: nn.Module
     run: Callable[[], Outputs]
@@ -77,7 +82,9 @@ class Family:
 
 @torch.no_grad()
 def filled(module: nn.Module) -> Any:
-    """Values that keep the size of what they carry, none of them so small that arithmetic slows down."""
+    """Values that keep the size of what they carry, none of them so small that
+    arithmetic slows down.
+    """
     generator = torch.Generator().manual_seed(0)
     for name, t in module.state_dict().items():
         if name.endswith("running_var"):
@@ -103,8 +110,12 @@ def tokens(count: int, context: int, vocab: int, device: torch.device) -> Tensor
 
 
 def slots_of(count: int, device: torch.device) -> SlotContext:
-    return SlotContext(torch.ones(count, dtype=torch.bool, device=device), torch.arange(count, device=device),
-                       step_key(0, 0, device), Ranks())
+    return SlotContext(
+        torch.ones(count, dtype=torch.bool, device=device),
+        torch.arange(count, device=device),
+        step_key(0, 0, device),
+        Ranks(),
+    )
 
 
 def network(module: Any, x: Tensor) -> Model:
@@ -115,10 +126,14 @@ def network(module: Any, x: Tensor) -> Model:
         out = module(x, slots if module.training else None)
         return tuple(out) if out.ndim == 3 else (out,)
 
-    return Model(module, run, lambda: [m.update_statistics() for m in with_running_statistics(module)])
+    return Model(
+        module, run, lambda: [m.update_statistics() for m in with_running_statistics(module)]
+    )
 
 
-def opened(write: Callable[[Path], object], read: Callable[[str], nn.Module], device: torch.device) -> Any:
+def opened(
+    write: Callable[[Path], object], read: Callable[[str], nn.Module], device: torch.device
+) -> Any:
     """A model of another library by its own loading code, from what we export."""
     with tempfile.TemporaryDirectory(prefix="vtx-bench-") as folder:
         write(Path(folder))
@@ -129,8 +144,14 @@ def local(library: Any, **changes: object) -> Callable[[str], nn.Module]:
     return lambda folder: library.create_model(f"local-dir:{folder}", **changes)
 
 
-def vits(spec: ViTConfig, device: torch.device, batch: int, side: int = 0, libraries: Iterable[str] = ("timm", "transformers"),
-         **changes: object) -> dict[str, Model]:
+def vits(
+    spec: ViTConfig,
+    device: torch.device,
+    batch: int,
+    side: int = 0,
+    libraries: Iterable[str] = ("timm", "transformers"),
+    **changes: object,
+) -> dict[str, Model]:
     ours = filled(ViT(spec)).to(device)
     x = images(batch, side or spec.resolution, device)
     models = {OURS: network(ours, x)}
@@ -149,13 +170,20 @@ def vits(spec: ViTConfig, device: torch.device, batch: int, side: int = 0, libra
 
         models["timm"] = Model(theirs, run)
     if "transformers" in libraries:
-        kind = (transformers.DeiTForImageClassificationWithTeacher if spec.distilled
-                else transformers.ViTForImageClassification)
+        kind = (
+            transformers.DeiTForImageClassificationWithTeacher
+            if spec.distilled
+            else transformers.ViTForImageClassification
+        )
         other = opened(export("transformers"), kind.from_pretrained, device)
 
         def run_other() -> Outputs:
             out = other(x)
-            return (out.cls_logits, out.distillation_logits) if spec.distilled and other.training else (out.logits,)
+            return (
+                (out.cls_logits, out.distillation_logits)
+                if spec.distilled and other.training
+                else (out.logits,)
+            )
 
         models["transformers"] = Model(other, run_other)
     return models
@@ -173,13 +201,19 @@ def deit_s16(device: torch.device, batch: int) -> Family:
 
 def dino_224(device: torch.device, batch: int) -> Family:
     batch = batch or 4
-    return Family(vits(ViTConfig.size("S/16"), device, batch, 224, ["timm"], dynamic_img_size=True), batch)
+    return Family(
+        vits(ViTConfig.size("S/16"), device, batch, 224, ["timm"], dynamic_img_size=True), batch
+    )
 
 
 def dino_96(device: torch.device, batch: int) -> Family:
-    """Positions are resampled on the way: ours as DINO's own code does, timm's a little otherwise."""
+    """Positions are resampled on the way: ours as DINO's own code does,
+    timm's a little otherwise.
+    """
     batch = batch or 8
-    return Family(vits(ViTConfig.size("S/16"), device, batch, 96, ["timm"], dynamic_img_size=True), batch, 1.0)
+    return Family(
+        vits(ViTConfig.size("S/16"), device, batch, 96, ["timm"], dynamic_img_size=True), batch, 1.0
+    )
 
 
 def resnet50(device: torch.device, batch: int) -> Family:
@@ -187,16 +221,39 @@ def resnet50(device: torch.device, batch: int) -> Family:
     spec = ResNetConfig.size("50", classes=1000)
     ours = filled(ResNet(spec)).to(device)
     x = images(batch, spec.resolution, device)
-    theirs = opened(lambda f: export_resnet(spec, ours.state_dict(), "timm", f), local(timm, pretrained=True), device)
+    theirs = opened(
+        lambda f: export_resnet(spec, ours.state_dict(), "timm", f),
+        local(timm, pretrained=True),
+        device,
+    )
     return Family({OURS: network(ours, x), "timm": Model(theirs, lambda: (theirs(x),))}, batch)
 
 
 HYBRID = [
-    *under("stem.", "patch_embed.backbone.", [
-        *[Line(f"{x}.{{p}}", f"stem.{x}.{{p}}") for x in ("conv", "norm")],
-        *[line for k in range(4) for line in under(f"stages.{k}.{{n}}.", f"stages.{k}.blocks.{{n}}.", [
-            *[Line(f"{x}{i}.{{p}}", f"{x}{i}.{{p}}") for i in "123" for x in ("conv", "norm")],
-            Line("shortcut.weight", "downsample.conv.weight"), Line("norm_shortcut.{p}", "downsample.norm.{p}")])]]),
+    *under(
+        "stem.",
+        "patch_embed.backbone.",
+        [
+            *[Line(f"{x}.{{p}}", f"stem.{x}.{{p}}") for x in ("conv", "norm")],
+            *[
+                line
+                for k in range(4)
+                for line in under(
+                    f"stages.{k}.{{n}}.",
+                    f"stages.{k}.blocks.{{n}}.",
+                    [
+                        *[
+                            Line(f"{x}{i}.{{p}}", f"{x}{i}.{{p}}")
+                            for i in "123"
+                            for x in ("conv", "norm")
+                        ],
+                        Line("shortcut.weight", "downsample.conv.weight"),
+                        Line("norm_shortcut.{p}", "downsample.norm.{p}"),
+                    ],
+                )
+            ],
+        ],
+    ),
     *TIMM,
 ]
 
@@ -209,7 +266,9 @@ def hybrid(device: torch.device, batch: int) -> Family:
     x = images(batch, spec.resolution, device)
     theirs = timm.create_model("vit_small_r26_s32_224", num_classes=1000).to(device)
     theirs.load_state_dict(to_foreign(HYBRID, ours.state_dict()))
-    return Family({OURS: network(ours, x), "timm": Model(theirs, lambda: (theirs(x),))}, batch, 1e-2)
+    return Family(
+        {OURS: network(ours, x), "timm": Model(theirs, lambda: (theirs(x),))}, batch, 1e-2
+    )
 
 
 def clips(name: str, device: torch.device, batch: int) -> Family:
@@ -230,8 +289,18 @@ def clips(name: str, device: torch.device, batch: int) -> Family:
         return lambda folder: export_clip(spec, ours.state_dict(), to, folder)
 
     other = opened(export("open_clip"), local(open_clip), device)
-    models = {OURS: Model(ours, run, lambda: [m.update_statistics() for m in with_running_statistics(ours)]), "open_clip": Model(
-        other, lambda: (other.encode_image(x, normalize=True), other.encode_text(words, normalize=True)))}
+    models = {
+        OURS: Model(
+            ours, run, lambda: [m.update_statistics() for m in with_running_statistics(ours)]
+        ),
+        "open_clip": Model(
+            other,
+            lambda: (
+                other.encode_image(x, normalize=True),
+                other.encode_text(words, normalize=True),
+            ),
+        ),
+    }
     if isinstance(spec.image, ViTConfig):
         hf = opened(export("transformers"), transformers.CLIPModel.from_pretrained, device)
 
@@ -252,14 +321,19 @@ def clip_rn50(device: torch.device, batch: int) -> Family:
 
 
 def siglip_b16(device: torch.device, batch: int) -> Family:
-    """open_clip's has exact GELU in version 1; here it gets the published tanh, as the others have it."""
+    """open_clip's has exact GELU in version 1; here it gets the published tanh,
+    as the others have it.
+    """
     batch = batch or 2
     spec = SiglipConfig.size("B/16")
     ours = filled(siglip.Siglip(spec, Context())).to(device)
     x = images(batch, spec.image.resolution, device)
     words = tokens(batch, spec.text.context, spec.text.vocab, device)
-    hf = opened(lambda f: export_siglip(spec, ours.state_dict(), "transformers", f), transformers.SiglipModel.from_pretrained,
-                device)
+    hf = opened(
+        lambda f: export_siglip(spec, ours.state_dict(), "transformers", f),
+        transformers.SiglipModel.from_pretrained,
+        device,
+    )
     other: Any = open_clip.create_model("ViT-B-16-SigLIP", pretrained=None).to(device)
     other.load_state_dict(to_foreign(SIGLIP_OPEN_CLIP, ours.state_dict()))
     for module in other.modules():
@@ -270,17 +344,32 @@ def siglip_b16(device: torch.device, batch: int) -> Family:
         out = hf(pixel_values=x, input_ids=words)
         return out.image_embeds, out.text_embeds
 
-    return Family({
-        OURS: Model(ours, lambda: (siglip.unit(ours.image(x)), ours.encode_text(words))),
-        "transformers": Model(hf, run_hf),
-        "open_clip": Model(other, lambda: (other.encode_image(x, normalize=True), other.encode_text(words, normalize=True))),
-    }, batch)
+    return Family(
+        {
+            OURS: Model(ours, lambda: (siglip.unit(ours.image(x)), ours.encode_text(words))),
+            "transformers": Model(hf, run_hf),
+            "open_clip": Model(
+                other,
+                lambda: (
+                    other.encode_image(x, normalize=True),
+                    other.encode_text(words, normalize=True),
+                ),
+            ),
+        },
+        batch,
+    )
 
 
 def batch_of(device: torch.device, **data: Tensor) -> Batch:
     n = len(next(iter(data.values())))
     number = torch.arange(n, device=device)
-    return Batch(data, torch.ones(n, dtype=torch.bool, device=device), number, torch.zeros_like(number), number)
+    return Batch(
+        data,
+        torch.ones(n, dtype=torch.bool, device=device),
+        number,
+        torch.zeros_like(number),
+        number,
+    )
 
 
 class Features(nn.Module):
@@ -289,12 +378,19 @@ class Features(nn.Module):
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
-        self.image, self.text = (nn.Parameter(F.normalize(torch.randn(count, width, generator=generator), dim=-1))
-                                 for _ in range(2))
-        self.scale, self.bias = nn.Parameter(torch.tensor([math.log(10)])), nn.Parameter(torch.tensor([-10.0]))
+        self.image, self.text = (
+            nn.Parameter(F.normalize(torch.randn(count, width, generator=generator), dim=-1))
+            for _ in range(2)
+        )
+        self.scale, self.bias = (
+            nn.Parameter(torch.tensor([math.log(10)])),
+            nn.Parameter(torch.tensor([-10.0])),
+        )
 
 
-def pair_loss(objective: Any, theirs: Callable[[Features], Tensor], count: int, device: torch.device) -> Family:
+def pair_loss(
+    objective: Any, theirs: Callable[[Features], Tensor], count: int, device: torch.device
+) -> Family:
     """The end of an objective of two towers, whose towers answer at once."""
     ours, other = Features(count, 512).to(device), Features(count, 512).to(device)
     objective.encode_image = objective.encode_text = lambda x, slots=None: x
@@ -305,21 +401,39 @@ def pair_loss(objective: Any, theirs: Callable[[Features], Tensor], count: int, 
     def run() -> Outputs:
         return (objective(batch_of(device, image=ours.image, tokens=ours.text))[0] / count,)
 
-    return Family({OURS: Model(ours, run), "open_clip": Model(other, lambda: (theirs(other),))}, count, kinds=("loss",))
+    return Family(
+        {OURS: Model(ours, run), "open_clip": Model(other, lambda: (theirs(other),))},
+        count,
+        kinds=("loss",),
+    )
 
 
 def clip_loss(device: torch.device, batch: int) -> Family:
-    spec = ClipConfig(image=image_tower("s/16", depth=1), text=TextTowerConfig(depth=1, width=64, heads=1, vocab=8))
+    spec = ClipConfig(
+        image=image_tower("s/16", depth=1),
+        text=TextTowerConfig(depth=1, width=64, heads=1, vocab=8),
+    )
     loss = open_clip.ClipLoss()
-    return pair_loss(clip.Clip(spec, Context()), lambda f: loss(f.image, f.text, f.scale.exp()), batch or 256, device)
+    return pair_loss(
+        clip.Clip(spec, Context()),
+        lambda f: loss(f.image, f.text, f.scale.exp()),
+        batch or 256,
+        device,
+    )
 
 
 def siglip_loss(device: torch.device, batch: int) -> Family:
-    spec = SiglipConfig(image=ViTConfig.size("S/16", pool="map", class_token=False, depth=1),
-                        text=SiglipTextConfig(width=64, depth=1, mlp=64, heads=1, vocab=8, embed=384))
+    spec = SiglipConfig(
+        image=ViTConfig.size("S/16", pool="map", class_token=False, depth=1),
+        text=SiglipTextConfig(width=64, depth=1, mlp=64, heads=1, vocab=8, embed=384),
+    )
     loss = open_clip.loss.SigLipLoss()
-    return pair_loss(siglip.Siglip(spec, Context()), lambda f: loss(f.image, f.text, f.scale.exp(), f.bias), batch or 256,
-                     device)
+    return pair_loss(
+        siglip.Siglip(spec, Context()),
+        lambda f: loss(f.image, f.text, f.scale.exp(), f.bias),
+        batch or 256,
+        device,
+    )
 
 
 class Answers(nn.Module):
@@ -327,7 +441,9 @@ class Answers(nn.Module):
 
     def __init__(self, count: int, classes: int) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.randn(count, classes, generator=torch.Generator().manual_seed(4)))
+        self.logits = nn.Parameter(
+            torch.randn(count, classes, generator=torch.Generator().manual_seed(4))
+        )
 
     def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
         return self.logits
@@ -341,14 +457,38 @@ def softmax_loss(device: torch.device, batch: int) -> Family:
     ours, other = Answers(count, 1000).to(device), Answers(count, 1000).to(device)
     objective.net = ours
     label = (torch.arange(count) * 37 % 1000).to(device)
-    given = batch_of(device, image=torch.zeros(count, 1, 1, 3, dtype=torch.uint8, device=device), label=label)
-    return Family({OURS: Model(ours, lambda: (objective(given)[0] / count,)), "torch": Model(
-        other, lambda: (F.cross_entropy(other.logits, label, label_smoothing=0.1),))}, count, kinds=("loss",))
+    given = batch_of(
+        device, image=torch.zeros(count, 1, 1, 3, dtype=torch.uint8, device=device), label=label
+    )
+    return Family(
+        {
+            OURS: Model(ours, lambda: (objective(given)[0] / count,)),
+            "torch": Model(
+                other, lambda: (F.cross_entropy(other.logits, label, label_smoothing=0.1),)
+            ),
+        },
+        count,
+        kinds=("loss",),
+    )
 
 
-FAMILIES: dict[str, Callable[[torch.device, int], Family]] = {f.__name__: f for f in (
-    vit_s16, deit_s16, dino_224, dino_96, resnet50, hybrid, clip_vit_b32, clip_rn50, siglip_b16, clip_loss, siglip_loss,
-    softmax_loss)}
+FAMILIES: dict[str, Callable[[torch.device, int], Family]] = {
+    f.__name__: f
+    for f in (
+        vit_s16,
+        deit_s16,
+        dino_224,
+        dino_96,
+        resnet50,
+        hybrid,
+        clip_vit_b32,
+        clip_rn50,
+        siglip_b16,
+        clip_loss,
+        siglip_loss,
+        softmax_loss,
+    )
+}
 
 NOTES = {  # "family kind": why ours is slower there
     "clip_loss loss": "masked slots are left out of rows and columns: about a millisecond a step",
@@ -385,7 +525,11 @@ def forward(model: Model) -> None:
 def apart(models: dict[str, Model]) -> float:
     """The largest difference of an output of theirs from ours, of the largest of ours."""
     first, *others = ([*m.run()] for m in models.values())
-    return max(float((a - b).abs().max() / a.abs().max()) for other in others for a, b in zip(first, other, strict=True))
+    return max(
+        float((a - b).abs().max() / a.abs().max())
+        for other in others
+        for a, b in zip(first, other, strict=True)
+    )
 
 
 def measured(family: Family, kind: str, pairs: int, device: torch.device) -> dict[str, Any]:
@@ -406,8 +550,13 @@ def measured(family: Family, kind: str, pairs: int, device: torch.device) -> dic
             times[name].append((sync(device) - began) / repeat)
             for p in family.models[name].module.parameters():
                 p.grad = None
-    row: dict[str, Any] = {"batch": family.batch, "ms": {n: round(statistics.median(t) * 1e3, 3) for n, t in times.items()}}
-    ratios = {n: sorted(a / b for a, b in zip(times[OURS], times[n], strict=True)) for n in names[1:]}
+    row: dict[str, Any] = {
+        "batch": family.batch,
+        "ms": {n: round(statistics.median(t) * 1e3, 3) for n, t in times.items()},
+    }
+    ratios = {
+        n: sorted(a / b for a, b in zip(times[OURS], times[n], strict=True)) for n in names[1:]
+    }
     row["ratio"] = {n: spread(r) for n, r in ratios.items()}
     row["best"] = max(ratios, key=lambda n: row["ratio"][n]["median"])
     return row
@@ -434,7 +583,9 @@ def processor(device: torch.device) -> str:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ask.add_argument("--families", nargs="*", choices=list(FAMILIES), default=list(FAMILIES))
     ask.add_argument("--pairs", type=int, default=9)
     ask.add_argument("--batch", type=int, default=0, help="instead of each family's own")
@@ -446,7 +597,10 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(args.device)
     found: dict[str, dict[str, Any]] = {}
-    print(f"{'family':<14}{'':<9}{'batch':>5}{'ours, ms':>11}  {'quickest other, ms':<24}{'ratio':>7}   p10 to p90")
+    print(
+        f"{'family':<14}{'':<9}{'batch':>5}{'ours, ms':>11}  "
+        f"{'quickest other, ms':<24}{'ratio':>7}   p10 to p90"
+    )
     for name in args.families:
         family = FAMILIES[name](device, args.batch)
         for kind in family.kinds:
@@ -455,7 +609,9 @@ def main() -> None:
                     model.module.eval()
             far = apart(family.models) if kind in ("forward", "loss") else 0.0
             if far > family.tolerance:
-                raise SystemExit(f"{name}: outputs lie {far:.1e} apart; this would compare different models.")
+                raise SystemExit(
+                    f"{name}: outputs lie {far:.1e} apart; this would compare different models."
+                )
             row = measured(family, kind, args.pairs, device)
             if kind != "step":
                 row["outputs_apart"] = float(f"{far:.1e}")
@@ -464,12 +620,25 @@ def main() -> None:
             found.setdefault(name, {})[kind] = row
             best, ratio = row["best"], row["ratio"][row["best"]]
             other = f"{row['ms'][best]:.2f} {best}"
-            print(f"{name:<14}{kind:<9}{row['batch']:>5}{row['ms'][OURS]:>11.2f}  {other:<24}{ratio['median']:>7.3f}   "
-                  f"{ratio['p10']:.3f} to {ratio['p90']:.3f}" + (f"  ({note})" if note else ""), flush=True)
+            print(
+                f"{name:<14}{kind:<9}{row['batch']:>5}{row['ms'][OURS]:>11.2f}  "
+                f"{other:<24}{ratio['median']:>7.3f}   {ratio['p10']:.3f} to {ratio['p90']:.3f}"
+                + (f"  ({note})" if note else ""),
+                flush=True,
+            )
         del family
-    report = {"processor": processor(device), "device": str(device), "threads": 1, "pairs": args.pairs, "dtype": "float32",
-              "torch": torch.__version__, "timm": timm.__version__, "transformers": transformers.__version__,
-              "open_clip": open_clip.__version__, "families": found}
+    report = {
+        "processor": processor(device),
+        "device": str(device),
+        "threads": 1,
+        "pairs": args.pairs,
+        "dtype": "float32",
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "transformers": transformers.__version__,
+        "open_clip": open_clip.__version__,
+        "families": found,
+    }
     Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -1,9 +1,11 @@
-"""The trainer's step beside a bare loop of the same model, optimizer and batches, interleaved in one run.
+"""The trainer's step beside a bare loop of the same model, optimizer and batches,
+interleaved in one run.
 
-    python benchmarks/step.py [--pairs 20] [--steps 8] [--width 256] [--device cpu] [--out benchmarks/results/step.json]
+    python benchmarks/step.py [--pairs 20] [--steps 8] [--width 256] [--device cpu]
+                              [--out benchmarks/results/step.json]
 
-The trainer runs its real loop (counting, verdict, norm, metrics, control) without saving; the bare loop is forward,
-backward, clip, step. The overhead is the median over pairs of trainer / bare - 1.
+The trainer runs its real loop (counting, verdict, norm, metrics, control) without saving; the bare
+loop is forward, backward, clip, step. The overhead is the median over pairs of trainer / bare - 1.
 """
 
 import argparse
@@ -55,7 +57,12 @@ def parts(run, device):
     objective = build_objective(run, precision.weights)
     apply(objective, strategy, run.system)
     initialise(objective, initial_values(objective), run.seed)
-    return precision, strategy, objective, optimizer_of(objective, strategy.rules, run.optim, strategy.shard_group())
+    return (
+        precision,
+        strategy,
+        objective,
+        optimizer_of(objective, strategy.rules, run.optim, strategy.shard_group()),
+    )
 
 
 def sync(device):
@@ -64,7 +71,9 @@ def sync(device):
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ask.add_argument("--pairs", type=int, default=20)
     ask.add_argument("--steps", type=int, default=8)
     ask.add_argument("--width", type=int, default=256)
@@ -75,22 +84,53 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(args.device)
     run = clip_vit_b32_smoke()
-    image = replace(run.objective.image, width=args.width, mlp=4 * args.width, depth=6, heads=args.width // 32, resolution=64)
-    run = replace(run, objective=replace(run.objective, image=image), global_batch=args.batch, evaluate=(),
-                  steps=10**9, optim=replace(run.optim, clip=1.0))
+    image = replace(
+        run.objective.image,
+        width=args.width,
+        mlp=4 * args.width,
+        depth=6,
+        heads=args.width // 32,
+        resolution=64,
+    )
+    run = replace(
+        run,
+        objective=replace(run.objective, image=image),
+        global_batch=args.batch,
+        evaluate=(),
+        steps=10**9,
+        optim=replace(run.optim, clip=1.0),
+    )
     g = torch.Generator().manual_seed(0)
     n, text = args.batch, run.objective.text
     tokens = torch.randint(1, 200, (n, text.context), generator=g, dtype=torch.int32)
     tokens[:, -1] = text.vocab - 1
-    batch = Batch({"image": torch.randint(0, 256, (n, 64, 64, 3), generator=g, dtype=torch.uint8), "tokens": tokens},
-                  torch.ones(n, dtype=torch.bool), torch.arange(n), torch.zeros(n, dtype=torch.int64),
-                  torch.arange(n)).to(device)
+    batch = Batch(
+        {
+            "image": torch.randint(0, 256, (n, 64, 64, 3), generator=g, dtype=torch.uint8),
+            "tokens": tokens,
+        },
+        torch.ones(n, dtype=torch.bool),
+        torch.arange(n),
+        torch.zeros(n, dtype=torch.int64),
+        torch.arange(n),
+    ).to(device)
 
     folder = Path(tempfile.mkdtemp(prefix="vtx-bench-"))
     precision, strategy, objective, optimizer = parts(run, device)
     log = Log(folder, run.steps, device=device)
-    trainer = Trainer(run, objective, strategy, optimizer, Given(batch), Silent(folder / "c", 0, 1, "a", 1), precision,
-                      Control(folder, 0), Ledger(folder), log, dict)
+    trainer = Trainer(
+        run,
+        objective,
+        strategy,
+        optimizer,
+        Given(batch),
+        Silent(folder / "c", 0, 1, "a", 1),
+        precision,
+        Control(folder, 0),
+        Ledger(folder),
+        log,
+        dict,
+    )
 
     def ours(steps: int) -> None:
         trainer.run = replace(run, system=replace(run.system, leave_after=steps))
@@ -113,7 +153,9 @@ def main() -> None:
         began = time.perf_counter() if device.type == "cuda" else time.process_time()
         f(args.steps)
         sync(device)
-        return ((time.perf_counter() if device.type == "cuda" else time.process_time()) - began) / args.steps
+        return (
+            (time.perf_counter() if device.type == "cuda" else time.process_time()) - began
+        ) / args.steps
 
     ours(2), plain(2)
     pairs = []
@@ -122,10 +164,17 @@ def main() -> None:
         took = {f.__name__: timed(f) for f in order}
         pairs.append((took["ours"], took["plain"]))
     ratios = [a / b for a, b in pairs]
-    report = {"step_seconds": statistics.median(a for a, _ in pairs), "bare_seconds": statistics.median(b for _, b in pairs),
-              "overhead_median": statistics.median(ratios) - 1, "overhead_min": min(ratios) - 1,
-              "overhead_max": max(ratios) - 1, "pairs": len(pairs), "device": str(device), "target": 0.02,
-              "torch": torch.__version__}
+    report = {
+        "step_seconds": statistics.median(a for a, _ in pairs),
+        "bare_seconds": statistics.median(b for _, b in pairs),
+        "overhead_median": statistics.median(ratios) - 1,
+        "overhead_min": min(ratios) - 1,
+        "overhead_max": max(ratios) - 1,
+        "pairs": len(pairs),
+        "device": str(device),
+        "target": 0.02,
+        "torch": torch.__version__,
+    }
     log.close()
     print(json.dumps(report, indent=1))
     Path(args.out).write_text(json.dumps(report, indent=1) + "\n")

@@ -1,7 +1,9 @@
-"""Ends what a process has started and left behind: `python guard.py PID FOLDER`, told by its standard input.
+"""Ends what a process has started and left behind: `python guard.py PID FOLDER`,
+told by its standard input.
 
-Ray ends most of itself when the process that started it is killed, but not all: two of its agents then wait for
-minutes for a head that will not come back. The end of the input means that the process is gone; then FOLDER goes too.
+Ray ends most of itself when the process that started it is killed, but not all: two of its agents
+then wait for minutes for a head that will not come back. The end of the input means that the
+process is gone; then FOLDER goes too.
 """
 
 import os
@@ -20,9 +22,16 @@ PATIENCE = 3.0  # seconds until what does not end by itself is ended
 
 @contextmanager
 def guarded(folder: Path) -> Iterator[None]:
-    """Whatever this process starts within the block has ended when the block has, or soon after this process died."""
-    guard = subprocess.Popen([sys.executable, "-I", __file__, str(os.getpid()), str(folder)], text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    """Whatever this process starts within the block has ended when the block has,
+    or soon after this process died.
+    """
+    guard = subprocess.Popen(
+        [sys.executable, "-I", __file__, str(os.getpid()), str(folder)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
     assert guard.stdin is not None and guard.stdout is not None
     guard.stdout.readline()  # it has seen who was here before
     try:
@@ -45,7 +54,9 @@ def processes() -> dict[int, tuple[int, int]]:
 
 
 def family(root: int) -> set[tuple[int, int]]:
-    """(process id, when it started) of all descendants of `root`; an id alone may come to belong to somebody else."""
+    """(process id, when it started) of all descendants of `root`;
+    an id alone may come to belong to somebody else.
+    """
     alive = processes()
     children: dict[int, list[int]] = {}
     for pid, (parent, _) in alive.items():

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Ended:
-    """What a worker returns where the run is over by decision: its exit code, and a sentence for the user."""
+    """What a worker returns where the run is over by decision:
+    its exit code, and a sentence for the user.
+    """
 
     code: int
     message: str = ""
@@ -23,7 +25,10 @@ class GaveUp(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """`worker(payload)` on `world` ranks. Both travel to other processes, which must be able to import them."""
+    """`worker(payload)` on `world` ranks.
+
+    Both travel to other processes, which must be able to import them.
+    """
 
     worker: Callable[[dict[str, Any]], Ended]
     payload: dict[str, Any]

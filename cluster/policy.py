@@ -1,4 +1,6 @@
-"""When a run that keeps failing is given up: pure decisions, so that they can be read and tested without a cluster."""
+"""When a run that keeps failing is given up: pure decisions,
+so that they can be read and tested without a cluster.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +9,10 @@ BARREN = 3  # restarts in a row that save nothing new
 
 @dataclass(frozen=True)
 class Failures:
-    """What has happened so far. Ray counts failures too, but does not know whether a run gets anywhere."""
+    """What has happened so far.
+
+    Ray counts failures too, but does not know whether a run gets anywhere.
+    """
 
     best: int = 0  # the newest committed step that was seen
     total: int = 0
@@ -26,5 +31,8 @@ def give_up(failures: Failures, allowed: int) -> str | None:
     if failures.barren > BARREN:
         return f"the workers failed {failures.barren} times without a new checkpoint"
     if failures.total > allowed:
-        return f"the workers failed {failures.total} times, and --failures={allowed} allows no more restarts"
+        return (
+            f"the workers failed {failures.total} times, "
+            f"and --failures={allowed} allows no more restarts"
+        )
     return None

@@ -1,4 +1,6 @@
-"""What Ray must find in the environment, most of it when it is imported: so this file does not import it."""
+"""What Ray must find in the environment, most of it when it is imported:
+so this file does not import it.
+"""
 
 import os
 import secrets
@@ -12,8 +14,8 @@ from vtx_scale.cluster.guard import guarded
 from vtx_scale.cluster.job import GaveUp
 from vtx_scale.data_pipeline.errors import UserError
 
-# Ray's own limits are made for patience (ten minutes until a stopped worker is noticed), not for recovery. What the
-# user has set stands.
+# Ray's own limits are made for patience (ten minutes until a stopped worker is noticed), not for
+# recovery. What the user has set stands.
 TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
@@ -21,8 +23,8 @@ TRAIN = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
 }
 OWN = {  # a cluster of our own
-    # All of it listens on 127.0.0.1 alone. This is Ray's one switch for that, in spite of its name: an address that
-    # is given to ray.init becomes a public one.
+    # All of it listens on 127.0.0.1 alone. This is Ray's one switch for that, in spite of its name:
+    # an address that is given to ray.init becomes a public one.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -32,26 +34,38 @@ OWN = {  # a cluster of our own
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "4",
 }
-GIVEN = {"RAY_NUM_REDIS_GET_RETRIES": "1"}  # or it looks for twelve minutes for a head that is not there
+# or it looks for twelve minutes for a head that is not there
+GIVEN = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 @contextmanager
 def settings(address: str) -> Iterator[Path | None]:
-    """Around `import ray` and all that follows; yields the folder of a cluster of our own where address is "local".
+    """Around `import ray` and all that follows; yields the folder of a cluster of our own where
+    address is "local".
 
-    The folder goes with the block, except where the run was given up: then its logs are worth reading.
+    The folder goes with the block, except where the run was given up: then its logs
+    are worth reading.
     """
     if "://" in address:
-        raise UserError(f"--address={address}: give HOST:PORT of the cluster's head, on a machine of the cluster.")
+        raise UserError(
+            f"--address={address}: give HOST:PORT of the cluster's head, "
+            "on a machine of the cluster."
+        )
     if address != "local":
         with environment({**TRAIN, **QUIET, **GIVEN}):
             yield None
         return
     # sockets allow 107 bytes for a path
-    home = Path(tempfile.mkdtemp(prefix="vtx-ray-", dir="/tmp" if len(tempfile.gettempdir()) > 24 else None))
+    home = Path(
+        tempfile.mkdtemp(prefix="vtx-ray-", dir="/tmp" if len(tempfile.gettempdir()) > 24 else None)
+    )
     try:
-        with environment({**TRAIN, **QUIET}), environment({**OWN, **with_token(home)}, force=True), guarded(home):
+        with (
+            environment({**TRAIN, **QUIET}),
+            environment({**OWN, **with_token(home)}, force=True),
+            guarded(home),
+        ):
             yield home
     except GaveUp as e:
         (home / "token").unlink(missing_ok=True)
@@ -63,7 +77,9 @@ def settings(address: str) -> Iterator[Path | None]:
 
 
 def with_token(home: Path) -> dict[str, str]:
-    """A token for this cluster alone that its owner alone can read; left to itself, Ray puts one into ~/.ray."""
+    """A token for this cluster alone that its owner alone can read;
+    left to itself, Ray puts one into ~/.ray.
+    """
     path = home / "token"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
         f.write(secrets.token_hex(32))
@@ -72,7 +88,9 @@ def with_token(home: Path) -> dict[str, str]:
 
 @contextmanager
 def environment(values: Mapping[str, str], force: bool = False) -> Iterator[None]:
-    """Variables for this process and those that it starts; what stands already stays, unless `force`."""
+    """Variables for this process and those that it starts;
+    what stands already stays, unless `force`.
+    """
     new = {k: v for k, v in values.items() if force or k not in os.environ}
     before = {k: os.environ.get(k) for k in new}
     os.environ.update(new)

@@ -1,10 +1,11 @@
-"""A worker function on every rank, under Ray Train v2: started, watched, started again when one dies, ended together.
+"""A worker function on every rank, under Ray Train v2:
+started, watched, started again when one dies, ended together.
 
-The worker finds the variables of torchrun in its environment (on a cluster of our own VTX_MEET in place of an
-address) and meets the others by itself, so that it is the same under every launcher. It runs in a thread of an
-actor: it must install no signal handlers. It returns `Ended` where the run is over by decision and raises `Died`
-where it should be started again. Everything of Ray that is not stable API is imported at the top of this file;
-tests/cluster imports each name.
+The worker finds the variables of torchrun in its environment (on a cluster of our own VTX_MEET in
+place of an address) and meets the others by itself, so that it is the same under every launcher. It
+runs in a thread of an actor: it must install no signal handlers. It returns `Ended` where the run
+is over by decision and raises `Died` where it should be started again. Everything of Ray that is
+not stable API is imported at the top of this file; tests/cluster imports each name.
 """
 
 import json
@@ -37,25 +38,39 @@ LOOK = 0.3  # seconds between two looks of the driver
 
 @contextmanager
 def connected(address: str, home: Path | None, cpus: int, env: Mapping[str, str]) -> Iterator[None]:
-    """This process in a given cluster, or in one of its own (loopback; its files in `home`), until the block ends.
+    """This process in a given cluster, or in one of its own (loopback;
+    its files in `home`), until the block ends.
 
-    `env` is for the workers. Raises UserError where no cluster answers, GaveUp where our own does not start.
+    `env` is for the workers. Raises UserError where no cluster answers, GaveUp where our own
+    does not start.
     """
     options: dict[str, Any] = {"address": address}
     if home is not None:
-        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 100_000_000,
-                    "_temp_dir": str(home)}
+        options |= {
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": 100_000_000,
+            "_temp_dir": str(home),
+        }
     with quiet():
         try:
             if home is None:
                 knock(address)
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": dict(env)}, **options)
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": dict(env)},
+                **options,
+            )
         except Exception as e:
             ray.shutdown()
             if home is not None:
                 raise GaveUp(f"Ray did not start on this machine ({first_line(e)})") from e
-            raise UserError(f"No Ray cluster lets us in at --address={address} ({first_line(e)}): see that its head "
-                            "runs and that this machine is a part of it ('ray start'), or leave --address out.") from e
+            raise UserError(
+                f"No Ray cluster lets us in at --address={address} ({first_line(e)}): see "
+                "that its head runs and that this machine is a part of it ('ray start'), or "
+                "leave --address out."
+            ) from e
         try:
             yield
         finally:
@@ -66,37 +81,57 @@ def knock(address: str) -> None:
     """Raises OSError where nobody listens, which Ray takes half a minute to find out."""
     host, _, port = address.rpartition(":")
     if host:
-        local = host in ("localhost", "127.0.0.1", "[::1]")  # Ray means this machine's address by that
-        socket.create_connection((ray.util.get_node_ip_address() if local else host.strip("[]"), int(port)), 5).close()
+        local = host in (
+            "localhost",
+            "127.0.0.1",
+            "[::1]",
+        )  # Ray means this machine's address by that
+        socket.create_connection(
+            (ray.util.get_node_ip_address() if local else host.strip("[]"), int(port)), 5
+        ).close()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Errors alone on stderr, and nothing on stdout, where Ray prints its guesses about every worker that died."""
+    """Errors alone on stderr, and nothing on stdout, where Ray prints its guesses about every
+    worker that died.
+    """
     logging.getLogger("ray").setLevel(logging.ERROR)
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
         yield
 
 
 def run(job: Job, home: Path | None) -> Iterator[Event | None]:
-    """Events until the workers have ended, None where nothing happened for a moment. Raises GaveUp."""
+    """Events until the workers have ended, None where nothing happened for a moment.
+
+    Raises GaveUp.
+    """
     gpus = int(ray.cluster_resources().get("GPU", 0)) if job.gpus else 0
     world = job.world or max(1, gpus)
     if home is not None and 0 < gpus < world:
-        raise UserError(f"system.world={world}, but this machine has {gpus} GPUs: lower it, or add system.device=cpu.")
+        raise UserError(
+            f"system.world={world}, but this machine has {gpus} GPUs: "
+            "lower it, or add system.device=cpu."
+        )
     with tempfile.TemporaryDirectory(prefix="vtx-train-", dir=home) as folder:
         events = Path(folder) / "events"
         events.touch()
         watch: Any = Watch(events, job.saved, job.failures)
         limits = FailureConfig(max_failures=job.failures, controller_failure_limit=job.failures)
         # a fresh name: under one that it knows, Ray would go on with its own record of an old run
-        config: Any = RunConfig(name=secrets.token_hex(4), storage_path=folder, callbacks=[watch],
-                                failure_config=limits)
-        trainer = DataParallelTrainer(job.worker, train_loop_config=job.payload, run_config=config,
-                                      backend_config=Torchrun(str(home or "")),
-                                      scaling_config=ScalingConfig(num_workers=world, use_gpu=gpus > 0))
+        config: Any = RunConfig(
+            name=secrets.token_hex(4), storage_path=folder, callbacks=[watch], failure_config=limits
+        )
+        trainer = DataParallelTrainer(
+            job.worker,
+            train_loop_config=job.payload,
+            run_config=config,
+            backend_config=Torchrun(str(home or "")),
+            scaling_config=ScalingConfig(num_workers=world, use_gpu=gpus > 0),
+        )
         raised: list[BaseException] = []
-        thread = threading.Thread(target=fit, args=(trainer, raised), daemon=True)  # the main thread has the signals
+        # the main thread has the signals
+        thread = threading.Thread(target=fit, args=(trainer, raised), daemon=True)
         thread.start()
         last: Event | None = None
         with events.open() as lines:
@@ -133,9 +168,13 @@ def reason(raised: list[BaseException]) -> str:
 
 @dataclass
 class Torchrun(BackendConfig):
-    """Gives the workers what torchrun would, and nothing else: they join their process group themselves."""
+    """Gives the workers what torchrun would, and nothing else:
+    they join their process group themselves.
+    """
 
-    meet: str = ""  # a folder that all workers see: they meet in a file there, and nothing listens beyond the loopback
+    # a folder that all workers see: they meet in a file there, and nothing listens
+    # beyond the loopback
+    meet: str = ""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -148,21 +187,31 @@ class TorchrunVariables(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         assert isinstance(backend_config, Torchrun)
         if backend_config.meet:
-            where = {"VTX_MEET": f"file://{tempfile.mkdtemp(prefix='meet-', dir=backend_config.meet)}/store"}
+            where = {
+                "VTX_MEET": f"file://{tempfile.mkdtemp(prefix='meet-', dir=backend_config.meet)}/store"
+            }
         else:
             where = worker_group.execute_single(0, master)
         workers = worker_group.get_workers()
         calls = []
         for i, worker in enumerate(workers):
             at = worker.distributed_context
-            ranks = {"RANK": at.world_rank, "WORLD_SIZE": len(workers), "LOCAL_RANK": at.local_rank,
-                     "LOCAL_WORLD_SIZE": at.local_world_size, "NODE_RANK": at.node_rank}
+            ranks = {
+                "RANK": at.world_rank,
+                "WORLD_SIZE": len(workers),
+                "LOCAL_RANK": at.local_rank,
+                "LOCAL_WORLD_SIZE": at.local_world_size,
+                "NODE_RANK": at.node_rank,
+            }
             calls.append(worker_group.execute_single_async(i, set_variables, ranks | where))
         ray.get(calls)
 
 
 def master() -> dict[str, Any]:
-    """Where rank 0 will listen. Somebody else may take the port until then: that start fails and the next goes on."""
+    """Where rank 0 will listen.
+
+    Somebody else may take the port until then: that start fails and the next goes on.
+    """
     with socket.socket() as s:
         s.bind(("", 0))
         return {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": s.getsockname()[1]}
@@ -173,7 +222,9 @@ def set_variables(variables: Mapping[str, Any]) -> None:
 
 
 class Watch(WorkerGroupCallback):
-    """Lives in Ray's controller, on the driver's node: tells the driver, and ends what Ray would repeat for ever."""
+    """Lives in Ray's controller, on the driver's node:
+    tells the driver, and ends what Ray would repeat for ever.
+    """
 
     def __init__(self, events: Path, saved: Callable[[], int], allowed: int) -> None:
         self.events, self.saved, self.allowed = events, saved, allowed
@@ -193,12 +244,18 @@ class Watch(WorkerGroupCallback):
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         statuses = worker_group_status.worker_statuses
-        ended = {rank: s.return_value for rank, s in statuses.items() if isinstance(s.return_value, Ended)}
+        ended = {
+            rank: s.return_value
+            for rank, s in statuses.items()
+            if isinstance(s.return_value, Ended)
+        }
         errors = worker_group_status.errors
         stopped = any(e.code for e in ended.values())
         if stopped:
             self.decided = min(self.decided, time.monotonic())
-        if len(ended) == len(statuses) or (stopped and (errors or time.monotonic() > self.decided + GRACE)):
+        if len(ended) == len(statuses) or (
+            stopped and (errors or time.monotonic() > self.decided + GRACE)
+        ):
             message = next((e.message for e in ended.values() if e.code and e.message), "")
             self.send(Event("ended", message, codes={rank: e.code for rank, e in ended.items()}))
             if len(ended) < len(statuses):

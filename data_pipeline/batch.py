@@ -9,11 +9,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """n slots. `data` holds tensors with n rows; a slot that is not `valid` holds zeros and weighs nothing.
+    """n slots.
 
-    ids (n,) int64: sample numbers, -1 for padding. epoch, slot (n,) int64: slot is the number in the global batch.
-    bad: ledger entries of the slots that were masked, and of what was read twice.
-    notes: how often something was let pass that deserves a count (an animated picture, a text that is no UTF-8).
+    `data` holds tensors with n rows; a slot that is not `valid` holds zeros and weighs nothing.
+
+    ids (n,) int64: sample numbers, -1 for padding. epoch, slot (n,) int64: slot is the number in
+    the global batch. bad: ledger entries of the slots that were masked, and of what was read twice.
+    notes: how often something was let pass that deserves a count (an animated picture, a text that
+    is no UTF-8).
     """
 
     data: dict[str, Tensor]
@@ -34,8 +37,14 @@ class Batch:
         return len(self.valid)
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> "Batch":
-        return replace(self, data={k: f(v) for k, v in self.data.items()}, valid=f(self.valid), ids=f(self.ids),
-                       epoch=f(self.epoch), slot=f(self.slot))
+        return replace(
+            self,
+            data={k: f(v) for k, v in self.data.items()},
+            valid=f(self.valid),
+            ids=f(self.ids),
+            epoch=f(self.epoch),
+            slot=f(self.slot),
+        )
 
     def to(self, device: torch.device | str) -> "Batch":
         return self._map(lambda t: t.to(device, non_blocking=True))

@@ -1,7 +1,8 @@
 """Image bytes to pixels, under limits that are checked before anything is allocated.
 
-JPEG by libjpeg-turbo (strict: corrupt entropy data is an error, which Pillow passes over in silence), the rest by
-Pillow; resize by torch's antialiased uint8 interpolation, which equals Pillow's within one level.
+JPEG by libjpeg-turbo (strict: corrupt entropy data is an error, which Pillow passes over in
+silence), the rest by Pillow; resize by torch's antialiased uint8 interpolation, which equals
+Pillow's within one level.
 """
 
 import io
@@ -29,7 +30,10 @@ def check(height: int, width: int, limit: float = LIMIT) -> None:
 
 
 def decode_image(body: bytes, limit_pixels: float = LIMIT) -> Pixels:
-    """(H, W, 3) uint8. Raises BadSample: empty, image_format, image_bomb, image_shape, jpeg_truncated, jpeg_corrupt."""
+    """(H, W, 3) uint8.
+
+    Raises BadSample: empty, image_format, image_bomb, image_shape, jpeg_truncated, jpeg_corrupt.
+    """
     if not body:
         raise BadSample("empty")
     if body[:2] == b"\xff\xd8":
@@ -46,12 +50,16 @@ def decode_jpeg(body: bytes, limit: float) -> Pixels:
         return simplejpeg.decode_jpeg(body)
     except ValueError as e:
         message = str(e)
-        short = "Premature end" in message or ("DecompressHeader" in message and body[-2:] != b"\xff\xd9")
+        short = "Premature end" in message or (
+            "DecompressHeader" in message and body[-2:] != b"\xff\xd9"
+        )
         raise BadSample("jpeg_truncated" if short else "jpeg_corrupt", message) from None
 
 
 def decode_other(body: bytes, limit: float) -> Pixels:
-    """PNG, WebP, GIF, BMP: the first frame; alpha and palette on white; 16-bit grey by its upper byte."""
+    """PNG, WebP, GIF, BMP: the first frame; alpha and palette on white;
+    16-bit grey by its upper byte.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -70,7 +78,9 @@ def decode_other(body: bytes, limit: float) -> Pixels:
             return np.array(image.convert("RGB"))
     except BadSample:
         raise
-    except Image.DecompressionBombError as e:  # Pillow's own limit lies above ours, and it looks first
+    except (
+        Image.DecompressionBombError
+    ) as e:  # Pillow's own limit lies above ours, and it looks first
         raise BadSample("image_bomb", str(e)) from None
     except Exception as e:  # Pillow raises many kinds for broken files
         raise BadSample("image_format", f"{type(e).__name__}: {e}") from None
@@ -89,6 +99,7 @@ def resize_crop(image: Pixels, box: Box, size: int, bicubic: bool = False) -> Pi
     top, left, h, w = box
     part = torch.from_numpy(image)[top : top + h, left : left + w].permute(2, 0, 1)[None]
     if (h, w) != (size, size):
-        part = torch.nn.functional.interpolate(part, (size, size), mode="bicubic" if bicubic else "bilinear",
-                                               antialias=True)
+        part = torch.nn.functional.interpolate(
+            part, (size, size), mode="bicubic" if bicubic else "bilinear", antialias=True
+        )
     return part[0].permute(1, 2, 0).numpy()

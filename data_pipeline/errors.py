@@ -2,15 +2,22 @@
 
 from collections import Counter
 
-notes: Counter[str] = Counter()  # what this process let pass and counts: animated, text_replaced, text_cut
+# what this process let pass and counts: animated, text_replaced, text_cut
+notes: Counter[str] = Counter()
 
 
 class UserError(Exception):
-    """Wrong input. Its text is one sentence that says what to do; the command line prints it and exits 2."""
+    """Wrong input.
+
+    Its text is one sentence that says what to do; the command line prints it and exits 2.
+    """
 
 
 class BadSample(Exception):
-    """A sample that cannot be used. `reason` is a short word of the detection table (docs/data.md)."""
+    """A sample that cannot be used.
+
+    `reason` is a short word of the detection table (docs/data.md).
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

@@ -1,7 +1,8 @@
 """Which samples a set of shards holds, in which chunks: made once, beside the data or in the cache.
 
-A sample's number counts through the shards in the order of their names. A chunk is consecutive samples of one
-shard, at most C of them and 8 MiB, and is what is read, checked (CRC-32) and kept together.
+A sample's number counts through the shards in the order of their names. A chunk is
+consecutive samples of one shard, at most C of them and 8 MiB, and is what is read, checked
+(CRC-32) and kept together.
 """
 
 import hashlib
@@ -28,13 +29,21 @@ CHUNK, CAP = 256, 8 << 20
 EXTENT_LIMIT = 1 << 32
 VERSION = "1"
 TAG = 32  # bytes a shard
-REASONS = ("", "tar_truncated", "member_size", "empty")  # known from headers alone; numbered in the file
+REASONS = (
+    "",
+    "tar_truncated",
+    "member_size",
+    "empty",
+)  # known from headers alone; numbered in the file
 PROBLEMS_SHOWN = 20  # lines a reason, then counts
 
 
 @dataclass
 class Index:
-    """S shards, K chunks, N samples; see docs/data.md for the tensors. `keep` restricts it to some samples."""
+    """S shards, K chunks, N samples; see docs/data.md for the tensors.
+
+    `keep` restricts it to some samples.
+    """
 
     root: Path
     names: list[str]
@@ -46,17 +55,23 @@ class Index:
     chunk_bytes: NDArray  # (K,)
     chunk_crc: NDArray  # (K,)
     bad: dict[int, str] = field(default_factory=dict)  # sample number -> reason
-    again: dict[int, int] = field(default_factory=dict)  # sample number -> 2 for the second with its key in the shard
+    # sample number -> 2 for the second with its key in the shard
+    again: dict[int, int] = field(default_factory=dict)
     keep: NDArray | None = None  # sorted sample numbers
     file: Path | None = None  # where the index itself is stored
 
     def __post_init__(self) -> None:
-        self.chunk_first = np.concatenate([[0], np.cumsum(self.shard_chunks.astype(np.int64))])  # (S + 1,)
+        # (S + 1,)
+        self.chunk_first = np.concatenate([[0], np.cumsum(self.shard_chunks.astype(np.int64))])
         first = np.repeat(self.chunk_first[:-1], self.shard_chunks)
         self.chunk_shard = np.repeat(np.arange(len(self.names)), self.shard_chunks)
         ends = np.concatenate([[0], np.cumsum(self.chunk_bytes.astype(np.int64))])
-        self.chunk_offset = ends[:-1] - ends[first] + self.shard_first[self.chunk_shard].astype(np.int64)
-        self.sample_first = np.concatenate([[0], np.cumsum(self.chunk_samples_all.astype(np.int64))])
+        self.chunk_offset = (
+            ends[:-1] - ends[first] + self.shard_first[self.chunk_shard].astype(np.int64)
+        )
+        self.sample_first = np.concatenate(
+            [[0], np.cumsum(self.chunk_samples_all.astype(np.int64))]
+        )
         # for single look-ups: numbers out of a view come three times as fast as out of an array
         self._sample_first, self._chunk_shard = self.sample_first.data, self.chunk_shard.data
         self._chunk_offset = self.chunk_offset.data
@@ -97,9 +112,17 @@ class Index:
     @property
     def digest(self) -> bytes:
         """SHA-256 of what decides the order and the bytes (paths and times are not in it)."""
-        h = hashlib.sha256(b"vtx-index-1\0" + struct.pack("<QQ", len(self.names), len(self.chunk_bytes)))
-        for array, dtype in ((self.shard_bytes, "<u8"), (self.shard_first, "<u8"), (self.shard_chunks, "<u4"),
-                             (self.chunk_samples_all, "<u2"), (self.chunk_bytes, "<u4"), (self.chunk_crc, "<u4")):
+        h = hashlib.sha256(
+            b"vtx-index-1\0" + struct.pack("<QQ", len(self.names), len(self.chunk_bytes))
+        )
+        for array, dtype in (
+            (self.shard_bytes, "<u8"),
+            (self.shard_first, "<u8"),
+            (self.shard_chunks, "<u4"),
+            (self.chunk_samples_all, "<u2"),
+            (self.chunk_bytes, "<u4"),
+            (self.chunk_crc, "<u4"),
+        ):
             h.update(np.asarray(array).astype(dtype).tobytes())
         h.update("\n".join(self.names).encode("utf-8", "surrogateescape"))
         if self.keep is not None:
@@ -107,34 +130,49 @@ class Index:
         return h.digest()
 
     def keys(self) -> Iterator[str]:
-        """The key of every sample of the whole set, from the headers alone. Raises UserError where they changed."""
+        """The key of every sample of the whole set, from the headers alone.
+
+        Raises UserError where they changed.
+        """
         expected = np.diff(self.sample_first[self.chunk_first])
         for name, count in zip(self.names, expected.tolist(), strict=True):
             with open_shard(self.root / name) as shard:
                 found = [item.key for item in samples(shard) if not isinstance(item, Problem)]
             if len(found) != count:
-                raise UserError(f"{self.root / name} holds {len(found)} samples and held {count} when it was indexed: "
-                                "put the shard back, or remove its index to begin anew.")
+                raise UserError(
+                    f"{self.root / name} holds {len(found)} samples and held {count} when it was "
+                    "indexed: put the shard back, or remove its index to begin anew."
+                )
             yield from found
 
     def split(self, share: float) -> tuple["Index", "Index"]:
-        """(training, validation): a sample is held out where the SHA-256 of its key, in [0, 1), is below `share`.
+        """(training, validation): a sample is held out where the SHA-256 of its key, in [0, 1),
+        is below `share`.
 
         Raises UserError where one side would be empty.
         """
         which = (self.digest, share)
         if which not in _splits:
-            words = (hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in self.keys())
-            mask = np.array([int.from_bytes(word[:8], "big") / 2**64 < share for word in words], bool)
+            words = (
+                hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+                for key in self.keys()
+            )
+            mask = np.array(
+                [int.from_bytes(word[:8], "big") / 2**64 < share for word in words], bool
+            )
             if mask.all() or not mask.any():
-                raise UserError(f"data.hold_out={share} leaves one side of {self.n} samples empty: give another share.")
+                raise UserError(
+                    f"data.hold_out={share} leaves one side of {self.n} samples empty: "
+                    "give another share."
+                )
             _splits.clear()
             _splits[which] = np.flatnonzero(~mask), np.flatnonzero(mask)
         kept, held = _splits[which]
         return replace(self, keep=kept), replace(self, keep=held)
 
 
-_splits: dict[tuple[bytes, float], tuple[NDArray, NDArray]] = {}  # the last: every evaluation asks again
+# the last: every evaluation asks again
+_splits: dict[tuple[bytes, float], tuple[NDArray, NDArray]] = {}
 
 
 @dataclass(frozen=True)
@@ -161,9 +199,13 @@ def open_shard(path: Path) -> File:
     for magic, kind in COMPRESSED.items():
         if shard[: len(magic)] == magic:
             shard.close()
-            plain = path.with_suffix("" if path.suffix in (".gz", ".bz2", ".xz", ".zst") else ".plain.tar")
-            raise UserError(f"{path} is compressed with {kind}, but samples are read by offset: unpack it with "
-                            f"'{kind} -dc {path} > {plain}'.")
+            plain = path.with_suffix(
+                "" if path.suffix in (".gz", ".bz2", ".xz", ".zst") else ".plain.tar"
+            )
+            raise UserError(
+                f"{path} is compressed with {kind}, but samples are read by offset: unpack it with "
+                f"'{kind} -dc {path} > {plain}'."
+            )
     return shard
 
 
@@ -209,17 +251,27 @@ def scan(path: Path, chunk: int = CHUNK) -> Scan:
                 b += 1
             extent = starts[b] - starts[a]
             if extent >= EXTENT_LIMIT:
-                raise UserError(f"{path}: the sample at byte {starts[a]} spans {extent} bytes, 4 GiB is the limit: "
-                                "write the shard without it.")
+                raise UserError(
+                    f"{path}: the sample at byte {starts[a]} spans {extent} bytes, "
+                    "4 GiB is the limit: write the shard without it."
+                )
             chunks.append((b - a, extent, crc(shard, starts[a], extent)))
             a = b
-        return Scan(len(shard), shard.mtime_ns, starts[0] if n else 0, chunks, bad, again, problems, counts)
+        return Scan(
+            len(shard), shard.mtime_ns, starts[0] if n else 0, chunks, bad, again, problems, counts
+        )
 
 
-def build(paths: list[Path], chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None) -> Index:
-    """Index shards by reading them once; what is wrong with a shard is said, a line each and then in counts."""
+def build(
+    paths: list[Path], chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None
+) -> Index:
+    """Index shards by reading them once; what is wrong with a shard is said,
+    a line each and then in counts.
+    """
     root = common_root(paths)
-    ordered = sorted(paths, key=lambda p: p.relative_to(root).as_posix().encode("utf-8", "surrogateescape"))
+    ordered = sorted(
+        paths, key=lambda p: p.relative_to(root).as_posix().encode("utf-8", "surrogateescape")
+    )
     scans: list[Scan] = []
     bad: dict[int, str] = {}
     again: dict[int, int] = {}
@@ -230,8 +282,15 @@ def build(paths: list[Path], chunk: int = CHUNK, say: Callable[[str], None] = la
         for problem in found.problems:
             counts[problem.reason] += 1
             if counts[problem.reason] <= PROBLEMS_SHOWN:
-                say(f"{path.name} byte {problem.offset}: {problem.reason} {shown(problem.detail)}".rstrip())
-        counts.update({k: v - sum(p.reason == k for p in found.problems) for k, v in found.counts.items()})
+                say(
+                    (
+                        f"{path.name} byte {problem.offset}: "
+                        f"{problem.reason} {shown(problem.detail)}"
+                    ).rstrip()
+                )
+        counts.update(
+            {k: v - sum(p.reason == k for p in found.problems) for k, v in found.counts.items()}
+        )
         bad |= {total + i: reason for i, reason in found.bad.items()}
         again |= {total + i: times for i, times in found.again.items()}
         total += found.samples
@@ -239,10 +298,19 @@ def build(paths: list[Path], chunk: int = CHUNK, say: Callable[[str], None] = la
     if any(v > PROBLEMS_SHOWN for v in counts.values()):
         say("in all: " + ", ".join(f"{v} {k}" for k, v in sorted(counts.items())))
     table = np.array([row for s in scans for row in s.chunks], np.int64).reshape(-1, 3)
-    return Index(root, [p.relative_to(root).as_posix() for p in ordered], np.array([s.size for s in scans], np.uint64),
-                 np.array([s.first for s in scans], np.uint64), np.array([len(s.chunks) for s in scans], np.uint32),
-                 np.stack([tag(s.mtime_ns) for s in scans]), table[:, 0].astype(np.uint16),
-                 table[:, 1].astype(np.uint32), table[:, 2].astype(np.uint32), bad, again)
+    return Index(
+        root,
+        [p.relative_to(root).as_posix() for p in ordered],
+        np.array([s.size for s in scans], np.uint64),
+        np.array([s.first for s in scans], np.uint64),
+        np.array([len(s.chunks) for s in scans], np.uint32),
+        np.stack([tag(s.mtime_ns) for s in scans]),
+        table[:, 0].astype(np.uint16),
+        table[:, 1].astype(np.uint32),
+        table[:, 2].astype(np.uint32),
+        bad,
+        again,
+    )
 
 
 def common_root(paths: list[Path]) -> Path:
@@ -255,9 +323,13 @@ def tag(mtime_ns: int) -> NDArray[np.uint8]:
 
 
 def shown(name: str) -> str:
-    """A name from a tar as it is printed and kept in the ledger: no control characters, at most 256 letters."""
+    """A name from a tar as it is printed and kept in the ledger:
+    no control characters, at most 256 letters.
+    """
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:256])
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:256]
+    )
 
 
 def save(index: Index, path: Path) -> None:
@@ -265,42 +337,70 @@ def save(index: Index, path: Path) -> None:
     bad, again = sorted(index.bad.items()), sorted(index.again.items())
     tensors = {
         "names": np.frombuffer("\n".join(index.names).encode("utf-8", "surrogateescape"), np.uint8),
-        "shard_bytes": index.shard_bytes, "shard_first": index.shard_first, "shard_chunks": index.shard_chunks,
-        "shard_tag": index.shard_tag.reshape(-1), "chunk_samples": index.chunk_samples_all,
-        "chunk_bytes": index.chunk_bytes, "chunk_crc": index.chunk_crc,
+        "shard_bytes": index.shard_bytes,
+        "shard_first": index.shard_first,
+        "shard_chunks": index.shard_chunks,
+        "shard_tag": index.shard_tag.reshape(-1),
+        "chunk_samples": index.chunk_samples_all,
+        "chunk_bytes": index.chunk_bytes,
+        "chunk_crc": index.chunk_crc,
         "bad_sample": np.array([g for g, _ in bad], np.uint64),
         "bad_reason": np.array([REASONS.index(r) for _, r in bad], np.uint8),
         "again_sample": np.array([g for g, _ in again], np.uint64),
         "again_times": np.array([t for _, t in again], np.uint32),
     }
     with whole(path) as part:
-        save_file(tensors, part, metadata={"format": "vtx-index", "version": VERSION, "cap": str(CAP)})
+        save_file(
+            tensors, part, metadata={"format": "vtx-index", "version": VERSION, "cap": str(CAP)}
+        )
 
 
 def read(path: Path, root: Path, names: list[str]) -> Index:
-    """A stored index of these shards. Raises ValueError or what the container raises where it is torn or another's."""
+    """A stored index of these shards.
+
+    Raises ValueError or what the container raises where it is torn or another's.
+    """
     with safe_open(path, "numpy") as f:
         about = f.metadata() or {}
         if about.get("format") != "vtx-index" or about.get("version") != VERSION:
             raise ValueError("no index of this version")
         t = {k: f.get_tensor(k) for k in f.keys()}
     shards, chunks = len(names), len(t["chunk_samples"])
-    sound = (t["names"].tobytes().decode("utf-8", "surrogateescape").split("\n") == names
-             and len(t["shard_tag"]) == TAG * shards and int(t["shard_chunks"].sum()) == chunks
-             and all(len(t[k]) == shards for k in ("shard_bytes", "shard_first", "shard_chunks"))
-             and all(len(t[k]) == chunks for k in ("chunk_bytes", "chunk_crc"))
-             and all(0 < r < len(REASONS) for r in t["bad_reason"].tolist()))
+    sound = (
+        t["names"].tobytes().decode("utf-8", "surrogateescape").split("\n") == names
+        and len(t["shard_tag"]) == TAG * shards
+        and int(t["shard_chunks"].sum()) == chunks
+        and all(len(t[k]) == shards for k in ("shard_bytes", "shard_first", "shard_chunks"))
+        and all(len(t[k]) == chunks for k in ("chunk_bytes", "chunk_crc"))
+        and all(0 < r < len(REASONS) for r in t["bad_reason"].tolist())
+    )
     if not sound:
         raise ValueError("an index of other shards")
-    bad = {g: REASONS[r] for g, r in zip(t["bad_sample"].tolist(), t["bad_reason"].tolist(), strict=True)}
+    bad = {
+        g: REASONS[r]
+        for g, r in zip(t["bad_sample"].tolist(), t["bad_reason"].tolist(), strict=True)
+    }
     again = dict(zip(t["again_sample"].tolist(), t["again_times"].tolist(), strict=True))
-    return Index(root, names, t["shard_bytes"], t["shard_first"], t["shard_chunks"], t["shard_tag"].reshape(-1, TAG),
-                 t["chunk_samples"], t["chunk_bytes"], t["chunk_crc"], bad, again)
+    return Index(
+        root,
+        names,
+        t["shard_bytes"],
+        t["shard_first"],
+        t["shard_chunks"],
+        t["shard_tag"].reshape(-1, TAG),
+        t["chunk_samples"],
+        t["chunk_bytes"],
+        t["chunk_crc"],
+        bad,
+        again,
+    )
 
 
 def fresh(index: Index) -> bool:
     """Whether every shard has the size and time that were indexed."""
-    for name, size, known in zip(index.names, index.shard_bytes.tolist(), index.shard_tag, strict=True):
+    for name, size, known in zip(
+        index.names, index.shard_bytes.tolist(), index.shard_tag, strict=True
+    ):
         try:
             stat = (index.root / name).stat()
         except OSError:
@@ -314,7 +414,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtx-scale" / "index"
 
 
-def open_index(shards: str, chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None) -> Index:
+def open_index(
+    shards: str, chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None
+) -> Index:
     """The index of a shard list, made on first use; a stale one is made again with one line.
 
     It lies in `.vtx` beside the data, or in the cache where that cannot be written.
@@ -322,11 +424,15 @@ def open_index(shards: str, chunk: int = CHUNK, say: Callable[[str], None] = lam
     """
     paths = expand(shards)
     root = common_root(paths)
-    names = sorted((p.relative_to(root).as_posix() for p in paths), key=lambda x: x.encode("utf-8", "surrogateescape"))
+    names = sorted(
+        (p.relative_to(root).as_posix() for p in paths),
+        key=lambda x: x.encode("utf-8", "surrogateescape"),
+    )
     listed = "\n".join(names)
     name = f"index-{short_hash(f'{chunk}/{listed}')}.safetensors"
     places = [root / ".vtx" / name, cache_folder() / short_hash(str(root)) / name]
-    if root == Path(root.anchor):  # shards with nothing in common: a folder at the root of the disk is nobody's
+    # shards with nothing in common: a folder at the root of the disk is nobody's
+    if root == Path(root.anchor):
         places = places[1:]
     news = ""
     for path in places:
@@ -350,5 +456,8 @@ def open_index(shards: str, chunk: int = CHUNK, say: Callable[[str], None] = lam
             continue
         index.file = path
         return index
-    say(f"the index could not be stored ({places[-1].parent} is not writable): it is made again at each start")
+    say(
+        f"the index could not be stored ({places[-1].parent} is not writable): "
+        "it is made again at each start"
+    )
     return index

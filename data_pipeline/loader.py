@@ -1,7 +1,8 @@
 """The loader: step -> this rank's batch, read and decoded in worker processes.
 
-A batch is addressed by its step alone, so that any worker can make any batch, a start anywhere costs the same,
-and the only state is one integer: the position after the last batch that was handed out.
+A batch is addressed by its step alone, so that any worker can make any batch, a start
+anywhere costs the same, and the only state is one integer: the position after the last batch
+that was handed out.
 """
 
 import ctypes
@@ -36,11 +37,13 @@ FOREVER = 1 << 62  # steps
 class Reader(Protocol):
     """Sample bytes and keyed randomness in, arrays out; picklable.
 
-    members: extension -> bytes, with `__key__` and `__url__`; one that is missing raises BadSample by itself.
-    draw(view, n): n numbers in [0, 1) that belong to the seed, the epoch and the sample.
+    members: extension -> bytes, with `__key__` and `__url__`; one that is missing raises BadSample
+    by itself. draw(view, n): n numbers in [0, 1) that belong to the seed, the epoch and the sample.
     """
 
-    def __call__(self, members: Members, draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]: ...
+    def __call__(
+        self, members: Members, draw: Callable[[int, int], np.ndarray]
+    ) -> dict[str, np.ndarray]: ...
     def blank(self) -> dict[str, np.ndarray]: ...
 
 
@@ -71,7 +74,9 @@ def uniforms(seed: int, source: int, sample: int, epoch: int) -> Callable[[int, 
     """draw(view, n): n float64 numbers in [0, 1) that belong to (seed, sample, epoch, view)."""
 
     def draw(view: int, n: int) -> np.ndarray:
-        words = np.asarray(draws(seed, AUGMENT + 256 * source, view, sample, epoch, n), dtype=np.uint64)
+        words = np.asarray(
+            draws(seed, AUGMENT + 256 * source, view, sample, epoch, n), dtype=np.uint64
+        )
         return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     return draw
@@ -109,9 +114,13 @@ class Batches(TorchDataset):
     def __getitem__(self, step: int) -> dict[str, Any]:
         return self.make(step)
 
-    def make(self, step: int, skip: Collection[int] = (),
-             before: Callable[[int], None] | None = None) -> dict[str, Any]:
-        """The batch of a step. skip: slots masked unread. before: is called with each slot before it is read."""
+    def make(
+        self, step: int, skip: Collection[int] = (), before: Callable[[int], None] | None = None
+    ) -> dict[str, Any]:
+        """The batch of a step.
+
+        skip: slots masked unread. before: is called with each slot before it is read.
+        """
         chunks = self.chunk_reader()
         positions = self.order.share(step, self.global_batch, self.rank, self.world, self.offset)
         n = len(positions)
@@ -134,20 +143,45 @@ class Batches(TorchDataset):
                     raise BadSample("worker_died")
                 row = self.reader(chunks.sample(g), uniforms(self.seed, self.source, g, epoch))
             except BadSample as e:
-                bad.append({"kind": "sample", "reason": e.reason, "source": self.source, **chunks.place(g), "sample": g,
-                            "epoch": epoch, "position": int(positions[i]), "slot": int(slot[i]),
-                            **({"detail": e.detail[:200]} if e.detail else {})})
+                bad.append(
+                    {
+                        "kind": "sample",
+                        "reason": e.reason,
+                        "source": self.source,
+                        **chunks.place(g),
+                        "sample": g,
+                        "epoch": epoch,
+                        "position": int(positions[i]),
+                        "slot": int(slot[i]),
+                        **({"detail": e.detail[:200]} if e.detail else {}),
+                    }
+                )
                 continue
             for k, v in row.items():
                 fill(data[k], i, np.asarray(v))
             valid[i] = True
-        return tensors({"data": data, "valid": valid, "ids": ids, "epoch": epochs, "slot": slot, "bad": tuple(bad),
-                        "notes": dict(notes)})
+        return tensors(
+            {
+                "data": data,
+                "valid": valid,
+                "ids": ids,
+                "epoch": epochs,
+                "slot": slot,
+                "bad": tuple(bad),
+                "notes": dict(notes),
+            }
+        )
 
 
 def fill(rows: np.ndarray, i: int, value: np.ndarray) -> None:
-    """rows[i] = value; a picture that lies in planes, as a resize leaves it, goes plane by plane: four times as fast."""
-    if value.ndim > 2 and value.shape == rows.shape[1:] and abs(value.strides[-1]) > abs(value.strides[-2]):
+    """rows[i] = value; a picture that lies in planes, as a resize leaves it, goes plane by plane:
+    four times as fast.
+    """
+    if (
+        value.ndim > 2
+        and value.shape == rows.shape[1:]
+        and abs(value.strides[-1]) > abs(value.strides[-2])
+    ):
         for channel in range(value.shape[-1]):
             rows[i, ..., channel] = value[..., channel]
     else:
@@ -156,13 +190,18 @@ def fill(rows: np.ndarray, i: int, value: np.ndarray) -> None:
 
 def tensors(batch: dict[str, Any]) -> dict[str, Any]:
     """Arrays as tensors, also those one level down."""
-    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else tensors(v) if k == "data" else v
-            for k, v in batch.items()}
+    return {
+        k: torch.from_numpy(v) if isinstance(v, np.ndarray) else tensors(v) if k == "data" else v
+        for k, v in batch.items()
+    }
 
 
 def arrays(batch: dict[str, Any]) -> dict[str, Any]:
     """The way back."""
-    return {k: v.numpy() if isinstance(v, torch.Tensor) else arrays(v) if k == "data" else v for k, v in batch.items()}
+    return {
+        k: v.numpy() if isinstance(v, torch.Tensor) else arrays(v) if k == "data" else v
+        for k, v in batch.items()
+    }
 
 
 def same(x: Any) -> Any:
@@ -170,7 +209,9 @@ def same(x: Any) -> Any:
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL of the parent ends this process too; checked once more because the parent may be gone already."""
+    """SIGKILL of the parent ends this process too; checked once more because the parent may
+    be gone already.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -185,7 +226,9 @@ def start_worker(worker: int = 0) -> None:
 
 
 def watch_trainer() -> None:
-    """A worker is the fork server's child and not the trainer's, so it watches the trainer's end of a pipe."""
+    """A worker is the fork server's child and not the trainer's,
+    so it watches the trainer's end of a pipe.
+    """
     trainer = multiprocessing.parent_process()
     if trainer is not None:
         trainer.join()
@@ -197,7 +240,8 @@ def preload(module: str) -> None:
     known = getattr(multiprocessing.forkserver._forkserver, "_preload_modules", [])
     if module not in known:
         multiprocessing.set_forkserver_preload([*known, module])
-    # a terminal's Ctrl-C goes to all processes: the trainer decides, its children must not die of it while they import
+    # a terminal's Ctrl-C goes to all processes: the trainer decides, its children must not die of
+    # it while they import
     multiprocessing.resource_tracker.ensure_running()  # first, because it lets the signal through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -207,13 +251,17 @@ def preload(module: str) -> None:
 
 
 def alone(batches: Batches, step: int) -> dict[str, Any]:
-    """The batch of a step, made in a process of its own; the sample at which that process dies twice is masked."""
+    """The batch of a step, made in a process of its own;
+    the sample at which that process dies twice is masked.
+    """
     died: Counter[int] = Counter()  # by the slot that was being read, -1 before the first
     context = multiprocessing.get_context("forkserver")
     while died[-1] < 2:
         here, there = context.Pipe()
         skip = [slot for slot, times in died.items() if times >= 2]
-        process = context.Process(target=_make_alone, args=(there, batches, step, skip), daemon=True)
+        process = context.Process(
+            target=_make_alone, args=(there, batches, step, skip), daemon=True
+        )
         process.start()
         there.close()
         slot = -1
@@ -236,22 +284,37 @@ def alone(batches: Batches, step: int) -> dict[str, Any]:
 def _make_alone(pipe: Any, batches: Batches, step: int, skip: Collection[int]) -> None:
     start_worker()
     try:
-        batch = arrays(batches.make(step, skip, pipe.send))  # a tensor is a descriptor of this process, which ends
+        # a tensor is a descriptor of this process, which ends
+        batch = arrays(batches.make(step, skip, pipe.send))
         pipe.send(batch)
     except UserError as e:
         pipe.send(e)
 
 
 class Loader:
-    """Batches `start`, `start + 1`, ... `stop - 1` of one rank, on `device`; without `stop` they never end.
+    """Batches `start`, `start + 1`, ... `stop - 1` of one rank, on `device`;
+    without `stop` they never end.
 
-    `workers` processes read ahead (0: in this process). Ids and pixels do not depend on their number. Iterating goes
-    on where it left off; `state_dict` names the next batch that was not handed out, whatever was read ahead.
+    `workers` processes read ahead (0: in this process). Ids and pixels do not depend on their
+    number. Iterating goes on where it left off; `state_dict` names the next batch that was not
+    handed out, whatever was read ahead.
     """
 
-    def __init__(self, batches: Batches, *, start: int = 0, stop: int | None = None, workers: int = 0,
-                 device: torch.device | str = "cpu") -> None:
-        self.batches, self.step, self.stop, self.workers = batches, start, FOREVER if stop is None else stop, workers
+    def __init__(
+        self,
+        batches: Batches,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.batches, self.step, self.stop, self.workers = (
+            batches,
+            start,
+            FOREVER if stop is None else stop,
+            workers,
+        )
         self.device = torch.device(device)
         self._it: Iterator | None = None
 
@@ -259,22 +322,40 @@ class Loader:
         extra: dict[str, Any] = {}
         if self.workers:
             preload("vtx_scale.data_pipeline.loader")
-            extra = {"multiprocessing_context": "forkserver", "worker_init_fn": start_worker, "prefetch_factor": 2}
+            extra = {
+                "multiprocessing_context": "forkserver",
+                "worker_init_fn": start_worker,
+                "prefetch_factor": 2,
+            }
         steps: Any = range(self.step, self.stop)
-        loader = DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers, collate_fn=same,
-                            pin_memory=self.device.type == "cuda",
-                            generator=torch.Generator(), **extra)  # else its seed is drawn from the global one
+        loader = DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=steps,
+            num_workers=self.workers,
+            collate_fn=same,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),
+            **extra,
+        )  # else its seed is drawn from the global one
         return iter(loader)
 
     def next(self) -> Batch:
-        """The next batch; StopIteration after the last. Raises UserError where the data can no longer be read."""
+        """The next batch; StopIteration after the last.
+
+        Raises UserError where the data can no longer be read.
+        """
         if self._it is None:
             self._it = self._start()
         try:
             batch = Batch(**next(self._it))
         except UserError as e:  # from a worker it comes with a traceback in its text
             raise UserError(str(e).rpartition("UserError: ")[2].strip()) from None
-        except (RuntimeError, OSError, EOFError) as e:  # the last two where it died while a tensor was handed over
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+        ) as e:  # the last two where it died while a tensor was handed over
             if not self._worker_died():
                 raise
             batch = self._without_worker(str(e))
@@ -284,14 +365,28 @@ class Loader:
     def _worker_died(self) -> bool:
         """Whether a worker has ended, or does within a second."""
         workers = getattr(self._it, "_workers", [])
-        return bool(workers and multiprocessing.connection.wait([w.sentinel for w in workers], timeout=1))
+        return bool(
+            workers and multiprocessing.connection.wait([w.sentinel for w in workers], timeout=1)
+        )
 
     def _without_worker(self, message: str) -> Batch:
-        """After a worker's death: the batch that is due is made apart, and reading ahead begins anew behind it."""
+        """After a worker's death: the batch that is due is made apart,
+        and reading ahead begins anew behind it.
+        """
         self.close()
         batch = Batch(**alone(self.batches, self.step))
-        return replace(batch, bad=(*batch.bad, {"kind": "retry", "reason": "worker_died", "position": self.position,
-                                                "detail": message[:200]}))
+        return replace(
+            batch,
+            bad=(
+                *batch.bad,
+                {
+                    "kind": "retry",
+                    "reason": "worker_died",
+                    "position": self.position,
+                    "detail": message[:200],
+                },
+            ),
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -325,16 +420,24 @@ class Loader:
             stop()
         self._it = None
         if stop is not None:
-            gc.collect()  # queues of ended workers let go of their semaphores, which nobody else would
+            # queues of ended workers let go of their semaphores, which nobody else would
+            gc.collect()
 
 
 def checked(state: dict[str, Any], fingerprint: str) -> int:
-    """The position of a state. Raises UserError, naming what differs, for the state of another data set or order."""
+    """The position of a state.
+
+    Raises UserError, naming what differs, for the state of another data set or order.
+    """
     for name, now in (("version", 1), ("fingerprint", fingerprint)):
         if state.get(name) != now:
-            raise UserError(f"This state of the data has {name} {state.get(name)} and the loader has {now}: give the "
-                            "shards, seed, lanes and window that the state was made with.")
+            raise UserError(
+                f"This state of the data has {name} {state.get(name)} and the loader has {now}: "
+                "give the shards, seed, lanes and window that the state was made with."
+            )
     position = state.get("position")
     if not isinstance(position, int) or isinstance(position, bool) or position < 0:
-        raise UserError(f"This state of the data has position {position!r}: a number of samples is wanted.")
+        raise UserError(
+            f"This state of the data has position {position!r}: a number of samples is wanted."
+        )
     return position

@@ -1,4 +1,6 @@
-"""What a sample's members say, each with its limits: the image's bytes, the caption, the class, the JSON."""
+"""What a sample's members say, each with its limits:
+the image's bytes, the caption, the class, the JSON.
+"""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +24,10 @@ def image(members: Mapping[str, Any]) -> bytes:
 
 
 def text(body: bytes) -> str:
-    """UTF-8, cut at 64 KiB; what is no UTF-8 is replaced and counted. Raises BadSample text where it is empty."""
+    """UTF-8, cut at 64 KiB; what is no UTF-8 is replaced and counted.
+
+    Raises BadSample text where it is empty.
+    """
     if len(body) > TEXT_LIMIT:
         notes["text_cut"] += 1
         body = body[:TEXT_LIMIT]
@@ -46,7 +51,12 @@ def about(members: Mapping[str, Any]) -> Any:
         raise BadSample("json", type(e).__name__) from None
     level = [value]
     for _ in range(DEPTH):
-        level = [x for v in level if isinstance(v, dict | list) for x in (v.values() if isinstance(v, dict) else v)]
+        level = [
+            x
+            for v in level
+            if isinstance(v, dict | list)
+            for x in (v.values() if isinstance(v, dict) else v)
+        ]
         if not level:
             return value
     raise BadSample("json", f"nested more than {DEPTH} deep")
@@ -66,7 +76,10 @@ def caption(members: Mapping[str, Any]) -> str:
 
 
 def captions(members: Mapping[str, Any]) -> list[str]:
-    """All of a sample's: "captions" of the JSON where there is such a list, else its one. Raises as `caption` does."""
+    """All of a sample's: "captions" of the JSON where there is such a list, else its one.
+
+    Raises as `caption` does.
+    """
     if "json" in members and b'"captions"' in members["json"]:
         value = about(members)
         found = value.get("captions") if isinstance(value, dict) else None
@@ -76,7 +89,10 @@ def captions(members: Mapping[str, Any]) -> list[str]:
 
 
 def label(members: Mapping[str, Any]) -> int:
-    """The class number, -1 where there is none. Raises BadSample label for what is no number below 2^31."""
+    """The class number, -1 where there is none.
+
+    Raises BadSample label for what is no number below 2^31.
+    """
     if "cls" not in members:
         return -1
     body = members["cls"].strip()
@@ -86,7 +102,8 @@ def label(members: Mapping[str, Any]) -> int:
 
 
 def labels(members: Mapping[str, Any]) -> list[int]:
-    """The class numbers of a sample that may have several, apart by blanks or commas; [] where there is no cls member.
+    """The class numbers of a sample that may have several, apart by blanks or commas;
+    [] where there is no cls member.
 
     Raises BadSample label for what is no number below 2^31.
     """

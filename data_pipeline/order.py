@@ -1,7 +1,8 @@
 """The order of samples: a pure function of (chunk sizes, seed, lanes, window). NumPy only, no I/O.
 
-Chunks are permuted an epoch and cut in L lanes; a lane is shuffled in windows of V samples whose phases differ
-from lane to lane; positions deal over the lanes in turn. Golden vectors fix it to the byte (docs/data.md).
+Chunks are permuted an epoch and cut in L lanes; a lane is shuffled in windows of V samples whose
+phases differ from lane to lane; positions deal over the lanes in turn. Golden vectors fix it to
+the byte (docs/data.md).
 """
 
 import hashlib
@@ -28,7 +29,9 @@ _generator = _Generator()
 
 
 def draws(seed: int, purpose: int, a: int, b: int, c: int, n: int) -> NDArray[np.uint64]:
-    """The first n words of Philox4x64-10 with key (seed, purpose) and counter (i, a, b, c), i = 1, 2, 3 ..."""
+    """The first n words of Philox4x64-10 with key (seed, purpose) and counter (i, a, b, c),
+    i = 1, 2, 3 ...
+    """
     philox = _generator.philox
     state: Any = philox.state  # setting the state of one generator costs a third of making another
     state["state"]["counter"][:] = (0, a, b, c)
@@ -54,7 +57,9 @@ def bit_reverse(lane: Int, lanes: int) -> Int:
 
 
 def defaults(n: int) -> tuple[int, int]:
-    """(L, V) for N samples: L = 2^floor(log2(N/256)) within 1..1024; V = 256, of small sets so that 8 windows exist."""
+    """(L, V) for N samples: L = 2^floor(log2(N/256)) within 1..1024;
+    V = 256, of small sets so that 8 windows exist.
+    """
     window = 256
     while window > 1 and n // window < 8:
         window //= 2
@@ -67,8 +72,14 @@ class Order:
     chunk_samples (K,): samples a chunk, in tar order. Sample numbers are 0..N-1 through the chunks.
     """
 
-    def __init__(self, chunk_samples: NDArray, seed: int, lanes: int | None = None, window: int | None = None,
-                 source: int = 0) -> None:
+    def __init__(
+        self,
+        chunk_samples: NDArray,
+        seed: int,
+        lanes: int | None = None,
+        window: int | None = None,
+        source: int = 0,
+    ) -> None:
         self.sizes = np.asarray(chunk_samples, np.int64)
         self.n = int(self.sizes.sum())
         if self.n < 1:
@@ -87,8 +98,13 @@ class Order:
         self._window = lru_cache(4 * self.lanes + 64)(self._make_window)
 
     def __getstate__(self) -> dict:
-        return {"chunk_samples": self.sizes, "seed": self.seed, "lanes": self.lanes, "window": self.window,
-                "source": self.source}
+        return {
+            "chunk_samples": self.sizes,
+            "seed": self.seed,
+            "lanes": self.lanes,
+            "window": self.window,
+            "source": self.source,
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -98,7 +114,9 @@ class Order:
         return pi, np.concatenate([[0], np.cumsum(self.sizes[pi])])
 
     def _make_window(self, epoch: int, lane: int, w: int) -> tuple[int, Int]:
-        """(elements before the window in its lane, sample numbers of the window in their shuffled order)."""
+        """(elements before the window in its lane, sample numbers of the window in
+        their shuffled order).
+        """
         phase, length = int(self.phase[lane]), int(self.length[lane])
         a, b = max(0, w * self.window - phase), min(length, (w + 1) * self.window - phase)
         sigma = perm(draws(self.seed, WINDOW + 256 * self.source, w, lane, epoch, b - a))
@@ -118,15 +136,19 @@ class Order:
         w = (j + self.phase[lane]) // self.window
         out = np.empty(len(positions), np.int64)
         get = self._window
-        for i, (e, ln, ww, jj) in enumerate(zip(epoch.tolist(), lane.tolist(), w.tolist(), j.tolist(), strict=True)):
+        for i, (e, ln, ww, jj) in enumerate(
+            zip(epoch.tolist(), lane.tolist(), w.tolist(), j.tolist(), strict=True)
+        ):
             a, numbers = get(e, ln, ww)
             out[i] = numbers[jj - a]
         return out
 
     def slots(self, step: int, batch: int, offset: int = 0) -> Int:
-        """The positions of a global batch in the order of its slots: by reversed lane, then position.
+        """The positions of a global batch in the order of its slots:
+        by reversed lane, then position.
 
-        Batch t is the positions offset + [tB, (t+1)B); the offset is 0 unless the batch size changed on the way.
+        Batch t is the positions offset + [tB, (t+1)B); the offset is 0 unless the batch size
+        changed on the way.
         """
         at = np.arange(offset + step * batch, offset + (step + 1) * batch, dtype=np.int64)
         return at[np.argsort(self.reversed[(at % self.n) % self.lanes], kind="stable")]
@@ -140,6 +162,10 @@ class Order:
         return out
 
     def fingerprint(self, digests: list[bytes]) -> str:
-        """32 hex digits that name data and order; world, batch size, workers and paths are not in it."""
-        head = b"vtx-order-1\0" + struct.pack("<QIII", self.seed, self.lanes, self.window, len(digests))
+        """32 hex digits that name data and order; world, batch size,
+        workers and paths are not in it.
+        """
+        head = b"vtx-order-1\0" + struct.pack(
+            "<QIII", self.seed, self.lanes, self.window, len(digests)
+        )
         return hashlib.sha256(head + b"".join(digests)).hexdigest()[:32]

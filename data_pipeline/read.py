@@ -1,4 +1,6 @@
-"""Reading samples by number: a chunk is read and its CRC checked once a process, then its samples by offset."""
+"""Reading samples by number: a chunk is read and its CRC checked once a process,
+then its samples by offset.
+"""
 
 import os
 import time
@@ -21,7 +23,10 @@ NAMES_ONLY = 1 << 20
 
 
 class Members(dict[str, Any]):
-    """A sample: `__key__`, `__url__`, and extension -> bytes. What it lacks makes it a bad sample, not a KeyError."""
+    """A sample: `__key__`, `__url__`, and extension -> bytes.
+
+    What it lacks makes it a bad sample, not a KeyError.
+    """
 
     def __missing__(self, name: str) -> Any:
         raise BadSample("member_missing", name)
@@ -31,8 +36,8 @@ class Members(dict[str, Any]):
 class Chunk:
     """A chunk as a table of some 12 KB: where keys and members lie, or why it cannot be used.
 
-    Sample i has keys[key_end[i-1] : key_end[i]] and the members first[i] .. first[i+1]; member m has the
-    extension `kinds[kind[m]]` and lies at spots[2m], spots[2m+1] bytes long.
+    Sample i has keys[key_end[i-1] : key_end[i]] and the members first[i] .. first[i+1]; member m
+    has the extension `kinds[kind[m]]` and lies at spots[2m], spots[2m+1] bytes long.
     """
 
     reason: str = ""
@@ -74,12 +79,17 @@ class ChunkReader:
         try:
             file = File(self.index.root / self.index.names[shard])
         except FileNotFoundError:
-            raise UserError(f"{path} is gone (shard_changed), so that the order cannot be kept: put it back and run "
-                            "the same command again.") from None
+            raise UserError(
+                f"{path} is gone (shard_changed), so that the order cannot be kept: "
+                "put it back and run the same command again."
+            ) from None
         if len(file) != size:
             file.close()
-            raise UserError(f"{path} has {len(file)} bytes and had {size} when it was indexed (shard_changed), so that "
-                            "the order cannot be kept: put it back and run the same command again.")
+            raise UserError(
+                f"{path} has {len(file)} bytes and had {size} when it was indexed "
+                "(shard_changed), so that the order cannot be kept: put it back and run the "
+                "same command again."
+            )
         self._files[shard] = file
         if len(self._files) > FILES_KEPT:
             self._files.popitem(last=False)[1].close()
@@ -102,8 +112,12 @@ class ChunkReader:
         shard, offset = self.index.extent(k)
         length = int(self.index.chunk_bytes[k])
         body, reason = b"", ""
-        if int(self.index.sample_first[k]) in self.index.bad and int(self.index.chunk_samples_all[k]) == 1:
-            length = min(length, NAMES_ONLY)  # it may be as long as a disk: nothing of it is used but its name
+        if (
+            int(self.index.sample_first[k]) in self.index.bad
+            and int(self.index.chunk_samples_all[k]) == 1
+        ):
+            # it may be as long as a disk: nothing of it is used but its name
+            length = min(length, NAMES_ONLY)
             reason = "bad"
         for attempt in range(READS):
             try:
@@ -146,9 +160,11 @@ class ChunkReader:
         now = time.monotonic()
         self._unreadable.setdefault(k, now)
         if sum(now - t < SECONDS for t in self._unreadable.values()) >= UNREADABLE:
-            raise UserError(f"{UNREADABLE} chunks could not be read within a minute, the last of "
-                            f"{self._urls[self.index.extent(k)[0]]}: look at the disk or the mount, then run the "
-                            "same command again.")
+            raise UserError(
+                f"{UNREADABLE} chunks could not be read within a minute, the last of "
+                f"{self._urls[self.index.extent(k)[0]]}: "
+                "look at the disk or the mount, then run the same command again."
+            )
 
     def sample(self, g: int) -> Members:
         """Sample g of the (restricted) index. Raises BadSample."""
@@ -171,7 +187,8 @@ class ChunkReader:
         return out
 
     def place(self, g: int) -> dict[str, Any]:
-        """{"shard", "key", "offset"} of a sample; a chunk whose headers cannot be read has numbered keys.
+        """{"shard", "key", "offset"} of a sample; a chunk whose headers cannot be read
+        has numbered keys.
 
         The second sample with a key in its shard is `key#2`.
         """
@@ -180,8 +197,11 @@ class ChunkReader:
         chunk, (shard, offset) = self._chunk(k), self.index.extent(k)
         known = i < len(chunk)
         key, times = chunk.key(i) if known else f"?{k}-{i}", self.index.again.get(g, 1)
-        return {"shard": shown(self.index.names[shard]), "key": shown(key) + (f"#{times}" if times > 1 else ""),
-                "offset": offset + (chunk.starts[i] if known else 0)}
+        return {
+            "shard": shown(self.index.names[shard]),
+            "key": shown(key) + (f"#{times}" if times > 1 else ""),
+            "offset": offset + (chunk.starts[i] if known else 0),
+        }
 
     def id(self, g: int) -> str:
         """`part-000.tar/key`."""

@@ -25,7 +25,10 @@ class Head:
 
 
 class Storage(Protocol):
-    """Objects by name. `put_if_absent` and `replace_if` are atomic; a reader never sees half an object."""
+    """Objects by name.
+
+    `put_if_absent` and `replace_if` are atomic; a reader never sees half an object.
+    """
 
     def get_range(self, name: str, offset: int, length: int) -> bytes: ...
     def put(self, name: str, body: bytes) -> None: ...
@@ -38,9 +41,12 @@ class Storage(Protocol):
 
 @contextmanager
 def whole(path: Path, publish: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place at the end, or is gone: nobody sees half of it."""
+    """A file beside `path` to write, which takes its place at the end, or is gone:
+    nobody sees half of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")  # another host may have the same pid
+    # another host may have the same pid
+    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     try:
         yield part
         publish(part, path)
@@ -65,7 +71,8 @@ class Folder:
 
     def put_if_absent(self, name: str, body: bytes) -> bool:
         try:
-            with whole(self.root / name, os.link) as part:  # a link is exclusive on local disks and NFS
+            # a link is exclusive on local disks and NFS
+            with whole(self.root / name, os.link) as part:
                 part.write_bytes(body)
         except FileExistsError:
             return False
@@ -100,7 +107,8 @@ class Folder:
 class File:
     """A local file that is sliced like bytes, by positioned reads through a small window.
 
-    Not a memory map: a file that is cut while it is mapped ends the process, a short read is an error one can catch.
+    Not a memory map: a file that is cut while it is mapped ends the process, a short read is an
+    error one can catch.
     """
 
     WINDOW = 16 << 10
@@ -140,7 +148,10 @@ class File:
         while len(body) < length:  # one call gives at most 2 GiB
             more = os.pread(self.fd, length - len(body), offset + len(body))
             if not more:
-                raise OSError(f"{self.path} ends at byte {offset + len(body)}, {length - len(body)} bytes too early")
+                raise OSError(
+                    f"{self.path} ends at byte {offset + len(body)}, "
+                    f"{length - len(body)} bytes too early"
+                )
             body += more
         return body
 
@@ -153,7 +164,10 @@ NAMES_LIMIT = 1_000_000
 
 
 def braces(pattern: str) -> list[str]:
-    """Every name of a pattern such as `a-{000..012}.tar` or `{x,y}.tar`. Raises UserError beyond a million."""
+    """Every name of a pattern such as `a-{000..012}.tar` or `{x,y}.tar`.
+
+    Raises UserError beyond a million.
+    """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices: list[list[str] | range] = []
     widths = []
@@ -167,13 +181,18 @@ def braces(pattern: str) -> list[str]:
             widths.append(0)
             choices.append(part.split(",") if i % 2 else [part])
     if prod(map(len, choices)) > NAMES_LIMIT:
-        raise UserError(f"{pattern} means more than {NAMES_LIMIT:,} shards: look at the numbers in its braces.")
-    return ["".join(x if isinstance(x, str) else f"{x:0{w}d}" for x, w in zip(row, widths, strict=True))
-            for row in product(*choices)]
+        raise UserError(
+            f"{pattern} means more than {NAMES_LIMIT:,} shards: look at the numbers in its braces."
+        )
+    return [
+        "".join(x if isinstance(x, str) else f"{x:0{w}d}" for x, w in zip(row, widths, strict=True))
+        for row in product(*choices)
+    ]
 
 
 def expand(shards: str) -> list[Path]:
-    """The files that a user means by a folder (its *.tar), a brace pattern, a glob, or a comma list of these.
+    """The files that a user means by a folder (its *.tar), a brace pattern, a glob,
+    or a comma list of these.
 
     Raises UserError, naming what is missing, where nothing or not everything is there.
     """
@@ -181,18 +200,29 @@ def expand(shards: str) -> list[Path]:
     for part in re.split(r",(?![^{]*\})", shards):
         scheme = re.match(r"^([A-Za-z][A-Za-z0-9+.-]*):", part)
         if scheme and scheme[1].lower() == "s3":
-            raise UserError(f"{part}: this version reads local shards; copy them to a folder and give that.")
+            raise UserError(
+                f"{part}: this version reads local shards; copy them to a folder and give that."
+            )
         if scheme:
-            raise UserError(f"{part}: {scheme[1]}: is never opened; give a local folder, pattern or list of tars.")
+            raise UserError(
+                f"{part}: {scheme[1]}: is never opened; give a local folder, "
+                "pattern or list of tars."
+            )
         if not part.strip() or "\0" in part or "\n" in part:
-            raise UserError(f"{shards!r} has an empty or unprintable name of a shard: give a folder, pattern or list.")
+            raise UserError(
+                f"{shards!r} has an empty or unprintable name of a shard: "
+                "give a folder, pattern or list."
+            )
         path = Path(part).expanduser()
         if path.is_dir():
             inside = sorted(p for p in path.glob("*.tar") if p.is_file())
             if not inside:
                 packed = any(p.suffix == ".tgz" or ".tar." in p.name for p in path.iterdir())
-                raise UserError(f"{path} holds no *.tar{' but compressed ones: unpack them' if packed else ''}: "
-                                "give the folder of the shards, or a pattern.")
+                raise UserError(
+                    f"{path} holds no "
+                    f"*.tar{' but compressed ones: unpack them' if packed else ''}: give the "
+                    "folder of the shards, or a pattern."
+                )
             found += inside
         elif glob.has_magic(part) and "{" not in part:
             matched = sorted(Path(p) for p in glob.glob(str(path)) if os.path.isfile(p))
@@ -202,10 +232,16 @@ def expand(shards: str) -> list[Path]:
         else:
             names = braces(str(path))
             if not names:
-                raise UserError(f"{part} means no shard: the numbers in its braces run from the lower to the higher.")
+                raise UserError(
+                    f"{part} means no shard: the numbers in its braces run from the lower "
+                    "to the higher."
+                )
             for name in names:
                 if not Path(name).is_file():
-                    raise UserError(f"{name} does not exist: give a folder, pattern or list of shards that does.")
+                    raise UserError(
+                        f"{name} does not exist: give a folder, "
+                        "pattern or list of shards that does."
+                    )
                 found.append(Path(name))
     found = [p.absolute() for p in found]
     doubled = [p for p, times in Counter(found).items() if times > 1]

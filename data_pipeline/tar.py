@@ -1,6 +1,8 @@
-"""Walking tar headers without trusting them: nothing is extracted, no link followed, no name opened.
+"""Walking tar headers without trusting them: nothing is extracted, no link followed,
+no name opened.
 
-ustar, GNU long names and PAX paths and sizes are read; a broken header is passed over to the next valid one.
+ustar, GNU long names and PAX paths and sizes are read; a broken header is passed over to the
+next valid one.
 """
 
 import re
@@ -15,7 +17,7 @@ EXTRA_LIMIT = 1 << 20  # bytes of an extended header
 NAME_LIMIT = 4096
 ZERO_RUN = 64 << 10  # zeros between members beyond what any writer pads with
 ZEROS = bytes(BLOCK)
-REGULAR, EXTENDED = b"0\0" b"7", b"LKxg"
+REGULAR, EXTENDED = b"0\07", b"LKxg"
 OCTAL = re.compile(rb"[0-7]+").fullmatch
 ODD = re.compile(r"[\x00-\x1f\x7f]|^/|(?:^|/)\.\.(?:/|$)").search
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -94,7 +96,9 @@ def next_header(data: Bytes, at: int) -> int:
 def announced(
     kind: bytes, extra: bytes, name: str | None, size: int | None, sparse: bool
 ) -> tuple[str | None, int | None, bool]:
-    """What an extended header says of the member behind it: its name, its size, whether it is sparse."""
+    """What an extended header says of the member behind it:
+    its name, its size, whether it is sparse.
+    """
     if kind == b"L":
         name = extra.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     elif kind == b"x":
@@ -115,7 +119,9 @@ def ustar_name(header: bytes) -> str:
 
 
 def behind_special(data: Bytes, header: bytes, body: int, after: int) -> int:
-    """Where the next header stands behind a member that is no regular file, whose data by its size are body .. after."""
+    """Where the next header stands behind a member that is no regular file,
+    whose data by its size are body .. after.
+    """
     kind = header[156:157]
     if kind in b"123456":  # they have no data, whatever their size says
         return body
@@ -130,8 +136,9 @@ def behind_special(data: Bytes, header: bytes, body: int, after: int) -> int:
 def walk(data: Bytes) -> Iterator[Member | Problem]:
     """Members and problems in order.
 
-    data is a whole shard, or a part from the start of one sample to the start of another: what is decided about a
-    member depends on bytes that are in the same part, and so is the same in the part as in the whole.
+    data is a whole shard, or a part from the start of one sample to the start of another: what is
+    decided about a member depends on bytes that are in the same part, and so is the same in the
+    part as in the whole.
     """
     last = len(data)
     at, start, zeros = 0, -1, 0
@@ -189,9 +196,11 @@ def walk(data: Bytes) -> Iterator[Member | Problem]:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """(key, extension in lower case) at the first dot of the base name; None for what belongs to no sample.
+    """(key, extension in lower case) at the first dot of the base name;
+    None for what belongs to no sample.
 
-    The rule is webdataset's, `^((?:.*/|)[^.]+)[.]([^/]*)$` and not `__[^/]*__($|/)`, without its backtracking.
+    The rule is webdataset's, `^((?:.*/|)[^.]+)[.]([^/]*)$` and not `__[^/]*__($|/)`,
+    without its backtracking.
     """
     folder, slash, base = name.rpartition("/")
     if name.startswith("__"):
@@ -220,7 +229,10 @@ class Sample:
 
 
 def samples(data: Bytes) -> Iterator[Sample | Problem]:
-    """Samples in tar order, and problems where they lie. Members that hold code belong to no sample's members."""
+    """Samples in tar order, and problems where they lie.
+
+    Members that hold code belong to no sample's members.
+    """
     now: Sample | None = None
     for item in walk(data):
         if isinstance(item, Problem):

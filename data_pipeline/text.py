@@ -1,7 +1,8 @@
-"""Captions to token ids: bytes, CLIP's byte-level BPE, or a tokenizer.json trained on one's own captions.
+"""Captions to token ids: bytes, CLIP's byte-level BPE,
+or a tokenizer.json trained on one's own captions.
 
-Every tokenizer frames a text as start, tokens, end, then zeros; the end token has the largest id, so that a
-text tower finds it by argmax.
+Every tokenizer frames a text as start, tokens, end, then zeros; the end token has the largest id,
+so that a text tower finds it by argmax.
 """
 
 import gzip
@@ -25,8 +26,8 @@ from vtx_scale.data_pipeline.errors import UserError
 class Tokenizer:
     """vocab: ids are 0..vocab-1. `ids` and `words` turn text to ids and back, without the frame.
 
-    rougher(text, share, generator): the same with a share of the merges left out (Provilkov et al. 2020); None where there
-    are no merges.
+    rougher(text, share, generator): the same with a share of the merges left out (Provilkov
+    et al. 2020); None where there are no merges.
     """
 
     name: str
@@ -62,8 +63,15 @@ class Tokenizer:
 
 
 def of_bytes() -> Tokenizer:
-    return Tokenizer("bytes", 258, 256, 257, "bytes-1", lambda t: list(t.encode("utf-8", "replace")),
-                     lambda ids: bytes(ids).decode("utf-8", "replace"))
+    return Tokenizer(
+        "bytes",
+        258,
+        256,
+        257,
+        "bytes-1",
+        lambda t: list(t.encode("utf-8", "replace")),
+        lambda ids: bytes(ids).decode("utf-8", "replace"),
+    )
 
 
 def clean(text: str) -> str:
@@ -83,8 +91,8 @@ def byte_letters() -> dict[str, int]:
 def of_merges(path: Path) -> Tokenizer:
     """CLIP's vocabulary: 256 bytes, 256 bytes that end a word, 48,894 merges, start, end.
 
-    Departs from open_clip's tokenizer in one thing: a caption that spells the name of the start or end token gets
-    ordinary tokens, so that it cannot end itself early.
+    Departs from open_clip's tokenizer in one thing: a caption that spells the name of the start or
+    end token gets ordinary tokens, so that it cannot end itself early.
     """
     from tokenizers import Regex, pre_tokenizers
     from tokenizers import Tokenizer as Engine
@@ -94,20 +102,25 @@ def of_merges(path: Path) -> Tokenizer:
     text = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
     lines = [line.split() for line in text.decode().split("\n")[1 : 49_152 - 256 - 2 + 1]]
     if any(len(line) != 2 for line in lines):
-        raise UserError(f"{path} is no merges file of CLIP (two words a line expected): "
-                        "give bpe_simple_vocab_16e6.txt.gz.")
+        raise UserError(
+            f"{path} is no merges file of CLIP (two words a line expected): "
+            "give bpe_simple_vocab_16e6.txt.gz."
+        )
     merges = [(a, b) for a, b in lines]
     letters = byte_letters()
     frame = ["<|startoftext|>", "<|endoftext|>"]
     names = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges), *frame]
     vocab = {name: i for i, name in enumerate(names)}
     engine = Engine(BPE(vocab, merges, end_of_word_suffix="</w>"))
-    # CLIP's pattern ignores case, and so Python's regex takes U+0345 neither for a letter nor for anything else
+    # CLIP's pattern ignores case, and so Python's regex takes U+0345 neither for a letter nor
+    # for anything else
     pattern = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+")
-    engine.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(pattern, behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
     rougher = with_dropout(engine)
     assert rougher is not None
@@ -117,50 +130,85 @@ def of_merges(path: Path) -> Tokenizer:
         pieces = joined.replace("</w>", " ")
         return bytearray(letters.get(c, 32) for c in pieces).decode("utf-8", "replace").strip()
 
-    return Tokenizer("clip", len(names), len(names) - 2, len(names) - 1, hashlib.sha256(text).hexdigest()[:16],
-                     lambda t: engine.encode(clean(t), add_special_tokens=False).ids, words,
-                     lambda t, share, generator: rougher(clean(t), share, generator))
+    return Tokenizer(
+        "clip",
+        len(names),
+        len(names) - 2,
+        len(names) - 1,
+        hashlib.sha256(text).hexdigest()[:16],
+        lambda t: engine.encode(clean(t), add_special_tokens=False).ids,
+        words,
+        lambda t, share, generator: rougher(clean(t), share, generator),
+    )
 
 
 def of_json(path: Path) -> Tokenizer:
-    """A tokenizer.json with <|start|> and <|end|> as its last two ids (`vtx data tokenizer` writes one)."""
+    """A tokenizer.json with <|start|> and <|end|> as its last two ids
+    (`vtx data tokenizer` writes one).
+    """
     from tokenizers import Tokenizer as Engine
 
     try:
         engine = Engine.from_file(str(path))
     except Exception as e:
-        raise UserError(f"{path} is no tokenizer file ({e}): make one with 'vtx data tokenizer'.") from None
+        raise UserError(
+            f"{path} is no tokenizer file ({e}): make one with 'vtx data tokenizer'."
+        ) from None
     start, end = engine.token_to_id("<|start|>"), engine.token_to_id("<|end|>")
     vocab = engine.get_vocab_size()
     if end is None or end != vocab - 1 or start is None:
-        raise UserError(f"{path} lacks <|start|> and <|end|> as its last ids: make it with 'vtx data tokenizer'.")
-    return Tokenizer(str(path), vocab, start, end, hashlib.sha256(path.read_bytes()).hexdigest()[:16],
-                     lambda t: engine.encode(t, add_special_tokens=False).ids,
-                     lambda ids: engine.decode(ids), with_dropout(engine))
+        raise UserError(
+            f"{path} lacks <|start|> and <|end|> as its last ids: "
+            "make it with 'vtx data tokenizer'."
+        )
+    return Tokenizer(
+        str(path),
+        vocab,
+        start,
+        end,
+        hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        lambda t: engine.encode(t, add_special_tokens=False).ids,
+        lambda ids: engine.decode(ids),
+        with_dropout(engine),
+    )
 
 
 def with_dropout(engine: Any) -> Callable[[str, float, np.random.Generator], list[int]] | None:
-    """BPE-dropout (Provilkov et al. 2020) by the merges of an engine, whose own draws hang on no seed; None of one that is no
-    byte-level BPE, where alone every piece of a word has an id.
+    """BPE-dropout (Provilkov et al. 2020) by the merges of an engine, whose own draws hang on no
+    seed; None of one that is no byte-level BPE, where alone every piece of a word has an id.
 
-    Of the merges that are possible each is left out with the share's chance; the best of the rest is made, until none is left.
+    Of the merges that are possible each is left out with the share's chance; the best of the rest
+    is made, until none is left.
     """
     if type(engine.model).__name__ != "BPE" or "ByteLevel" not in str(engine.pre_tokenizer):
         return None
 
     @lru_cache(1)
     def table() -> tuple[dict[tuple[str, ...], int], dict[str, int], str]:
-        """Ranks of merges, ids, what ends a word: made for the first caption, for most runs leave nothing out."""
+        """Ranks of merges, ids, what ends a word: made for the first caption,
+        for most runs leave nothing out.
+        """
         model = json.loads(engine.to_str())["model"]
-        rank = {tuple(m.split(" ") if isinstance(m, str) else m): i for i, m in enumerate(model["merges"])}
+        rank = {
+            tuple(m.split(" ") if isinstance(m, str) else m): i
+            for i, m in enumerate(model["merges"])
+        }
         return rank, model["vocab"], model.get("end_of_word_suffix") or ""
 
     def pieces(word: str, share: float, generator: np.random.Generator) -> list[str]:
         rank, _, suffix = table()
         parts = [*word[:-1], word[-1] + suffix]
         while len(parts) > 1:
-            found = [(rank[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in rank]
-            kept = [f for f, u in zip(found, generator.random(len(found)), strict=True) if u >= share] if share else found
+            found = [
+                (rank[pair], i)
+                for i, pair in enumerate(zip(parts, parts[1:], strict=False))
+                if pair in rank
+            ]
+            kept = (
+                [f for f, u in zip(found, generator.random(len(found)), strict=True) if u >= share]
+                if share
+                else found
+            )
             if not kept:
                 break
             _, i = min(kept)
@@ -183,18 +231,26 @@ def open_clip_merges() -> Path:
         path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
         if path.exists():
             return path
-    raise UserError("data.tokenizer=clip needs CLIP's merges: pip install open_clip_torch, or give the path of "
-                    "bpe_simple_vocab_16e6.txt.gz as data.tokenizer.")
+    raise UserError(
+        "data.tokenizer=clip needs CLIP's merges: pip install open_clip_torch, or give the path of "
+        "bpe_simple_vocab_16e6.txt.gz as data.tokenizer."
+    )
 
 
 @lru_cache(8)
 def tokenizer(name: str) -> Tokenizer:
-    """ "bytes", "clip", or the path of a tokenizer.json or of CLIP's merges. Raises UserError for what is none."""
+    """ "bytes", "clip", or the path of a tokenizer.json or of CLIP's merges.
+
+    Raises UserError for what is none.
+    """
     if name == "bytes":
         return of_bytes()
     if name == "clip":
         return of_merges(open_clip_merges())
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"data.tokenizer={name} is neither bytes, clip nor a file: give the path of a tokenizer.json.")
+        raise UserError(
+            f"data.tokenizer={name} is neither bytes, clip nor a file: "
+            "give the path of a tokenizer.json."
+        )
     return of_json(path) if path.suffix == ".json" else of_merges(path)

@@ -1,7 +1,9 @@
-"""webdataset at both ends: our order as the source of its pipelines, and its stages inside our workers.
+"""webdataset at both ends: our order as the source of its pipelines,
+and its stages inside our workers.
 
-`Source` is an IterableDataset for the first place of a `wds.DataPipeline`; `Staged` puts a list of stages in front of
-a `Reader`. Nothing of webdataset is imported but where a pipeline of it is built.
+`Source` is an IterableDataset for the first place of a `wds.DataPipeline`; `Staged` puts a
+list of stages in front of a `Reader`. Nothing of webdataset is imported but where a pipeline
+of it is built.
 """
 
 import random
@@ -23,9 +25,19 @@ from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.read import ChunkReader, Members
 
 Stage = Callable[[Iterable[Any]], Iterable[Any]]
-STAGE_VIEW = 1 << 32  # of the draws that seed a user's stages; a reader's own views are small numbers
+# of the draws that seed a user's stages; a reader's own views are small numbers
+STAGE_VIEW = 1 << 32
 REORDERING = ("shuffle", "detshuffle", "slice", "islice", "batched", "unbatched", "unlisted")
-DROPPING = ("select", "rsample", "shuffle", "detshuffle", "slice", "islice", "unbatched", "unlisted")
+DROPPING = (
+    "select",
+    "rsample",
+    "shuffle",
+    "detshuffle",
+    "slice",
+    "islice",
+    "unbatched",
+    "unlisted",
+)
 
 
 def name_of(stage: Any) -> str:
@@ -45,13 +57,24 @@ def to_stderr(line: str) -> None:
 class Source(IterableDataset):
     """Raw samples {"__key__", "__url__", extension: bytes} of one rank in our order, without end.
 
-    Worker k of n takes every n-th batch, and a loader with batch_size=None hands them out in turn, so that the number
-    of workers changes nothing. A batch of this rank has `size` samples, and the pipeline ends in
-    `wds.batched(source.size)`. A sample that cannot be used keeps its place: {"__key__", "__url__", "__bad__": reason}.
+    Worker k of n takes every n-th batch, and a loader with batch_size=None hands them out in turn,
+    so that the number of workers changes nothing. A batch of this rank has `size` samples, and the
+    pipeline ends in `wds.batched(source.size)`. A sample that cannot be used keeps its place:
+    {"__key__", "__url__", "__bad__": reason}.
     """
 
-    def __init__(self, shards: str, global_batch: int, *, seed: int = 0, rank: int = 0, world: int = 1,
-                 lanes: int | None = None, window: int | None = None, say: Callable[[str], None] = to_stderr) -> None:
+    def __init__(
+        self,
+        shards: str,
+        global_batch: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        lanes: int | None = None,
+        window: int | None = None,
+        say: Callable[[str], None] = to_stderr,
+    ) -> None:
         super().__init__()
         self.index = open_index(shards, say=say)
         if not self.index.n:
@@ -61,13 +84,18 @@ class Source(IterableDataset):
         cap = -(-global_batch // world)
         self.size = max(0, min(cap, global_batch - rank * cap))
         if not self.size:
-            raise UserError(f"rank {rank} of {world} has no sample in a batch of {global_batch}: take fewer ranks or a "
-                            "larger batch.")
+            raise UserError(
+                f"rank {rank} of {world} has no sample in a batch of {global_batch}: "
+                "take fewer ranks or a larger batch."
+            )
         self.step, self.offset, self.pulled = 0, 0, 0
         self._chunks: ChunkReader | None = None
         if not rank:
-            say("stages behind this source must give one sample for one sample: what drops, adds or buffers samples "
-                "moves the borders of the batches and ends the promise of the order (source.pipeline checks that)")
+            say(
+                "stages behind this source must give one sample for one sample: what drops, adds "
+                "or buffers samples moves the borders of the batches and ends the promise of the "
+                "order (source.pipeline checks that)"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_chunks": None}
@@ -85,37 +113,58 @@ class Source(IterableDataset):
                     yield dict(chunks.sample(g))
                 except BadSample as e:
                     at = chunks.place(g)
-                    yield {"__key__": at["key"], "__url__": str(self.index.root / at["shard"]), "__bad__": e.reason}
+                    yield {
+                        "__key__": at["key"],
+                        "__url__": str(self.index.root / at["shard"]),
+                        "__bad__": e.reason,
+                    }
 
     def pipeline(self, *stages: Any) -> Any:
-        """`wds.DataPipeline(self, *stages)`, with a check that each sample comes through once and in its turn.
+        """`wds.DataPipeline(self, *stages)`, with a check that each sample comes through once and
+        in its turn.
 
-        Raises UserError for a stage known to do otherwise, and while iterating for one that is found to.
+        Raises UserError for a stage known to do otherwise, and while iterating for one that
+        is found to.
         """
         import webdataset as wds
 
         at = next((i for i, s in enumerate(stages) if name_of(s).startswith("batch")), len(stages))
         for stage in stages[:at]:
             if name_of(stage) in DROPPING:
-                raise UserError(f"wds.{name_of(stage)} drops, adds or reorders samples behind an ordered source: leave "
-                                "it out; the order is shuffled already, and a sample to be ignored can be marked.")
+                raise UserError(
+                    f"wds.{name_of(stage)} drops, adds or reorders samples behind an ordered "
+                    "source: leave it out; the order is shuffled already, and a sample to be "
+                    "ignored can be marked."
+                )
         return wds.DataPipeline(self, *stages[:at], OneForOne(self), *stages[at:])
 
     def watch(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches of a loader, counted where they leave it: `for batch in source.watch(loader)`."""
+        """The batches of a loader, counted where they leave it:
+        `for batch in source.watch(loader)`.
+        """
         begin = self.step
         for done, batch in enumerate(batches, 1):
             self.step = begin + done
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that `watch` handed out, whatever the loader read ahead."""
-        return {"version": 1, "position": self.offset + self.step * self.global_batch,
-                "fingerprint": self.order.fingerprint([self.index.digest])}
+        """The position after the last batch that `watch` handed out,
+        whatever the loader read ahead.
+        """
+        return {
+            "version": 1,
+            "position": self.offset + self.step * self.global_batch,
+            "fingerprint": self.order.fingerprint([self.index.digest]),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next loader over this source begins there. Raises UserError for the state of other data or order."""
-        self.step, self.offset = divmod(checked(state, self.order.fingerprint([self.index.digest])), self.global_batch)
+        """The next loader over this source begins there.
+
+        Raises UserError for the state of other data or order.
+        """
+        self.step, self.offset = divmod(
+            checked(state, self.order.fingerprint([self.index.digest])), self.global_batch
+        )
 
 
 class OneForOne:
@@ -127,17 +176,22 @@ class OneForOne:
     def __call__(self, data: Iterable[Any]) -> Iterator[Any]:
         for arrived, sample in enumerate(data, 1):
             if self.source.pulled != arrived:
-                raise UserError(f"{self.source.pulled} samples left the source and {arrived} arrived, so that a stage "
-                                "drops, adds or buffers samples: leave it out.")
+                raise UserError(
+                    f"{self.source.pulled} samples left the source and {arrived} arrived, "
+                    "so that a stage drops, adds or buffers samples: leave it out."
+                )
             yield sample
 
 
 @dataclass(frozen=True)
 class Stages:
-    """webdataset stages as a function of one raw sample: dict -> dict. Raises BadSample stage or stage_error.
+    """webdataset stages as a function of one raw sample: dict -> dict.
 
-    Each sample runs through stages of its own. What they draw from `random`, `numpy.random` and `torch` belongs to
-    the sample, so that their pictures too are the same for every worker and world.
+    Raises BadSample stage or stage_error.
+
+    Each sample runs through stages of its own. What they draw from `random`, `numpy.random`
+    and `torch` belongs to the sample, so that their pictures too are the same for every
+    worker and world.
     """
 
     stages: tuple[Any, ...]
@@ -145,10 +199,14 @@ class Stages:
     def __post_init__(self) -> None:
         for stage in self.stages:
             if name_of(stage) in REORDERING:
-                raise UserError(f"wds.{name_of(stage)} has nothing to work on, since stages see one sample at a time: "
-                                "leave it out; order and batches are the loader's.")
+                raise UserError(
+                    f"wds.{name_of(stage)} has nothing to work on, since stages see one sample at "
+                    "a time: leave it out; order and batches are the loader's."
+                )
 
-    def __call__(self, raw: dict[str, Any], draw: Callable[[int, int], np.ndarray]) -> dict[str, Any]:
+    def __call__(
+        self, raw: dict[str, Any], draw: Callable[[int, int], np.ndarray]
+    ) -> dict[str, Any]:
         data: Iterable[Any] = iter([raw])
         try:
             with seeded(draw):
@@ -162,7 +220,9 @@ class Stages:
         if not out:
             raise BadSample("stage")
         if len(out) > 1 or not isinstance(out[0], dict):
-            raise BadSample("stage_error", f"{len(out)} x {type(out[0]).__name__} came out, one dict is wanted")
+            raise BadSample(
+                "stage_error", f"{len(out)} x {type(out[0]).__name__} came out, one dict is wanted"
+            )
         return out[0]
 
 
@@ -183,9 +243,10 @@ def seeded(draw: Callable[[int, int], np.ndarray]) -> Iterator[None]:
 
 
 class Staged:
-    """A `Reader` behind webdataset stages: what an objective's `reader(spec, data, train)` may return.
+    """A `Reader` behind webdataset stages: what an objective's
+    `reader(spec, data, train)` may return.
 
-        return Staged(ClipReader(...), [wds.rename(jpg="png"), wds.map(clean)])
+    return Staged(ClipReader(...), [wds.rename(jpg="png"), wds.map(clean)])
     """
 
     def __init__(self, reader: Reader, stages: Iterable[Any]) -> None:
@@ -194,5 +255,7 @@ class Staged:
     def blank(self) -> dict[str, np.ndarray]:
         return self.reader.blank()
 
-    def __call__(self, members: Members, draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, members: Members, draw: Callable[[int, int], np.ndarray]
+    ) -> dict[str, np.ndarray]:
         return self.reader(Members(self.stages(dict(members), draw)), draw)

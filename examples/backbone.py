@@ -1,10 +1,13 @@
-"""A backbone of one's own: convolutions of stride 2, group norms, the mean over places. One file, no old one.
+"""A backbone of one's own: convolutions of stride 2, group norms, the mean over places.
+
+One file, no old one.
 
     vtx show examples/backbone.py
     vtx train examples/backbone.py:plain_conv --run runs/plain
     vtx export runs/plain --to safetensors exported
 
-`tests/surfaces/stranger/convmixer.py` is one with batch statistics and a name table, so that it goes to timm.
+`tests/surfaces/stranger/convmixer.py` is one with batch statistics and a name table, so that it
+goes to timm.
 """
 
 from collections.abc import Iterable
@@ -103,4 +106,6 @@ def published() -> dict[str, PlainConvConfig]:
 def plain_conv() -> Run:
     """The smoke size of a ResNet's recipe, with this network in its place."""
     run = recipes.find("resnet50_imagenet", smoke=True)
-    return replace(run, objective=SupervisedConfig(net=PlainConvConfig(classes=12), pixels="imagenet"))
+    return replace(
+        run, objective=SupervisedConfig(net=PlainConvConfig(classes=12), pixels="imagenet")
+    )

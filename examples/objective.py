@@ -1,10 +1,11 @@
-"""An objective of one's own: by how many quarter turns was a picture rotated (Gidaris et al. 2018, arXiv:1803.07728)?
+"""An objective of one's own: by how many quarter turns was a picture rotated (Gidaris
+et al. 2018, arXiv:1803.07728)?
 
     vtx train examples/objective.py:rotations --run runs/rotations
     vtx evaluate runs/rotations --with knn,linear
 
-B slots, K = 4 turns. Any backbone with four classes will do. How a picture is turned is keyed by its slot, so that every world and
-every resume turns it alike.
+B slots, K = 4 turns. Any backbone with four classes will do. How a picture is turned is keyed by
+its slot, so that every world and every resume turns it alike.
 """
 
 from collections.abc import Iterable
@@ -33,13 +34,20 @@ TURNS = 4
 @dataclass(frozen=True, kw_only=True)
 class RotationsConfig(ObjectiveSpec):
     build: ClassVar[str] = "objective:Rotations"
-    data_fields: ClassVar[tuple[str, ...]] = PICTURES  # what its reader uses of `data`: anything else is refused
+    data_fields: ClassVar[tuple[str, ...]] = (
+        # what its reader uses of `data`: anything else is refused
+        PICTURES
+    )
     pixels = "half"
 
     net: Backbone
 
     def faults(self) -> list[str]:
-        return [] if self.net.classes == TURNS else [f"net.classes={self.net.classes}: there are {TURNS} turns."]
+        return (
+            []
+            if self.net.classes == TURNS
+            else [f"net.classes={self.net.classes}: there are {TURNS} turns."]
+        )
 
 
 class Rotations(Objective):
@@ -60,7 +68,12 @@ class Rotations(Objective):
         slots = self.context.slots(batch, step)
         turn_B = (slots.uniform("turn") * TURNS).long()
         x = normalised(batch["image"], self.spec.pixels, next(self.parameters()).dtype)
-        x = torch.stack([torch.rot90(picture, int(turn), (1, 2)) for picture, turn in zip(x, turn_B, strict=True)])
+        x = torch.stack(
+            [
+                torch.rot90(picture, int(turn), (1, 2))
+                for picture, turn in zip(x, turn_B, strict=True)
+            ]
+        )
         logits_BK = self.net(x, slots)
         loss_B = F.cross_entropy(logits_BK, turn_B, reduction="none")
         right_B = (logits_BK.argmax(1) == turn_B) & batch.valid
@@ -71,5 +84,12 @@ class Rotations(Objective):
 def rotations() -> Run:
     """A small ViT that tells how pictures are turned; toy shards."""
     net = ViTConfig(width=64, depth=3, heads=2, mlp=128, patch=8, resolution=32, classes=TURNS)
-    return Run(objective=RotationsConfig(net=net), data=Data(shards="toy"), optim=Optimizer(lr=1e-3), steps=60,
-               global_batch=32, system=System(workers=1), evaluate=(Evaluation(name="knn"),))
+    return Run(
+        objective=RotationsConfig(net=net),
+        data=Data(shards="toy"),
+        optim=Optimizer(lr=1e-3),
+        steps=60,
+        global_batch=32,
+        system=System(workers=1),
+        evaluate=(Evaluation(name="knn"),),
+    )

@@ -1,7 +1,8 @@
-"""Our order under a webdataset pipeline: what one rank of two reads, and the same again from the middle.
+"""Our order under a webdataset pipeline: what one rank of two reads,
+and the same again from the middle.
 
-    vtx data toy shards --samples 64
-    python examples/webdataset_pipeline.py shards
+vtx data toy shards --samples 64
+python examples/webdataset_pipeline.py shards
 """
 
 import io
@@ -36,10 +37,15 @@ def main(shards):
             keys, pictures, captions = next(stream)
         state = source.state_dict()
         following = next(stream)[0]
-        print(f"{workers} workers: batch 3 is {keys[0]} ... {keys[-1]}, {tuple(pictures.shape)}, {captions[0]!r}")
+        print(
+            f"{workers} workers: batch 3 is {keys[0]} ... "
+            f"{keys[-1]}, {tuple(pictures.shape)}, {captions[0]!r}"
+        )
         again, loader = batches(shards, workers)
         again.load_state_dict(state)
-        assert list(next(iter(again.watch(loader)))[0]) == list(following), "a resume goes on where the state was taken"
+        assert list(next(iter(again.watch(loader)))[0]) == list(following), (
+            "a resume goes on where the state was taken"
+        )
     print("the state is", state)
 
 

@@ -14,7 +14,9 @@ from vtx_scale.specs.run import Run
 
 
 def build_objective(run: Run, dtype: torch.dtype, ranks: Ranks | None = None) -> Objective:
-    """The objective on the meta device. ranks: of a training, which alone takes statistics of a batch.
+    """The objective on the meta device.
+
+    ranks: of a training, which alone takes statistics of a batch.
 
     Raises UserError where its class cannot be imported, or a batch would be cut that must not be.
     """
@@ -46,11 +48,16 @@ def train_batches(run: Run, data: DataSet, rank: int, world: int) -> Batches:
     return Batches(data.index, order, reader, run.global_batch, rank, world, run.seed)
 
 
-def eval_batches(run: Run, data: DataSet, rank: int = 0, world: int = 1, size: int = 64) -> tuple[Batches, int]:
-    """Every validation sample once over all ranks, in tar order; and the number of batches, the same on every rank.
+def eval_batches(
+    run: Run, data: DataSet, rank: int = 0, world: int = 1, size: int = 64
+) -> tuple[Batches, int]:
+    """Every validation sample once over all ranks, in tar order;
+    and the number of batches, the same on every rank.
 
     size: slots of a rank in a batch.
     """
     n, together = data.index.n, size * world
-    batches = Batches(data.index, InOrder(n), reader_of(run, False), together, rank, world, run.seed)
+    batches = Batches(
+        data.index, InOrder(n), reader_of(run, False), together, rank, world, run.seed
+    )
     return batches, -(-n // together)

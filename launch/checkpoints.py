@@ -17,7 +17,12 @@ def run(args: argparse.Namespace) -> int:
         for row in rows:
             print_json(row)
     elif rows:
-        print_table([{**r, "valid": ("yes" if args.verify else "manifest") if r["valid"] else "no"} for r in rows])
+        print_table(
+            [
+                {**r, "valid": ("yes" if args.verify else "manifest") if r["valid"] else "no"}
+                for r in rows
+            ]
+        )
     else:
         print(f"{folder} has no checkpoint yet")
     return int(args.verify and not all(r["valid"] for r in rows))

@@ -1,4 +1,7 @@
-"""What types cannot say of a run: refusals of a configuration, each one sentence. Standard library and specs alone."""
+"""What types cannot say of a run: refusals of a configuration, each one sentence.
+
+Standard library and specs alone.
+"""
 
 import fnmatch
 from dataclasses import fields
@@ -14,14 +17,24 @@ from vtx_scale.specs.walk import specs
 
 def check(run: Run) -> None:
     """What a type cannot say. Raises UserError."""
-    positive = {"steps": run.steps, "global_batch": run.global_batch, "optim.lr": run.optim.lr,
-                "system.threads": run.system.threads, "system.timeout": run.system.timeout,
-                "system.replicas": run.system.replicas}
+    positive = {
+        "steps": run.steps,
+        "global_batch": run.global_batch,
+        "optim.lr": run.optim.lr,
+        "system.threads": run.system.threads,
+        "system.timeout": run.system.timeout,
+        "system.replicas": run.system.replicas,
+    }
     for key, value in positive.items():
         if value <= 0:
             raise UserError(f"{key}={value}: give a number above 0.")
-    for key, number in {"seed": run.seed, "system.workers": run.system.workers, "checkpoint.every": run.checkpoint.every,
-                        "optim.decay": run.optim.decay, "schedule.warmup": run.schedule.warmup}.items():
+    for key, number in {
+        "seed": run.seed,
+        "system.workers": run.system.workers,
+        "checkpoint.every": run.checkpoint.every,
+        "optim.decay": run.optim.decay,
+        "schedule.warmup": run.schedule.warmup,
+    }.items():
         if number < 0:
             raise UserError(f"{key}={number}: give 0 or more.")
     if run.checkpoint.keep < 1:
@@ -37,11 +50,21 @@ def check(run: Run) -> None:
             raise UserError(f"{where}{fault}")
     world, strategy = run.system.world, run.system.strategy
     if strategy == "single" and world and world > 1:
-        raise UserError(f"system.strategy=single runs on one process, the world is {world}: choose ddp, fsdp or hsdp.")
+        raise UserError(
+            f"system.strategy=single runs on one process, the world is {world}: "
+            "choose ddp, fsdp or hsdp."
+        )
     if strategy == "hsdp" and world and world % run.system.replicas:
-        raise UserError(f"hsdp with system.replicas={run.system.replicas} needs a world that it divides, not {world}.")
-    for key, maybe in {"system.world": run.system.world, "system.micro_batch": run.system.micro_batch,
-                       "data.lanes": run.data.lanes, "data.window": run.data.window}.items():
+        raise UserError(
+            f"hsdp with system.replicas={run.system.replicas} needs a world that it divides, "
+            f"not {world}."
+        )
+    for key, maybe in {
+        "system.world": run.system.world,
+        "system.micro_batch": run.system.micro_batch,
+        "data.lanes": run.data.lanes,
+        "data.window": run.data.window,
+    }.items():
         if maybe is not None and maybe < 1:
             raise UserError(f"{key}={maybe}: give 1 or more, or leave it out.")
     check_data(run)
@@ -55,13 +78,21 @@ def check_data(run: Run) -> None:
     """Raises UserError for what the objective would leave out in silence."""
     data, kind = run.data, type(run.objective)
     if kind.data_fields is not None:
-        unused = [name for name in data.optional if name not in kind.data_fields and changed(data, name)]
+        unused = [
+            name for name in data.optional if name not in kind.data_fields and changed(data, name)
+        ]
         if unused:
-            raise UserError(f"data.{unused[0]} is not for {kind.title()}, which cuts pictures and texts in its own way: leave it "
-                            "out.")
+            raise UserError(
+                f"data.{unused[0]} is not for {kind.title()}, "
+                "which cuts pictures and texts in its own way: leave it out."
+            )
     allowed = kind.augmentations
-    unused = [f.name for f in fields(data.augment) if not any(fnmatch.fnmatch(f.name, pattern) for pattern in allowed)
-              and changed(data.augment, f.name)]
+    unused = [
+        f.name
+        for f in fields(data.augment)
+        if not any(fnmatch.fnmatch(f.name, pattern) for pattern in allowed)
+        and changed(data.augment, f.name)
+    ]
     if unused:
         raise UserError(f"data.augment.{unused[0]} is not for {kind.title()}: leave it out.")
 
@@ -75,16 +106,24 @@ def check_micro_batch(run: Run, world: int) -> None:
     """Raises UserError where batch statistics are to be taken of less than a batch."""
     micro, share = run.system.micro_batch, -(-run.global_batch // world)
     if micro is not None and micro < share and run.objective.batch_statistics:
-        raise UserError(f"system.micro_batch={micro} is less than a rank's {share} slots, but this model's batch norms are "
-                        "over the whole batch: leave it out, use more ranks, or set system.recompute=true to save memory.")
+        raise UserError(
+            f"system.micro_batch={micro} is less than a rank's {share} slots, but this model's "
+            "batch norms are over the whole batch: leave it out, use more ranks, or set "
+            "system.recompute=true to save memory."
+        )
 
 
 def check_evaluator(name: str) -> None:
-    """Raises UserError where there is no evaluator of this name, or a stranger's cannot be imported."""
+    """Raises UserError where there is no evaluator of this name,
+    or a stranger's cannot be imported.
+    """
     if ":" in name:
         import_object(name)
     elif name not in NAMES:
-        raise UserError(f"There is no evaluator {name!r}: choose of {', '.join(NAMES)}, or give package.module:function.")
+        raise UserError(
+            f"There is no evaluator {name!r}: choose of {', '.join(NAMES)}, "
+            "or give package.module:function."
+        )
 
 
 def refuse_required(run: Run, name: str) -> None:

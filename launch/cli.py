@@ -9,7 +9,18 @@ from typing import NoReturn
 
 from vtx_scale.data_pipeline.errors import UserError
 
-COMMANDS = ("train", "submit", "evaluate", "export", "sample", "show", "data", "checkpoints", "doctor", "demo")
+COMMANDS = (
+    "train",
+    "submit",
+    "evaluate",
+    "export",
+    "sample",
+    "show",
+    "data",
+    "checkpoints",
+    "doctor",
+    "demo",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,15 +31,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> Parser:
-    top = Parser(prog="vtx", description="Distributed pretraining of vision and vision-language models.",
-                 epilog="exit codes: 0 finished, 2 wrong input, 3 not finite, 4 out of memory, "
-                        "75 asked to leave and saved, 130 ended at once, 1 anything else")
+    top = Parser(
+        prog="vtx",
+        description="Distributed pretraining of vision and vision-language models.",
+        epilog="exit codes: 0 finished, 2 wrong input, 3 not finite, 4 out of memory, "
+        "75 asked to leave and saved, 130 ended at once, 1 anything else",
+    )
     top.add_argument("--debug", action="store_true", help="show the traceback behind an error")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    commands = top.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser
+    )
     for name in COMMANDS:
         module = importlib.import_module(f"vtx_scale.launch.commands.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback behind an error")
+        command.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show the traceback behind an error",
+        )
         module.arguments(command)
         command.set_defaults(run=module.run)
     return top
@@ -41,7 +62,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     keys = [x for x in rest if not x.startswith("-")]
     if len(keys) < len(rest) or (keys and not hasattr(args, "keys")):
         wrong = next(x for x in rest if x.startswith("-") or x in keys)
-        raise UserError(f"'vtx {args.command}' does not take {wrong!r}: 'vtx {args.command} --help' shows what it takes.")
+        raise UserError(
+            f"'vtx {args.command}' does not take {wrong!r}: "
+            f"'vtx {args.command} --help' shows what it takes."
+        )
     if hasattr(args, "keys"):
         args.keys = [*args.keys, *keys]
         odd = [x for x in args.keys if "=" not in x]
@@ -52,7 +76,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["--"]:  # torchrun takes --run for one of its own options unless "--" stands before our words
+    # torchrun takes --run for one of its own options unless "--" stands before our words
+    if arguments[:1] == ["--"]:
         arguments = arguments[1:]
     try:
         args = parse(arguments)

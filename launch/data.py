@@ -37,8 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
 def index(args: argparse.Namespace) -> int:
     opened = open_index(args.shards, say=lambda line: print(line))
-    row = {"shards": len(opened.names), "samples": opened.n, "chunks": len(opened.chunk_bytes), "known_bad": len(opened.bad),
-           "digest": opened.digest.hex()[:32], "file": str(opened.file)}
+    row = {
+        "shards": len(opened.names),
+        "samples": opened.n,
+        "chunks": len(opened.chunk_bytes),
+        "known_bad": len(opened.bad),
+        "digest": opened.digest.hex()[:32],
+        "file": str(opened.file),
+    }
     print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
     return 0
 
@@ -70,7 +76,9 @@ def verify(args: argparse.Namespace) -> int:
     bad = 0
     for row in verify_shards(args.shards):
         bad += 1
-        print_json(row) if args.json else print(f"{row['shard']}/{row['key'] or '(the tar)'}: {row['reason']}")
+        print_json(row) if args.json else print(
+            f"{row['shard']}/{row['key'] or '(the tar)'}: {row['reason']}"
+        )
     if not args.json:
         print(f"{bad} bad" if bad else "every sample is sound")
     return int(bad > 0)

@@ -1,4 +1,6 @@
-"""The whole road in minutes on two cores: train, kill, resume, score, export, and what came of it."""
+"""The whole road in minutes on two cores: train, kill, resume, score, export,
+and what came of it.
+"""
 
 import argparse
 import json
@@ -37,7 +39,12 @@ def run(args: argparse.Namespace) -> int:
     calm = train(folder / "undisturbed", shards)
     heading(f"The same run; process 1 is killed by SIGKILL in step {steps // 2 + 7}")
     (folder / "killed").mkdir(exist_ok=True)
-    struck = train(folder / "disturbed", shards, VTX_KILL=f"backward-{steps // 2 + 7}:1", VTX_KILL_ONCE=str(folder / "killed"))
+    struck = train(
+        folder / "disturbed",
+        shards,
+        VTX_KILL=f"backward-{steps // 2 + 7}:1",
+        VTX_KILL_ONCE=str(folder / "killed"),
+    )
     if calm or struck:
         return calm or struck
     heading("Export to transformers, and the same pictures through both")
@@ -55,28 +62,50 @@ def heading(line: str) -> None:
 
 def train(folder: Path, shards: Path, **env: str) -> int:
     """The command that a user would type, in a process of its own."""
-    keys = [f"system.world={WORLD}", "system.strategy=fsdp", f"data.shards={shards / 'train'}",
-            f"data.val_shards={shards / 'val'}"]
-    return subprocess.call([sys.executable, "-m", "vtx_scale.launch.cli", "train", "clip_digits", "--run", str(folder), *keys],
-                           env={**os.environ, **env})
+    keys = [
+        f"system.world={WORLD}",
+        "system.strategy=fsdp",
+        f"data.shards={shards / 'train'}",
+        f"data.val_shards={shards / 'val'}",
+    ]
+    return subprocess.call(
+        [
+            sys.executable,
+            "-m",
+            "vtx_scale.launch.cli",
+            "train",
+            "clip_digits",
+            "--run",
+            str(folder),
+            *keys,
+        ],
+        env={**os.environ, **env},
+    )
 
 
 def difference(opened: OpenRun, exported: Path, shards: Path) -> float:
-    """The largest difference of image and text features here and in transformers, relative to the largest feature."""
+    """The largest difference of image and text features here and in transformers,
+    relative to the largest feature.
+    """
     recipe: Any = opened.recipe
     data = open_data(recipe, False)
     assert data is not None
     batches, _ = eval_batches(recipe, data)
     pixels = batches[0]["data"]["image"]
-    tokens = torch.from_numpy(tokenizer(recipe.data.tokenizer).encode_all(
-        [f"a handwritten {c}" for c in data.classes or []], recipe.objective.text.context))
+    tokens = torch.from_numpy(
+        tokenizer(recipe.data.tokenizer).encode_all(
+            [f"a handwritten {c}" for c in data.classes or []], recipe.objective.text.context
+        )
+    )
     transformers.utils.logging.disable_progress_bar()
     model: Any = transformers.CLIPModel.from_pretrained(exported).eval()
     with torch.no_grad():
         normal = ((pixels / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
         outputs = model(input_ids=tokens.long(), pixel_values=normal)
-    pairs = ((opened.probes["encode_image"](pixels), outputs.image_embeds),
-             (opened.probes["encode_text"](tokens), outputs.text_embeds))
+    pairs = (
+        (opened.probes["encode_image"](pixels), outputs.image_embeds),
+        (opened.probes["encode_text"](tokens), outputs.text_embeds),
+    )
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
@@ -86,7 +115,10 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 def report(folder: Path, error: float) -> int:
     """The table, and 0 where everything is as it should be."""
-    calm, struck = rows(folder / "undisturbed" / "metrics.jsonl"), rows(folder / "disturbed" / "metrics.jsonl")
+    calm, struck = (
+        rows(folder / "undisturbed" / "metrics.jsonl"),
+        rows(folder / "disturbed" / "metrics.jsonl"),
+    )
     restart = next(r for r in rows(folder / "disturbed" / "ledger.jsonl") if r["kind"] == "restart")
     killed = recovered_step(folder)
     recovery = next(r["time"] for r in struck if r["step"] == killed) - restart["time"]
@@ -95,18 +127,42 @@ def report(folder: Path, error: float) -> int:
     stored = [newest(folder / name / "checkpoints") for name in ("undisturbed", "disturbed")]
     same_weights = len({digests(found) for found in stored}) == 1
     checks = {
-        "throughput": (f"{statistics.median(r['samples_per_second'] for r in calm):,.0f} samples/s on {WORLD} processes", True),
-        "zero-shot on held-out digits": (f"{last['top1']:.1%} of {last['samples']} (wanted: {WANTED:.0%})",
-                                         last["top1"] >= WANTED),
+        "throughput": (
+            (
+                f"{statistics.median(r['samples_per_second'] for r in calm):,.0f} samples/s "
+                f"on {WORLD} processes"
+            ),
+            True,
+        ),
+        "zero-shot on held-out digits": (
+            f"{last['top1']:.1%} of {last['samples']} (wanted: {WANTED:.0%})",
+            last["top1"] >= WANTED,
+        ),
         f"recovery after the kill in step {killed}": (
-            f"{recovery:.1f} s to be there again, from the checkpoint of step {restart['step']}", True),
-        "curve of the killed run": (f"{'equal' if same_curve else 'NOT equal'} in all {len(calm)} losses", same_curve),
-        "weights and optimizer state": ("equal to the bit" if same_weights else "NOT equal", same_weights),
+            f"{recovery:.1f} s to be there again, from the checkpoint of step {restart['step']}",
+            True,
+        ),
+        "curve of the killed run": (
+            f"{'equal' if same_curve else 'NOT equal'} in all {len(calm)} losses",
+            same_curve,
+        ),
+        "weights and optimizer state": (
+            "equal to the bit" if same_weights else "NOT equal",
+            same_weights,
+        ),
         "transformers": (f"features differ by {error:.1e} of the largest", error <= 1e-5),
     }
     heading("What came of it")
-    print_table([{"": label, "found": text, "well": "yes" if well else "NO"} for label, (text, well) in checks.items()])
-    print(f"\nLook at the curves:  tensorboard --logdir {folder}\nExported weights:    {folder / 'transformers'}")
+    print_table(
+        [
+            {"": label, "found": text, "well": "yes" if well else "NO"}
+            for label, (text, well) in checks.items()
+        ]
+    )
+    print(
+        f"\nLook at the curves:  tensorboard --logdir {folder}\n"
+        f"Exported weights:    {folder / 'transformers'}"
+    )
     return int(not all(well for _, well in checks.values()))
 
 
@@ -117,4 +173,10 @@ def recovered_step(folder: Path) -> int:
 
 def digests(found: Any) -> tuple[tuple[str, str], ...]:
     _, manifest = found
-    return tuple(sorted((name, entry["sha256"]) for name, entry in manifest["files"].items() if name.startswith("data-")))
+    return tuple(
+        sorted(
+            (name, entry["sha256"])
+            for name, entry in manifest["files"].items()
+            if name.startswith("data-")
+        )
+    )

@@ -14,25 +14,59 @@ import torch
 
 from vtx_scale.launch.tables import print_json, print_table
 
-NEEDED = ("torch", "numpy", "pillow", "simplejpeg", "safetensors", "tokenizers", "webdataset", "ray", "boto3", "tensorboard")
-EXTRA = {"transformers": "interop", "timm": "interop", "open_clip_torch": "interop", "scikit-learn": "demo",
-         "deepspeed": "deepspeed", "fairscale": "fairscale"}
+NEEDED = (
+    "torch",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "safetensors",
+    "tokenizers",
+    "webdataset",
+    "ray",
+    "boto3",
+    "tensorboard",
+)
+EXTRA = {
+    "transformers": "interop",
+    "timm": "interop",
+    "open_clip_torch": "interop",
+    "scikit-learn": "demo",
+    "deepspeed": "deepspeed",
+    "fairscale": "fairscale",
+}
 
 
 def run(args: argparse.Namespace) -> int:
     rows = [{"what": "python", "value": platform.python_version(), "well": True}]
     for name in NEEDED:
-        rows.append({"what": name, "value": version(name) or "missing: pip install vtx-scale", "well": bool(version(name))})
+        rows.append(
+            {
+                "what": name,
+                "value": version(name) or "missing: pip install vtx-scale",
+                "well": bool(version(name)),
+            }
+        )
     for name, extra in EXTRA.items():
         absent = f"absent (optional: pip install 'vtx-scale[{extra}]')"
         rows.append({"what": name, "value": version(name) or absent, "well": True})
     if any(version(name) for name in ("timm", "open_clip_torch")):
-        absent = "absent: timm and open_clip do not import without it; exports for them are written all the same"
+        absent = (
+            "absent: timm and open_clip do not import without it; "
+            "exports for them are written all the same"
+        )
         there = importlib.util.find_spec("torchvision") is not None
-        rows.append({"what": "torchvision", "value": version("torchvision") if there else absent, "well": True})
+        rows.append(
+            {
+                "what": "torchvision",
+                "value": version("torchvision") if there else absent,
+                "well": True,
+            }
+        )
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    rows.append({"what": "gpus", "value": ", ".join(gpus) or "none: runs use the CPU", "well": True})
+    rows.append(
+        {"what": "gpus", "value": ", ".join(gpus) or "none: runs use the CPU", "well": True}
+    )
     rows.append({"what": "processors", "value": str(len(os.sched_getaffinity(0))), "well": True})
     free = memory_gib()
     rows.append({"what": "memory free", "value": f"{free:.1f} GiB", "well": free > 1})
@@ -40,7 +74,13 @@ def run(args: argparse.Namespace) -> int:
         gib = shutil.disk_usage(path).free / 2**30
         rows.append({"what": label, "value": f"{gib:.1f} GiB", "well": gib > 0.5})
     compiler = shutil.which("g++") or shutil.which("clang++")
-    rows.append({"what": "C++ compiler", "value": compiler or "none: system.compile=true will not work", "well": True})
+    rows.append(
+        {
+            "what": "C++ compiler",
+            "value": compiler or "none: system.compile=true will not work",
+            "well": True,
+        }
+    )
     rows.append({"what": "two ranks meet", **meeting()})
     if args.json:
         print_json(rows)
@@ -64,13 +104,22 @@ def memory_gib() -> float:
 
 def meeting() -> dict[str, object]:
     """Two processes add a number up over gloo, as the ranks of a run do."""
-    body = ("import sys, torch, torch.distributed as dist\n"
-            "dist.init_process_group('gloo', init_method='file://' + sys.argv[1], rank=int(sys.argv[2]), world_size=2)\n"
-            "x = torch.ones(1)\ndist.all_reduce(x)\nassert x.item() == 2\n"
-            "dist.barrier()\ndist.destroy_process_group()\n")  # else the end of one is now and then an abort of its threads
+    body = (
+        "import sys, torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo', init_method='file://' + sys.argv[1], "
+        "rank=int(sys.argv[2]), world_size=2)\n"
+        "x = torch.ones(1)\ndist.all_reduce(x)\nassert x.item() == 2\n"
+        "dist.barrier()\ndist.destroy_process_group()\n"
+    )  # else the end of one is now and then an abort of its threads
     with tempfile.TemporaryDirectory() as folder:
-        both = [subprocess.Popen([sys.executable, "-c", body, f"{folder}/store", str(r)], stderr=subprocess.PIPE, text=True)
-                for r in range(2)]
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", body, f"{folder}/store", str(r)],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for r in range(2)
+        ]
         try:
             errors = [p.communicate(timeout=60)[1] for p in both]
         except subprocess.TimeoutExpired:

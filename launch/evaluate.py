@@ -1,4 +1,6 @@
-"""Evaluators on the validation samples: in the loop over all ranks, and on a finished run in one process."""
+"""Evaluators on the validation samples: in the loop over all ranks,
+and on a finished run in one process.
+"""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +27,8 @@ AHEAD = 16  # batches of a rank from which on loader processes are worth their s
 
 
 def evaluator(name: str) -> Any:
-    """The function `name` of `vtx_scale.evaluators.name`, or of a stranger's "package.module:function".
+    """The function `name` of `vtx_scale.evaluators.name`,
+    or of a stranger's "package.module:function".
 
     Raises UserError where there is none.
     """
@@ -33,14 +36,19 @@ def evaluator(name: str) -> Any:
     return import_object(name if ":" in name else f"vtx_scale.evaluators.{name}:{name}")
 
 
-def each(run: Run, objective: Any, names: list[str],
-         note: Callable[[dict[str, Any]], None] = lambda entry: None) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+def each(
+    run: Run,
+    objective: Any,
+    names: list[str],
+    note: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     """What each evaluator says, one after the other: numbers and pictures, or what it lacks.
 
-    A rank looks at its share of the samples, and all ranks get the same numbers (a picture is of a rank's own samples).
-    Evaluators marked `on_features` share one pass over the training and the validation samples, the first of them says its
-    `bad`: how many samples were left out because they cannot be read. note: takes a ledger entry of each of this rank's.
-    Yields nothing where the run names no validation samples.
+    A rank looks at its share of the samples, and all ranks get the same numbers (a picture is of a
+    rank's own samples). Evaluators marked `on_features` share one pass over the training and the
+    validation samples, the first of them says its `bad`: how many samples were left out because
+    they cannot be read. note: takes a ledger entry of each of this rank's. Yields nothing where the
+    run names no validation samples.
     """
     data = open_data(run, False)
     if data is None:
@@ -79,13 +87,20 @@ def each(run: Run, objective: Any, names: list[str],
 
 
 def probe_for(name: str, objective: Any) -> str:
-    """The probe whose features an evaluator gets: an objective may have richer ones for linear probes (DINO's)."""
-    wanted = (["features_linear"] if name.startswith("linear") else []) + ["features", "encode_image"]
+    """The probe whose features an evaluator gets: an objective may have richer ones for
+    linear probes (DINO's).
+    """
+    wanted = (["features_linear"] if name.startswith("linear") else []) + [
+        "features",
+        "encode_image",
+    ]
     found = next((probe for probe in wanted if probe in objective.probes), None)
     if found is None:
         have = ", ".join(objective.probes)
-        raise UserError(f"This objective has neither a probe 'features' nor 'encode_image' (it has {have}): "
-                        "evaluators on features cannot be had.")
+        raise UserError(
+            f"This objective has neither a probe 'features' nor 'encode_image' (it has {have}): "
+            "evaluators on features cannot be had."
+        )
     return found
 
 
@@ -97,14 +112,20 @@ def watched(batches: Iterable[Any], bad: list[dict[str, Any]]) -> Iterator[Any]:
 
 
 def features(run: Run, objective: Any, probe: str, bad: list[dict[str, Any]]) -> Any:
-    """(train, val) `Features` of this rank's shares, in tar order and as the evaluation reads them; or the UserError."""
+    """(train, val) `Features` of this rank's shares, in tar order and as the evaluation reads them;
+    or the UserError.
+    """
     parts = []
     for train, key in ((True, "data.shards"), (False, "data.val_shards")):
         data = open_data(run, train)
-        batches, count = eval_batches(run, data, objective.context.ranks.rank, objective.context.ranks.world)  # type: ignore[arg-type]
+        batches, count = eval_batches(
+            run, data, objective.context.ranks.rank, objective.context.ranks.world
+        )  # type: ignore[arg-type]
         loader = Loader(batches, stop=count, workers=run.system.workers if count >= AHEAD else 0)
         try:
-            parts.append(extract(objective.probes[probe], watched(loader, bad), objective.context.ranks, key))
+            parts.append(
+                extract(objective.probes[probe], watched(loader, bad), objective.context.ranks, key)
+            )
         except UserError as e:
             return e
         finally:
@@ -125,9 +146,11 @@ def scores(run: Run, objective: Any, names: list[str]) -> dict[str, dict[str, An
     return out
 
 
-def evaluate(folder: Path, names: list[str], run: Run | None = None) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    """`vtx evaluate`: evaluators on the newest checkpoint of a run folder, one after the other; a picture is the path of its
-    file, and one that cannot be had is what it lacks.
+def evaluate(
+    folder: Path, names: list[str], run: Run | None = None
+) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    """`vtx evaluate`: evaluators on the newest checkpoint of a run folder, one after the other;
+    a picture is the path of its file, and one that cannot be had is what it lacks.
 
     Raises UserError for a name that is none, before anything is read.
     """
@@ -137,14 +160,26 @@ def evaluate(folder: Path, names: list[str], run: Run | None = None) -> Iterator
     run = run or opened.recipe
     if open_data(run, False) is None:
         raise UserError(f"{folder} names no validation samples: add data.val_shards=FOLDER.")
-    for name, values in each(run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"]):
-        yield name, values if isinstance(values, UserError) else {
-            key: keep_picture(folder, name, key, opened.step, value) if isinstance(value, np.ndarray) else value
-            for key, value in values.items()}
+    for name, values in each(
+        run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"]
+    ):
+        yield (
+            name,
+            values
+            if isinstance(values, UserError)
+            else {
+                key: keep_picture(folder, name, key, opened.step, value)
+                if isinstance(value, np.ndarray)
+                else value
+                for key, value in values.items()
+            },
+        )
 
 
 def keep_picture(folder: Path, name: str, key: str, step: int, pixels: Any) -> str:
-    """uint8 (H, W, 3) as RUN/pictures/NAME-STEP.png; NAME-KEY-STEP.png where its key is not plainly "picture"."""
+    """uint8 (H, W, 3) as RUN/pictures/NAME-STEP.png; NAME-KEY-STEP.png where its key is
+    not plainly "picture".
+    """
     stem = name.replace(":", ".") + ("" if key == "picture" else f"-{key}")
     path = folder / "pictures" / f"{stem}-{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
@@ -156,7 +191,10 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     for key in args.keys:
         if not key.startswith(("data.", "system.")):
-            raise UserError(f"{key}: an evaluation takes the model as it was trained; data.* and system.* can be set.")
+            raise UserError(
+                f"{key}: an evaluation takes the model as it was trained; "
+                "data.* and system.* can be set."
+            )
     recipe = override.override(recipe_of(folder), args.keys)
 
     lacking = None
@@ -166,7 +204,17 @@ def run(args: argparse.Namespace) -> int:
         elif args.json:
             print_json({"name": name, **values})
         else:
-            print_table([{"name": name, **{k: v if isinstance(v, str | int) else f"{v:.4g}" for k, v in values.items()}}])
+            print_table(
+                [
+                    {
+                        "name": name,
+                        **{
+                            k: v if isinstance(v, str | int) else f"{v:.4g}"
+                            for k, v in values.items()
+                        },
+                    }
+                ]
+            )
     if lacking is not None:  # after all that can be had
         raise lacking
     return 0

@@ -10,6 +10,8 @@ from vtx_scale.launch.open_run import open_run
 def run(args: argparse.Namespace) -> int:
     opened = open_run(args.folder)
     data = opened.recipe.data
-    for path in export(opened.model, args.to, Path(args.out), data.centre, data.bicubic, not args.without_head):
+    for path in export(
+        opened.model, args.to, Path(args.out), data.centre, data.bicubic, not args.without_head
+    ):
         print(path)
     return 0

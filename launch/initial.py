@@ -1,4 +1,6 @@
-"""Where values come from at a run's first start: `init.from`, and networks that an objective borrows (a teacher)."""
+"""Where values come from at a run's first start: `init.from`,
+and networks that an objective borrows (a teacher).
+"""
 
 import re
 from collections.abc import Callable, Iterable
@@ -23,7 +25,12 @@ def load_initial(run: Run, strategy: Base, say: Callable[[str], None]) -> None:
     if run.init.from_:
         load_source(run.init.from_, run, strategy, say)
     for part in run.objective.pretrained:
-        load_part(part.part, getattr(run.objective, part.source), getattr(run.objective, part.part), strategy)
+        load_part(
+            part.part,
+            getattr(run.objective, part.source),
+            getattr(run.objective, part.part),
+            strategy,
+        )
 
 
 def stored(path: Path) -> dict[str, Tensor]:
@@ -38,8 +45,8 @@ def stored(path: Path) -> dict[str, Tensor]:
 def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None] = print) -> None:
     """`init.from`: parameters and running statistics of a run folder or of exported weights.
 
-    A plain network starts from the teacher of a run that has one (DINO). Pretrained parts come from elsewhere, and under
-    `init.head=new` heads start anew.
+    A plain network starts from the teacher of a run that has one (DINO). Pretrained parts come from
+    elsewhere, and under `init.head=new` heads start anew.
     """
     path = Path(source)
     if not path.exists():
@@ -51,7 +58,10 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     elsewhere = tuple(f"{part.part}." for part in run.objective.pretrained)
     new_heads = run.init.head == "new"
     if new_heads and not any(rule.group == "head" for rule in strategy.rules.values()):
-        raise UserError(f"init.head=new: {run.objective.title()} has no head that could start anew, leave it out.")
+        raise UserError(
+            f"init.head=new: {run.objective.title()} has no head that could start anew, "
+            "leave it out."
+        )
 
     def wanted(name: str) -> bool:
         return not (name.startswith(elsewhere) or (new_heads and is_head(strategy, name)))
@@ -75,27 +85,40 @@ LIST = re.compile(r"(.*?\b(?:blocks|stages))\.")  # what a network has several o
 
 
 def differences(path: Path, run: Run) -> list[str]:
-    """What the networks of a run folder and of a recipe compute differently with the same weights."""
+    """What the networks of a run folder and of a recipe compute differently with
+    the same weights.
+    """
     theirs, ours, lines = recipe_of(path).objective, run.objective, []
     for field, network in ours.networks().items():
         if (there := theirs.networks().get(field)) is not None:
             a, b = ({key: value for key, value, _ in walk.walk(net)} for net in (there, network))
             common = (key for key in b if key in a and key not in network.training_only)
-            lines += [f"objective.{field}.{key} was {a[key]} there and is {b[key]} here" for key in common if a[key] != b[key]]
+            lines += [
+                f"objective.{field}.{key} was {a[key]} there and is {b[key]} here"
+                for key in common
+                if a[key] != b[key]
+            ]
     if ours.pixels and theirs.pixels not in ("", ours.pixels):
         lines.append(f"objective.pixels was {theirs.pixels} there and is {ours.pixels} here")
     return lines
 
 
-def refuse_rest(state: dict[str, Tensor], strategy: Base, wanted: Callable[[str], bool], source: str) -> None:
-    """Raises UserError where a part that the recipe has holds more there: blocks that would be left out in silence."""
+def refuse_rest(
+    state: dict[str, Tensor], strategy: Base, wanted: Callable[[str], bool], source: str
+) -> None:
+    """Raises UserError where a part that the recipe has holds more there:
+    blocks that would be left out in silence.
+    """
     here = {s.key.partition("/")[2] for s in strategy.slices()}
     lists = {m[1] for name in here if (m := LIST.match(name))}
     for name in state:
         both = (name, name.removeprefix("teacher."))  # a plain network takes a DINO's teacher
         deeper = any((m := LIST.match(n)) and m[1] in lists for n in both)
         if deeper and here.isdisjoint(both) and wanted(name):
-            raise UserError(f"{source}: it has {name}, which the recipe's network has not: make the recipe as deep.")
+            raise UserError(
+                f"{source}: it has {name}, which the recipe's network has not: "
+                "make the recipe as deep."
+            )
 
 
 def load_part(part: str, source: str, network: Network, strategy: Base) -> None:
@@ -111,15 +134,31 @@ def load_part(part: str, source: str, network: Network, strategy: Base) -> None:
     def candidates(name: str) -> Iterable[str]:
         return (prefix + name.removeprefix(f"{part}."),)
 
-    fill(strategy, state, candidates, lambda name: name.startswith(f"{part}."), source, statistics=True)
+    fill(
+        strategy,
+        state,
+        candidates,
+        lambda name: name.startswith(f"{part}."),
+        source,
+        statistics=True,
+    )
 
 
 @torch.no_grad()
-def fill(strategy: Base, state: dict[str, Tensor], candidates: Callable[[str], Iterable[str]], wanted: Callable[[str], bool],
-         source: str, statistics: bool = False) -> None:
-    """Copy into every wanted parameter and buffer the first of its candidates. Raises UserError for a shape that differs.
+def fill(
+    strategy: Base,
+    state: dict[str, Tensor],
+    candidates: Callable[[str], Iterable[str]],
+    wanted: Callable[[str], bool],
+    source: str,
+    statistics: bool = False,
+) -> None:
+    """Copy into every wanted parameter and buffer the first of its candidates.
 
-    statistics: whether running statistics must be there; else those of another kind of run begin anew.
+    Raises UserError for a shape that differs.
+
+    statistics: whether running statistics must be there; else those of another kind of
+    run begin anew.
     """
     for s in strategy.slices():
         kind, _, name = s.key.partition("/")
@@ -131,6 +170,8 @@ def fill(strategy: Base, state: dict[str, Tensor], candidates: Callable[[str], I
         if there is None or tuple(state[there].shape) != s.shape:
             have = tuple(state[there].shape) if there else "nothing"
             head = is_head(strategy, name)
-            raise UserError(f"{source}: {name} is {s.shape} in the recipe and {have} there"
-                            f"{'; init.head=new lets it start anew' if head else ''}.")
+            raise UserError(
+                f"{source}: {name} is {s.shape} in the recipe and {have} there"
+                f"{'; init.head=new lets it start anew' if head else ''}."
+            )
         s.tensor.copy_(state[there][tuple(slice(a, b) for a, b in s.box)])

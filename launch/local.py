@@ -1,4 +1,6 @@
-"""N workers on this machine: started, watched, started again together when one dies, ended together."""
+"""N workers on this machine: started, watched, started again together when one dies,
+ended together.
+"""
 
 import os
 import signal
@@ -16,13 +18,16 @@ RETRIES = 3  # starts in a row that save nothing new
 
 
 def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) -> int:
-    """Run `python -m vtx_scale.launch.worker REQUEST` on `world` ranks until they finish; the exit code of the run.
+    """Run `python -m vtx_scale.launch.worker REQUEST` on `world` ranks until they finish;
+    the exit code of the run.
 
-    A rank that dies (a signal, a lost peer) ends the others and all start again from the newest checkpoint; a
-    rank that says why it stopped (codes 2, 3, 4, 75) is believed.
+    A rank that dies (a signal, a lost peer) ends the others and all start again from the newest
+    checkpoint; a rank that says why it stopped (codes 2, 3, 4, 75) is believed.
     """
     asked: list[int] = []
-    before = {s: signal.signal(s, lambda n, _: asked.append(n)) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        s: signal.signal(s, lambda n, _: asked.append(n)) for s in (signal.SIGINT, signal.SIGTERM)
+    }
     best, failures = newest(folder), 0
     try:
         while True:
@@ -35,11 +40,19 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
             failures = 1 if now > best else failures + 1
             best = max(best, now)
             if failures > RETRIES:
-                say(f"the workers failed {failures} times without a new checkpoint: see log.txt in {folder}")
+                say(
+                    f"the workers failed {failures} times without a new checkpoint: "
+                    f"see log.txt in {folder}"
+                )
                 return 1
             why = f"signal {-code}" if code < 0 else f"exit code {code}"
-            Ledger(folder).write(kind="restart", reason=f"a worker ended with {why}", step=now, time=time.time())
-            say(f"a worker ended with {why}: starting again from {'step ' + str(now) if now else 'the beginning'}")
+            Ledger(folder).write(
+                kind="restart", reason=f"a worker ended with {why}", step=now, time=time.time()
+            )
+            say(
+                f"a worker ended with {why}: starting again from "
+                f"{'step ' + str(now) if now else 'the beginning'}"
+            )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -52,9 +65,16 @@ def newest(folder: Path) -> int:
 def once(request: Path, world: int, asked: list[int]) -> int:
     """One start of all ranks; the first code that is not 0, or 0."""
     with tempfile.TemporaryDirectory(prefix="vtx-") as meet:
-        # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of it from here
-        ranks = [subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.worker", str(request)], process_group=0,
-                                  env={**os.environ, **rank_environment(rank, world, meet)}) for rank in range(world)]
+        # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of
+        # it from here
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "vtx_scale.launch.worker", str(request)],
+                process_group=0,
+                env={**os.environ, **rank_environment(rank, world, meet)},
+            )
+            for rank in range(world)
+        ]
         try:
             announced, first = False, 0
             deadline = None
@@ -70,7 +90,8 @@ def once(request: Path, world: int, asked: list[int]) -> int:
                 failed = [c for c in codes if c not in (None, 0)]
                 if failed and not first:
                     first = failed[0]
-                    # a rank that ended by decision decided with the others: they have time to follow
+                    # a rank that ended by decision decided with the others: they have
+                    # time to follow
                     deadline = time.monotonic() + (10 if first == 75 else 1)
                 if deadline is not None and time.monotonic() > deadline:
                     break
@@ -87,6 +108,14 @@ def once(request: Path, world: int, asked: list[int]) -> int:
 
 
 def rank_environment(rank: int, world: int, meet: str) -> dict[str, str]:
-    """What torchrun would set, but for a meeting file in place of a port that somebody else could take."""
-    return {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
-            "VTX_MEET": f"file://{meet}/store", "VTX_PARENT": str(os.getpid())}
+    """What torchrun would set, but for a meeting file in place of a port that somebody
+    else could take.
+    """
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world),
+        "VTX_MEET": f"file://{meet}/store",
+        "VTX_PARENT": str(os.getpid()),
+    }

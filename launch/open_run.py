@@ -19,9 +19,11 @@ from vtx_scale.trainer.precision import precision_of
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A finished or running training, ready to be used: `probes["encode_image"](uint8 (N, H, W, 3))`.
+    """A finished or running training, ready to be used:
+    `probes["encode_image"](uint8 (N, H, W, 3))`.
 
-    folder, recipe: the run's. step: of the checkpoint. model: the objective, on the CPU, in evaluation mode.
+    folder, recipe: the run's. step: of the checkpoint. model: the objective, on the CPU,
+    in evaluation mode.
     """
 
     folder: Path
@@ -31,7 +33,9 @@ class OpenRun:
 
     @property
     def probes(self) -> dict[str, Callable[..., Any]]:
-        """What the model can be asked, by name; `docs/objectives.md` lists what each objective has."""
+        """What the model can be asked, by name; `docs/objectives.md` lists what
+        each objective has.
+        """
         return self.model.probes
 
 

@@ -1,4 +1,7 @@
-"""key=value on frozen dataclasses; runs to JSON and back; the hash of what is learned. Standard library only."""
+"""key=value on frozen dataclasses; runs to JSON and back; the hash of what is learned.
+
+Standard library only.
+"""
 
 import dataclasses
 import difflib
@@ -67,7 +70,9 @@ def set_key(spec: Any, path: list[str], text: str, whole: str) -> Any:
     if len(path) > 1:
         if isinstance(now, tuple) and now and is_dataclass(now[0]):  # evaluate.0.every
             if not path[1].isdigit() or int(path[1]) >= len(now) or len(path) < 3:
-                raise UserError(f"{whole}: give {head}.0 to {head}.{len(now) - 1} and a field of it.")
+                raise UserError(
+                    f"{whole}: give {head}.0 to {head}.{len(now) - 1} and a field of it."
+                )
             k = int(path[1])
             changed = (*now[:k], set_key(now[k], path[2:], text, whole), *now[k + 1 :])
             return replace(spec, **{name: changed})
@@ -75,7 +80,9 @@ def set_key(spec: Any, path: list[str], text: str, whole: str) -> Any:
             raise UserError(f"{whole}: {head} has no fields.")
         return replace(spec, **{name: set_key(now, path[1:], text, whole)})
     if is_dataclass(now) or (isinstance(now, tuple) and now and is_dataclass(now[0])):
-        raise UserError(f"{whole} is a whole part of the recipe: set its fields, or name another recipe.")
+        raise UserError(
+            f"{whole} is a whole part of the recipe: set its fields, or name another recipe."
+        )
     if get_origin(kinds[head]) is tuple and any(is_dataclass(a) for a in get_args(kinds[head])):
         raise UserError(f"{whole} is a whole part of the recipe: name another recipe.")
     return replace(spec, **{name: parse(whole, text, kinds[head])})
@@ -103,7 +110,10 @@ def to_dict(spec: Any) -> Any:
 
 
 def from_dict(value: Any) -> Any:
-    """The reverse of `to_dict`, of folders of before too. Raises UserError for a class that is no spec or cannot be imported."""
+    """The reverse of `to_dict`, of folders of before too.
+
+    Raises UserError for a class that is no spec or cannot be imported.
+    """
     if isinstance(value, list):
         return tuple(from_dict(x) for x in value)
     if not isinstance(value, dict):
@@ -112,7 +122,10 @@ def from_dict(value: Any) -> Any:
     try:
         kind = import_object(path)
     except UserError as e:
-        raise UserError(f"The recipe's {path!r} cannot be imported ({e.__cause__}): put its folder on PYTHONPATH.") from None
+        raise UserError(
+            f"The recipe's {path!r} cannot be imported ({e.__cause__}): "
+            "put its folder on PYTHONPATH."
+        ) from None
     if not (isinstance(kind, type) and issubclass(kind, Spec)):
         raise UserError(f"The recipe names {path!r}, which is no spec.")
     names = {shown(f.name): f.name for f in fields(kind)}
@@ -150,21 +163,45 @@ def moved(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A spec's path and fields of before as they are today."""
     names = MOVED_FIELDS.get(path, {})
     body = {names.get(key, key): value for key, value in body.items()}
-    if path == "vtx_scale.specs.clip:Clip" and body["image"]["spec"] == "vtx_scale.specs.backbones:ViT":
-        body["image"] = {**body["image"], "init": "clip"}  # CLIP's own initial values, whatever the tower's field said
+    if (
+        path == "vtx_scale.specs.clip:Clip"
+        and body["image"]["spec"] == "vtx_scale.specs.backbones:ViT"
+    ):
+        body["image"] = {
+            **body["image"],
+            "init": "clip",
+        }  # CLIP's own initial values, whatever the tower's field said
     return MOVED.get(path, path), body
 
 
-UNCOUNTED = ("data.shards", "data.val_shards", "data.bad_limit", "data.centre")  # of what stands beside the data in a recipe
+UNCOUNTED = (
+    "data.shards",
+    "data.val_shards",
+    "data.bad_limit",
+    "data.centre",
+)  # of what stands beside the data in a recipe
 
 
 def recipe_hash(run: Run, data: str = "", words: str = "") -> str:
-    """16 hex digits over what is learned; data set and tokenizer count by their fingerprints, not by their paths.
+    """16 hex digits over what is learned; data set and tokenizer count by their fingerprints,
+    not by their paths.
 
-    The canonical JSON names a spec by its class and leaves out fields at their default, so that a new field changes no old hash
-    and a module may move; a released default never changes its value.
+    The canonical JSON names a spec by its class and leaves out fields at their default, so that a
+    new field changes no old hash and a module may move; a released default never changes its value.
     """
-    counted = {name: getattr(run, name) for name in ("objective", "data", "optim", "schedule", "init", "steps", "global_batch", "seed")}
+    counted = {
+        name: getattr(run, name)
+        for name in (
+            "objective",
+            "data",
+            "optim",
+            "schedule",
+            "init",
+            "steps",
+            "global_batch",
+            "seed",
+        )
+    }
     body = {name: compact(value) for name, value in counted.items()}
     for key in UNCOUNTED:
         body["data"].pop(key.removeprefix("data."), None)
@@ -178,13 +215,19 @@ def compact(value: Any) -> Any:
         return [compact(x) for x in value]
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    changed = {shown(f.name): compact(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != default(f)}
+    changed = {
+        shown(f.name): compact(getattr(value, f.name))
+        for f in fields(value)
+        if getattr(value, f.name) != default(f)
+    }
     return {"spec": type(value).__name__, **changed}
 
 
 def default(field: dataclasses.Field[Any]) -> Any:
     """Of a field; MISSING where it has none."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
 
 
 def canonical(value: Any) -> str:

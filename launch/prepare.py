@@ -1,4 +1,8 @@
-"""What happens before the first rank starts: what cannot be is refused, the data is indexed, run.json is written. No torch."""
+"""What happens before the first rank starts: what cannot be is refused, the data is indexed,
+run.json is written.
+
+No torch.
+"""
 
 from functools import reduce
 from pathlib import Path
@@ -12,7 +16,9 @@ from vtx_scale.trainer.output import say
 
 
 def refuse(run: Run, folder: Path, world: int) -> DataSet:
-    """The training samples of a run that can be. Raises UserError for one that cannot; nothing has been written then.
+    """The training samples of a run that can be.
+
+    Raises UserError for one that cannot; nothing has been written then.
 
     run: resolved, so that a teacher's run or a palette's file has said what it knows.
     """
@@ -38,7 +44,10 @@ def prepare_folder(run: Run, folder: Path, data: DataSet, fork: bool = False) ->
 def check_sources(run: Run) -> None:
     """Raises UserError where a file or folder that values come from is not there."""
     sources = {"init.from": run.init.from_}
-    sources |= {f"objective.{part.source}": getattr(run.objective, part.source) for part in run.objective.pretrained}
+    sources |= {
+        f"objective.{part.source}": getattr(run.objective, part.source)
+        for part in run.objective.pretrained
+    }
     for key, source in sources.items():
         if source and not Path(source).exists():
             raise UserError(f"{key}={source}: there is no such file or folder.")
@@ -49,7 +58,13 @@ def check_vocabulary(run: Run) -> None:
     field = run.objective.vocabulary
     if not field:
         return
-    have, wanted = tokenizer(run.data.tokenizer).vocab, reduce(getattr, field.split("."), run.objective)
+    have, wanted = (
+        tokenizer(run.data.tokenizer).vocab,
+        reduce(getattr, field.split("."), run.objective),
+    )
     if have != wanted:
         key = f"objective.{field}"
-        raise UserError(f"data.tokenizer={run.data.tokenizer} has {have} ids and {key} is {wanted}: set {key}={have}.")
+        raise UserError(
+            f"data.tokenizer={run.data.tokenizer} has {have} ids and {key} is {wanted}: "
+            f"set {key}={have}."
+        )

@@ -20,10 +20,15 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def device_of(system: System) -> torch.device:
-    """The device of this rank, made the current one. Raises UserError for a GPU where there is none."""
+    """The device of this rank, made the current one.
+
+    Raises UserError for a GPU where there is none.
+    """
     cuda = system.device == "cuda" or (system.device == "auto" and torch.cuda.is_available())
     if system.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("system.device=cuda, but torch sees no GPU: run 'vtx doctor', or leave the device out.")
+        raise UserError(
+            "system.device=cuda, but torch sees no GPU: run 'vtx doctor', or leave the device out."
+        )
     if system.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -48,12 +53,15 @@ def init_process_group(system: System, device: torch.device, rank: int, world: i
     if where is None and "MASTER_ADDR" not in os.environ:
         where = f"file://{tempfile.mkdtemp(prefix='vtx-')}/store"
     elif where is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun keeps one store over its restarts, where a new rank may find the address of a dead one
+        # torchrun keeps one store over its restarts, where a new rank may find the address
+        # of a dead one
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         agents = dist.TCPStore(address, port, world, False, limit)
         store = dist.PrefixStore(f"vtx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", agents)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=where, store=store, rank=rank, world_size=world, timeout=limit)
+    dist.init_process_group(
+        backend, init_method=where, store=store, rank=rank, world_size=world, timeout=limit
+    )
 
 
 def common_attempt(device: torch.device, world: int) -> str:
@@ -83,6 +91,9 @@ def speaks(code: int) -> bool:
 def keep_traceback(folder: Path) -> None:
     """The traceback of the exception that is being handled, in log.txt."""
     try:
-        append(folder / "log.txt", f"rank {rank_and_world()[0]}\n{traceback.format_exc()}".rstrip().encode())
+        append(
+            folder / "log.txt",
+            f"rank {rank_and_world()[0]}\n{traceback.format_exc()}".rstrip().encode(),
+        )
     except OSError:
         pass  # the sentence still reaches stderr

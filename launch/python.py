@@ -14,20 +14,26 @@ from vtx_scale.specs.run import Run, as_run
 
 
 class RunEnded(Exception):
-    """A training that did not finish. `code` is the exit code of `vtx train`: 3 not finite, 4 out of memory, 75 asked to
-    leave and saved, 1 anything else. Its sentence has been printed and stands in log.txt."""
+    """A training that did not finish.
+
+    `code` is the exit code of `vtx train`: 3 not finite, 4 out of memory, 75 asked to leave and
+    saved, 1 anything else. Its sentence has been printed and stands in log.txt.
+    """
 
     def __init__(self, code: int, folder: Path) -> None:
         super().__init__(f"the run in {folder} ended with code {code}: see its log.txt")
         self.code = code
 
 
-def train(recipe: str | Callable[[], Run] | Run, folder: str | Path, *, smoke: bool = False, **keys: Any) -> None:
+def train(
+    recipe: str | Callable[[], Run] | Run, folder: str | Path, *, smoke: bool = False, **keys: Any
+) -> None:
     """Train until the end, or go on with the run that is in the folder.
 
-    recipe: a name of `vtx show recipes`, "path.py:function", a function that returns a Run, or a Run. smoke: the tiny sibling
-    of a named recipe. keys: fields to change, as on the command line; one with a dot in its name is given as
-    `**{"data.shards": "/data/train"}`. Raises UserError for wrong input, RunEnded where the run did not finish.
+    recipe: a name of `vtx show recipes`, "path.py:function", a function that returns a Run, or a
+    Run. smoke: the tiny sibling of a named recipe. keys: fields to change, as on the command line;
+    one with a dot in its name is given as `**{"data.shards": "/data/train"}`. Raises UserError for
+    wrong input, RunEnded where the run did not finish.
     """
     run = run_of(recipe, smoke)
     run = override.override(run, [f"{key}={text(value)}" for key, value in keys.items()])
@@ -40,7 +46,9 @@ def train(recipe: str | Callable[[], Run] | Run, folder: str | Path, *, smoke: b
 
 
 def run_of(recipe: str | Callable[[], Run] | Run, smoke: bool) -> Run:
-    """The Run that is meant; where its specs come from is put on the path of the processes that train it."""
+    """The Run that is meant; where its specs come from is put on the path of the processes
+    that train it.
+    """
     if isinstance(recipe, str):
         return recipes.find(recipe, smoke)
     if smoke:
@@ -65,4 +73,6 @@ def text(value: Any) -> str:
     """A value as one would type it behind `key=`."""
     if isinstance(value, tuple | list):
         return ",".join(map(text, value))
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )

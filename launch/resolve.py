@@ -1,7 +1,11 @@
-"""What a recipe leaves open, made definite before anything is built: toy shards, pretrained parts, palettes. No torch.
+"""What a recipe leaves open, made definite before anything is built:
+toy shards, pretrained parts, palettes.
 
-`data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher or codec that is a run says its network;
-so does a start that a smoke size goes on from; a palette's file becomes its colours.
+No torch.
+
+`data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher or codec that
+is a run says its network; so does a start that a smoke size goes on from; a palette's file
+becomes its colours.
 """
 
 import typing
@@ -46,7 +50,8 @@ def resolve_start(run: Run, say: Say) -> Run:
 
 
 def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None) -> Run:
-    """`objective.PART` is the network that the run in `objective.PART_from` trained; "smoke" is a tiny one made once in the cache.
+    """`objective.PART` is the network that the run in `objective.PART_from` trained;
+    "smoke" is a tiny one made once in the cache.
 
     A run that has begun has it in its checkpoints, and goes on where the folder is gone.
     """
@@ -56,14 +61,19 @@ def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None)
         return run
     folder = toy_run(part.smoke, say) if source == "smoke" else Path(source)
     objective = replace(objective, **{part.source: str(folder)})
-    known = {f.name for f in fields(objective)} & {part.part, f"{part.part}_pixels"}  # what the run of the part knows better
+    known = {f.name for f in fields(objective)} & {
+        part.part,
+        f"{part.part}_pixels",
+    }  # what the run of the part knows better
     if (folder / "run.json").exists():
         theirs = recipe_of(folder).objective
         network = theirs.networks().get("net")
         wanted = typing.get_type_hints(type(objective))[part.part]
         if not isinstance(network, wanted):
-            raise UserError(f"{folder} trained a {theirs.title()}, which is no {part.part}: give a run of a "
-                            f"{wanted.title()}, as {part.smoke} trains one.")
+            raise UserError(
+                f"{folder} trained a {theirs.title()}, which is no {part.part}: give a run of a "
+                f"{wanted.title()}, as {part.smoke} trains one."
+            )
         there = {part.part: network, f"{part.part}_pixels": theirs.pixels}
         objective = replace(objective, **{name: there[name] for name in known})
     elif begun is not None and (begun / "run.json").exists():
@@ -74,9 +84,12 @@ def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None)
 
 
 def resolve_palette(run: Run) -> Run:
-    """`objective.palette` that names a file becomes the colours in it, so that they count in the hash and not their path."""
+    """`objective.palette` that names a file becomes the colours in it,
+    so that they count in the hash and not their path.
+    """
     objective: Any = run.objective
     path = Path(getattr(objective, "palette", ""))
-    if len(str(path)) > 1_000 or not path.is_file():  # colours in hexadecimal are longer than any path
+    # colours in hexadecimal are longer than any path
+    if len(str(path)) > 1_000 or not path.is_file():
         return run
     return replace(run, objective=replace(objective, palette=read_palette(path)))

@@ -38,20 +38,29 @@ def restore(
     forked = bool(run_folder.read(folder).get("forks"))
     if data["fingerprint"] != fingerprint and not forked:
         raise UserError(
-            f"{path} was made from another data set or order (fingerprint {data['fingerprint']}, now "
-            f"{fingerprint}): give data.shards as it was, or train in another folder."
+            f"{path} was made from another data set or order (fingerprint {data['fingerprint']}, "
+            f"now {fingerprint}): give data.shards as it was, or train in another folder."
         )
     if data["position"] != step * run.global_batch and not forked:
-        raise UserError(f"{path} is at sample {data['position']}, not at a step of global_batch={run.global_batch}.")
+        raise UserError(
+            f"{path} is at sample {data['position']}, not at a step of "
+            f"global_batch={run.global_batch}."
+        )
     load(strategy.slices(optimizer), Tensors(path, manifest))
-    progress.step, progress.applied, progress.samples = step, manifest["applied"], manifest["samples"]
+    progress.step, progress.applied, progress.samples = (
+        step,
+        manifest["applied"],
+        manifest["samples"],
+    )
     progress.frozen = manifest.get("frozen", 0)
     precision.scale, precision.good_steps = manifest["scale"], manifest["good"]
     return True
 
 
 def common_step(folder: Path, strategy: Base) -> int:
-    """The step of the newest whole checkpoint as rank 0 sees it, on every rank; -1 where there is none."""
+    """The step of the newest whole checkpoint as rank 0 sees it, on every rank;
+    -1 where there is none.
+    """
 
     def damaged(line: str) -> None:
         say(line)
@@ -66,7 +75,9 @@ def common_step(folder: Path, strategy: Base) -> int:
 
 
 def overdue(run: Run, folder: Path, step: int, strategy: Base) -> list[str]:
-    """Evaluators that were due at `step` but did not come to write their line; the same on every rank."""
+    """Evaluators that were due at `step` but did not come to write their line;
+    the same on every rank.
+    """
     names, file = due(run, step), folder / "evaluations.jsonl"
     done = set()
     if strategy.rank == 0 and file.exists():

@@ -1,7 +1,7 @@
 """A run folder: who may write in it, and what it was made from. Standard library alone.
 
-    run.json metrics.jsonl ledger.jsonl evaluations.jsonl log.txt tensorboard/ pictures/ checkpoints/step-00000120/
-    control/ lease/
+run.json metrics.jsonl ledger.jsonl evaluations.jsonl log.txt tensorboard/ pictures/
+checkpoints/step-00000120/ control/ lease/
 """
 
 import fcntl
@@ -32,7 +32,8 @@ def write_whole(path: Path, body: str) -> None:
 
 
 def acquire_lease(folder: Path) -> IO[str]:
-    """The right to write in a folder, for as long as the returned file is open or its process lives.
+    """The right to write in a folder, for as long as the returned file is open or
+    its process lives.
 
     Raises UserError, naming the holder, where another process of this host has it.
     """
@@ -74,7 +75,9 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} is no run folder (no run.json in it): give the folder of 'vtx train --run'."
         ) from None
     except ValueError:
-        raise UserError(f"{folder}/run.json is not JSON: restore it, or train in another folder.") from None
+        raise UserError(
+            f"{folder}/run.json is not JSON: restore it, or train in another folder."
+        ) from None
 
 
 def recipe_of(folder: Path) -> Run:
@@ -86,7 +89,9 @@ def recipe_of(folder: Path) -> Run:
 
 
 def prepare(run: Run, folder: Path, fingerprint: str, hash_of: HashOf, fork: bool = False) -> None:
-    """Write run.json, or see that the run in the folder is this one. A run that has saved nothing yet may become another.
+    """Write run.json, or see that the run in the folder is this one.
+
+    A run that has saved nothing yet may become another.
 
     Raises UserError with the fields that differ where the recipe is another and `fork` is false.
     """
@@ -94,7 +99,8 @@ def prepare(run: Run, folder: Path, fingerprint: str, hash_of: HashOf, fork: boo
     digest = hash_of(run, fingerprint)
     if (folder / "run.json").exists():
         old = read(folder)
-        # the hash that an old run.json would get today: fields that did not exist then have their defaults
+        # the hash that an old run.json would get today: fields that did not exist then
+        # have their defaults
         before: Run = override.from_dict(old["recipe"])
         same = digest in (old["hash"], hash_of(before, old["data"])) and old["data"] == fingerprint
         if not (same or fork or not begun(folder)):
@@ -133,4 +139,7 @@ def begun(folder: Path) -> bool:
 
 def counted(key: str) -> bool:
     """Whether a field counts in the hash."""
-    return key.split(".")[0] not in ("system", "checkpoint", "evaluate") and key not in override.UNCOUNTED
+    return (
+        key.split(".")[0] not in ("system", "checkpoint", "evaluate")
+        and key not in override.UNCOUNTED
+    )

@@ -24,8 +24,10 @@ def run(args: argparse.Namespace) -> int:
     if "sample" in probes and not args.text:
         raise UserError(f"{args.folder} draws pictures for captions: add --text CAPTION.")
     if "sample" not in probes and ("complete" not in probes or args.text or args.rerank):
-        raise UserError(f"{args.folder} draws no pictures for captions: --text and --rerank are for a run of DALL-E; without "
-                        "them a causal iGPT draws.")
+        raise UserError(
+            f"{args.folder} draws no pictures for captions: "
+            "--text and --rerank are for a run of DALL-E; without them a causal iGPT draws."
+        )
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: give another one.")
@@ -34,7 +36,13 @@ def run(args: argparse.Namespace) -> int:
     for c, caption in enumerate(args.text or [""]):
         pictures: list[Picture] = []
         while len(pictures) < args.count:
-            pictures += draw(opened, caption, c * args.count + len(pictures), min(AT_ONCE, args.count - len(pictures)), args)
+            pictures += draw(
+                opened,
+                caption,
+                c * args.count + len(pictures),
+                min(AT_ONCE, args.count - len(pictures)),
+                args,
+            )
         if judge is not None:
             pictures = best(judge, caption, pictures)[: args.keep]
         for i, pixels in enumerate(pictures):
@@ -44,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def draw(opened: OpenRun, caption: str, first: int, count: int, args: argparse.Namespace) -> list[Picture]:
+def draw(
+    opened: OpenRun, caption: str, first: int, count: int, args: argparse.Namespace
+) -> list[Picture]:
     """Pictures `first`, `first` + 1, ... of the seed, uint8 (S, S, 3)."""
     if "sample" in opened.probes:
         pixels = opened.probes["sample"]([caption] * count, args.seed, args.temperature, first)
@@ -56,10 +66,14 @@ def draw(opened: OpenRun, caption: str, first: int, count: int, args: argparse.N
 
 
 def best(judge: OpenRun, caption: str, pictures: list[Picture]) -> list[Picture]:
-    """By the cosine between caption and picture, the highest first (Ramesh et al. 2021, section 2.6)."""
+    """By the cosine between caption and picture, the highest first (Ramesh
+    et al. 2021, section 2.6).
+    """
     if "encode_text" not in judge.probes:
         raise UserError(f"{judge.folder} reads no texts: --rerank takes a run of CLIP or SigLIP.")
     side = judge.recipe.objective.resolution
-    small = np.stack([resize_crop(np.asarray(p), (0, 0, *p.shape[:2]), side, True) for p in pictures])
+    small = np.stack(
+        [resize_crop(np.asarray(p), (0, 0, *p.shape[:2]), side, True) for p in pictures]
+    )
     score = judge.probes["encode_image"](small) @ judge.probes["encode_text"]([caption])[0]
     return [pictures[i] for i in score.argsort(descending=True, stable=True).tolist()]

@@ -29,25 +29,45 @@ def run(args: argparse.Namespace) -> int:
     spec = run_of(args)
     changed = walk.differences(recipes.find(args.recipe, args.smoke), spec)
     if args.json:
-        print_json({"recipe": override.to_dict(spec), "hash": override.recipe_hash(spec),
-                    "changed": {k: {"from": a, "to": b} for k, (a, b) in changed.items()}})
+        print_json(
+            {
+                "recipe": override.to_dict(spec),
+                "hash": override.recipe_hash(spec),
+                "changed": {k: {"from": a, "to": b} for k, (a, b) in changed.items()},
+            }
+        )
         return 0
-    print_table([{"key": k, "value": str(v), "": f"was {changed[k][0]}" if k in changed else ""}
-                 for k, v, _ in walk.walk(spec)])
+    print_table(
+        [
+            {"key": k, "value": str(v), "": f"was {changed[k][0]}" if k in changed else ""}
+            for k, v, _ in walk.walk(spec)
+        ]
+    )
     return 0
 
 
 def show_file(args: argparse.Namespace) -> int:
-    """The recipes of a stranger's file, and the models that its `published()` names, counted now."""
+    """The recipes of a stranger's file, and the models that its `published()`
+    names, counted now.
+    """
     path = Path(args.recipe)
     module = recipes.module_of(path)
-    rows = [recipe_row(f"{path}:{name}", function) for name, function in recipes.functions_of(module)]
+    rows = [
+        recipe_row(f"{path}:{name}", function) for name, function in recipes.functions_of(module)
+    ]
     models = []
     if hasattr(module, "published"):
         from vtx_scale.planner.count import macs, parameters  # torch, which no other listing needs
 
-        models = [{"name": name, "parameters": parameters(spec), "macs": macs(spec), "resolution": spec.resolution}
-                  for name, spec in module.published().items()]
+        models = [
+            {
+                "name": name,
+                "parameters": parameters(spec),
+                "macs": macs(spec),
+                "resolution": spec.resolution,
+            }
+            for name, spec in module.published().items()
+        ]
     if args.json:
         print_json({"recipes": rows, "models": models})
     else:
@@ -57,17 +77,28 @@ def show_file(args: argparse.Namespace) -> int:
 
 
 def recipe_row(name: str, function: Callable[[], Run]) -> dict[str, Any]:
-    return {"name": name, "objective": function().objective.title().lower(), "summary": recipes.summary(function)}
+    return {
+        "name": name,
+        "objective": function().objective.title().lower(),
+        "summary": recipes.summary(function),
+    }
 
 
 def recipe_rows() -> list[dict[str, Any]]:
-    return [recipe_row(name, function) for name, function in recipes.named() if not name.endswith("_smoke")]
+    return [
+        recipe_row(name, function)
+        for name, function in recipes.named()
+        if not name.endswith("_smoke")
+    ]
 
 
 def model_rows() -> list[dict[str, Any]]:
     """The published models with their stored counts."""
     counts = stored_counts()
-    return [{"name": name, **counts[name], "resolution": resolution} for name, (_, resolution) in published().items()]
+    return [
+        {"name": name, **counts[name], "resolution": resolution}
+        for name, (_, resolution) in published().items()
+    ]
 
 
 def key_rows() -> list[dict[str, Any]]:
@@ -75,6 +106,10 @@ def key_rows() -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for _, function in recipes.named():
         for key, value, kind in walk.walk(function()):
-            named = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+            named = (
+                kind.__name__
+                if isinstance(kind, type) and not get_args(kind)
+                else str(kind).replace("typing.", "")
+            )
             rows.setdefault(key, {"key": key, "type": named, "example": str(value)})
     return [rows[k] for k in sorted(rows)]

@@ -1,6 +1,7 @@
 """`vtx submit`: the same worker under Ray, which starts it again when a process or a machine dies.
 
-This process holds the run folder and speaks to the user; what the workers say comes through the folder's log.txt.
+This process holds the run folder and speaks to the user; what the workers say comes through
+the folder's log.txt.
 """
 
 import os
@@ -24,7 +25,9 @@ from vtx_scale.trainer.output import Ledger, say
 
 
 def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = False) -> int:
-    """Train until the end, or until SIGTERM or Ctrl-C asks to save and leave (75); a second Ctrl-C leaves at once."""
+    """Train until the end, or until SIGTERM or Ctrl-C asks to save and leave (75);
+    a second Ctrl-C leaves at once.
+    """
     if failures < 0:
         raise UserError(f"--failures={failures}: give 0 or more.")
     folder = folder.resolve()
@@ -39,18 +42,32 @@ def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = Fa
         lease.close()
 
 
-def on_ray(run: Run, folder: Path, address: str, failures: int, debug: bool, asked: list[int]) -> int:
-    payload = {"recipe": override.to_dict(run), "folder": str(folder), "paths": recipes.STRANGERS, "cwd": os.getcwd(),
-               "debug": debug}
+def on_ray(
+    run: Run, folder: Path, address: str, failures: int, debug: bool, asked: list[int]
+) -> int:
+    payload = {
+        "recipe": override.to_dict(run),
+        "folder": str(folder),
+        "paths": recipes.STRANGERS,
+        "cwd": os.getcwd(),
+        "debug": debug,
+    }
     try:
         with settings(address) as home:
             say("starting Ray on this machine" if home else f"joining the Ray cluster at {address}")
             from vtx_scale.cluster import ray_train  # Ray reads its settings when it is imported
 
-
-            job = Job(ray_worker, payload, run.system.world, run.system.device != "cpu", failures,
-                      partial(newest, folder))
-            with ray_train.connected(address, home, run.system.world or os.cpu_count() or 1, worker_environment(run)):
+            job = Job(
+                ray_worker,
+                payload,
+                run.system.world,
+                run.system.device != "cpu",
+                failures,
+                partial(newest, folder),
+            )
+            with ray_train.connected(
+                address, home, run.system.world or os.cpu_count() or 1, worker_environment(run)
+            ):
                 listen(asked)  # Ray has put a handler of its own in our place
                 return watch(ray_train.run(job, home), folder, failures, debug, asked)
     except GaveUp as e:
@@ -59,7 +76,9 @@ def on_ray(run: Run, folder: Path, address: str, failures: int, debug: bool, ask
         return 1
 
 
-def watch(events: Iterator[Event | None], folder: Path, failures: int, debug: bool, asked: list[int]) -> int:
+def watch(
+    events: Iterator[Event | None], folder: Path, failures: int, debug: bool, asked: list[int]
+) -> int:
     """Tell the user what happens, pass the wish to leave on, return the exit code of the run."""
     news, announced, last, code = News(folder / "log.txt", debug), False, "", 1
     for event in events:
@@ -74,11 +93,18 @@ def watch(events: Iterator[Event | None], folder: Path, failures: int, debug: bo
         if event is None:
             continue
         if event.kind == "asked":
-            say("no room for the workers yet: asking again" if last == "asked" else "starting the workers")
+            say(
+                "no room for the workers yet: asking again"
+                if last == "asked"
+                else "starting the workers"
+            )
         elif event.kind == "failed":
             Ledger(folder).write(kind="restart", reason=event.why, step=event.saved)
-            say(f"{event.why}: starting again from {f'step {event.saved}' if event.saved else 'the beginning'} "
-                f"(restart {event.failures} of {failures})")
+            say(
+                f"{event.why}: starting again from "
+                f"{f'step {event.saved}' if event.saved else 'the beginning'} (restart "
+                f"{event.failures} of {failures})"
+            )
         elif event.kind == "ended":
             if event.why:
                 say(event.why)
@@ -135,7 +161,11 @@ class News:
 
 def worker_environment(run: Run) -> dict[str, str]:
     """What the workers' environment needs and a cluster's nodes do not have."""
-    ours = {k: v for k, v in os.environ.items() if k.startswith("VTX_") and k not in ("VTX_PARENT", "VTX_MEET")}
+    ours = {
+        k: v
+        for k, v in os.environ.items()
+        if k.startswith("VTX_") and k not in ("VTX_PARENT", "VTX_MEET")
+    }
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(run.system.threads)), **ours}
 
 

@@ -23,7 +23,8 @@ def print_table(rows: list[dict[str, Any]], columns: list[str] | None = None) ->
         table.add_column(c, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row[c]) for c in columns))
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)  # a pipe has no width to wrap at
+    # a pipe has no width to wrap at
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
 def cell(value: Any) -> str:

@@ -34,19 +34,43 @@ def toy_shards(say: Callable[[str], None]) -> tuple[Path, Path]:
 
 
 def toy_run(recipe: str, say: Callable[[str], None], steps: int = 60) -> Path:
-    """The run folder of a recipe's smoke size on the toy shards, from which other smoke sizes learn or go on."""
+    """The run folder of a recipe's smoke size on the toy shards,
+    from which other smoke sizes learn or go on.
+    """
     folder = cache_folder() / f"toy-{recipe}-{VERSION}"
     if not folder.exists():
         say(f"training a toy {recipe} in {folder}")
         toy_shards(say)
         part = folder.with_name(f".{folder.name}.{os.getpid()}")
-        plain = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "VTX_KILL")}
+        plain = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "VTX_KILL")
+        }
         try:
-            done = subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", "train", recipe, "--smoke", "--run", str(part),
-                                   "system.world=1", "system.workers=0", f"steps={steps}", "system.device=cpu"],
-                                  env=plain, capture_output=True, text=True)
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "vtx_scale.launch.cli",
+                    "train",
+                    recipe,
+                    "--smoke",
+                    "--run",
+                    str(part),
+                    "system.world=1",
+                    "system.workers=0",
+                    f"steps={steps}",
+                    "system.device=cpu",
+                ],
+                env=plain,
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
-                raise UserError(f"The toy {recipe} could not be trained: {done.stderr.strip()[-200:]}")
+                raise UserError(
+                    f"The toy {recipe} could not be trained: {done.stderr.strip()[-200:]}"
+                )
             with contextlib.suppress(OSError):  # another process was first
                 os.rename(part, folder)
         finally:

@@ -1,4 +1,6 @@
-"""`vtx train`: become one rank where a launcher says so, else prepare the folder and start as many as the system wants."""
+"""`vtx train`: become one rank where a launcher says so,
+else prepare the folder and start as many as the system wants.
+"""
 
 import json
 import os
@@ -39,13 +41,17 @@ def train(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> in
 
 def in_this_process(run: Run, folder: Path, fork: bool, debug: bool, prepare: bool) -> int:
     """This process is a rank."""
-    from vtx_scale.launch.worker import work  # torch: a launcher of many ranks and a refusal do without
+    from vtx_scale.launch.worker import (
+        work,
+    )  # torch: a launcher of many ranks and a refusal do without
 
     return work(run, folder, fork=fork, debug=debug, prepare=prepare)
 
 
 def in_processes(run: Run, folder: Path, world: int, debug: bool) -> int:
-    """Processes of their own are the ranks; what they must know stands in a file while they live."""
+    """Processes of their own are the ranks; what they must know stands in a file
+    while they live.
+    """
     body = {
         "recipe": override.to_dict(run),
         "folder": str(folder),

@@ -1,6 +1,7 @@
-"""What every process of a run does, under `vtx train`, torchrun, srun and Ray alike: join, assemble, restore, fit, exit code.
+"""What every process of a run does, under `vtx train`, torchrun, srun and Ray alike:
+join, assemble, restore, fit, exit code.
 
-    0 finished   2 wrong input   3 not finite   4 out of memory   75 asked to leave, saved   1 anything else
+0 finished 2 wrong input 3 not finite 4 out of memory 75 asked to leave, saved 1 anything else
 """
 
 import json
@@ -61,7 +62,8 @@ def work(
     prepare: bool = False,
     message: Callable[[str], None] = say,
 ) -> int:
-    """One rank from start to exit code; a sentence to `tell` in place of a traceback unless `debug`.
+    """One rank from start to exit code; a sentence to `tell` in place of a
+    traceback unless `debug`.
 
     prepare: no launcher of ours has prepared the folder, rank 0 does.
     """
@@ -73,9 +75,12 @@ def work(
         code, text = 3, str(e)
     except (torch.cuda.OutOfMemoryError, MemoryError) as e:
         first = str(e).splitlines()[0] if str(e) else "host"
-        code, text = 4, (
-            f"out of memory ({first}): lower system.micro_batch, set system.recompute=true, "
-            "or use system.strategy=fsdp on more ranks."
+        code, text = (
+            4,
+            (
+                f"out of memory ({first}): lower system.micro_batch, set system.recompute=true, "
+                "or use system.strategy=fsdp on more ranks."
+            ),
         )
     except OSError as e:
         code, text = 1, str(e)
@@ -113,7 +118,9 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
 
 
 def join(run: Run, folder: Path, fork: bool, rank: int, world: int) -> tuple[Run, IO[str] | None]:
-    """What `vtx train` would have done before it started ranks: on rank 0, while the others wait; the run and the lease."""
+    """What `vtx train` would have done before it started ranks: on rank 0, while the others wait;
+    the run and the lease.
+    """
     lease = None
     if rank == 0:
         run = resolve_data(run, say, folder)
@@ -170,11 +177,15 @@ def assemble(run: Run, folder: Path, device: torch.device, world: int, control: 
     optimizer = optimizer_of(objective, strategy.rules, run.optim, strategy.shard_group())
     batches = train_batches(run, training_data(run), strategy.rank, strategy.world)
     ledger = Ledger(folder)
-    return Parts(run, folder, world, control, objective, strategy, optimizer, batches, precision, ledger)
+    return Parts(
+        run, folder, world, control, objective, strategy, optimizer, batches, precision, ledger
+    )
 
 
 def restore_or_initialise(parts: Parts) -> bool:
-    """Go on from the newest checkpoint, or fill in what comes from other runs; whether there was a checkpoint."""
+    """Go on from the newest checkpoint, or fill in what comes from other runs;
+    whether there was a checkpoint.
+    """
     restored = restore(
         parts.folder,
         parts.run,
@@ -194,13 +205,17 @@ def restore_or_initialise(parts: Parts) -> bool:
 
 
 def fit(parts: Parts, restored: bool) -> int:
-    """The loop and what surrounds it; 0 where it came to the end, 75 where it was asked to leave."""
+    """The loop and what surrounds it; 0 where it came to the end,
+    75 where it was asked to leave.
+    """
     run, strategy, progress = parts.run, parts.strategy, parts.progress
     log = log_of(parts)
     if restored:
         log.message(f"resumed at step {progress.step} of {run.steps}")
     workers, device = run.system.workers, strategy.device
-    loader = Loader(parts.batches, start=progress.step, stop=run.steps, workers=workers, device=device)
+    loader = Loader(
+        parts.batches, start=progress.step, stop=run.steps, workers=workers, device=device
+    )
     trainer = trainer_of(parts, loader, log)
     try:
         if strategy.rank == 0 and progress.step == 0:
@@ -223,7 +238,9 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
     run, strategy = parts.run, parts.strategy
     attempt = common_attempt(strategy.device, parts.world)
     checkpoints, keep = parts.folder / "checkpoints", run.checkpoint.keep
-    writer = Writer(checkpoints, strategy.rank, parts.world, attempt, keep, patience=run.system.timeout)
+    writer = Writer(
+        checkpoints, strategy.rank, parts.world, attempt, keep, patience=run.system.timeout
+    )
     return Trainer(
         run=run,
         objective=parts.objective,
@@ -252,7 +269,9 @@ def evaluate(parts: Parts, log: Log, names: list[str], step: int) -> None:
             if not isinstance(scores, UserError):
                 log.scores(step, name, scores)
             elif parts.strategy.rank == 0:
-                parts.ledger.write(kind="evaluation_failed", reason=str(scores), name=name, step=step)
+                parts.ledger.write(
+                    kind="evaluation_failed", reason=str(scores), name=name, step=step
+                )
                 log.message(f"step {step}  {name} cannot be computed: {scores}")
     finally:
         parts.strategy.reshard()
@@ -266,7 +285,9 @@ def log_of(parts: Parts) -> Log:
 
 
 def slot_share(parts: Parts) -> float:
-    """What one sample a second uses of the peak of all ranks: samples a second times this is the model FLOP utilisation."""
+    """What one sample a second uses of the peak of all ranks:
+    samples a second times this is the model FLOP utilisation.
+    """
     row = {k: torch.from_numpy(v) for k, v in parts.batches.reader.blank().items()}
     two = torch.arange(2)
     both = {k: torch.stack([v, v]) for k, v in row.items()}
@@ -291,7 +312,9 @@ def main(argv: list[str]) -> int:
     """`python -m vtx_scale.launch.worker REQUEST.json`: one rank of `vtx_scale.launch.local`."""
     request = json.loads(Path(argv[0]).read_text())
     recipes.let_import(request["paths"])
-    return work(override.from_dict(request["recipe"]), Path(request["folder"]), debug=request["debug"])
+    return work(
+        override.from_dict(request["recipe"]), Path(request["folder"]), debug=request["debug"]
+    )
 
 
 if __name__ == "__main__":

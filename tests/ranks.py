@@ -1,4 +1,6 @@
-"""Ranks for tests: real processes in a real process group, forked from one server that has imported torch already."""
+"""Ranks for tests: real processes in a real process group,
+forked from one server that has imported torch already.
+"""
 
 import multiprocessing
 import os
@@ -13,9 +15,17 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.warm"])
 
 
-def enter(rank: int, world: int, meet: str, function: Callable[..., Any], arguments: tuple, out: Any) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
-                   "VTX_MEET": f"file://{meet}/store", "OMP_NUM_THREADS": "1"}
+def enter(
+    rank: int, world: int, meet: str, function: Callable[..., Any], arguments: tuple, out: Any
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world),
+        "VTX_MEET": f"file://{meet}/store",
+        "OMP_NUM_THREADS": "1",
+    }
     import torch
 
     torch.set_num_threads(1)
@@ -27,10 +37,15 @@ def enter(rank: int, world: int, meet: str, function: Callable[..., Any], argume
 
 
 def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(*arguments)` returns on each rank; fails with the first rank's traceback that has one."""
+    """What `function(*arguments)` returns on each rank;
+    fails with the first rank's traceback that has one.
+    """
     with tempfile.TemporaryDirectory(prefix="vtx-test-") as meet:
         out = SERVER.Queue()
-        ranks = [SERVER.Process(target=enter, args=(r, world, meet, function, arguments, out)) for r in range(world)]
+        ranks = [
+            SERVER.Process(target=enter, args=(r, world, meet, function, arguments, out))
+            for r in range(world)
+        ]
         for p in ranks:
             p.start()
         try:
@@ -53,6 +68,10 @@ def gathered() -> Any:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo", init_method=os.environ["VTX_MEET"], rank=int(os.environ["RANK"]),
-                                world_size=int(os.environ["WORLD_SIZE"]))
+        dist.init_process_group(
+            "gloo",
+            init_method=os.environ["VTX_MEET"],
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )
     return dist

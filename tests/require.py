@@ -1,4 +1,5 @@
-"""What a machine may lack: a test says what it needs, and is skipped with the reason where that is missing.
+"""What a machine may lack: a test says what it needs,
+and is skipped with the reason where that is missing.
 
 VTX_REQUIRE=interop,ray turns a skip for these into a failure.
 """
@@ -9,20 +10,30 @@ import shutil
 
 import pytest
 
-PACKAGES = {"interop": ("transformers", "timm", "open_clip"), "ray": ("ray",), "sklearn": ("sklearn",)}
+PACKAGES = {
+    "interop": ("transformers", "timm", "open_clip"),
+    "ray": ("ray",),
+    "sklearn": ("sklearn",),
+}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
 
 
 def missing(name: str) -> str:
     """What of `name` is not here; empty where nothing is missing."""
     if name == "browser":
-        return "" if any(map(shutil.which, BROWSERS)) else f"no browser on PATH ({', '.join(BROWSERS)})"
+        return (
+            ""
+            if any(map(shutil.which, BROWSERS))
+            else f"no browser on PATH ({', '.join(BROWSERS)})"
+        )
     absent = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
 def need(name: str) -> None:
-    """Skip the test, or the module that calls this at its top; fail where VTX_REQUIRE lists `name`."""
+    """Skip the test, or the module that calls this at its top;
+    fail where VTX_REQUIRE lists `name`.
+    """
     reason = missing(name)
     if not reason:
         return

@@ -566,7 +566,9 @@ def compare(args: argparse.Namespace) -> int:
             say(name, *verdict(name, here, there))
             if name in kept:
                 keep_result(there, name, kept[name])
-    summary = ", ".join(f"{counts[k]} {k}" for k in ("equal", "differs", "failed", "missing", "new"))
+    summary = ", ".join(
+        f"{counts[k]} {k}" for k in ("equal", "differs", "failed", "missing", "new")
+    )
     print(f"against {commit[:12]}: {summary}; {time.monotonic() - began:.0f} s")
     return 0 if counts["equal"] and counts["equal"] == counts.total() - counts["new"] else 1
 

@@ -1,4 +1,6 @@
-"""Parameters and multiply-accumulates are those of the published models, counted on the meta device."""
+"""Parameters and multiply-accumulates are those of the published models,
+counted on the meta device.
+"""
 
 import subprocess
 import sys
@@ -32,8 +34,8 @@ from vtx_scale.specs.vit import PUBLISHED as VITS
 from vtx_scale.specs.vit import PUBLISHED_HYBRIDS as HYBRIDS
 from vtx_scale.specs.vit import ViTConfig
 
-# patches, positions, blocks and norm; with class token; with 1000 classes; with attention pooling in place of both;
-# GMAC with 1000 classes at 224 px; at the larger size and its pixels
+# patches, positions, blocks and norm; with class token; with 1000 classes; with attention pooling
+# in place of both; GMAC with 1000 classes at 224 px; at the larger size and its pixels
 VIT_FIGURES = {
     "s/28": (5_357_824, 5_358_336, 5_615_336, 6_147_328, 0.358, 0.993, 364),
     "s/16": (4_986_112, 4_986_624, 5_243_624, 5_775_616, 1.088, 3.859, 384),
@@ -58,7 +60,8 @@ VIT_FIGURES = {
     "G/14": (1_842_772_352, 1_842_775_680, 1_844_440_680, 1_881_132_416, 483.748, 1429.226, 378),
     "e/14": (3_805_417_728, 3_805_421_312, 3_807_214_312, 3_873_342_720, 990.677, 2883.285, 378),
 }
-# with 1000 classes; without; buffers where torch's also count batches; GMAC; channels of the features
+# with 1000 classes; without; buffers where torch's also count batches; GMAC; channels
+# of the features
 RESNET_FIGURES = {
     "18": (11_689_512, 11_176_512, 9_620, 1.814, 512),
     "34": (21_797_672, 21_284_672, 17_060, 3.664, 512),
@@ -68,8 +71,12 @@ RESNET_FIGURES = {
     "wide 50-2": (68_883_240, 66_834_240, 68_277, 11.398, 2048),
     "wide 101-2": (126_886_696, 124_837_696, 137_960, 22.753, 2048),
 }
-STEM_FIGURES = {(): (9_536, 64, 4), (2, 2, 2, 2): (13_946_176, 2048, 32), (3, 4, 9): (11_894_848, 1024, 16),
-                (3, 4, 6, 3): (23_508_032, 2048, 32)}  # parameters, channels, stride
+STEM_FIGURES = {
+    (): (9_536, 64, 4),
+    (2, 2, 2, 2): (13_946_176, 2048, 32),
+    (3, 4, 9): (11_894_848, 1024, 16),
+    (3, 4, 6, 3): (23_508_032, 2048, 32),
+}  # parameters, channels, stride
 # whole; image tower with its projection; the rest; GMAC of the image and of the text
 CLIP_FIGURES = {
     "ViT-B/32": (151_277_313, 87_849_216, 63_428_097, 4.409, 2.980),
@@ -85,7 +92,8 @@ CLIP_FIGURES = {
     "RN50x16": (290_979_217, 167_328_912, 123_650_305, 74.695, 6.650),
     "RN50x64": (623_258_305, 420_380_352, 202_877_953, 264.554, 11.773),
 }
-# whole; image tower; text tower with scale and bias; GMAC of the image and of the text where published
+# whole; image tower; text tower with scale and bias; GMAC of the image and of the
+# text where published
 SIGLIP_FIGURES = {
     "B/16": (203_155_970, 92_884_224, 110_271_746, 17.708, 5.512),
     "B/16@256": (203_202_050, 92_930_304, 110_271_746, 23.411, 5.512),
@@ -99,8 +107,12 @@ SIGLIP_FIGURES = {
     "2-B/16": (375_187_970, 92_884_224, 282_303_746, 17.708, 5.512),
 }
 # parameters of the distilled one and GMAC where published
-DEIT_FIGURES = {("Ti/16", 224): (5_910_800, 1.261), ("S/16", 224): (22_436_432, 4.624), ("B/16", 224): (87_338_192, 17.657),
-                ("B/16", 384): (87_630_032, None)}
+DEIT_FIGURES = {
+    ("Ti/16", 224): (5_910_800, 1.261),
+    ("S/16", 224): (22_436_432, 4.624),
+    ("B/16", 224): (87_338_192, 17.657),
+    ("B/16", 384): (87_630_032, None),
+}
 
 
 def giga(spec) -> float:
@@ -123,7 +135,8 @@ def test_vit(size):
 def test_clip(size):
     whole, visual, rest, image_gmac, text_gmac = CLIP_FIGURES[size]
     spec = ClipConfig.size(size)
-    image = 0 if isinstance(spec.image, ClipResNetConfig) else spec.image.width * spec.embed  # of the projections
+    # of the projections
+    image = 0 if isinstance(spec.image, ClipResNetConfig) else spec.image.width * spec.embed
     text = spec.text.width * spec.embed
     assert parameters(spec) == whole
     assert parameters(spec.image) + image == visual
@@ -199,9 +212,15 @@ def test_hybrid(size):
 
 # network, GMAC, head as it is trained with a fixed gain
 DINO_FIGURES = {
-    "S/16": (21_665_664, 4.598, 22_286_592), "S/8": (21_670_272, 22.405, 22_286_592),
-    "B/16": (85_798_656, 17.563, 23_073_024), "B/8": (85_807_872, 78.148, 23_073_024),
-    "50": (23_508_032, 4.089 - 0.002, 25_694_464),  # the reference's GMAC counts a classifier of 1000, 0.002
+    "S/16": (21_665_664, 4.598, 22_286_592),
+    "S/8": (21_670_272, 22.405, 22_286_592),
+    "B/16": (85_798_656, 17.563, 23_073_024),
+    "B/8": (85_807_872, 78.148, 23_073_024),
+    "50": (
+        23_508_032,
+        4.089 - 0.002,
+        25_694_464,
+    ),  # the reference's GMAC counts a classifier of 1000, 0.002
 }
 
 
@@ -218,10 +237,19 @@ def test_dino(size):
 
 
 # released layout; PixelGPT.size(...)
-IGPT_FIGURES = {"S": 76_571_648, "M": 455_157_760, "L": 1_362_250_752, "L@48": 1_364_216_832, "L@64": 1_366_969_344,
-                "XL": 6_810_875_904}
-DALLE_FIGURES = {"2.8B": (2_928_262_656, 2_831_155_200), "5.6B": (5_685_004_800, 5_549_064_192),
-                 "12B": (12_292_840_960, 12_092_178_432)}  # all; matrices of the blocks
+IGPT_FIGURES = {
+    "S": 76_571_648,
+    "M": 455_157_760,
+    "L": 1_362_250_752,
+    "L@48": 1_364_216_832,
+    "L@64": 1_366_969_344,
+    "XL": 6_810_875_904,
+}
+DALLE_FIGURES = {
+    "2.8B": (2_928_262_656, 2_831_155_200),
+    "5.6B": (5_685_004_800, 5_549_064_192),
+    "12B": (12_292_840_960, 12_092_178_432),
+}  # all; matrices of the blocks
 
 
 @pytest.mark.parametrize("size", IGPT_FIGURES)
@@ -235,23 +263,37 @@ def test_dvae():
     assert sum(p.numel() for p in codec.encoder.parameters()) == 53_786_240
     assert sum(p.numel() for p in codec.decoder.parameters()) == 43_829_766
     encoder = counted(codec.encoder, *sample(spec)) / 1e9
-    assert encoder == pytest.approx(136.147, abs=5e-4) and macs(spec) / 1e9 - encoder == pytest.approx(153.981, abs=5e-4)
+    assert encoder == pytest.approx(136.147, abs=5e-4) and macs(
+        spec
+    ) / 1e9 - encoder == pytest.approx(153.981, abs=5e-4)
 
 
 @pytest.mark.parametrize("size", DALLE_FIGURES)
 def test_dalle(size):
     dalle, spec = built(TextToCodesConfig.size(size)), TextToCodesConfig.size(size)
-    assert (sum(p.numel() for p in dalle.parameters()), 12 * spec.width**2 * spec.depth) == DALLE_FIGURES[size]
-    matrices = sum(p.numel() for n, p in dalle.named_parameters() if n.startswith("blocks") and p.ndim == 2)
+    assert (
+        sum(p.numel() for p in dalle.parameters()),
+        12 * spec.width**2 * spec.depth,
+    ) == DALLE_FIGURES[size]
+    matrices = sum(
+        p.numel() for n, p in dalle.named_parameters() if n.startswith("blocks") and p.ndim == 2
+    )
     assert matrices == DALLE_FIGURES[size][1]
 
 
 def test_the_largest_is_built_in_little_memory():
-    """ViT-e/14 with JFT-3B's classes, 3.9 billion parameters, on the meta device: under 2 GB, everything imported."""
-    code = ("import resource; from vtx_scale.planner.count import built; from vtx_scale.launch.recipes.vit import vit_e14_jft3b;"
-            "n = sum(p.numel() for p in built(vit_e14_jft3b().objective).parameters());"
-            "print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
-    count, kib = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    """ViT-e/14 with JFT-3B's classes, 3.9 billion parameters, on the meta device:
+    under 2 GB, everything imported.
+    """
+    code = (
+        "import resource; from vtx_scale.planner.count import built; from "
+        "vtx_scale.launch.recipes.vit import vit_e14_jft3b;n = sum(p.numel() for p in "
+        "built(vit_e14_jft3b().objective).parameters());print(n, "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    count, kib = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert int(count) == 3_926_402_969
     assert int(kib) * 1024 < 2e9
 
@@ -261,27 +303,55 @@ def test_two_blocks_tell_of_all(pool):
     """macs() counts two blocks and multiplies; here every block is run."""
     spec = ViTConfig.size("Ti/16", pool=pool, class_token=pool == "tok", classes=10)
     assert counted(built(spec), *sample(spec)) == macs(spec)
-    for text in (ClipConfig.size("ViT-B/32").text, SiglipConfig.size("B/16").text, PixelGPTConfig.size("S")):
+    for text in (
+        ClipConfig.size("ViT-B/32").text,
+        SiglipConfig.size("B/16").text,
+        PixelGPTConfig.size("S"),
+    ):
         assert counted(built(text), *sample(text)) == macs(text)
 
 
 def test_every_published_model_is_listed():
     rows = published()
     assert set(VITS.values()) == set(VIT_FIGURES) and set(CLIPS.values()) == set(CLIP_FIGURES)
-    assert set(CLIP_FIGURES) == {*CLIP_SIZES, *CLIP_RESNET_SIZES} and set(RESNETS.values()) == set(RESNET_SIZES)
-    assert set(SIGLIPS.values()) == set(SIGLIP_FIGURES) == set(SIGLIP_SIZES) and set(DEITS.values()) == set(DEIT_FIGURES)
+    assert set(CLIP_FIGURES) == {*CLIP_SIZES, *CLIP_RESNET_SIZES} and set(RESNETS.values()) == set(
+        RESNET_SIZES
+    )
+    assert set(SIGLIPS.values()) == set(SIGLIP_FIGURES) == set(SIGLIP_SIZES) and set(
+        DEITS.values()
+    ) == set(DEIT_FIGURES)
     assert set(HYBRIDS.values()) == set(HYBRID_FIGURES) and set(DINOS.values()) < set(DINO_FIGURES)
     assert set(IGPTS.values()) == set(IGPT_FIGURES) == set(IGPT_SIZES)
     assert set(DALLES.values()) == set(DALLE_FIGURES) == set(DALLE_SIZES)
     assert set(VIRTEXES.values()) == set(VIRTEX_SIZES)
-    one_each = (VITS, CLIPS, RESNETS, SIGLIPS, DEITS, DEITS_PLAIN, DINOS, IGPTS, DALLES, VIRTEXES,
-                ["dino_resnet50", "dvae_dalle"])
+    one_each = (
+        VITS,
+        CLIPS,
+        RESNETS,
+        SIGLIPS,
+        DEITS,
+        DEITS_PLAIN,
+        DINOS,
+        IGPTS,
+        DALLES,
+        VIRTEXES,
+        ["dino_resnet50", "dvae_dalle"],
+    )
     assert len(rows) == sum(map(len, one_each)) + 2 * len(HYBRIDS)
-    other = {"clip_vit_l14_336": 336, "clip_rn50x4": 288, "clip_rn50x16": 384, "clip_rn50x64": 448,
-             **{name: int(size.partition("@")[2] or 224) for name, size in SIGLIPS.items()}, "deit_b16_distilled_384": 384,
-             "deit_b16_384": 384, **{f"{name}_384": 384 for name in HYBRIDS}, "igpt_xl": 64, "dvae_dalle": 256,
-             **{name: int(size.partition("@")[2] or 32) for name, size in IGPTS.items() if size != "XL"},
-             **{name: 256 for name in DALLES}}
+    other = {
+        "clip_vit_l14_336": 336,
+        "clip_rn50x4": 288,
+        "clip_rn50x16": 384,
+        "clip_rn50x64": 448,
+        **{name: int(size.partition("@")[2] or 224) for name, size in SIGLIPS.items()},
+        "deit_b16_distilled_384": 384,
+        "deit_b16_384": 384,
+        **{f"{name}_384": 384 for name in HYBRIDS},
+        "igpt_xl": 64,
+        "dvae_dalle": 256,
+        **{name: int(size.partition("@")[2] or 32) for name, size in IGPTS.items() if size != "XL"},
+        **{name: 256 for name in DALLES},
+    }
     assert all(resolution == other.get(name, 224) for name, (_, resolution) in rows.items())
     assert parameters(rows["vit_b16"][0]) == VIT_FIGURES["B/16"][2]
 

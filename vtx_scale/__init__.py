@@ -1,11 +1,13 @@
 """From a bucket of tars to weights that one can trust: distributed pretraining of vision models.
 
-    vtx_scale.train("clip_vit_b32", "runs/first", smoke=True)   what `vtx train` does; a recipe, a function or a `Run`
-    run = vtx_scale.open_run("runs/first")                      a trained model: run.probes, run.model, run.recipe
+    vtx_scale.train("clip_vit_b32", "runs/first", smoke=True)   what `vtx train` does; a recipe, a
+                                                                function or a `Run`
+    run = vtx_scale.open_run("runs/first")                      a trained model: run.probes,
+                                                                run.model, run.recipe
 
-The learning (this package's own folders) is pure torch. Reading order: specs, distributed, blocks, backbones, objectives,
-strategies, checkpoints, trainer, evaluators, interop, planner. `launch` is the command, `data_pipeline` reads samples,
-`cluster` knows Ray.
+The learning (this package's own folders) is pure torch. Reading order: specs, distributed, blocks,
+backbones, objectives, strategies, checkpoints, trainer, evaluators, interop, planner. `launch` is
+the command, `data_pipeline` reads samples, `cluster` knows Ray.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["OpenRun", "RunEnded", "open_run", "train"]
 
 
-def __getattr__(name: str) -> Any:  # torch is loaded when a run is opened, not when a command asks for help
+def __getattr__(
+    name: str,
+) -> Any:  # torch is loaded when a run is opened, not when a command asks for help
     if name in ("open_run", "OpenRun"):
         from vtx_scale.launch import open_run
 

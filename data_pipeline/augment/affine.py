@@ -1,7 +1,8 @@
-"""Turning, sliding and mirroring of (H, W, 3) uint8 pixels; what comes in from outside has the colour `fill`.
+"""Turning, sliding and mirroring of (H, W, 3) uint8 pixels;
+what comes in from outside has the colour `fill`.
 
-Equal to Pillow's affine transforms within one level. A slide along one axis, by bicubic, needs four taps where Pillow
-takes sixteen.
+Equal to Pillow's affine transforms within one level. A slide along one axis, by bicubic, needs four
+taps where Pillow takes sixteen.
 """
 
 import numpy as np
@@ -79,7 +80,11 @@ def slide(pixels: Pixels, shift: NDArray, fill: Colour) -> Pixels:
 
 
 def cubic(d: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(4, n): Keys' weights with a = -1, as Pillow's transforms have it (its resize has -0.5), of taps -1, 0, 1, 2."""
+    """(4, n): Keys' weights with a = -1, as Pillow's transforms have it (its resize has -0.5),
+    of taps -1, 0, 1, 2.
+    """
     square = d * d
     cube = square * d
-    return np.stack([2 * square - d - cube, 1 - 2 * square + cube, d + square - cube, cube - square])
+    return np.stack(
+        [2 * square - d - cube, 1 - 2 * square + cube, d + square - cube, cube - square]
+    )

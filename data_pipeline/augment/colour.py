@@ -1,8 +1,10 @@
-"""Colour and sharpness of (H, W, 3) uint8 pixels: pure functions of explicit parameters, and these from uniform numbers.
+"""Colour and sharpness of (H, W, 3) uint8 pixels: pure functions of explicit parameters,
+and these from uniform numbers.
 
-Each equals Pillow's operation of that name within one level, and torchvision's where the two agree. Only the hue is
-turned as torchvision turns it, in float, since Pillow's runs through 256 steps of hue. Work is done in planes
-(3, H, W), where NumPy is quickest, and results lie in planes: a picture that came out of a resize does so already.
+Each equals Pillow's operation of that name within one level, and torchvision's where the two agree.
+Only the hue is turned as torchvision turns it, in float, since Pillow's runs through 256 steps of
+hue. Work is done in planes (3, H, W), where NumPy is quickest, and results lie in planes: a picture
+that came out of a resize does so already.
 """
 
 import math
@@ -22,7 +24,8 @@ JITTER_WORDS = 8  # uniform numbers: four for the order, four for the factors
 def planes(pixels: Pixels) -> Pixels:
     """(3, H, W) in one piece; a view where the pixels lie in planes already."""
     planar = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    return planar if min(planar.strides) >= 0 else planar.copy()  # a mirrored picture one pixel wide is in one piece too
+    # a mirrored picture one pixel wide is in one piece too
+    return planar if min(planar.strides) >= 0 else planar.copy()
 
 
 def interleaved(pixels: Pixels) -> Pixels:
@@ -51,7 +54,10 @@ def clamp(x: Floats) -> Floats:
 
 
 def luma(x: Floats) -> Floats:
-    """(H, W), ITU-R 601 as Pillow rounds it. Sixteen-bit weights of whole numbers are exact in float32."""
+    """(H, W), ITU-R 601 as Pillow rounds it.
+
+    Sixteen-bit weights of whole numbers are exact in float32.
+    """
     grey = x[0] * np.float32(19595 / 65536)
     grey += x[1] * np.float32(38470 / 65536)
     grey += x[2] * np.float32(7471 / 65536)
@@ -80,7 +86,9 @@ def scale_saturation(x: Floats, factor: float) -> Floats:
 
 
 def turn_hue(x: Floats, turn: float) -> Floats:
-    """Hue by sorting the channels instead of by cases, then each channel from its distance to the hue, in sixths."""
+    """Hue by sorting the channels instead of by cases,
+    then each channel from its distance to the hue, in sixths.
+    """
     r, g, b = x
     g_below, high, low = (g < b).astype(np.float32), np.maximum(g, b), np.minimum(g, b)
     r_below, middle = (r < high).astype(np.float32), np.minimum(r, high)
@@ -137,13 +145,16 @@ def hue(pixels: Pixels, turn: float) -> Pixels:
 
 
 def sharpness(pixels: Pixels, factor: float) -> Pixels:
-    """0 is smoothed by the 3 x 3 kernel (ones around a 5), 1 changes nothing; the border pixels stay."""
+    """0 is smoothed by the 3 x 3 kernel (ones around a 5), 1 changes nothing;
+    the border pixels stay.
+    """
     x = begin(pixels)
     _, height, width = x.shape
     if min(height, width) < 3:
         return end(x)
     for plane in x:
-        flat = plane.reshape(-1)  # neighbours by their distance in memory; what wraps around a row falls on the border
+        # neighbours by their distance in memory; what wraps around a row falls on the border
+        flat = plane.reshape(-1)
         rows = flat[: -2 * width] + flat[2 * width :]
         rows += flat[width:-width]
         smooth = rows[:-2] + rows[2:]
@@ -209,22 +220,26 @@ def equalise(pixels: Pixels) -> Pixels:
 
 
 def blur(pixels: Pixels, radius: float) -> Pixels:
-    """Gaussian of standard deviation `radius` pixels as Pillow makes it: three extended box filters each way, every one
-    rounded to whole levels (Gwosdek et al. 2011).
+    """Gaussian of standard deviation `radius` pixels as Pillow makes it:
+    three extended box filters each way, every one rounded to whole levels (Gwosdek et al. 2011).
     """
     if radius <= 0:
         return pixels.copy()
     variance = radius * radius / 3
     whole = int((math.sqrt(12 * variance + 1) - 1) / 2)
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    part = (
+        (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    )
     x = boxes(planes(pixels), 2, whole, part)
     return boxes(x, 1, whole, part).astype(np.uint8).transpose(1, 2, 0)
 
 
 def boxes(x: NDArray, axis: int, whole: int, part: float) -> NDArray[np.uint32]:
-    """(3, H, W) levels to the same: three boxes of 2 whole + 1 pixels and a part of one more at each end.
+    """(3, H, W) levels to the same: three boxes of 2 whole + 1 pixels and a part of one more
+    at each end.
 
-    Weights are of 24 bits, as Pillow's: ties of the rounding are common, and three roundings carry them on.
+    Weights are of 24 bits, as Pillow's: ties of the rounding are common, and three roundings
+    carry them on.
     """
     n, reach = x.shape[axis], whole + 1
     weight = int(np.float32(ONE) / np.float32(2 * (whole + part) + 1))
@@ -234,11 +249,17 @@ def boxes(x: NDArray, axis: int, whole: int, part: float) -> NDArray[np.uint32]:
     padded = np.empty(shape, np.uint32)
     along = padded.swapaxes(0, axis)
     along[reach : reach + n] = x.swapaxes(0, axis)
-    step, flat = padded.strides[axis] // 4, padded.reshape(-1)  # in one piece: what runs over an end falls on the margins
+    step, flat = (
+        padded.strides[axis] // 4,
+        padded.reshape(-1),
+    )  # in one piece: what runs over an end falls on the margins
     near = [flat[step * i : len(flat) - step * (2 * reach - i)] for i in range(2 * reach + 1)]
     blurred, inside = np.empty_like(near[0]), np.empty_like(near[0])
     for _ in range(3):
-        along[:reach], along[reach + n :] = along[reach], along[reach + n - 1]  # the border pixel goes on for ever
+        along[:reach], along[reach + n :] = (
+            along[reach],
+            along[reach + n - 1],
+        )  # the border pixel goes on for ever
         middle = near[1]
         for other in near[2:-1]:
             middle = np.add(middle, other, out=inside)
@@ -251,11 +272,14 @@ def boxes(x: NDArray, axis: int, whole: int, part: float) -> NDArray[np.uint32]:
     return along[reach : reach + n].swapaxes(0, axis)
 
 
-def jitter_factors(u: NDArray[np.float64], brightness: float, contrast: float, saturation: float,
-                   hue: float) -> list[tuple[int, float]]:
-    """ColorJitter's draw: (number in CHANGES, factor) in the order they are made; a strength of 0 leaves its change out.
+def jitter_factors(
+    u: NDArray[np.float64], brightness: float, contrast: float, saturation: float, hue: float
+) -> list[tuple[int, float]]:
+    """ColorJitter's draw: (number in CHANGES, factor) in the order they are made;
+    a strength of 0 leaves its change out.
 
-    u: JITTER_WORDS uniform numbers. Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue's in +-hue.
+    u: JITTER_WORDS uniform numbers. Factors are uniform in [max(0, 1 - strength), 1 + strength],
+    the hue's in +-hue.
     """
     factors = []
     for i in np.argsort(u[:4], kind="stable").tolist():
@@ -266,10 +290,20 @@ def jitter_factors(u: NDArray[np.float64], brightness: float, contrast: float, s
     return factors
 
 
-def jitter(pixels: Pixels, u: NDArray[np.float64], brightness: float, contrast: float, saturation: float,
-           hue: float) -> Pixels:
-    """Brightness, contrast, saturation and hue in random order (torchvision's ColorJitter). u: JITTER_WORDS numbers."""
+def jitter(
+    pixels: Pixels,
+    u: NDArray[np.float64],
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+) -> Pixels:
+    """Brightness, contrast, saturation and hue in random order (torchvision's ColorJitter).
+
+    u: JITTER_WORDS numbers.
+    """
     x = begin(pixels)
     for i, factor in jitter_factors(u, brightness, contrast, saturation, hue):
-        np.floor(CHANGES[i](x, factor), out=x)  # levels between the changes, as when each is made by itself
+        # levels between the changes, as when each is made by itself
+        np.floor(CHANGES[i](x, factor), out=x)
     return end(x)

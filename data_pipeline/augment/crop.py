@@ -11,9 +11,15 @@ TRIES = 5
 CROP_WORDS = 4 * TRIES  # uniform numbers a random resized crop takes, whatever comes of them
 
 
-def random_resized_crop_box(height: int, width: int, u: NDArray[np.float64], scale: tuple[float, float],
-                            ratio: tuple[float, float]) -> Box:
-    """RandomResizedCrop (Szegedy et al. 2015): area and log aspect uniform; after 5 tries the centre, nearest in ratio.
+def random_resized_crop_box(
+    height: int,
+    width: int,
+    u: NDArray[np.float64],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """RandomResizedCrop (Szegedy et al. 2015): area and log aspect uniform;
+    after 5 tries the centre, nearest in ratio.
 
     u: CROP_WORDS uniform numbers in [0, 1).
     """
@@ -35,13 +41,20 @@ def random_resized_crop_box(height: int, width: int, u: NDArray[np.float64], sca
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def zoomed_box(height: int, width: int, u: NDArray[np.float64], zoom: tuple[float, float], spread: float | None,
-               size: int) -> Box:
-    """A square whose side goes into the short side between zoom[0] and zoom[1] times, uniformly; never below `size` pixels
-    unless the picture is: nothing is enlarged that need not be.
+def zoomed_box(
+    height: int,
+    width: int,
+    u: NDArray[np.float64],
+    zoom: tuple[float, float],
+    spread: float | None,
+    size: int,
+) -> Box:
+    """A square whose side goes into the short side between zoom[0] and zoom[1] times, uniformly;
+    never below `size` pixels unless the picture is: nothing is enlarged that need not be.
 
-    spread None: anywhere in the picture, as a crop after resizing the short side. Else (Ramesh et al. 2021, A.3, B.3): first
-    a square of the short side, from the middle +- spread / 2 of what is left over, then anywhere in it. u: 4 numbers.
+    spread None: anywhere in the picture, as a crop after resizing the short side. Else (Ramesh
+    et al. 2021, A.3, B.3): first a square of the short side, from the middle +- spread / 2 of what
+    is left over, then anywhere in it. u: 4 numbers.
     """
     short = min(height, width)
     low, high = (max(1.0, min(z, short / size)) for z in zoom)
@@ -55,6 +68,8 @@ def zoomed_box(height: int, width: int, u: NDArray[np.float64], zoom: tuple[floa
 
 
 def centre_box(height: int, width: int) -> Box:
-    """The largest centred square: resizing it equals resizing the short side and cropping the centre."""
+    """The largest centred square: resizing it equals resizing the short side and
+    cropping the centre.
+    """
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side

@@ -1,4 +1,7 @@
-"""Random erasing (Zhong et al. 2020): where. The noise is drawn on the device, after normalisation."""
+"""Random erasing (Zhong et al. 2020): where.
+
+The noise is drawn on the device, after normalisation.
+"""
 
 import math
 
@@ -11,11 +14,16 @@ TRIES = 10
 ERASE_WORDS = 4 * TRIES  # uniform numbers a box takes, whatever comes of them
 
 
-def erase_box(u: NDArray[np.float64], size: int, area: tuple[float, float] = (0.02, 1 / 3),
-              ratio: tuple[float, float] = (0.3, 1 / 0.3)) -> Box | None:
+def erase_box(
+    u: NDArray[np.float64],
+    size: int,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Box | None:
     """A box smaller than the (size, size) picture both ways, or None where ten tries found none.
 
-    u: ERASE_WORDS uniform numbers. area: part of the picture. ratio: height by width, uniform in its logarithm.
+    u: ERASE_WORDS uniform numbers. area: part of the picture. ratio: height by width, uniform
+    in its logarithm.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(TRIES):

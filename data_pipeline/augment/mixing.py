@@ -1,4 +1,5 @@
-"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): what one step does, the same on every rank.
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019):
+what one step does, the same on every rank.
 
 The pixels are mixed on the device.
 """
@@ -16,22 +17,36 @@ from vtx_scale.data_pipeline.decode import Box
 
 @dataclass(frozen=True)
 class Mix:
-    """weight: the share of a sample's own label. box: what CutMix takes from the partner, of no size otherwise."""
+    """weight: the share of a sample's own label.
+
+    box: what CutMix takes from the partner, of no size otherwise.
+    """
 
     kind: Literal["none", "mixup", "cutmix"] = "none"
     weight: float = 1.0
     box: Box = (0, 0, 0, 0)
 
 
-def mix_parameters(seed: int, step: int, mixup_alpha: float, cutmix_alpha: float, p: float, switch: float,
-                   size: int) -> Mix:
-    """The mix of a step's batch of (size, size) pictures, with probability `p`; an alpha of 0 turns its kind off.
+def mix_parameters(
+    seed: int,
+    step: int,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    p: float,
+    switch: float,
+    size: int,
+) -> Mix:
+    """The mix of a step's batch of (size, size) pictures, with probability `p`;
+    an alpha of 0 turns its kind off.
 
-    Where both are on, CutMix has the probability `switch`. The weight is Beta(alpha, alpha), CutMix's one minus the
-    part of the picture that its box, cut at the borders, covers.
+    Where both are on, CutMix has the probability `switch`. The weight is Beta(alpha, alpha),
+    CutMix's one minus the part of the picture that its box, cut at the borders, covers.
     """
-    key = np.frombuffer(hashlib.sha256(b"vtx-mix-1\0" + struct.pack("<QQ", seed, step)).digest()[:16], "<u8")
-    random = np.random.RandomState(np.random.Philox(key=key))  # numpy keeps its numbers from version to version
+    key = np.frombuffer(
+        hashlib.sha256(b"vtx-mix-1\0" + struct.pack("<QQ", seed, step)).digest()[:16], "<u8"
+    )
+    # numpy keeps its numbers from version to version
+    random = np.random.RandomState(np.random.Philox(key=key))
     mixes, switches = random.random_sample(2)
     if mixes >= p or not (mixup_alpha or cutmix_alpha):
         return Mix()

@@ -1,4 +1,6 @@
-"""DINO's views of one picture (Caron et al. 2021): two large crops and some small ones, from one decode."""
+"""DINO's views of one picture (Caron et al. 2021): two large crops and some small ones,
+from one decode.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +20,10 @@ VIEW_WORDS = CROP_WORDS + JITTER_WORDS + 6  # of each view, whatever comes of th
 class MultiCrop:
     """Views 0 and 1 are the large crops, view 2 + i is small crop i; each has numbers of its own.
 
-    scale: part of the picture's area. jitter: strengths of brightness, contrast, saturation, hue. blur: probability
-    in the first large, the second large and the small crops; blur_radius in pixels. solarise: of the second alone.
-    Departs from the paper's code in the crop's number of tries (5, not 10) and in turning the hue in float.
+    scale: part of the picture's area. jitter: strengths of brightness, contrast, saturation, hue.
+    blur: probability in the first large, the second large and the small crops; blur_radius in
+    pixels. solarise: of the second alone. Departs from the paper's code in the crop's number of
+    tries (5, not 10) and in turning the hue in float.
     """
 
     global_size: int = 224
@@ -37,7 +40,9 @@ class MultiCrop:
     blur_radius: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.2
 
-    def __call__(self, pixels: Pixels, draw: Callable[[int, int], NDArray[np.float64]]) -> tuple[Pixels, Pixels]:
+    def __call__(
+        self, pixels: Pixels, draw: Callable[[int, int], NDArray[np.float64]]
+    ) -> tuple[Pixels, Pixels]:
         """(2, S, S, 3) and (locals, s, s, 3) uint8 of an (H, W, 3) picture; both lie in planes."""
         large = np.empty((2, 3, self.global_size, self.global_size), np.uint8)
         small = np.empty((self.locals, 3, self.local_size, self.local_size), np.uint8)
@@ -48,7 +53,11 @@ class MultiCrop:
 
     def view(self, pixels: Pixels, view: int, u: NDArray[np.float64]) -> Pixels:
         """One view, (S, S, 3) or (s, s, 3). u: VIEW_WORDS uniform numbers."""
-        size, scale = (self.global_size, self.global_scale) if view < 2 else (self.local_size, self.local_scale)
+        size, scale = (
+            (self.global_size, self.global_scale)
+            if view < 2
+            else (self.local_size, self.local_scale)
+        )
         height, width = pixels.shape[:2]
         box = random_resized_crop_box(height, width, u, scale, self.ratio)
         picture = resize_crop(pixels, box, size, bicubic=True)

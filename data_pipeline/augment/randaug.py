@@ -1,14 +1,15 @@
 """RandAugment (Cubuk et al. 2020) on (H, W, 3) uint8 pixels, in the two forms that recipes use.
 
-Increasing: timm's `rand-m9-mstd0.5-inc1` as DeiT runs it: 15 operations, each made with probability 0.5, all of them
-stronger with the magnitude, which is held within 0..10; bicubic; translation in parts of the picture.
-Plain: the form of EfficientNet and big_vision, as AugReg runs it: 16 operations with Cutout, always made, magnitudes
-beyond 10 as they come; nearest; translation in pixels (at magnitude 10: 100). Posterising and solarising weaken there
-as the magnitude grows, and colour, contrast, brightness and sharpness go from 0.1 to 1.9, so magnitude 0 is no
-identity.
+Increasing: timm's `rand-m9-mstd0.5-inc1` as DeiT runs it: 15 operations, each made with probability
+0.5, all of them stronger with the magnitude, which is held within 0..10; bicubic; translation in
+parts of the picture.
+Plain: the form of EfficientNet and big_vision, as AugReg runs it: 16 operations with Cutout, always
+made, magnitudes beyond 10 as they come; nearest; translation in pixels (at magnitude 10: 100).
+Posterising and solarising weaken there as the magnitude grows, and colour, contrast, brightness and
+sharpness go from 0.1 to 1.9, so magnitude 0 is no identity.
 
-Departures: the plain form's contrast is Pillow's, about the true mean grey, where the TensorFlow code took the number
-of pixels over 256 for it, and its rounding to the nearest pixel is Pillow's.
+Departures: the plain form's contrast is Pillow's, about the true mean grey, where the TensorFlow
+code took the number of pixels over 256 for it, and its rounding to the nearest pixel is Pillow's.
 """
 
 from collections.abc import Callable
@@ -23,16 +24,40 @@ from vtx_scale.data_pipeline.decode import Pixels
 
 LAYER_WORDS = 6  # uniform numbers: which, whether, noise, sign, two of Cutout's centre
 TOP = 10.0
-OPERATIONS = ("autocontrast", "equalise", "invert", "rotate", "posterise", "solarise", "solarise_add", "saturation",
-              "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
+OPERATIONS = (
+    "autocontrast",
+    "equalise",
+    "invert",
+    "rotate",
+    "posterise",
+    "solarise",
+    "solarise_add",
+    "saturation",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
 PLAIN: dict[str, Callable[..., Pixels]] = {
-    "autocontrast": colour.autocontrast, "equalise": colour.equalise, "invert": colour.invert,
-    "posterise": colour.posterise, "solarise": colour.solarise, "solarise_add": colour.solarise_add,
-    "saturation": colour.saturation, "contrast": colour.contrast, "brightness": colour.brightness,
+    "autocontrast": colour.autocontrast,
+    "equalise": colour.equalise,
+    "invert": colour.invert,
+    "posterise": colour.posterise,
+    "solarise": colour.solarise,
+    "solarise_add": colour.solarise_add,
+    "saturation": colour.saturation,
+    "contrast": colour.contrast,
+    "brightness": colour.brightness,
     "sharpness": colour.sharpness,
 }
 MOVES: dict[str, Callable[..., Pixels]] = {
-    "rotate": affine.rotate, "shear_x": affine.shear_x, "shear_y": affine.shear_y, "translate_x": affine.translate_x,
+    "rotate": affine.rotate,
+    "shear_x": affine.shear_x,
+    "shear_y": affine.shear_y,
+    "translate_x": affine.translate_x,
     "translate_y": affine.translate_y,
 }
 
@@ -48,8 +73,8 @@ def cutout(pixels: Pixels, reach: int, y: int, x: int, fill: affine.Colour) -> P
 class RandAugment:
     """pixels, u -> pixels. u: `words` uniform numbers in [0, 1), the same count whatever is chosen.
 
-    layers: operations in turn. magnitude: of 10. noise: standard deviation of the magnitude. increasing: DeiT's form,
-    else the plain one. fill: the colour of what comes in from outside.
+    layers: operations in turn. magnitude: of 10. noise: standard deviation of the magnitude.
+    increasing: DeiT's form, else the plain one. fill: the colour of what comes in from outside.
     """
 
     layers: int = 2

@@ -14,11 +14,16 @@ TEMPLATES = ("a handwritten {}", "the digit {}", "a scan of the number {}")
 
 
 def make_digits(folder: Path, size: int = 32, shard: int = 256) -> Path:
-    """folder/train and folder/val (every fifth digit), and classes.txt. Raises UserError without scikit-learn."""
+    """folder/train and folder/val (every fifth digit), and classes.txt.
+
+    Raises UserError without scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError:
-        raise UserError("The digits come with scikit-learn: pip install 'vtx-scale[demo]'.") from None
+        raise UserError(
+            "The digits come with scikit-learn: pip install 'vtx-scale[demo]'."
+        ) from None
     folder = Path(folder)
     digits = load_digits()
     parts: dict[str, list[Sample]] = {"train": [], "val": []}
@@ -27,8 +32,15 @@ def make_digits(folder: Path, size: int = 32, shard: int = 256) -> Path:
         grey = grey.resize((size, size), Image.Resampling.BICUBIC)
         caption = TEMPLATES[i % len(TEMPLATES)].format(NAMES[label])
         parts["val" if i % 5 == 0 else "train"].append(
-            (f"digit-{i:04d}", {"jpg": encoded(grey.convert("RGB"), "JPEG", quality=95), "txt": caption.encode(),
-                                "cls": str(label).encode()}))
+            (
+                f"digit-{i:04d}",
+                {
+                    "jpg": encoded(grey.convert("RGB"), "JPEG", quality=95),
+                    "txt": caption.encode(),
+                    "cls": str(label).encode(),
+                },
+            )
+        )
     for part, samples in parts.items():
         for s in range(0, len(samples), shard):
             write_shard(folder / part / f"{part}-{s // shard:03d}.tar", samples[s : s + shard])

@@ -23,6 +23,15 @@ def inspect(shards: str, look: int = 1000) -> dict[str, Any]:
         if not first and "txt" in sample:
             first = sample["txt"].decode("utf-8", "replace")
     lanes, window = defaults(max(1, index.n))
-    return {"shards": len(index.names), "samples": index.n, "bytes": int(index.shard_bytes.sum()),
-            "chunks": len(index.chunk_bytes), "known_bad": len(index.bad), "members": dict(members), "lanes": lanes,
-            "window": window, "digest": index.digest.hex()[:32], "caption": first}
+    return {
+        "shards": len(index.names),
+        "samples": index.n,
+        "bytes": int(index.shard_bytes.sum()),
+        "chunks": len(index.chunk_bytes),
+        "known_bad": len(index.bad),
+        "members": dict(members),
+        "lanes": lanes,
+        "window": window,
+        "digest": index.digest.hex()[:32],
+        "caption": first,
+    }

@@ -13,15 +13,22 @@ from vtx_scale.data_pipeline.read import ChunkReader
 PIXELS = 1_000_000  # of all pictures together
 
 
-def find_palette(shards: str, colours: int = 512, side: int = 32, pictures: int = 10_000, seed: int = 0) -> np.ndarray:
-    """(colours, 3) uint8, by lightness. Looks at some pictures, chosen by the seed, resized to side x side.
+def find_palette(
+    shards: str, colours: int = 512, side: int = 32, pictures: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """(colours, 3) uint8, by lightness.
 
-    Raises UserError where there are fewer distinct colours than are asked for, and without scikit-learn.
+    Looks at some pictures, chosen by the seed, resized to side x side.
+
+    Raises UserError where there are fewer distinct colours than are asked for,
+    and without scikit-learn.
     """
     try:
         from sklearn.cluster import MiniBatchKMeans  # type: ignore[import-untyped]
     except ImportError:
-        raise UserError("A palette is found by scikit-learn: pip install 'vtx-scale[demo]'.") from None
+        raise UserError(
+            "A palette is found by scikit-learn: pip install 'vtx-scale[demo]'."
+        ) from None
     index = open_index(shards)
     reader, found = ChunkReader(index), []
     each = min(side * side, max(1, PIXELS // max(1, min(pictures, index.n))))
@@ -34,7 +41,14 @@ def find_palette(shards: str, colours: int = 512, side: int = 32, pictures: int 
         found.append(small[draws(seed, 1, g, 0, 0, len(small)).argsort(kind="stable")[:each]])
     samples = np.concatenate(found) if found else np.zeros((0, 3), np.uint8)
     if len(np.unique(samples, axis=0)) < colours:
-        raise UserError(f"{shards}: its pictures have fewer than {colours} colours: ask for less with --colours.")
-    means = MiniBatchKMeans(colours, batch_size=4096, n_init=3, random_state=seed).fit(samples.astype(np.float32)).cluster_centers_
+        raise UserError(
+            f"{shards}: its pictures have fewer than {colours} colours: "
+            "ask for less with --colours."
+        )
+    means = (
+        MiniBatchKMeans(colours, batch_size=4096, n_init=3, random_state=seed)
+        .fit(samples.astype(np.float32))
+        .cluster_centers_
+    )
     table = np.clip(np.rint(means), 0, 255).astype(np.uint8)
     return table[(table @ np.array([299, 587, 114])).argsort(kind="stable")]

@@ -21,7 +21,9 @@ def captions(shards: str) -> Iterator[str]:
 
 
 def train_tokenizer(shards: str, out: Path, vocab: int = 8192) -> Path:
-    """Write tokenizer.json with <|start|> and <|end|> as its last two ids; the same file for the same captions."""
+    """Write tokenizer.json with <|start|> and <|end|> as its last two ids;
+    the same file for the same captions.
+    """
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer
@@ -32,11 +34,16 @@ def train_tokenizer(shards: str, out: Path, vocab: int = 8192) -> Path:
     engine.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     engine.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(vocab_size=vocab - 2, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-                         show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=vocab - 2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
     texts = list(captions(shards))
     if not texts:
-        raise UserError(f"{shards} holds no captions (txt, or caption in json) to train a tokenizer on.")
+        raise UserError(
+            f"{shards} holds no captions (txt, or caption in json) to train a tokenizer on."
+        )
     engine.train_from_iterator(texts, trainer)
     engine.add_special_tokens(["<|start|>", "<|end|>"])
     with whole(out) as part:

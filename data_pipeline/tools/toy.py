@@ -10,15 +10,21 @@ from PIL import Image, ImageDraw
 
 from vtx_scale.data_pipeline.tools.shards import Sample, write_lines, write_shard
 
-COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (235, 205, 40),
+}
 SHAPES = ("circle", "square", "triangle")
 SIZES = {"small": 0.13, "large": 0.21}  # half a side, as a share of the picture's
 RELATIONS = ("left of", "above")
 CLASSES = [f"{c} {s}" for c in COLOURS for s in SHAPES]
 
 
-def draw_shape(picture: ImageDraw.ImageDraw, shape: str, box: tuple[float, ...],
-               fill: int | tuple[int, ...]) -> None:
+def draw_shape(
+    picture: ImageDraw.ImageDraw, shape: str, box: tuple[float, ...], fill: int | tuple[int, ...]
+) -> None:
     x0, y0, x1, y1 = box
     if shape == "circle":
         picture.ellipse(box, fill=fill)
@@ -46,15 +52,32 @@ def compose(rng: np.random.Generator, size: int) -> dict[str, bytes]:
         box = (x - half, y - half, x + half, y + half)
         draw_shape(ImageDraw.Draw(image), shape, box, COLOURS[colour])
         draw_shape(ImageDraw.Draw(mask), shape, box, i + 1)
-        objects.append({"size": name, "colour": colour, "shape": shape, "class": CLASSES.index(f"{colour} {shape}"),
-                        "box": [round(float(v), 2) for v in box]})
+        objects.append(
+            {
+                "size": name,
+                "colour": colour,
+                "shape": shape,
+                "class": CLASSES.index(f"{colour} {shape}"),
+                "box": [round(float(v), 2) for v in box],
+            }
+        )
     words = [f"a {o['size']} {o['colour']} {o['shape']}" for o in objects]
     caption = f"{words[0]} {relation} {words[1]}"
     label = objects[0]["class"]
-    about = {"caption": caption, "class": label, "class_name": CLASSES[label], "objects": objects,
-             "boxes": [o["box"] for o in objects]}
-    return {"jpg": encoded(image, "JPEG", quality=90), "txt": caption.encode(), "cls": str(label).encode(),
-            "json": json.dumps(about).encode(), "mask.png": encoded(mask, "PNG")}
+    about = {
+        "caption": caption,
+        "class": label,
+        "class_name": CLASSES[label],
+        "objects": objects,
+        "boxes": [o["box"] for o in objects],
+    }
+    return {
+        "jpg": encoded(image, "JPEG", quality=90),
+        "txt": caption.encode(),
+        "cls": str(label).encode(),
+        "json": json.dumps(about).encode(),
+        "mask.png": encoded(mask, "PNG"),
+    }
 
 
 def encoded(image: Image.Image, kind: str, **options: int) -> bytes:
@@ -63,8 +86,12 @@ def encoded(image: Image.Image, kind: str, **options: int) -> bytes:
     return out.getvalue()
 
 
-def make_toy(folder: Path, samples: int = 256, shards: int = 4, size: int = 64, seed: int = 0) -> Path:
-    """Write `samples` samples in `shards` tars, and classes.txt; the same bytes for the same arguments."""
+def make_toy(
+    folder: Path, samples: int = 256, shards: int = 4, size: int = 64, seed: int = 0
+) -> Path:
+    """Write `samples` samples in `shards` tars, and classes.txt;
+    the same bytes for the same arguments.
+    """
     rng = np.random.default_rng(seed)
     folder = Path(folder)
     for s in range(shards):

@@ -13,7 +13,9 @@ from vtx_scale.data_pipeline.tar import Problem, samples
 
 
 def verify(shards: str) -> Iterator[dict[str, str]]:
-    """{"shard", "key", "reason"} a bad sample; a fault of the tar itself has the key "" and its reason."""
+    """{"shard", "key", "reason"} a bad sample; a fault of the tar itself has the key ""
+    and its reason.
+    """
     paths = expand(shards)
     root = common_root(paths)
     for path in paths:
@@ -29,9 +31,15 @@ def verify(shards: str) -> Iterator[dict[str, str]]:
                     continue
                 counts[item.key] += 1
                 times = counts[item.key]
-                reason = item.reason or fault({k: shard.read(o, n) for k, (o, n) in item.members.items()})
+                reason = item.reason or fault(
+                    {k: shard.read(o, n) for k, (o, n) in item.members.items()}
+                )
                 if reason:
-                    yield {"shard": name, "key": shown(item.key) + (f"#{times}" if times > 1 else ""), "reason": reason}
+                    yield {
+                        "shard": name,
+                        "key": shown(item.key) + (f"#{times}" if times > 1 else ""),
+                        "reason": reason,
+                    }
 
 
 def fault(members: Mapping[str, Any]) -> str:

@@ -1,5 +1,8 @@
-"""A file per command: HELP, arguments(parser), run(args). The work stands in a file of its own in `launch`, imported when the
-command runs, so that help and refusals are quick."""
+"""A file per command: HELP, arguments(parser), run(args).
+
+The work stands in a file of its own in `launch`, imported when the command runs, so that help and
+refusals are quick.
+"""
 
 import argparse
 from pathlib import Path
@@ -12,7 +15,9 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command that names a recipe takes."""
     parser.add_argument("recipe", help="a name of 'vtx show recipes', or path.py:function")
     parser.add_argument("--smoke", action="store_true", help="the tiny sibling of the recipe")
-    parser.add_argument("keys", nargs="*", metavar="key=value", help="change any field; 'vtx show keys' lists them")
+    parser.add_argument(
+        "keys", nargs="*", metavar="key=value", help="change any field; 'vtx show keys' lists them"
+    )
 
 
 def run_of(args: argparse.Namespace) -> Run:

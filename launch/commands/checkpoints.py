@@ -7,7 +7,9 @@ HELP = "list the checkpoints of a run; --verify reads every byte"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="a run folder")
-    parser.add_argument("--verify", action="store_true", help="check every byte; exit 1 where one is damaged")
+    parser.add_argument(
+        "--verify", action="store_true", help="check every byte; exit 1 where one is damaged"
+    )
     parser.add_argument("--json", action="store_true")
 
 

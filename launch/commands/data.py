@@ -44,7 +44,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     p.add_argument("shards")
     p.add_argument("--out", metavar="FILE", help="default: palette.json beside the shards")
     p.add_argument("--colours", type=int, default=512)
-    p.add_argument("--side", type=int, default=32, help="pictures are made so small before their colours are looked at")
+    p.add_argument(
+        "--side",
+        type=int,
+        default=32,
+        help="pictures are made so small before their colours are looked at",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,12 +2,18 @@
 
 import argparse
 
-HELP = "write a run's weights for transformers, open_clip, timm, torchvision or as plain safetensors"
+HELP = (
+    "write a run's weights for transformers, open_clip, timm, torchvision or as plain safetensors"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="a run folder")
-    parser.add_argument("--to", required=True, choices=("transformers", "open_clip", "timm", "torchvision", "safetensors"))
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=("transformers", "open_clip", "timm", "torchvision", "safetensors"),
+    )
     parser.add_argument("--without-head", action="store_true", help="leave the classifier out")
     parser.add_argument("out", metavar="DIR", help="where the files go")
 

@@ -10,8 +10,14 @@ HELP = "train a recipe; the same command on the same folder resumes"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     recipe_arguments(parser)
-    parser.add_argument("--run", dest="run_folder", metavar="DIR", help="the run folder (default: runs/RECIPE)")
-    parser.add_argument("--fork", action="store_true", help="go on from the folder's checkpoint under another recipe")
+    parser.add_argument(
+        "--run", dest="run_folder", metavar="DIR", help="the run folder (default: runs/RECIPE)"
+    )
+    parser.add_argument(
+        "--fork",
+        action="store_true",
+        help="go on from the folder's checkpoint under another recipe",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,8 @@ from types import ModuleType
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.specs.run import Run, as_run
 
-STRANGERS: list[str] = []  # folders of recipes that came from files: what else they import lies there
+# folders of recipes that came from files: what else they import lies there
+STRANGERS: list[str] = []
 
 
 def named() -> Iterator[tuple[str, Callable[[], Run]]]:
@@ -20,7 +21,11 @@ def named() -> Iterator[tuple[str, Callable[[], Run]]]:
     for file in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{file.name}")
         for name, value in vars(module).items():
-            if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_"):
+            if (
+                callable(value)
+                and getattr(value, "__module__", "") == module.__name__
+                and not name.startswith("_")
+            ):
                 yield name, value
 
 
@@ -30,7 +35,9 @@ def names() -> list[str]:
 
 
 def let_import(folders: Iterable[str]) -> None:
-    """Put the folders of strangers' recipes on the path, here and in the processes that are started from here."""
+    """Put the folders of strangers' recipes on the path,
+    here and in the processes that are started from here.
+    """
     for folder in folders:
         if folder not in STRANGERS:
             STRANGERS.append(folder)
@@ -38,7 +45,10 @@ def let_import(folders: Iterable[str]) -> None:
 
 
 def module_of(path: Path) -> ModuleType:
-    """A stranger's file; its folder comes on the path, so that it finds its neighbours. Raises UserError."""
+    """A stranger's file; its folder comes on the path, so that it finds its neighbours.
+
+    Raises UserError.
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist: give path.py:function.")
     let_import([str(path.resolve().parent)])
@@ -47,14 +57,22 @@ def module_of(path: Path) -> ModuleType:
     except Exception as e:
         raise UserError(f"{path} cannot be imported ({type(e).__name__}: {e}).") from e
     if Path(module.__file__ or "").resolve() != path.resolve():
-        raise UserError(f"{path} has the name of another module ({module.__file__}): rename the file.")
+        raise UserError(
+            f"{path} has the name of another module ({module.__file__}): rename the file."
+        )
     return module
 
 
 def functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """The recipes of a stranger's module: its functions `() -> Run`, as their signatures say; smoke siblings left out."""
+    """The recipes of a stranger's module: its functions `() -> Run`, as their signatures say;
+    smoke siblings left out.
+    """
     for name, value in vars(module).items():
-        own = inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        own = (
+            inspect.isfunction(value)
+            and value.__module__ == module.__name__
+            and not name.startswith("_")
+        )
         if own and not name.endswith("_smoke"):
             signature = inspect.signature(value)
             if not signature.parameters and signature.return_annotation in (Run, "Run"):
@@ -66,7 +84,11 @@ def from_file(path: Path, function: str) -> Callable[[], Run]:
     module = module_of(path)
     recipe: Callable[[], Run] | None = getattr(module, function, None)
     if not callable(recipe):
-        have = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path.stem]
+        have = [
+            n
+            for n, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", "") == path.stem
+        ]
         raise UserError(f"{path} has no function {function!r}; it has {', '.join(have) or 'none'}.")
     return recipe
 

@@ -1,7 +1,8 @@
-"""CLIP (Radford et al. 2021) and OpenCLIP at the published sizes; `_smoke` runs the same code on toy shards.
+"""CLIP (Radford et al. 2021) and OpenCLIP at the published sizes;
+`_smoke` runs the same code on toy shards.
 
-Zero-shot on ImageNet as published: RN50 59.6, RN101 62.2, RN50x4 65.8, RN50x16 70.5, RN50x64 73.6, B/32 63.2,
-B/16 68.6, L/14 75.3, L/14@336 76.2 %; OpenCLIP H/14 78.0, g/14 76.6, bigG/14 80.1 %.
+Zero-shot on ImageNet as published: RN50 59.6, RN101 62.2, RN50x4 65.8, RN50x16 70.5, RN50x64 73.6,
+B/32 63.2, B/16 68.6, L/14 75.3, L/14@336 76.2 %; OpenCLIP H/14 78.0, g/14 76.6, bigG/14 80.1 %.
 Cost as published: RN50x64 18 days on 592 V100; L/14 12 days on 256 V100; OpenCLIP H/14 on 824 A100.
 """
 
@@ -20,8 +21,10 @@ def _openai(size: str, lr: float) -> Run:
         data=Data(shards="required", crop=(0.9, 1.0), tokenizer="clip"),
         optim=Optimizer(lr=lr, betas=(0.9, 0.98), eps=1e-6, decay=0.2),
         schedule=Schedule(kind="cosine", warmup=2_000),
-        steps=390_625, global_batch=32_768,  # 32 epochs of 400M pairs
-        checkpoint=Checkpoint(every=1_000), evaluate=(Evaluation(name="zero_shot", every=5_000),),
+        steps=390_625,
+        global_batch=32_768,  # 32 epochs of 400M pairs
+        checkpoint=Checkpoint(every=1_000),
+        evaluate=(Evaluation(name="zero_shot", every=5_000),),
         system=System(workers=8),
     )
 
@@ -29,23 +32,38 @@ def _openai(size: str, lr: float) -> Run:
 def _smoke(big: Run) -> Run:
     """The same code with smaller numbers; under a minute on two cores."""
     clip = cast(ClipConfig, big.objective)
-    return _small(big, replace(cast(ViTConfig, clip.image), width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32))
+    return _small(
+        big,
+        replace(
+            cast(ViTConfig, clip.image), width=64, depth=2, heads=2, mlp=128, patch=8, resolution=32
+        ),
+    )
 
 
 def _resnet_smoke(big: Run) -> Run:
     """The same with a ResNet."""
     clip = cast(ClipConfig, big.objective)
     image = cast(ClipResNetConfig, clip.image)
-    return _small(big, replace(image, blocks=(1, 1, 1, 1), stem=16, heads=8, resolution=64, embed=32))
+    return _small(
+        big, replace(image, blocks=(1, 1, 1, 1), stem=16, heads=8, resolution=64, embed=32)
+    )
 
 
 def _small(big: Run, image: ViTConfig | ClipResNetConfig) -> Run:
     clip = cast(ClipConfig, big.objective)
     text = replace(clip.text, width=32, depth=2, heads=2, context=64, vocab=258)
-    return replace(big, objective=replace(clip, image=image, text=text, embed=32),
-                   data=replace(big.data, shards="toy", tokenizer="bytes"), optim=replace(big.optim, lr=1e-3),
-                   schedule=replace(big.schedule, warmup=2), steps=12, global_batch=16, system=System(workers=1),
-                   checkpoint=Checkpoint(), evaluate=(Evaluation(name="zero_shot"),))
+    return replace(
+        big,
+        objective=replace(clip, image=image, text=text, embed=32),
+        data=replace(big.data, shards="toy", tokenizer="bytes"),
+        optim=replace(big.optim, lr=1e-3),
+        schedule=replace(big.schedule, warmup=2),
+        steps=12,
+        global_batch=16,
+        system=System(workers=1),
+        checkpoint=Checkpoint(),
+        evaluate=(Evaluation(name="zero_shot"),),
+    )
 
 
 def clip_vit_b32() -> Run:
@@ -87,8 +105,12 @@ def clip_vit_l14_336_smoke() -> Run:
 
 def clip_vit_h14() -> Run:
     """OpenCLIP ViT-H/14, 986M parameters, LAION-2B, 32B samples seen."""
-    return replace(_openai("ViT-H/14", 5e-4), global_batch=79_104, steps=404_531,
-                   schedule=Schedule(kind="cosine", warmup=10_000))
+    return replace(
+        _openai("ViT-H/14", 5e-4),
+        global_batch=79_104,
+        steps=404_531,
+        schedule=Schedule(kind="cosine", warmup=10_000),
+    )
 
 
 def clip_vit_h14_smoke() -> Run:
@@ -96,8 +118,12 @@ def clip_vit_h14_smoke() -> Run:
 
 
 def clip_vit_g14() -> Run:
-    """OpenCLIP ViT-g/14, 1.37B parameters, LAION-2B, 12B samples seen; learning rate and warm-up are H/14's."""
-    return replace(clip_vit_h14(), objective=ClipConfig.size("ViT-g/14"), global_batch=42_000, steps=285_714)
+    """OpenCLIP ViT-g/14, 1.37B parameters, LAION-2B, 12B samples seen;
+    learning rate and warm-up are H/14's.
+    """
+    return replace(
+        clip_vit_h14(), objective=ClipConfig.size("ViT-g/14"), global_batch=42_000, steps=285_714
+    )
 
 
 def clip_vit_g14_smoke() -> Run:
@@ -105,9 +131,15 @@ def clip_vit_g14_smoke() -> Run:
 
 
 def clip_vit_bigg14() -> Run:
-    """OpenCLIP ViT-bigG/14, 2.54B parameters, LAION-2B, 32B samples seen; patches are not dropped here."""
-    big = replace(_openai("ViT-bigG/14", 2e-3), global_batch=160_000, steps=200_000,
-                  schedule=Schedule(kind="cosine", warmup=13_000))
+    """OpenCLIP ViT-bigG/14, 2.54B parameters, LAION-2B, 32B samples seen;
+    patches are not dropped here.
+    """
+    big = replace(
+        _openai("ViT-bigG/14", 2e-3),
+        global_batch=160_000,
+        steps=200_000,
+        schedule=Schedule(kind="cosine", warmup=13_000),
+    )
     return replace(big, optim=replace(big.optim, betas=(0.9, 0.95)))
 
 
@@ -175,6 +207,9 @@ def clip_digits() -> Run:
         data=Data(shards="required", crop=(0.8, 1.0), tokenizer="bytes"),
         optim=Optimizer(lr=2e-3, betas=(0.9, 0.98), eps=1e-6, decay=0.1, clip=1.0),
         schedule=Schedule(kind="cosine", warmup=20),
-        steps=600, global_batch=64, system=System(workers=1), checkpoint=Checkpoint(every=20),
+        steps=600,
+        global_batch=64,
+        system=System(workers=1),
+        checkpoint=Checkpoint(every=20),
         evaluate=(Evaluation(name="zero_shot", every=200),),
     )

@@ -1,9 +1,11 @@
 """iGPT (Chen et al. 2020) at the published sizes; `_smoke` runs the same code on toy shards.
 
-Nats a pixel on ImageNet's test pictures at 32 px with the authors' palette: S 2.0895, M 2.0614, L 2.0466. Linear probes of
-the best layer: CIFAR-10 96.3 % (L), ImageNet S 41.9, M 54.5, L 60.3 (48 px: 65.2), XL 68.7 %; fine-tuned ImageNet 66.3 (72.6
-at 48 px), CIFAR-10 99.0 %. The rates were searched on a grid (.01, .003, .001, ...) and are not published: ours are from it.
-The authors' palette is not built in: `vtx data palette` finds one, a file of theirs is taken too (`objective.palette=FILE`).
+Nats a pixel on ImageNet's test pictures at 32 px with the authors' palette: S 2.0895, M 2.0614, L
+2.0466. Linear probes of the best layer: CIFAR-10 96.3 % (L), ImageNet S 41.9, M 54.5, L 60.3 (48
+px: 65.2), XL 68.7 %; fine-tuned ImageNet 66.3 (72.6 at 48 px), CIFAR-10 99.0 %. The rates were
+searched on a grid (.01, .003, .001, ...) and are not published: ours are from it. The authors'
+palette is not built in: `vtx data palette` finds one, a file of theirs is taken too
+(`objective.palette=FILE`).
 """
 
 from dataclasses import replace
@@ -18,12 +20,25 @@ EPOCH = 1_281_167 * 96 // 100  # ImageNet without the 4 % that are held out
 CROPS = Data(shards="required", zoom=(256 / 224, 384 / 224))
 
 
-def _run(size: str, lr: float, batch: int = 128, steps: int = 1_000_000, causal: bool = True) -> Run:
+def _run(
+    size: str, lr: float, batch: int = 128, steps: int = 1_000_000, causal: bool = True
+) -> Run:
     objective = IgptConfig(net=PixelGPTConfig.size(size, causal=causal), palette="required")
-    return Run(objective=objective, data=CROPS, optim=Optimizer(lr=lr, betas=(0.9, 0.95)),
-               schedule=Schedule(kind="cosine", warmup=EPOCH // batch), steps=steps, global_batch=batch,
-               checkpoint=Checkpoint(every=2_000), system=System(workers=8),
-               evaluate=(Evaluation(name="loss", every=20_000), Evaluation(name="linear"), Evaluation(name="completions")))
+    return Run(
+        objective=objective,
+        data=CROPS,
+        optim=Optimizer(lr=lr, betas=(0.9, 0.95)),
+        schedule=Schedule(kind="cosine", warmup=EPOCH // batch),
+        steps=steps,
+        global_batch=batch,
+        checkpoint=Checkpoint(every=2_000),
+        system=System(workers=8),
+        evaluate=(
+            Evaluation(name="loss", every=20_000),
+            Evaluation(name="linear"),
+            Evaluation(name="completions"),
+        ),
+    )
 
 
 def _smoke(big: Run) -> Run:
@@ -31,11 +46,19 @@ def _smoke(big: Run) -> Run:
     igpt = cast(IgptConfig, big.objective)
     classes = 12 if igpt.net.classes else 0
     net = replace(igpt.net, width=64, depth=2, heads=2, side=8, classes=classes)
-    return replace(big, objective=replace(igpt, net=net, palette="cube"), data=replace(big.data, shards="toy"),
-                   optim=replace(big.optim, lr=3e-3), schedule=replace(big.schedule, warmup=min(2, big.schedule.warmup)),
-                   init=replace(big.init, from_="smoke:igpt_s" if big.init.from_ else ""), steps=12, global_batch=16,
-                   system=System(workers=1), checkpoint=Checkpoint(),
-                   evaluate=tuple(Evaluation(name=e.name) for e in big.evaluate))
+    return replace(
+        big,
+        objective=replace(igpt, net=net, palette="cube"),
+        data=replace(big.data, shards="toy"),
+        optim=replace(big.optim, lr=3e-3),
+        schedule=replace(big.schedule, warmup=min(2, big.schedule.warmup)),
+        init=replace(big.init, from_="smoke:igpt_s" if big.init.from_ else ""),
+        steps=12,
+        global_batch=16,
+        system=System(workers=1),
+        checkpoint=Checkpoint(),
+        evaluate=tuple(Evaluation(name=e.name) for e in big.evaluate),
+    )
 
 
 def igpt_s() -> Run:
@@ -76,7 +99,9 @@ def igpt_l48_smoke() -> Run:
 
 
 def igpt_xl() -> Run:
-    """iGPT-XL, 6.8 billion parameters, 64 px, two million steps of 64; its heads are not published."""
+    """iGPT-XL, 6.8 billion parameters, 64 px, two million steps of 64;
+    its heads are not published.
+    """
     return _run("XL", 3e-4, batch=64, steps=2_000_000)
 
 
@@ -110,9 +135,14 @@ def igpt_l_finetune() -> Run:
     """iGPT-L to ImageNet's labels and colours at once; init.from names the pre-trained run."""
     run = _run("L", 1e-4)
     igpt = cast(IgptConfig, run.objective)
-    return replace(run, objective=replace(igpt, net=replace(igpt.net, classes=1000)), steps=20 * EPOCH // 128,
-                   schedule=Schedule(kind="constant"), init=Init(from_="required", head="new"),
-                   evaluate=(Evaluation(name="accuracy", every=5_000), Evaluation(name="loss")))
+    return replace(
+        run,
+        objective=replace(igpt, net=replace(igpt.net, classes=1000)),
+        steps=20 * EPOCH // 128,
+        schedule=Schedule(kind="constant"),
+        init=Init(from_="required", head="new"),
+        evaluate=(Evaluation(name="accuracy", every=5_000), Evaluation(name="loss")),
+    )
 
 
 def igpt_l_finetune_smoke() -> Run:

@@ -1,4 +1,6 @@
-"""`vtx submit`: the same worker under a real Ray, left, killed and started again; and nothing of Ray remains."""
+"""`vtx submit`: the same worker under a real Ray, left, killed and started again;
+and nothing of Ray remains.
+"""
 
 import dataclasses
 import json
@@ -31,8 +33,22 @@ class Submitted:
         self.family: set[tuple[int, int]] = set()
         self.ports: set[str] = set()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vtx_scale.launch.cli", "submit", "clip_vit_b32", "--smoke", "--run", str(folder), *KEYS],
-            env={**environment({"HOME": str(home)}), **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            [
+                sys.executable,
+                "-m",
+                "vtx_scale.launch.cli",
+                "submit",
+                "clip_vit_b32",
+                "--smoke",
+                "--run",
+                str(folder),
+                *KEYS,
+            ],
+            env={**environment({"HOME": str(home)}), **env},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def watch(self, until=lambda: False) -> None:
         """Look on until the process ends or `until` holds."""
@@ -70,18 +86,21 @@ def listening(known: set[tuple[int, int]]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A run that is asked to leave by SIGTERM and, by the same command, goes on and loses a rank; and the run as it
-    would have been."""
+    """A run that is asked to leave by SIGTERM and, by the same command, goes on and loses a rank;
+    and the run as it would have been.
+    """
     need("ray")
     at = tmp_path_factory.mktemp("submit")
-    train(at / "undisturbed", *KEYS[len(SMALL):])
+    train(at / "undisturbed", *KEYS[len(SMALL) :])
     left = Submitted(at / "run", at / "home")
     left.watch((at / "run" / "metrics.jsonl").exists)
     left.process.terminate()
     left.end()
     until = len(lines(at / "run" / "metrics.jsonl"))
     (at / "once").mkdir()
-    again = Submitted(at / "run", at / "home", VTX_KILL=f"backward-{KILLED}:1", VTX_KILL_ONCE=str(at / "once"))
+    again = Submitted(
+        at / "run", at / "home", VTX_KILL=f"backward-{KILLED}:1", VTX_KILL_ONCE=str(at / "once")
+    )
     again.end()
     return SimpleNamespace(at=at, left=left, until=until, again=again)
 
@@ -96,7 +115,9 @@ def test_the_same_command_goes_on_and_a_lost_rank_is_started_again(story):
     assert story.again.code == 0, story.again.err
     assert f"resumed at step {story.until} of {STEPS}" in story.again.err
     assert (story.at / "once" / f"backward-{KILLED}.1").exists()
-    assert f"rank 1 died: starting again from step {KILLED - 10} (restart 1 of 8)" in story.again.err
+    assert (
+        f"rank 1 died: starting again from step {KILLED - 10} (restart 1 of 8)" in story.again.err
+    )
     entries = lines(story.at / "run" / "ledger.jsonl")
     assert {"kind": "restart", "reason": "rank 1 died", "step": KILLED - 10} in entries
 
@@ -107,8 +128,17 @@ def test_the_curve_and_every_tensor_are_those_of_the_undisturbed_run(story):
 
 
 def test_the_terminal_shows_the_run_and_not_ray(story):
-    known = ("making toy shards", "index ", "starting", "step ", "resumed at", "asked to leave", "left at",
-             "rank 1 died", "finished at")
+    known = (
+        "making toy shards",
+        "index ",
+        "starting",
+        "step ",
+        "resumed at",
+        "asked to leave",
+        "left at",
+        "rank 1 died",
+        "finished at",
+    )
     for done in (story.left, story.again):
         assert done.out == ""
         assert all(line.startswith(known) for line in done.err.splitlines()), done.err
@@ -136,7 +166,16 @@ def test_wrong_input_is_refused_before_ray_starts(tmp_path):
 
 def test_an_address_where_nobody_listens_is_refused(tmp_path):
     need("ray")
-    done = vtx("submit", "clip_vit_b32", "--smoke", "--run", tmp_path / "run", *SMALL, "--address", "localhost:9")
+    done = vtx(
+        "submit",
+        "clip_vit_b32",
+        "--smoke",
+        "--run",
+        tmp_path / "run",
+        *SMALL,
+        "--address",
+        "localhost:9",
+    )
     assert done.returncode == 2
     assert "No Ray cluster lets us in at --address=localhost:9" in done.stderr
 
@@ -155,22 +194,33 @@ def test_the_names_of_ray_that_may_change_are_there():
     from vtx_scale.cluster.ray_train import TorchrunVariables, Watch
 
     assert set(TRAIN) | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"} <= ENV_VARS_TO_PROPAGATE
-    assert {ENABLE_RAY_CLUSTERS_ENV_VAR, METRICS_ENABLED_ENV_VAR} <= set(OWN) and "RAY_USAGE_STATS_ENABLED" in QUIET
+    assert {ENABLE_RAY_CLUSTERS_ENV_VAR, METRICS_ENABLED_ENV_VAR} <= set(
+        OWN
+    ) and "RAY_USAGE_STATS_ENABLED" in QUIET
     for ours, theirs in ((Watch, WorkerGroupCallback), (TorchrunVariables, Backend)):
         for name in vars(ours):
-            assert hasattr(theirs, name) or name in ("tell", "__module__", "__doc__", "__init__"), name
+            assert hasattr(theirs, name) or name in ("tell", "__module__", "__doc__", "__init__"), (
+                name
+            )
     for name in ("execute_single", "execute_single_async", "get_workers"):
         assert callable(getattr(WorkerGroup, name))
     ranks = {f.name for f in dataclasses.fields(DistributedContext)}
     assert {"world_rank", "local_rank", "local_world_size", "node_rank"} <= ranks
     assert "return_value" in {f.name for f in dataclasses.fields(WorkerStatus)}
-    assert WorkerGroupPollStatus({0: WorkerStatus(running=False, error=Died("why"))}).errors.keys() == {0}
+    assert WorkerGroupPollStatus(
+        {0: WorkerStatus(running=False, error=Died("why"))}
+    ).errors.keys() == {0}
     assert isinstance(ControllerError(GaveUp("why")).controller_failure, GaveUp)
 
 
 def status(*ranks: Ended | Exception | None) -> SimpleNamespace:
-    """What Ray's controller sees: per rank what it returned, what ended it, or None while it runs."""
-    statuses = {r: SimpleNamespace(return_value=x if isinstance(x, Ended) else None) for r, x in enumerate(ranks)}
+    """What Ray's controller sees: per rank what it returned, what ended it,
+    or None while it runs.
+    """
+    statuses = {
+        r: SimpleNamespace(return_value=x if isinstance(x, Ended) else None)
+        for r, x in enumerate(ranks)
+    }
     errors = {r: x for r, x in enumerate(ranks) if isinstance(x, Exception)}
     return SimpleNamespace(worker_statuses=statuses, errors=errors)
 
@@ -183,13 +233,17 @@ def watch(tmp_path):
     saved = [0]
     watcher = Watch(tmp_path / "events", lambda: saved[0], allowed=5)
     watcher.saved_steps = saved
-    watcher.received = lambda: [event_of(json.loads(line)) for line in (tmp_path / "events").read_text().splitlines()]
+    watcher.received = lambda: [
+        event_of(json.loads(line)) for line in (tmp_path / "events").read_text().splitlines()
+    ]
     return watcher
 
 
 def test_a_rank_that_ended_by_decision_is_believed(watch, monkeypatch):
     with pytest.raises(GaveUp):  # in Ray's controller: no restart
-        watch.after_worker_group_poll_status(status(Died("connection closed"), Ended(4, "vtx: out of memory")))
+        watch.after_worker_group_poll_status(
+            status(Died("connection closed"), Ended(4, "vtx: out of memory"))
+        )
     assert watch.received() == [Event("ended", "vtx: out of memory", codes={1: 4})]
 
     watch.before_worker_group_start(None)
@@ -208,16 +262,22 @@ def test_a_rank_that_ended_by_decision_is_believed(watch, monkeypatch):
 
 def test_a_lost_rank_is_named_before_those_that_it_took_along(watch):
     watch.saved_steps[0] = 30
-    watch.after_worker_group_poll_status(status(Died("connection closed"), RuntimeError("actor died")))
+    watch.after_worker_group_poll_status(
+        status(Died("connection closed"), RuntimeError("actor died"))
+    )
     watch.after_worker_group_poll_status(status(Died("ValueError: no"), Died("connection closed")))
-    assert watch.received() == [Event("failed", "rank 1 died", saved=30, failures=1),
-                                Event("failed", "rank 0: ValueError: no", saved=30, failures=2)]
+    assert watch.received() == [
+        Event("failed", "rank 1 died", saved=30, failures=1),
+        Event("failed", "rank 0: ValueError: no", saved=30, failures=2),
+    ]
 
 
 def test_a_run_that_gets_nowhere_is_given_up(watch):
     for _ in range(3):
         watch.after_worker_group_poll_status(status(Died("ValueError: no")))
-    with pytest.raises(GaveUp, match="failed 4 times without a new checkpoint: rank 0: ValueError: no"):
+    with pytest.raises(
+        GaveUp, match="failed 4 times without a new checkpoint: rank 0: ValueError: no"
+    ):
         watch.after_worker_group_poll_status(status(Died("ValueError: no")))
 
 
@@ -239,7 +299,10 @@ def test_the_token_is_for_its_owner_and_goes_with_the_folder(monkeypatch):
         assert os.environ["RAY_AUTH_MODE"] == "token" and token.parent == home
         assert token.stat().st_mode & 0o777 == 0o600 and home.stat().st_mode & 0o777 == 0o700
     assert not home.exists() and os.environ["RAY_AUTH_MODE"] == "disabled"
-    with pytest.raises(GaveUp, match=r"no more; what Ray .* is in .*/session_latest/logs"), settings("local") as home:
+    with (
+        pytest.raises(GaveUp, match=r"no more; what Ray .* is in .*/session_latest/logs"),
+        settings("local") as home,
+    ):
         raise GaveUp("no more")
     assert home.exists() and not (home / "token").exists()
     home.rmdir()
@@ -250,13 +313,19 @@ def test_the_token_is_for_its_owner_and_goes_with_the_folder(monkeypatch):
 def test_the_guard_ends_what_a_killed_process_leaves(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
-    body = ("import subprocess, sys, time\nfrom pathlib import Path\nfrom vtx_scale.cluster.guard import guarded\n"
-            "with guarded(Path(sys.argv[1])):\n"
-            "    p = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
-            "    time.sleep(2)\n"
-            "    print(p.pid, flush=True)\n"
-            "    time.sleep(60)\n")
-    parent = subprocess.Popen([sys.executable, "-c", body, str(folder)], stdout=subprocess.PIPE, text=True)
+    body = (
+        "import subprocess, sys, time\n"
+        "from pathlib import Path\n"
+        "from vtx_scale.cluster.guard import guarded\n"
+        "with guarded(Path(sys.argv[1])):\n"
+        "    p = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "    time.sleep(2)\n"
+        "    print(p.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", body, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     sleeper = int(parent.stdout.readline())
     assert sleeper in processes()
     os.kill(parent.pid, signal.SIGKILL)

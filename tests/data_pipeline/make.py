@@ -50,15 +50,30 @@ def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size, with one row of zeros."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(bytes(3 * width + 1))) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(3 * width + 1)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def rows(shard: int, count: int) -> list[tuple[str, dict[str, bytes]]]:
-    return [(f"{shard}-{i:02d}", {"jpg": jpeg(100 * shard + i), "txt": f"picture {shard} {i}".encode(),
-                                  "cls": str(i).encode()}) for i in range(count)]
+    return [
+        (
+            f"{shard}-{i:02d}",
+            {
+                "jpg": jpeg(100 * shard + i),
+                "txt": f"picture {shard} {i}".encode(),
+                "cls": str(i).encode(),
+            },
+        )
+        for i in range(count)
+    ]
 
 
 def small_set(folder: Path, sizes: tuple[int, ...] = SIZES) -> Path:
@@ -67,7 +82,9 @@ def small_set(folder: Path, sizes: tuple[int, ...] = SIZES) -> Path:
     return folder
 
 
-def batches_of(index: Index, reader: object, batch: int, rank: int = 0, world: int = 1, seed: int = 3) -> Batches:
+def batches_of(
+    index: Index, reader: object, batch: int, rank: int = 0, world: int = 1, seed: int = 3
+) -> Batches:
     """3 lanes and windows of 2, so that a handful of samples has an order with everything in it."""
     return Batches(index, Order(index.chunk_samples, seed, 3, 2), reader, batch, rank, world, seed)
 
@@ -87,7 +104,9 @@ class Pixels:
         views = []
         for view in range(2):
             u = draw(view, CROP_WORDS + 1)
-            crop = resize_crop(image, random_resized_crop_box(*image.shape[:2], u, (0.3, 1.0), (0.75, 4 / 3)), 12)
+            crop = resize_crop(
+                image, random_resized_crop_box(*image.shape[:2], u, (0.3, 1.0), (0.75, 4 / 3)), 12
+            )
             views.append(crop[:, ::-1] if u[CROP_WORDS] < 0.5 else crop)
         return {"image": np.stack(views), "length": np.array(len(sample.caption(members)))}
 
@@ -140,7 +159,9 @@ def noisy(raw: dict) -> dict:
     import torch
 
     image = np.asarray(Image.open(io.BytesIO(raw["jpg"])).convert("RGB")).astype(int)
-    image += np.random.randint(0, 9, image.shape) + random.randint(0, 9) + int(torch.randint(0, 9, ()))
+    image += (
+        np.random.randint(0, 9, image.shape) + random.randint(0, 9) + int(torch.randint(0, 9, ()))
+    )
     return {**raw, "jpg": encoded(Image.fromarray(image.clip(0, 255).astype(np.uint8)), "PNG")}
 
 

@@ -17,13 +17,19 @@ from vtx_scale.data_pipeline.augment.multicrop import VIEW_WORDS, MultiCrop
 from vtx_scale.data_pipeline.augment.randaug import OPERATIONS, RandAugment
 
 FILL = (124, 116, 104)
-BICUBIC, NEAREST, AFFINE = Image.Resampling.BICUBIC, Image.Resampling.NEAREST, Image.Transform.AFFINE
+BICUBIC, NEAREST, AFFINE = (
+    Image.Resampling.BICUBIC,
+    Image.Resampling.NEAREST,
+    Image.Transform.AFFINE,
+)
 FACTORS = st.floats(0, 3)
 
 
 @st.composite
 def pictures(draw, least=1):
-    """Noise, smooth colours, one colour or few levels; in pixels, in planes or mirrored in memory."""
+    """Noise, smooth colours, one colour or few levels;
+    in pixels, in planes or mirrored in memory.
+    """
     height, width = draw(st.integers(least, 50)), draw(st.integers(least, 50))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     kind = draw(st.sampled_from(["noise", "smooth", "one", "few"]))
@@ -32,7 +38,11 @@ def pictures(draw, least=1):
         pixels = np.array(small.resize((width, height), BICUBIC))
     else:
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        pixels = {"noise": pixels, "one": np.full_like(pixels, pixels[0, 0]), "few": pixels // 64 * 60}[kind]
+        pixels = {
+            "noise": pixels,
+            "one": np.full_like(pixels, pixels[0, 0]),
+            "few": pixels // 64 * 60,
+        }[kind]
     layout = draw(st.sampled_from(["pixels", "planes", "mirrored"]))
     if layout == "planes":
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)).transpose(1, 2, 0)
@@ -49,8 +59,15 @@ def off(ours: np.ndarray, known: Image.Image | np.ndarray) -> int:
     return int(np.abs(ours.astype(int) - known).max())
 
 
-@pytest.mark.parametrize("name, other", [("brightness", ImageEnhance.Brightness), ("contrast", ImageEnhance.Contrast),
-                                         ("saturation", ImageEnhance.Color), ("sharpness", ImageEnhance.Sharpness)])
+@pytest.mark.parametrize(
+    "name, other",
+    [
+        ("brightness", ImageEnhance.Brightness),
+        ("contrast", ImageEnhance.Contrast),
+        ("saturation", ImageEnhance.Color),
+        ("sharpness", ImageEnhance.Sharpness),
+    ],
+)
 @settings(max_examples=60, deadline=None)
 @given(pictures(), FACTORS)
 def test_enhancements_equal_pillow(name, other, pixels, factor):
@@ -59,8 +76,15 @@ def test_enhancements_equal_pillow(name, other, pixels, factor):
     assert (pixels == before).all()
 
 
-@pytest.mark.parametrize("name, other", [("invert", ImageOps.invert), ("grey", lambda i: i.convert("L").convert("RGB")),
-                                         ("autocontrast", ImageOps.autocontrast), ("equalise", ImageOps.equalize)])
+@pytest.mark.parametrize(
+    "name, other",
+    [
+        ("invert", ImageOps.invert),
+        ("grey", lambda i: i.convert("L").convert("RGB")),
+        ("autocontrast", ImageOps.autocontrast),
+        ("equalise", ImageOps.equalize),
+    ],
+)
 @settings(max_examples=40, deadline=None)
 @given(pictures())
 def test_plain_operations_equal_pillow(name, other, pixels):
@@ -81,7 +105,10 @@ def test_levels_equal_pillow(pixels, threshold, bits, amount):
 @settings(max_examples=80, deadline=None)
 @given(pictures(), st.floats(0.05, 5))
 def test_blur_equals_pillow(pixels, radius):
-    assert off(colour.blur(pixels, radius), pillow(pixels).filter(ImageFilter.GaussianBlur(radius))) <= 1
+    assert (
+        off(colour.blur(pixels, radius), pillow(pixels).filter(ImageFilter.GaussianBlur(radius)))
+        <= 1
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,14 +125,26 @@ def test_hue_equals_its_definition(pixels, turn):
 @given(pictures(), st.floats(-45, 45), st.floats(-0.4, 0.4), st.floats(-70, 70), st.booleans())
 def test_moves_equal_pillow(pixels, degrees, factor, distance, bicubic):
     image, way = pillow(pixels), BICUBIC if bicubic else NEAREST
-    assert off(affine.rotate(pixels, degrees, FILL, bicubic), image.rotate(degrees, way, fillcolor=FILL)) <= 1
-    for move, by, matrix in ((affine.shear_x, factor, (1, factor, 0, 0, 1, 0)),
-                             (affine.shear_y, factor, (1, 0, 0, factor, 1, 0)),
-                             (affine.translate_x, distance, (1, 0, distance, 0, 1, 0)),
-                             (affine.translate_y, distance, (1, 0, 0, 0, 1, distance))):
-        ours, known = move(pixels, by, FILL, bicubic), image.transform(image.size, AFFINE, matrix, way, fillcolor=FILL)
+    assert (
+        off(
+            affine.rotate(pixels, degrees, FILL, bicubic),
+            image.rotate(degrees, way, fillcolor=FILL),
+        )
+        <= 1
+    )
+    for move, by, matrix in (
+        (affine.shear_x, factor, (1, factor, 0, 0, 1, 0)),
+        (affine.shear_y, factor, (1, 0, 0, factor, 1, 0)),
+        (affine.translate_x, distance, (1, 0, distance, 0, 1, 0)),
+        (affine.translate_y, distance, (1, 0, 0, 0, 1, distance)),
+    ):
+        ours, known = (
+            move(pixels, by, FILL, bicubic),
+            image.transform(image.size, AFFINE, matrix, way, fillcolor=FILL),
+        )
         wrong = np.abs(ours.astype(int) - np.asarray(known)).max(2) > 1
-        # A centre that falls on the line between two pixels may go to either side in the last digit of float64.
+        # A centre that falls on the line between two pixels may go to either side in the last
+        # digit of float64.
         assert not wrong.any() or near_a_line(pixels.shape, matrix)[wrong].all()
 
 
@@ -129,18 +168,26 @@ def test_jitter_is_its_changes_in_turn(pixels, seed):
     u = np.random.default_rng(seed).random(colour.JITTER_WORDS)
     known = pixels
     for i, factor in colour.jitter_factors(u, 0.4, 0.4, 0.2, 0.1):
-        known = (colour.brightness, colour.contrast, colour.saturation, colour.hue)[i](known, factor)
+        known = (colour.brightness, colour.contrast, colour.saturation, colour.hue)[i](
+            known, factor
+        )
     assert off(colour.jitter(pixels, u, 0.4, 0.4, 0.2, 0.1), known) == 0
 
 
 def test_jitter_draws_every_order_and_the_whole_range():
     rng = np.random.default_rng(0)
-    drawn = [colour.jitter_factors(u, 0.4, 1.5, 0.2, 0.1) for u in rng.random((3000, colour.JITTER_WORDS))]
+    drawn = [
+        colour.jitter_factors(u, 0.4, 1.5, 0.2, 0.1)
+        for u in rng.random((3000, colour.JITTER_WORDS))
+    ]
     orders = [tuple(i for i, _ in d) for d in drawn]
     assert len(set(orders)) == 24 and max(map(orders.count, set(orders))) < 3000 / 24 * 1.5
     for i, (low, high) in enumerate([(0.6, 1.4), (0, 2.5), (0.8, 1.2), (-0.1, 0.1)]):
         factors = np.array([dict(d)[i] for d in drawn])
-        assert low <= factors.min() < low + 0.02 * (high - low) and high - 0.02 * (high - low) < factors.max() <= high
+        assert (
+            low <= factors.min() < low + 0.02 * (high - low)
+            and high - 0.02 * (high - low) < factors.max() <= high
+        )
         assert abs(factors.mean() - (low + high) / 2) < 0.03 * (high - low)
     assert [i for i, _ in colour.jitter_factors(rng.random(8), 0, 0, 0.2, 0)] == [2]
 
@@ -154,18 +201,25 @@ def test_colours_equal_torchvision(pixels, factor, turn):
     for name in ("brightness", "contrast", "saturation", "sharpness"):
         known = getattr(functional, f"adjust_{name}")(x, factor).permute(1, 2, 0).numpy()
         assert off(getattr(colour, name)(pixels, factor), known) <= 1, name
-    for ours, known in ((colour.hue(pixels, turn), functional.adjust_hue(x, turn)),
-                        (colour.grey(pixels), functional.rgb_to_grayscale(x, 3)),
-                        (colour.posterise(pixels, 3), functional.posterize(x, 3)),
-                        (colour.invert(pixels), functional.invert(x)),
-                        (colour.solarise(pixels, 128), functional.solarize(x, 128)),
-                        (colour.autocontrast(pixels), functional.autocontrast(x)),
-                        (colour.equalise(pixels), functional.equalize(x))):
+    for ours, known in (
+        (colour.hue(pixels, turn), functional.adjust_hue(x, turn)),
+        (colour.grey(pixels), functional.rgb_to_grayscale(x, 3)),
+        (colour.posterise(pixels, 3), functional.posterize(x, 3)),
+        (colour.invert(pixels), functional.invert(x)),
+        (colour.solarise(pixels, 128), functional.solarize(x, 128)),
+        (colour.autocontrast(pixels), functional.autocontrast(x)),
+        (colour.equalise(pixels), functional.equalize(x)),
+    ):
         assert off(ours, known.permute(1, 2, 0).numpy()) <= 1
 
 
-POLICIES = [RandAugment(), RandAugment(2, 15, 0, increasing=False), RandAugment(3, 0, 0, increasing=False),
-            RandAugment(2, 20, 0.5, increasing=False), RandAugment(1, 10, 2.0)]
+POLICIES = [
+    RandAugment(),
+    RandAugment(2, 15, 0, increasing=False),
+    RandAugment(3, 0, 0, increasing=False),
+    RandAugment(2, 20, 0.5, increasing=False),
+    RandAugment(1, 10, 2.0),
+]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -186,22 +240,47 @@ def test_randaug_in_its_two_forms():
     deit, plain = RandAugment(), RandAugment(2, 15, 0, increasing=False)
     assert plain.operations == (*OPERATIONS, "cutout")
     arguments = {name: deit.arguments(name, 0.9, 1) for name in OPERATIONS}
-    assert arguments["posterise"] == (1,) and arguments["solarise"] == (26,) and arguments["solarise_add"] == (99,)
-    assert arguments["contrast"] == pytest.approx((1.81,)) and deit.arguments("contrast", 0.9, -1) == pytest.approx((0.19,))
+    assert (
+        arguments["posterise"] == (1,)
+        and arguments["solarise"] == (26,)
+        and arguments["solarise_add"] == (99,)
+    )
+    assert arguments["contrast"] == pytest.approx((1.81,)) and deit.arguments(
+        "contrast", 0.9, -1
+    ) == pytest.approx((0.19,))
     assert deit.arguments("contrast", 1.0, -1) == (0.1,)
     mild = {name: plain.arguments(name, 1.5, 1) for name in OPERATIONS}
-    assert mild["posterise"] == (6,) and mild["solarise"] == (256,) and mild["contrast"] == pytest.approx((2.8,))
-    assert plain.arguments("contrast", 0, -1) == (0.1,) and plain.arguments("posterise", 0, 1) == (0,)
+    assert (
+        mild["posterise"] == (6,)
+        and mild["solarise"] == (256,)
+        and mild["contrast"] == pytest.approx((2.8,))
+    )
+    assert plain.arguments("contrast", 0, -1) == (0.1,) and plain.arguments("posterise", 0, 1) == (
+        0,
+    )
     levels = np.array([deit.level(u) for u in (np.arange(4000) + 0.5) / 4000])
-    assert levels.max() == 1.0 and abs((levels == 1).mean() - 0.0228) < 0.002 and abs(np.median(levels) - 0.9) < 1e-3
+    assert (
+        levels.max() == 1.0
+        and abs((levels == 1).mean() - 0.0228) < 0.002
+        and abs(np.median(levels) - 0.9) < 1e-3
+    )
     assert plain.level(0.1) == 1.5 and 0 <= deit.level(0.0) < 0.6
 
 
-@pytest.mark.parametrize("policy, often", [(RandAugment(1, 9, 0.5), 0.5), (RandAugment(1, 15, 0, increasing=False), 1)])
+@pytest.mark.parametrize(
+    "policy, often", [(RandAugment(1, 9, 0.5), 0.5), (RandAugment(1, 15, 0, increasing=False), 1)]
+)
 def test_randaug_chooses_evenly(policy, often, monkeypatch):
     chosen = []
-    monkeypatch.setattr(RandAugment, "apply", lambda self, pixels, name, level, sign: chosen.append((name, sign)) or pixels)
-    monkeypatch.setattr("vtx_scale.data_pipeline.augment.randaug.cutout", lambda pixels, *_: chosen.append(("cutout", 1)) or pixels)
+    monkeypatch.setattr(
+        RandAugment,
+        "apply",
+        lambda self, pixels, name, level, sign: chosen.append((name, sign)) or pixels,
+    )
+    monkeypatch.setattr(
+        "vtx_scale.data_pipeline.augment.randaug.cutout",
+        lambda pixels, *_: chosen.append(("cutout", 1)) or pixels,
+    )
     pixels, n = np.zeros((2, 2, 3), np.uint8), 6000
     for u in np.random.default_rng(0).random((n, policy.words)):
         policy(pixels, u)
@@ -228,7 +307,9 @@ def test_cutout_stays_inside():
 
 
 @settings(max_examples=100, deadline=None)
-@given(arrays(np.float64, ERASE_WORDS, elements=st.floats(0, 1, exclude_max=True)), st.integers(1, 256))
+@given(
+    arrays(np.float64, ERASE_WORDS, elements=st.floats(0, 1, exclude_max=True)), st.integers(1, 256)
+)
 def test_erased_boxes_lie_inside(u, size):
     box = erase_box(u, size)
     if box is not None:
@@ -240,7 +321,11 @@ def test_erased_area():
     boxes = [erase_box(u, 224) for u in np.random.default_rng(0).random((2000, ERASE_WORDS))]
     assert None not in boxes
     area = np.array([h * w for _, _, h, w in boxes]) / 224**2
-    assert 0.019 < area.min() < 0.03 and 0.3 < area.max() < 0.34 and abs(area.mean() - (0.02 + 1 / 3) / 2) < 0.01
+    assert (
+        0.019 < area.min() < 0.03
+        and 0.3 < area.max() < 0.34
+        and abs(area.mean() - (0.02 + 1 / 3) / 2) < 0.01
+    )
     assert abs(np.mean([np.log(h / w) for _, _, h, w in boxes])) < 0.06
 
 
@@ -295,9 +380,11 @@ def test_view_steps_in_order():
 def test_how_often_views_are_changed(monkeypatch):
     counts = dict.fromkeys(("flip", "jitter", "grey", "blur", "solarise"), 0)
     for name in counts:
+
         def step(pixels, *_, name=name):
             counts[name] += 1
             return pixels
+
         monkeypatch.setattr(f"vtx_scale.data_pipeline.augment.multicrop.{name}", step)
     pixels, n, rng = np.zeros((8, 8, 3), np.uint8), 1000, np.random.default_rng(0)
     crop = MultiCrop(global_size=8, local_size=8)
@@ -326,15 +413,29 @@ def test_how_often_batches_are_mixed():
     for kind, p in (("none", 0.25), ("mixup", 0.45), ("cutmix", 0.3)):
         assert abs(kinds.count(kind) / 4000 - p) < 0.03
     weights = np.array([m.weight for m in drawn if m.kind == "mixup"])
-    assert abs(weights.mean() - 0.5) < 0.03 and abs(weights.var() - 1 / (4 * 2.6)) < 0.01  # of Beta(0.8, 0.8)
+    # of Beta(0.8, 0.8)
+    assert abs(weights.mean() - 0.5) < 0.03 and abs(weights.var() - 1 / (4 * 2.6)) < 0.01
     assert all(m.box == (0, 0, 0, 0) for m in drawn if m.kind != "cutmix")
     assert all(m == Mix() for m in drawn if m.kind == "none")
     assert mix_parameters(0, 0, 0, 0, 1, 0.5, 8) == Mix()
     assert mix_parameters(0, 0, 0.2, 0, 1, 1, 8).kind == "mixup"
-    assert len({mix_parameters(seed, step, 0.8, 0, 1, 0, 8).weight for seed in range(9) for step in range(9)}) == 81
+    assert (
+        len(
+            {
+                mix_parameters(seed, step, 0.8, 0, 1, 0, 8).weight
+                for seed in range(9)
+                for step in range(9)
+            }
+        )
+        == 81
+    )
 
 
 def test_a_mix_is_fixed():
     """The same numbers on every machine and from version to version."""
-    assert mix_parameters(1, 1, 0.8, 1.0, 1.0, 0.5, 224) == Mix("mixup", pytest.approx(0.3707089227658434))
-    assert mix_parameters(1, 5, 0.8, 1.0, 1.0, 0.5, 224) == Mix("cutmix", 1 - 210 * 129 / 224**2, (13, 95, 210, 129))
+    assert mix_parameters(1, 1, 0.8, 1.0, 1.0, 0.5, 224) == Mix(
+        "mixup", pytest.approx(0.3707089227658434)
+    )
+    assert mix_parameters(1, 5, 0.8, 1.0, 1.0, 0.5, 224) == Mix(
+        "cutmix", 1 - 210 * 129 / 224**2, (13, 95, 210, 129)
+    )

@@ -1,4 +1,6 @@
-"""Broken data of every kind at once: verify, the loader and the ledger say the same, and it costs little."""
+"""Broken data of every kind at once: verify, the loader and the ledger say the same,
+and it costs little.
+"""
 
 import json
 import time
@@ -32,24 +34,40 @@ def test_verify_names_exactly_the_bad(tmp_path):
     """Faults of every kind among sound samples, and each sound sample stays unnamed."""
     small_set(tmp_path)
     bad = {
-        "cut": ("jpeg_truncated", {"jpg": GOOD["jpg"][:-2]}), "corrupt": ("jpeg_corrupt", {"jpg": corrupt(jpeg())}),
-        "zeros": ("image_format", {"jpg": bytes(999)}), "html": ("image_format", {"jpg": b"<html></html>"}),
-        "bomb": ("image_bomb", {"jpg": png_header(50_000, 50_000)}), "blank": ("text", {"txt": b"\n"}),
-        "json": ("json", {"json": b"{"}), "class": ("label", {"cls": b"cat"}), "void": ("empty", {"jpg": b""}),
+        "cut": ("jpeg_truncated", {"jpg": GOOD["jpg"][:-2]}),
+        "corrupt": ("jpeg_corrupt", {"jpg": corrupt(jpeg())}),
+        "zeros": ("image_format", {"jpg": bytes(999)}),
+        "html": ("image_format", {"jpg": b"<html></html>"}),
+        "bomb": ("image_bomb", {"jpg": png_header(50_000, 50_000)}),
+        "blank": ("text", {"txt": b"\n"}),
+        "json": ("json", {"json": b"{"}),
+        "class": ("label", {"cls": b"cat"}),
+        "void": ("empty", {"jpg": b""}),
         "thin": ("image_shape", {"jpg": encoded(Image.new("RGB", (100, 2)))}),
     }
-    fine = {"cmyk": {"jpg": encoded(picture(1).convert("CMYK"))},
-            "grey": {"jpg": encoded(Image.fromarray(GREY), "PNG")},
-            "other": {"mask.png": b"", "npy": b"\x93NUMPY"}, "latin": {"txt": b"caf\xe9"}, "class-7": {"cls": b"7"}}
-    samples = [(k, GOOD | members) for k, (_, members) in bad.items()] + [(k, GOOD | v) for k, v in fine.items()]
+    fine = {
+        "cmyk": {"jpg": encoded(picture(1).convert("CMYK"))},
+        "grey": {"jpg": encoded(Image.fromarray(GREY), "PNG")},
+        "other": {"mask.png": b"", "npy": b"\x93NUMPY"},
+        "latin": {"txt": b"caf\xe9"},
+        "class-7": {"cls": b"7"},
+    }
+    samples = [(k, GOOD | members) for k, (_, members) in bad.items()] + [
+        (k, GOOD | v) for k, v in fine.items()
+    ]
     samples += [("no-picture", {"txt": b"t"}), ("no-text", {"jpg": jpeg()})]
-    reasons = {k: why for k, (why, _) in bad.items()} | {"no-picture": "member_missing", "no-text": "member_missing"}
+    reasons = {k: why for k, (why, _) in bad.items()} | {
+        "no-picture": "member_missing",
+        "no-text": "member_missing",
+    }
     write_shard(tmp_path / "x.tar", samples[::2] + samples[1::2])
     found = list(verify(str(tmp_path)))
     assert {r["key"]: r["reason"] for r in found} == reasons
     assert len(found) == len(reasons) and {r["shard"] for r in found} == {"x.tar"}
     of_a_run = {f"x.tar/{k}": why for k, why in reasons.items() if k not in ("json", "class")}
-    assert masked(tmp_path) == of_a_run, "a run masks the same, but for members that its reader does not read"
+    assert masked(tmp_path) == of_a_run, (
+        "a run masks the same, but for members that its reader does not read"
+    )
 
 
 def test_a_reader_that_asks_for_a_missing_member_masks_the_sample(tmp_path):
@@ -70,15 +88,26 @@ def test_a_ledger_entry_says_where_to_look(tmp_path):
     index = small_index(tmp_path)
     batches = batches_of(index, Pixels(), 5)
     entry = next(e for e in batches[1]["bad"])
-    assert {k: entry[k] for k in ("kind", "reason", "source", "shard", "key", "sample", "epoch")} == {
-        "kind": "sample", "reason": "image_format", "source": 0, "shard": "a.tar", "key": "b", "sample": 1, "epoch": 1}
+    assert {
+        k: entry[k] for k in ("kind", "reason", "source", "shard", "key", "sample", "epoch")
+    } == {
+        "kind": "sample",
+        "reason": "image_format",
+        "source": 0,
+        "shard": "a.tar",
+        "key": "b",
+        "sample": 1,
+        "epoch": 1,
+    }
     assert (tmp_path / "a.tar").read_bytes()[entry["offset"] :].startswith(b"b.jpg")
     assert batches.order.slots(1, 5)[entry["slot"]] == entry["position"]
     assert len(json.dumps(entry)) < 4000
 
 
 def test_reading_costs_little_beside_decoding(tmp_path):
-    """Order, chunk, member and bookkeeping of a sample: some tens of microseconds, a JPEG takes a thousand."""
+    """Order, chunk, member and bookkeeping of a sample:
+    some tens of microseconds, a JPEG takes a thousand.
+    """
 
     class Nothing:
         def blank(self):

@@ -1,4 +1,6 @@
-"""Broken pictures, texts and labels, one test a row of the table in docs/data.md: what is wrong is found and named."""
+"""Broken pictures, texts and labels, one test a row of the table in docs/data.md:
+what is wrong is found and named.
+"""
 
 import io
 import json
@@ -34,9 +36,20 @@ def reason(body: bytes) -> str:
     return bad.value.reason
 
 
-@pytest.mark.parametrize("body", [bytes(4000), b"<!DOCTYPE html><html>None</html>", b"x", b"RIFF\x10\0\0\0WAVEfmt ",
-                                  b"\x89PNG\r\n\x1a\n" + bytes(100), b"GIF89a", encoded(picture(0), "PNG")[:200],
-                                  encoded(picture(0), "TIFF"), encoded(picture(0), "WEBP")[:100]])
+@pytest.mark.parametrize(
+    "body",
+    [
+        bytes(4000),
+        b"<!DOCTYPE html><html>None</html>",
+        b"x",
+        b"RIFF\x10\0\0\0WAVEfmt ",
+        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        b"GIF89a",
+        encoded(picture(0), "PNG")[:200],
+        encoded(picture(0), "TIFF"),
+        encoded(picture(0), "WEBP")[:100],
+    ],
+)
 def test_what_is_no_picture(body):
     assert reason(body) == "image_format"
 
@@ -78,7 +91,9 @@ for body in open(sys.argv[1], "rb").read().split(b"=====") :
 
 
 def test_pixel_bombs_cost_no_memory_and_no_time(tmp_path):
-    """50,000 x 50,000 in a process that may take 64 MiB more: a PNG, a GIF and a JPEG of few bytes."""
+    """50,000 x 50,000 in a process that may take 64 MiB more:
+    a PNG, a GIF and a JPEG of few bytes.
+    """
     large = bytearray(jpeg())
     at = large.index(b"\xff\xc0")
     large[at + 5 : at + 9] = b"\xc3\x50\xc3\x50"
@@ -87,8 +102,12 @@ def test_pixel_bombs_cost_no_memory_and_no_time(tmp_path):
     bombs = [png_header(50_000, 50_000), png_header(9_000, 9_000), bytes(large), bytes(gif)]
     (tmp_path / "bombs").write_bytes(b"=====".join(bombs))
     (tmp_path / "bomb.py").write_text(BOMB)
-    done = subprocess.run([sys.executable, tmp_path / "bomb.py", tmp_path / "bombs"], text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    done = subprocess.run(
+        [sys.executable, tmp_path / "bomb.py", tmp_path / "bombs"],
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert done.stdout.splitlines() == ["image_bomb True"] * 4, done.stderr
 
 
@@ -123,8 +142,12 @@ def test_transparency_and_palettes_stand_on_white():
     alpha[:, 16:], alpha[:, 8:16] = 255, 128
     rgba.putalpha(Image.fromarray(alpha))
     for kind, near in (("PNG", 0), ("WEBP", 0)):
-        out = decode_image(encoded(rgba, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})))
-        assert (out[:, :8] == 255).all() and distance(out[:, 16:], np.asarray(rgba)[:, 16:, :3]) <= near
+        out = decode_image(
+            encoded(rgba, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+        )
+        assert (out[:, :8] == 255).all() and distance(
+            out[:, 16:], np.asarray(rgba)[:, 16:, :3]
+        ) <= near
         half = (np.asarray(rgba)[:, 8:16, :3].astype(float) * 128 + 255 * 127) / 255
         assert distance(out[:, 8:16], half.round()) <= 1
     palette = picture(5).quantize(8)
@@ -132,7 +155,11 @@ def test_transparency_and_palettes_stand_on_white():
     see_through = encoded(palette, "PNG", transparency=0)
     hole = np.asarray(palette) == 0
     out = decode_image(see_through)
-    assert hole.any() and (out[hole] == 255).all() and (out[~hole] == np.asarray(palette.convert("RGB"))[~hole]).all()
+    assert (
+        hole.any()
+        and (out[hole] == 255).all()
+        and (out[~hole] == np.asarray(palette.convert("RGB"))[~hole]).all()
+    )
     bits = Image.fromarray(GREY > 30_000)
     assert distance(decode_image(encoded(bits, "PNG")), bits.convert("RGB")) == 0
 
@@ -141,8 +168,15 @@ def test_transparency_and_palettes_stand_on_white():
 def test_of_a_moving_picture_the_first_frame_counts(kind):
     frames = [Image.new("RGB", (20, 20), c) for c in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
     notes.clear()
-    out = decode_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **(
-        {"lossless": True} if kind == "WEBP" else {})))
+    out = decode_image(
+        encoded(
+            frames[0],
+            kind,
+            save_all=True,
+            append_images=frames[1:],
+            **({"lossless": True} if kind == "WEBP" else {}),
+        )
+    )
     assert (out == (250, 0, 0)).all() and notes == {"animated": 1}
     decode_image(encoded(frames[0], kind))
     assert notes == {"animated": 1}, "one frame does not move"
@@ -150,11 +184,21 @@ def test_of_a_moving_picture_the_first_frame_counts(kind):
 
 def test_notes_travel_with_the_batch(tmp_path):
     moving = encoded(picture(1), "GIF", save_all=True, append_images=[picture(2)])
-    write_shard(tmp_path / "a.tar", [("a", {"gif": moving, "txt": b"a"}), ("b", {"jpg": jpeg(), "txt": b"caf\xe9"}),
-                                     ("c", {"jpg": jpeg(), "txt": b"x" * 70_000})])
+    write_shard(
+        tmp_path / "a.tar",
+        [
+            ("a", {"gif": moving, "txt": b"a"}),
+            ("b", {"jpg": jpeg(), "txt": b"caf\xe9"}),
+            ("c", {"jpg": jpeg(), "txt": b"x" * 70_000}),
+        ],
+    )
     index = open_index(str(tmp_path))
     batch = Batches(index, InOrder(3), Pixels(), 3, 0, 1)[0]
-    assert batch["valid"].all() and batch["notes"] == {"animated": 1, "text_replaced": 1, "text_cut": 1}
+    assert batch["valid"].all() and batch["notes"] == {
+        "animated": 1,
+        "text_replaced": 1,
+        "text_cut": 1,
+    }
     assert batch["data"]["length"].tolist() == [1, 4, 65_536]
 
 
@@ -170,18 +214,36 @@ def test_pillow_keeps_its_own_limit():
     assert Image.MAX_IMAGE_PIXELS == 89_478_485
 
 
-@pytest.mark.parametrize(("body", "expected"), [
-    (b"plain", "plain"), (b"caf\xc3\xa9", "café"), (b"caf\xe9 au lait", "caf\N{REPLACEMENT CHARACTER} au lait"),
-    (b"x" * 70_000, "x" * 65_536), ("漢".encode() * 30_000, "漢" * 21_845 + "\N{REPLACEMENT CHARACTER}")])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"plain", "plain"),
+        (b"caf\xc3\xa9", "café"),
+        (b"caf\xe9 au lait", "caf\N{REPLACEMENT CHARACTER} au lait"),
+        (b"x" * 70_000, "x" * 65_536),
+        ("漢".encode() * 30_000, "漢" * 21_845 + "\N{REPLACEMENT CHARACTER}"),
+    ],
+)
 def test_texts_that_pass(body, expected):
     assert sample.caption({"txt": body}) == expected
 
 
-@pytest.mark.parametrize(("members", "why"), [
-    ({}, "member_missing"), ({"txt": b""}, "text"), ({"txt": b" \n\t"}, "text"), ({"json": b'{"caption": ""}'}, "text"),
-    ({"json": b'{"caption": 3}'}, "member_missing"), ({"json": b"[1]"}, "member_missing"), ({"json": b"{"}, "json"),
-    ({"json": b"\xff\xfe{}"}, "json"), ({"json": b"[" * 100_000}, "json"), ({"json": b"[" * 60 + b"]" * 60}, "json"),
-    ({"json": b"1" * 6000}, "json")])
+@pytest.mark.parametrize(
+    ("members", "why"),
+    [
+        ({}, "member_missing"),
+        ({"txt": b""}, "text"),
+        ({"txt": b" \n\t"}, "text"),
+        ({"json": b'{"caption": ""}'}, "text"),
+        ({"json": b'{"caption": 3}'}, "member_missing"),
+        ({"json": b"[1]"}, "member_missing"),
+        ({"json": b"{"}, "json"),
+        ({"json": b"\xff\xfe{}"}, "json"),
+        ({"json": b"[" * 100_000}, "json"),
+        ({"json": b"[" * 60 + b"]" * 60}, "json"),
+        ({"json": b"1" * 6000}, "json"),
+    ],
+)
 def test_captions_that_do_not_pass(members, why):
     with pytest.raises(BadSample) as bad:
         sample.caption(members)
@@ -194,13 +256,17 @@ def test_captions_from_json():
     assert sample.about({"json": b"[" * 49 + b"]" * 49})
 
 
-@pytest.mark.parametrize(("body", "expected"), [(b"7", 7), (b" 12\n", 12), (b"0", 0), (b"2147483647", 2**31 - 1)])
+@pytest.mark.parametrize(
+    ("body", "expected"), [(b"7", 7), (b" 12\n", 12), (b"0", 0), (b"2147483647", 2**31 - 1)]
+)
 def test_labels(body, expected):
     assert sample.label({"cls": body}) == expected
     assert sample.label({}) == -1
 
 
-@pytest.mark.parametrize("body", [b"", b"-1", b"cat", b"1.5", b"2147483648", b"9" * 5000, "²".encode()])
+@pytest.mark.parametrize(
+    "body", [b"", b"-1", b"cat", b"1.5", b"2147483648", b"9" * 5000, "²".encode()]
+)
 def test_labels_that_are_none(body):
     with pytest.raises(BadSample, match="label"):
         sample.label({"cls": body})

@@ -1,4 +1,6 @@
-"""Broken shards, one test a row of the table in docs/data.md: what is wrong is found, named, and harms nothing else."""
+"""Broken shards, one test a row of the table in docs/data.md:
+what is wrong is found, named, and harms nothing else.
+"""
 
 import bz2
 import gzip
@@ -73,11 +75,15 @@ def test_header_with_a_wrong_checksum(tmp_path):
     assert verified(tmp_path) == {"a.tar/a": "member_missing", "a.tar/": "tar_header"}
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, lambda b: b"\x28\xb5\x2f\xfd" + b])
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, lzma.compress, lambda b: b"\x28\xb5\x2f\xfd" + b]
+)
 def test_compressed_tars_are_refused_whatever_their_name(tmp_path, pack):
     (tmp_path / "a.tar").write_bytes(pack(TWO))
     for read in (open_index, lambda s: list(verify(s))):
-        with pytest.raises(UserError, match="unpack it with '(gzip|bzip2|xz|zstd) -dc .*a.tar > ") as refusal:
+        with pytest.raises(
+            UserError, match="unpack it with '(gzip|bzip2|xz|zstd) -dc .*a.tar > "
+        ) as refusal:
             read(str(tmp_path))
         assert "\n" not in str(refusal.value)
 
@@ -87,8 +93,13 @@ def test_links_devices_and_pipes_are_counted_and_never_opened(tmp_path):
     secret.write_bytes(b"not for training")
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, type_ in (("a.txt", tarfile.SYMTYPE), ("b.txt", tarfile.LNKTYPE), ("c.txt", tarfile.FIFOTYPE),
-                            ("d.txt", tarfile.CHRTYPE), ("e.txt", tarfile.BLKTYPE)):
+        for name, type_ in (
+            ("a.txt", tarfile.SYMTYPE),
+            ("b.txt", tarfile.LNKTYPE),
+            ("c.txt", tarfile.FIFOTYPE),
+            ("d.txt", tarfile.CHRTYPE),
+            ("e.txt", tarfile.BLKTYPE),
+        ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = type_, str(secret)
             tar.addfile(info)
@@ -105,16 +116,24 @@ def test_links_devices_and_pipes_are_counted_and_never_opened(tmp_path):
 
 
 def test_names_that_would_escape_are_text(tmp_path, monkeypatch):
-    """Absolute names, `..` and control characters: used as keys, escaped, and nothing is written anywhere."""
+    """Absolute names, `..` and control characters: used as keys, escaped,
+    and nothing is written anywhere.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d").mkdir()
     names = ["/etc/passwd", "../../up", "x\x1b[2Jy", "new\nline"]
-    (tmp_path / "d" / "a.tar").write_bytes(body_of(*((f"{n}.{x}", b) for n in names for x, b in GOOD.items())))
+    (tmp_path / "d" / "a.tar").write_bytes(
+        body_of(*((f"{n}.{x}", b) for n in names for x, b in GOOD.items()))
+    )
     lines = []
     index = open_index("d", say=lines.append)
     reader = ChunkReader(index)
-    assert [reader.id(g) for g in range(4)] == ["a.tar//etc/passwd", "a.tar/../../up", r"a.tar/x\x1b[2Jy",
-                                                r"a.tar/new\nline"]
+    assert [reader.id(g) for g in range(4)] == [
+        "a.tar//etc/passwd",
+        "a.tar/../../up",
+        r"a.tar/x\x1b[2Jy",
+        r"a.tar/new\nline",
+    ]
     assert len(lines) == 8 and all("member_name" in x and x.isprintable() for x in lines)
     assert reader.sample(1)["txt"] == b"a picture" and verified(tmp_path / "d") == {}
     assert {p.name for p in tmp_path.iterdir()} == {"d"}
@@ -129,12 +148,23 @@ def test_a_name_longer_than_any_path_is_passed_over(tmp_path):
             tar.addfile(info, io.BytesIO(b"1"))
     (tmp_path / "a.tar").write_bytes(out.getvalue())
     lines = []
-    assert open_index(str(tmp_path), say=lines.append).n == 1 and "member_name" in lines[0] and len(lines[0]) < 300
+    assert (
+        open_index(str(tmp_path), say=lines.append).n == 1
+        and "member_name" in lines[0]
+        and len(lines[0]) < 300
+    )
 
 
 def test_a_repeated_extension_begins_a_sample(tmp_path):
-    (tmp_path / "a.tar").write_bytes(body_of(("k.jpg", GOOD["jpg"]), ("k.txt", b"one"), ("k.jpg", GOOD["jpg"]),
-                                             ("k.txt", b"two"), ("k.txt", b"three")))
+    (tmp_path / "a.tar").write_bytes(
+        body_of(
+            ("k.jpg", GOOD["jpg"]),
+            ("k.txt", b"one"),
+            ("k.jpg", GOOD["jpg"]),
+            ("k.txt", b"two"),
+            ("k.txt", b"three"),
+        )
+    )
     lines = []
     index = open_index(str(tmp_path), say=lines.append)
     reader = ChunkReader(index)
@@ -148,19 +178,31 @@ def test_a_member_of_more_than_64_megabytes(tmp_path, monkeypatch):
     info = tarfile.TarInfo("b.jpg")
     info.size = (64 << 20) + 1
     with (tmp_path / "a.tar").open("wb") as f:
-        f.write(body_of(*((f"a.{x}", b) for x, b in GOOD.items()))[:-8192].rstrip(b"\0").ljust(4096, b"\0"))
+        f.write(
+            body_of(*((f"a.{x}", b) for x, b in GOOD.items()))[:-8192]
+            .rstrip(b"\0")
+            .ljust(4096, b"\0")
+        )
         at = f.tell()
         f.write(info.tobuf(tarfile.USTAR_FORMAT))
         f.truncate(at + 512 + (64 << 20) + 512)  # a hole on disk
         f.seek(0, 2)
         f.write(body_of(*((f"c.{x}", b) for x, b in GOOD.items())))
     index = open_index(str(tmp_path))
-    assert index.n == 3 and index.bad == {1: "member_size"} and index.chunk_samples.tolist() == [1, 1, 1]
+    assert (
+        index.n == 3
+        and index.bad == {1: "member_size"}
+        and index.chunk_samples.tolist() == [1, 1, 1]
+    )
     reader, lengths = ChunkReader(index), []
     file = reader._file(0)
     read = file.read
-    monkeypatch.setattr(file, "read", lambda offset, length: (lengths.append(length), read(offset, length))[1])
-    assert reader.id(1) == "a.tar/b" and max(lengths) <= 1 << 20, "its name is known without its bytes"
+    monkeypatch.setattr(
+        file, "read", lambda offset, length: (lengths.append(length), read(offset, length))[1]
+    )
+    assert reader.id(1) == "a.tar/b" and max(lengths) <= 1 << 20, (
+        "its name is known without its bytes"
+    )
     assert masked(tmp_path) == verified(tmp_path) == {"a.tar/b": "member_size"}
 
 
@@ -180,7 +222,9 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "pt", "pth", "meta.pkl", "pkl.gz", "PKL"])
+@pytest.mark.parametrize(
+    "extension", ["pyd", "pkl", "pickle", "pt", "pth", "meta.pkl", "pkl.gz", "PKL"]
+)
 def test_members_that_hold_code_are_never_read(tmp_path, extension):
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     write_shard(tmp_path / "a.tar", [("a", {**GOOD, extension: trap}), ("b", {extension: b"x"})])
@@ -237,7 +281,9 @@ def test_three_unreadable_chunks_within_a_minute_stop(tmp_path):
     for g in (8, 9, 10):  # two chunks
         with pytest.raises(BadSample, match="read_error"):
             reader.sample(g)
-    with pytest.raises(UserError, match="3 chunks could not be read within a minute, the last of .*s2.tar"):
+    with pytest.raises(
+        UserError, match="3 chunks could not be read within a minute, the last of .*s2.tar"
+    ):
         reader.sample(12)
 
 
@@ -255,7 +301,10 @@ def test_a_chunk_whose_checksum_differs_is_read_four_times(tmp_path, monkeypatch
 
     monkeypatch.setattr(file, "read", flaky)
     times = 3
-    assert reader.sample(0)["txt"] == b"picture 0 0" and len([r for r in reads if r[1] == index.chunk_bytes[0]]) == 4
+    assert (
+        reader.sample(0)["txt"] == b"picture 0 0"
+        and len([r for r in reads if r[1] == index.chunk_bytes[0]]) == 4
+    )
     times, before = 10**9, len(reads)
     with pytest.raises(BadSample, match="chunk_crc"):
         reader.sample(2)

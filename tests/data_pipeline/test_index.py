@@ -34,17 +34,25 @@ def test_chunks_cover_the_shards(tmp_path):
     assert index.chunk_samples.tolist() == [2, 2, 1, 1, 2, 2, 2, 2, 1] and index.n == 15
     for k in range(9):
         shard, offset = index.extent(k)
-        extent = (tmp_path / "d" / index.names[shard]).read_bytes()[offset : offset + int(index.chunk_bytes[k])]
+        extent = (tmp_path / "d" / index.names[shard]).read_bytes()[
+            offset : offset + int(index.chunk_bytes[k])
+        ]
         assert zlib.crc32(extent) == index.chunk_crc[k]
-        assert extent.startswith(ids(index)[int(index.sample_first[k])].partition("/")[2].encode() + b".jpg")
-    assert ids(index) == [f"s{s}.tar/{s}-{i:02d}" for s, n in enumerate((5, 1, 9)) for i in range(n)]
+        assert extent.startswith(
+            ids(index)[int(index.sample_first[k])].partition("/")[2].encode() + b".jpg"
+        )
+    assert ids(index) == [
+        f"s{s}.tar/{s}-{i:02d}" for s, n in enumerate((5, 1, 9)) for i in range(n)
+    ]
 
 
 def test_a_chunk_is_full_at_its_size_in_bytes(tmp_path, monkeypatch):
     """The next sample would take it beyond the cap; one sample alone may be larger."""
     small_set(tmp_path / "d", (4,))
     one = 512 * (3 + 1 + 1) + -(-len(rows(0, 1)[0][1]["jpg"]) // 512) * 512
-    for i, (cap, expected) in enumerate(((3 * one - 1, [2, 2]), (3 * one, [3, 1]), (100, [1, 1, 1, 1]))):
+    for i, (cap, expected) in enumerate(
+        ((3 * one - 1, [2, 2]), (3 * one, [3, 1]), (100, [1, 1, 1, 1]))
+    ):
         monkeypatch.setattr(module, "CAP", cap)
         assert open_index(str(tmp_path / "d"), chunk=100 + i).chunk_samples.tolist() == expected
 
@@ -55,7 +63,10 @@ def test_order_of_shards_is_that_of_their_names(tmp_path):
         write_shard(tmp_path / name, [(name[2], {"txt": b"t"})])
     given = open_index(f"{tmp_path}/b,{tmp_path}/a/y.tar,{tmp_path}/a/Z.tar")
     assert ids(given) == ["a/Z.tar/Z", "a/y.tar/y", "b/x.tar/x"]
-    assert given.digest == open_index(f"{tmp_path}/a/Z.tar,{tmp_path}/a/y.tar,{tmp_path}/b/x.tar").digest
+    assert (
+        given.digest
+        == open_index(f"{tmp_path}/a/Z.tar,{tmp_path}/a/y.tar,{tmp_path}/b/x.tar").digest
+    )
 
 
 def test_it_lies_beside_the_data_under_a_name_of_the_list(tmp_path):
@@ -66,10 +77,19 @@ def test_it_lies_beside_the_data_under_a_name_of_the_list(tmp_path):
     assert open_index(str(folder), chunk=2).file not in (whole.file, part.file)
     stored = load_file(whole.file)
     assert {k: (v.dtype.name, v.shape) for k, v in stored.items()} == {
-        "names": ("uint8", (20,)), "shard_bytes": ("uint64", (3,)), "shard_first": ("uint64", (3,)),
-        "shard_chunks": ("uint32", (3,)), "shard_tag": ("uint8", (96,)), "chunk_samples": ("uint16", (3,)),
-        "chunk_bytes": ("uint32", (3,)), "chunk_crc": ("uint32", (3,)), "bad_sample": ("uint64", (0,)),
-        "bad_reason": ("uint8", (0,)), "again_sample": ("uint64", (0,)), "again_times": ("uint32", (0,))}
+        "names": ("uint8", (20,)),
+        "shard_bytes": ("uint64", (3,)),
+        "shard_first": ("uint64", (3,)),
+        "shard_chunks": ("uint32", (3,)),
+        "shard_tag": ("uint8", (96,)),
+        "chunk_samples": ("uint16", (3,)),
+        "chunk_bytes": ("uint32", (3,)),
+        "chunk_crc": ("uint32", (3,)),
+        "bad_sample": ("uint64", (0,)),
+        "bad_reason": ("uint8", (0,)),
+        "again_sample": ("uint64", (0,)),
+        "again_times": ("uint32", (0,)),
+    }
 
 
 def test_it_is_made_once_and_again_with_one_line_when_a_shard_changes(tmp_path):
@@ -95,8 +115,13 @@ def test_a_torn_or_foreign_index_is_never_trusted(tmp_path, harm):
     if harm == "foreign":
         shutil.copy(open_index(f"{folder}/s0.tar").file, index.file)
     else:
-        index.file.write_bytes({"cut": body[: len(body) // 2], "empty": b"",
-                                "version": body.replace(b'"version":"1"', b'"version":"9"')}[harm])
+        index.file.write_bytes(
+            {
+                "cut": body[: len(body) // 2],
+                "empty": b"",
+                "version": body.replace(b'"version":"1"', b'"version":"9"'),
+            }[harm]
+        )
     again = open_index(str(folder), say=lines.append)
     assert again.digest == index.digest and len(lines) == 1 and "cannot be read" in lines[0]
     assert open_index(str(folder), say=lines.append).digest == index.digest and len(lines) == 1
@@ -115,7 +140,9 @@ def test_in_a_folder_that_cannot_be_written_it_lies_in_the_cache(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_stale_index_in_a_folder_that_became_read_only_does_not_hide_the_fresh_one(tmp_path, monkeypatch, torn):
+def test_a_stale_index_in_a_folder_that_became_read_only_does_not_hide_the_fresh_one(
+    tmp_path, monkeypatch, torn
+):
     folder, lines = small_set(tmp_path / "d"), []
     beside = open_index(str(folder)).file
     write_shard(folder / "s1.tar", rows(1, 2))
@@ -155,13 +182,23 @@ def test_digest_knows_no_path(tmp_path):
 def test_known_bad_samples_and_repeated_keys_keep_numbers_and_names(tmp_path):
     good = {"jpg": jpeg(), "txt": b"t"}
     folder = tmp_path / "d"
-    write_shard(folder / "a.tar", [("x", good), ("y", {**good, "jpg": b""}), ("x", good), ("y", good), ("y", good)])
+    write_shard(
+        folder / "a.tar",
+        [("x", good), ("y", {**good, "jpg": b""}), ("x", good), ("y", good), ("y", good)],
+    )
     write_shard(folder / "b.tar", [("x", good)])
     lines = []
     fresh = small_index(folder)
     stored = small_index(folder)
     for index in (fresh, stored):
-        assert ids(index) == ["a.tar/x", "a.tar/y", "a.tar/x#2", "a.tar/y#2", "a.tar/y#3", "b.tar/x"]
+        assert ids(index) == [
+            "a.tar/x",
+            "a.tar/y",
+            "a.tar/x#2",
+            "a.tar/y#2",
+            "a.tar/y#3",
+            "b.tar/x",
+        ]
         assert index.bad == {1: "empty"} and index.again == {2: 2, 3: 2, 4: 3}
     assert open_index(str(folder), say=lines.append).n == 6
     assert any("member_repeated" in line for line in lines)
@@ -172,7 +209,9 @@ def test_problems_are_said_and_then_counted(tmp_path):
     write_shard(folder / "a.tar", [(f"/k\x07{i}", {"txt": b"t", "pkl": b"x"}) for i in range(30)])
     index = open_index(str(folder), say=lines.append)
     assert index.n == 30 and len(lines) == 41, "20 lines a reason and a sum"
-    assert lines[-1] == "in all: 30 member_ignored, 60 member_name" and all(line.isprintable() for line in lines)
+    assert lines[-1] == "in all: 30 member_ignored, 60 member_name" and all(
+        line.isprintable() for line in lines
+    )
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +235,20 @@ def test_a_split_is_a_partition_by_key_alone(keyed):
     for share in (0.1, 0.25, 0.5):
         kept, held = four.split(share)
         assert sorted(keys(kept) + keys(held)) == sorted(keys(four)) and kept.n + held.n == 60
-        assert set(keys(held)) == {k for k in keys(four)
-                                   if int.from_bytes(hashlib.sha256(k.encode()).digest()[:8], "big") / 2**64 < share}
-        assert set(keys(two.split(share)[1])) == set(keys(held)), "other shards hold out other samples"
-        assert kept.chunk_samples.sum() == kept.n and len({four.digest, kept.digest, held.digest}) == 3
-    assert set(keys(four.split(0.1)[1])) < set(keys(four.split(0.5)[1])), "a larger share holds out what a smaller did"
+        assert set(keys(held)) == {
+            k
+            for k in keys(four)
+            if int.from_bytes(hashlib.sha256(k.encode()).digest()[:8], "big") / 2**64 < share
+        }
+        assert set(keys(two.split(share)[1])) == set(keys(held)), (
+            "other shards hold out other samples"
+        )
+        assert (
+            kept.chunk_samples.sum() == kept.n and len({four.digest, kept.digest, held.digest}) == 3
+        )
+    assert set(keys(four.split(0.1)[1])) < set(keys(four.split(0.5)[1])), (
+        "a larger share holds out what a smaller did"
+    )
 
 
 def test_a_split_reads_its_own_samples(keyed):
@@ -208,7 +256,9 @@ def test_a_split_reads_its_own_samples(keyed):
     kept, _ = whole.split(0.25)
     reader = ChunkReader(kept)
     assert [reader.sample(g)["__key__"] for g in range(kept.n)] == keys(kept)
-    assert [kept.number(g) for g in range(kept.n)] == sorted({kept.number(g) for g in range(kept.n)})
+    assert [kept.number(g) for g in range(kept.n)] == sorted(
+        {kept.number(g) for g in range(kept.n)}
+    )
 
 
 @pytest.mark.parametrize("share", [1.0, 1e-9])
@@ -225,5 +275,3 @@ def test_a_sample_beyond_four_gigabytes_is_refused(tmp_path):
         f.truncate(512 + (5 << 30) + 1024)  # a hole on disk
     with pytest.raises(UserError, match="4 GiB"):
         open_index(str(tmp_path))
-
-

@@ -107,7 +107,9 @@ def test_a_fault_of_the_program_is_not_taken_for_a_bad_sample(index, workers):
 
 
 def test_many_lanes_do_not_read_chunks_again(tmp_path, monkeypatch):
-    """Over an epoch each chunk is read once by a rank, though its samples are spread over many batches."""
+    """Over an epoch each chunk is read once by a rank,
+    though its samples are spread over many batches.
+    """
     write_shard(tmp_path / "a.tar", [(f"{i:03d}", {"txt": b"x"}) for i in range(300)])
     index = open_index(str(tmp_path), chunk=5)
 
@@ -135,7 +137,9 @@ def test_a_row_is_filled_whatever_its_layout(shape):
     layouts = [value]
     if len(shape) > 1:
         planes = np.moveaxis(np.ascontiguousarray(np.moveaxis(value, -1, 0)), 0, -1)
-        turned = np.ascontiguousarray(planes[..., ::-1, :].swapaxes(-1, -2)).swapaxes(-1, -2)[..., ::-1, :]
+        turned = np.ascontiguousarray(planes[..., ::-1, :].swapaxes(-1, -2)).swapaxes(-1, -2)[
+            ..., ::-1, :
+        ]
         layouts += [planes, turned, np.asfortranarray(value)]
     for layout in layouts:
         rows = np.full((3, *shape), -1)

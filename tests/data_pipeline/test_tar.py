@@ -15,20 +15,42 @@ from tests.data_pipeline.make import jpeg
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import build, scan
 from vtx_scale.data_pipeline.read import ChunkReader
-from vtx_scale.data_pipeline.tar import Member, Problem, Sample, number, pax, samples, split_name, walk
+from vtx_scale.data_pipeline.tar import (
+    Member,
+    Problem,
+    Sample,
+    number,
+    pax,
+    samples,
+    split_name,
+    walk,
+)
 from vtx_scale.data_pipeline.tools.verify import verify
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
-KINDS = [tarfile.REGTYPE] * 5 + [tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE,
-                                 tarfile.FIFOTYPE, tarfile.CHRTYPE]
+KINDS = [tarfile.REGTYPE] * 5 + [
+    tarfile.AREGTYPE,
+    tarfile.CONTTYPE,
+    tarfile.DIRTYPE,
+    tarfile.SYMTYPE,
+    tarfile.LNKTYPE,
+    tarfile.FIFOTYPE,
+    tarfile.CHRTYPE,
+]
 NAMES = st.one_of(
     st.from_regex(r"[a-c]{1,3}(/[a-z]{1,2}){0,2}\.(jpg|txt|JSON|seg\.png)", fullmatch=True),
-    st.text("ab.é漢_/ ", min_size=1, max_size=20).filter(lambda n: n[-1] not in "/ " and n.strip("/")),
+    st.text("ab.é漢_/ ", min_size=1, max_size=20).filter(
+        lambda n: n[-1] not in "/ " and n.strip("/")
+    ),
     st.integers(101, 240).map(lambda n: "d/" * (n // 4) + "x" * (n - n // 4 * 2) + ".jpg"),
 )
 # of the old type, tarfile takes a long name whose first 100 letters end in a slash for a folder
-MEMBERS = st.lists(st.tuples(NAMES, st.sampled_from(KINDS), st.integers(0, 1400)).filter(
-    lambda m: m[1] != tarfile.AREGTYPE or len(m[0].encode()) < 100), max_size=8)
+MEMBERS = st.lists(
+    st.tuples(NAMES, st.sampled_from(KINDS), st.integers(0, 1400)).filter(
+        lambda m: m[1] != tarfile.AREGTYPE or len(m[0].encode()) < 100
+    ),
+    max_size=8,
+)
 
 
 def tar_of(members, kind="pax"):
@@ -39,9 +61,13 @@ def tar_of(members, kind="pax"):
             for i, (name, type_, body) in enumerate(members):
                 info = tarfile.TarInfo(name)
                 info.type, info.mtime = type_, 1.5 if kind == "pax" and i % 2 else 1
-                info.linkname = "somewhere/else" if type_ in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+                info.linkname = (
+                    "somewhere/else" if type_ in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+                )
                 if type_ in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
-                    body = bytes((i + j) % 251 for j in range(body)) if isinstance(body, int) else body
+                    body = (
+                        bytes((i + j) % 251 for j in range(body)) if isinstance(body, int) else body
+                    )
                     info.size = len(body)
                     tar.addfile(info, io.BytesIO(body))
                 else:
@@ -62,7 +88,10 @@ def test_walk_equals_tarfile(members, kind):
         known = [(i.name, i.offset_data, i.size) for i in tar if i.isreg()]
     found = list(walk(memoryview(body)))
     assert [(m.name, m.offset, m.size) for m in found if isinstance(m, Member)] == known
-    others = sum(t not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE) for _, t, _ in members)
+    others = sum(
+        t not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE)
+        for _, t, _ in members
+    )
     problems = [p.reason for p in found if isinstance(p, Problem) and p.reason != "member_name"]
     assert problems == ["member_type"] * others
 
@@ -78,15 +107,26 @@ def test_samples_equal_webdataset(members, kind):
         files = (dict(x, __url__="u") for x in theirs.tar_file_iterator(io.BytesIO(body)))
         known = [dict(s) for s in theirs.group_by_keys(files)]
     except ValueError:  # a repeated extension: here a new sample begins
-        assert any(isinstance(x, Problem) and x.reason == "member_repeated" for x in samples(memoryview(body)))
+        assert any(
+            isinstance(x, Problem) and x.reason == "member_repeated"
+            for x in samples(memoryview(body))
+        )
         return
     found = [s for s in samples(memoryview(body)) if isinstance(s, Sample)]
-    ours = [{"__key__": s.key} | {e: body[o : o + n] for e, (o, n) in s.members.items()} for s in found]
-    assert ours == [{k: v for k, v in s.items() if k == "__key__" or not k.startswith("__")} for s in known]
+    ours = [
+        {"__key__": s.key} | {e: body[o : o + n] for e, (o, n) in s.members.items()} for s in found
+    ]
+    assert ours == [
+        {k: v for k, v in s.items() if k == "__key__" or not k.startswith("__")} for s in known
+    ]
 
 
 @settings(max_examples=500)
-@given(st.lists(st.sampled_from(["a", "B", ".", "_", "__", "/", "__m__", "./"]), max_size=7).map("".join))
+@given(
+    st.lists(st.sampled_from(["a", "B", ".", "_", "__", "/", "__m__", "./"]), max_size=7).map(
+        "".join
+    )
+)
 @example("__a__/b.jpg")
 @example("a__b__/c.jpg")
 def test_names_are_split_as_webdataset_does(name):
@@ -102,18 +142,37 @@ def test_a_long_name_costs_no_time():
     assert time.monotonic() - began < 1
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    (b"0000017\0", 15), (b"   17 \0\0", 15), (b"\0" * 8, 0), (b"-000001\0", None), (b"0000o17\0", None),
-    (b"1_000\0\0\0", None), (b"0000018\0", None), (b"\x80" + b"\0" * 6 + b"\x11", 17), (b"\xff" * 8, None),
-    (b"\x81" + b"\0" * 7, None), ("٣".encode() + b"\0" * 6, None)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (b"0000017\0", 15),
+        (b"   17 \0\0", 15),
+        (b"\0" * 8, 0),
+        (b"-000001\0", None),
+        (b"0000o17\0", None),
+        (b"1_000\0\0\0", None),
+        (b"0000018\0", None),
+        (b"\x80" + b"\0" * 6 + b"\x11", 17),
+        (b"\xff" * 8, None),
+        (b"\x81" + b"\0" * 7, None),
+        ("٣".encode() + b"\0" * 6, None),
+    ],
+)
 def test_numbers(field, value):
     assert number(field) == value
 
 
 def test_pax_records_that_lie():
     assert pax(b"12 path=a.b\n10 size=3\n") == {"path": "a.b", "size": "3"}
-    for body in (b"99 path=a.b\n", b"0 path=a\n", b"-4 path=a\n", b"3 a", b"9" * 30 + b" a=b\n", "²² a=b\n".encode(),
-                 b" ="):
+    for body in (
+        b"99 path=a.b\n",
+        b"0 path=a\n",
+        b"-4 path=a\n",
+        b"3 a",
+        b"9" * 30 + b" a=b\n",
+        "²² a=b\n".encode(),
+        b" =",
+    ):
         assert pax(body) == {}
     began = time.monotonic()
     assert len(pax(b"5 a=\n" * 200_000)) == 1
@@ -130,15 +189,36 @@ def broken_header(body, name, at, field):
     return body[:start] + bytes(header) + body[start + 512 :]
 
 
-THREE = [("a.jpg", tarfile.REGTYPE, jpeg(1)), ("a.txt", tarfile.REGTYPE, b"one"), ("b.jpg", tarfile.REGTYPE, jpeg(2)),
-         ("b.txt", tarfile.REGTYPE, b"two"), ("c.jpg", tarfile.REGTYPE, jpeg(3)), ("c.txt", tarfile.REGTYPE, b"three")]
+THREE = [
+    ("a.jpg", tarfile.REGTYPE, jpeg(1)),
+    ("a.txt", tarfile.REGTYPE, b"one"),
+    ("b.jpg", tarfile.REGTYPE, jpeg(2)),
+    ("b.txt", tarfile.REGTYPE, b"two"),
+    ("c.jpg", tarfile.REGTYPE, jpeg(3)),
+    ("c.txt", tarfile.REGTYPE, b"three"),
+]
 
 
-@pytest.mark.parametrize(("at", "field"), [
-    (124, b"-0000000001\0"), (124, b"77777777777\0"), (124, b"\x80" + b"\xff" * 11), (124, b"\xff" * 12),
-    (124, b"000000000x1\0"), (156, b"L"), (156, b"x"), (156, b"S"), (156, b"1"), (156, b"Q"), (148, b"nonsense")])
+@pytest.mark.parametrize(
+    ("at", "field"),
+    [
+        (124, b"-0000000001\0"),
+        (124, b"77777777777\0"),
+        (124, b"\x80" + b"\xff" * 11),
+        (124, b"\xff" * 12),
+        (124, b"000000000x1\0"),
+        (156, b"L"),
+        (156, b"x"),
+        (156, b"S"),
+        (156, b"1"),
+        (156, b"Q"),
+        (148, b"nonsense"),
+    ],
+)
 def test_a_header_that_lies_costs_its_own_sample(at, field):
-    """Sizes below zero, beyond the file or not octal, other types: the samples beside it are whole."""
+    """Sizes below zero, beyond the file or not octal, other types:
+    the samples beside it are whole.
+    """
     body = broken_header(tar_of(THREE, "gnu"), "b.jpg", at, field)
     if at == 148:
         body = body.replace(b"b.jpg", b"B.jpg")  # without its checksum
@@ -155,25 +235,46 @@ def test_a_header_that_lies_costs_its_own_sample(at, field):
 def test_links_and_folders_have_no_data_whatever_their_size_says(kind):
     """Old tars give a folder the size it has on disk; the member behind it is at the next block."""
     size = b"%011o\0" % 1200
-    body = broken_header(broken_header(tar_of([("d.x", tarfile.REGTYPE, b""), *THREE], "ustar"), "d.x", 124, size), "d.x",
-                         156, bytes([kind]))
+    body = broken_header(
+        broken_header(tar_of([("d.x", tarfile.REGTYPE, b""), *THREE], "ustar"), "d.x", 124, size),
+        "d.x",
+        156,
+        bytes([kind]),
+    )
     found = list(samples(memoryview(body)))
-    assert [(s.key, set(s.members)) for s in found if isinstance(s, Sample)] == [(k, {"jpg", "txt"}) for k in "abc"]
-    assert [p.reason for p in found if isinstance(p, Problem)] == ["member_type"] * (kind != ord("5"))
+    assert [(s.key, set(s.members)) for s in found if isinstance(s, Sample)] == [
+        (k, {"jpg", "txt"}) for k in "abc"
+    ]
+    assert [p.reason for p in found if isinstance(p, Problem)] == ["member_type"] * (
+        kind != ord("5")
+    )
 
 
 @pytest.mark.parametrize("claim", [b"37777777777\0", b"00010000000\0"])
 def test_an_extended_header_of_megabytes_is_not_read(claim):
     """4 GiB, which the file does not have, and 2 MiB, which it has."""
-    body = broken_header(tar_of([("x" * 120 + ".jpg", tarfile.REGTYPE, b"1"), *THREE, ("z.bin", tarfile.REGTYPE, 3 << 20)],
-                                "gnu"), "././@LongLink", 124, claim)
+    body = broken_header(
+        tar_of(
+            [
+                ("x" * 120 + ".jpg", tarfile.REGTYPE, b"1"),
+                *THREE,
+                ("z.bin", tarfile.REGTYPE, 3 << 20),
+            ],
+            "gnu",
+        ),
+        "././@LongLink",
+        124,
+        claim,
+    )
 
     class Counting(bytes):
         largest = 0
 
         def __getitem__(self, part):
             piece = bytes(self)[part] if isinstance(part, slice) else super().__getitem__(part)
-            Counting.largest = max(Counting.largest, len(piece)) if isinstance(part, slice) else Counting.largest
+            Counting.largest = (
+                max(Counting.largest, len(piece)) if isinstance(part, slice) else Counting.largest
+            )
             return piece
 
     found = list(samples(Counting(body)))
@@ -208,11 +309,18 @@ def test_sparse_members_are_passed_over():
     with_map = bytes(sparse[: start + 512] + extension + bytes(512) + sparse[start + 512 :])
     found = list(samples(memoryview(with_map)))
     assert [(s.key, set(s.members)) for s in found if isinstance(s, Sample)] == [
-        ("a", {"jpg", "txt"}), ("b", {"jpg"}), ("c", {"jpg", "txt"})]
+        ("a", {"jpg", "txt"}),
+        ("b", {"jpg"}),
+        ("c", {"jpg", "txt"}),
+    ]
     assert [p.reason for p in found if isinstance(p, Problem)] == ["member_type"]
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, headers in (("a.txt", {}), ("GNUSparseFile.0/b.txt", {"GNU.sparse.major": "1"}), ("c.txt", {})):
+        for name, headers in (
+            ("a.txt", {}),
+            ("GNUSparseFile.0/b.txt", {"GNU.sparse.major": "1"}),
+            ("c.txt", {}),
+        ):
             info = tarfile.TarInfo(name)
             info.size, info.pax_headers = 3, headers
             tar.addfile(info, io.BytesIO(b"abc"))
@@ -221,16 +329,30 @@ def test_sparse_members_are_passed_over():
     assert [p.reason for p in found if isinstance(p, Problem)] == ["member_type"]
 
 
-MUTATIONS = st.lists(st.one_of(
-    st.tuples(st.just("flip"), st.floats(0, 1), st.integers(1, 255)),
-    st.tuples(st.just("cut"), st.floats(0, 1), st.just(0)),
-    st.tuples(st.just("zero"), st.floats(0, 1), st.integers(1, 3000)),
-    st.tuples(st.just("remove"), st.floats(0, 1), st.integers(1, 1500)),
-    st.tuples(st.just("double"), st.floats(0, 1), st.integers(1, 1500)),
-    st.tuples(st.just("header"), st.floats(0, 1), st.integers(0, 2**31)),
-), min_size=1, max_size=6)
-SOUND = {kind: tar_of([*THREE, ("y" * 130 + ".jpg", tarfile.REGTYPE, jpeg(4)), ("d.cls", tarfile.REGTYPE, b"3"),
-                       ("link", tarfile.SYMTYPE, 0)], kind) for kind in ("gnu", "pax")}
+MUTATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("flip"), st.floats(0, 1), st.integers(1, 255)),
+        st.tuples(st.just("cut"), st.floats(0, 1), st.just(0)),
+        st.tuples(st.just("zero"), st.floats(0, 1), st.integers(1, 3000)),
+        st.tuples(st.just("remove"), st.floats(0, 1), st.integers(1, 1500)),
+        st.tuples(st.just("double"), st.floats(0, 1), st.integers(1, 1500)),
+        st.tuples(st.just("header"), st.floats(0, 1), st.integers(0, 2**31)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+SOUND = {
+    kind: tar_of(
+        [
+            *THREE,
+            ("y" * 130 + ".jpg", tarfile.REGTYPE, jpeg(4)),
+            ("d.cls", tarfile.REGTYPE, b"3"),
+            ("link", tarfile.SYMTYPE, 0),
+        ],
+        kind,
+    )
+    for kind in ("gnu", "pax")
+}
 FIELDS = ((100, 8), (124, 12), (156, 1), (257, 8), (345, 155), (0, 100), (482, 1))
 
 
@@ -248,20 +370,32 @@ def mutated(body, mutations):
             del body[at : at + how]
         elif kind == "double":
             body[at:at] = body[at : at + how]
-        elif kind == "header" and at + 512 <= len(body):  # a field becomes something else, and the checksum right
+        elif kind == "header" and at + 512 <= len(
+            body
+        ):  # a field becomes something else, and the checksum right
             start = at // 512 * 512
             begin, size = FIELDS[how % len(FIELDS)]
-            field = [b"%o" % how, b"\x80" + how.to_bytes(11, "big"), b"-1", b"xLKgS150"[how % 8 :], b""][how // 7 % 5]
+            field = [
+                b"%o" % how,
+                b"\x80" + how.to_bytes(11, "big"),
+                b"-1",
+                b"xLKgS150"[how % 8 :],
+                b"",
+            ][how // 7 % 5]
             body[start + begin : start + begin + size] = field.ljust(size, b"\0")[:size]
             body[start + 148 : start + 156] = b" " * 8
             body[start + 148 : start + 156] = b"%06o\0 " % (sum(body[start : start + 512]) % 8**6)
     return bytes(body)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.sampled_from(sorted(SOUND)), MUTATIONS)
 def test_damaged_tars_give_problems_and_never_exceptions(tmp_path, kind, mutations):
-    """Whatever the bytes: indexing and verifying end soon, and reading gives each numbered sample or its reason."""
+    """Whatever the bytes: indexing and verifying end soon,
+    and reading gives each numbered sample or its reason.
+    """
     path = tmp_path / "shard.tar"
     path.write_bytes(mutated(SOUND[kind], mutations))
     began = time.monotonic()
@@ -288,7 +422,9 @@ def test_damaged_tars_give_problems_and_never_exceptions(tmp_path, kind, mutatio
     assert time.monotonic() - began < 5
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.sampled_from(sorted(SOUND)), st.integers(0, 1 << 20))
 def test_a_tar_that_was_cut_keeps_the_samples_before_the_cut(tmp_path, kind, at):
     body = SOUND[kind]
@@ -297,8 +433,10 @@ def test_a_tar_that_was_cut_keeps_the_samples_before_the_cut(tmp_path, kind, at)
     path = tmp_path / "shard.tar"
     path.write_bytes(body[:at])
     found = scan(path)
-    assert found.samples == sum(s.members and s.start + 512 <= at and min(o for o, _ in s.members.values()) <= at
-                                for s in whole)
+    assert found.samples == sum(
+        s.members and s.start + 512 <= at and min(o for o, _ in s.members.values()) <= at
+        for s in whole
+    )
     cut = [i for i, s in enumerate(whole) if any(o <= at < o + n for o, n in s.members.values())]
     assert list(found.bad) == cut
     assert all(a[1] > 0 for a in found.chunks) and sum(a[1] for a in found.chunks) <= at

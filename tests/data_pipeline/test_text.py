@@ -37,13 +37,19 @@ def test_bytes_there_and_back(text):
     sent = text.encode("utf-8", "replace").decode()
     row = words.encode(text, 4 * len(text) + 2)
     assert row.dtype == np.int32 and words.decode(row.tolist()) == sent
-    assert row[0] == words.start and (row == words.end).sum() == 1 and row.argmax() == len(sent.encode()) + 1
+    assert (
+        row[0] == words.start
+        and (row == words.end).sum() == 1
+        and row.argmax() == len(sent.encode()) + 1
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text("aAzZ éÉЖж漢字🙂?!1\n\t\0", max_size=30))
 def test_trained_there_and_back(trained, text):
-    """Lower case and one leading blank aside, any text survives, also with letters never seen in training."""
+    """Lower case and one leading blank aside, any text survives,
+    also with letters never seen in training.
+    """
     words = tokenizer(str(trained[1]))
     kept = text.lower()
     row = words.encode(text, 4 * len(kept.encode()) + 2)
@@ -54,11 +60,23 @@ def test_frame_and_cut(trained, merged):
     for words in (tokenizer("bytes"), tokenizer(str(trained[1])), merged):
         assert words.end == words.vocab - 1 and words.start == words.vocab - 2
         row = words.encode("a large red circle above a small blue square " * 20, 12)
-        assert row.shape == (12,) and row[0] == words.start and row[-1] == words.end and row.argmax() == 11
+        assert (
+            row.shape == (12,)
+            and row[0] == words.start
+            and row[-1] == words.end
+            and row.argmax() == 11
+        )
         short = words.encode("a", 12)
-        assert (short[short.argmax() + 1 :] == 0).all() and 0 <= short.min() and short.max() < words.vocab
+        assert (
+            (short[short.argmax() + 1 :] == 0).all()
+            and 0 <= short.min()
+            and short.max() < words.vocab
+        )
         assert words.encode_all(["a", "b"], 5).shape == (2, 5)
-        assert words.encode("half \ud800 pair", 30).tolist() == words.encode("half ? pair", 30).tolist()
+        assert (
+            words.encode("half \ud800 pair", 30).tolist()
+            == words.encode("half ? pair", 30).tolist()
+        )
 
 
 def test_training_is_deterministic_and_learns(trained, tmp_path):
@@ -86,9 +104,14 @@ def test_merges_are_applied_in_their_order(merged):
     assert sorted(byte_letters().values()) == list(range(256)) and len(byte_letters()) == 256
 
 
-@pytest.mark.parametrize(("make", "word"), [
-    (lambda p: "no/such.json", "neither bytes, clip nor a file"), (lambda p: p, "no tokenizer file"),
-    (lambda p: p.with_suffix(".txt"), "no merges file")])
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda p: "no/such.json", "neither bytes, clip nor a file"),
+        (lambda p: p, "no tokenizer file"),
+        (lambda p: p.with_suffix(".txt"), "no merges file"),
+    ],
+)
 def test_what_is_no_tokenizer(tmp_path, make, word):
     path = tmp_path / "x.json"
     path.write_text("{}")

@@ -25,11 +25,18 @@ def digest(folder):
 
 
 def test_toy_shards_are_the_same_for_the_same_arguments(tmp_path):
-    folders = [make_toy(tmp_path / str(i), samples=11, shards=3, size=32, seed=s) for i, s in enumerate((5, 5, 6))]
+    folders = [
+        make_toy(tmp_path / str(i), samples=11, shards=3, size=32, seed=s)
+        for i, s in enumerate((5, 5, 6))
+    ]
     assert digest(folders[0]) == digest(folders[1]) != digest(folders[2])
     index = open_index(str(folders[0]))
-    assert (index.n, index.chunk_samples.tolist()) == (11, [3, 4, 4]) and list(verify(str(folders[0]))) == []
-    assert [p.name for p in folders[0].iterdir() if p.name.startswith(".") and p.name != ".vtx"] == []
+    assert (index.n, index.chunk_samples.tolist()) == (11, [3, 4, 4]) and list(
+        verify(str(folders[0]))
+    ) == []
+    assert [
+        p.name for p in folders[0].iterdir() if p.name.startswith(".") and p.name != ".vtx"
+    ] == []
 
 
 def test_toy_pictures_are_what_their_captions_say(tmp_path):
@@ -42,12 +49,17 @@ def test_toy_pictures_are_what_their_captions_say(tmp_path):
         about = json.loads(members[at + "json"])
         image = Image.open(io.BytesIO(members[at + "jpg"])).convert("RGB")
         mask = Image.open(io.BytesIO(members[at + "mask.png"]))
-        assert about["caption"] == members[at + "txt"].decode() and about["class"] == int(members[at + "cls"])
+        assert about["caption"] == members[at + "txt"].decode() and about["class"] == int(
+            members[at + "cls"]
+        )
         for number, thing in enumerate(about["objects"], 1):
             x0, y0, x1, y1 = thing["box"]
             middle = int((x0 + x1) / 2), int((y0 + y1) / 2)
             assert mask.getpixel(middle) == number
-            assert all(abs(a - b) < 40 for a, b in zip(image.getpixel(middle), COLOURS[thing["colour"]], strict=True))
+            assert all(
+                abs(a - b) < 40
+                for a, b in zip(image.getpixel(middle), COLOURS[thing["colour"]], strict=True)
+            )
             assert f"a {thing['size']} {thing['colour']} {thing['shape']}" in about["caption"]
 
 
@@ -64,9 +76,18 @@ def test_a_shard_is_whole_or_absent(tmp_path):
 def test_inspect(tmp_path):
     make_toy(tmp_path, samples=10, shards=2, size=16)
     row = inspect(str(tmp_path))
-    assert [row[k] for k in ("shards", "samples", "chunks", "known_bad", "lanes", "window")] == [2, 10, 2, 0, 1, 1]
+    assert [row[k] for k in ("shards", "samples", "chunks", "known_bad", "lanes", "window")] == [
+        2,
+        10,
+        2,
+        0,
+        1,
+        1,
+    ]
     assert row["members"] == {"jpg": 10, "txt": 10, "cls": 10, "json": 10, "mask.png": 10}
-    assert row["bytes"] == sum(p.stat().st_size for p in tmp_path.glob("*.tar")) and row["caption"].startswith("a ")
+    assert row["bytes"] == sum(p.stat().st_size for p in tmp_path.glob("*.tar")) and row[
+        "caption"
+    ].startswith("a ")
 
 
 def test_digits(tmp_path):

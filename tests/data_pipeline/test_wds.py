@@ -44,8 +44,12 @@ def source_of(folder, batch=6, rank=0, world=1):
 def keys_of(source, batches, workers=0, stages=None):
     """The keys of the next batches, through a DataLoader."""
     stages = stages or (wds.map(to_text), wds.batched(source.size))
-    loader = DataLoader(source.pipeline(*stages), batch_size=None, num_workers=workers,
-                        multiprocessing_context="forkserver" if workers else None)
+    loader = DataLoader(
+        source.pipeline(*stages),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,
+    )
     out = []
     for batch in source.watch(loader):
         out.append([key for key, _ in zip(*batch, strict=True)])
@@ -57,7 +61,10 @@ def keys_of(source, batches, workers=0, stages=None):
 def known(folder):
     """Eight batches as our own loader gives them: more than three epochs."""
     order, reader = source_of(folder).order, ChunkReader(source_of(folder).index)
-    return [[reader.sample(g)["__key__"] for g in order.ids(order.slots(step, 6)).tolist()] for step in range(8)]
+    return [
+        [reader.sample(g)["__key__"] for g in order.ids(order.slots(step, 6)).tolist()]
+        for step in range(8)
+    ]
 
 
 def test_a_raw_sample_is_what_webdataset_gives(folder):
@@ -66,7 +73,9 @@ def test_a_raw_sample_is_what_webdataset_gives(folder):
     theirs = {s["__key__"]: s for s in wds.WebDataset(shards, shardshuffle=False)}
     assert len(ours) == len(theirs) == 15
     for key, raw in ours.items():
-        assert type(raw) is dict and raw == {k: v for k, v in theirs[key].items() if k != "__local_path__"}
+        assert type(raw) is dict and raw == {
+            k: v for k, v in theirs[key].items() if k != "__local_path__"
+        }
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -109,9 +118,15 @@ def test_another_batch_size_continues_at_the_same_sample(folder, known):
     order = other.order
     expected = order.ids(np.arange(18, 22))
     (keys,) = keys_of(other, 1)
-    names = {g: k for step in range(8)
-             for g, k in zip(order.ids(order.slots(step, 6)).tolist(), known[step], strict=True)}
-    assert sorted(keys) == sorted(names[g] for g in expected.tolist()) and other.state_dict()["position"] == 22
+    names = {
+        g: k
+        for step in range(8)
+        for g, k in zip(order.ids(order.slots(step, 6)).tolist(), known[step], strict=True)
+    }
+    assert (
+        sorted(keys) == sorted(names[g] for g in expected.tolist())
+        and other.state_dict()["position"] == 22
+    )
 
 
 def test_it_says_what_its_promise_needs(folder):
@@ -122,12 +137,22 @@ def test_it_says_what_its_promise_needs(folder):
     assert len(lines) == 1, "one rank says it"
 
 
-@pytest.mark.parametrize("stage", [wds.shuffle(10), wds.select(bool), wds.slice(3), wds.rsample(0.5), wds.detshuffle(),
-                                   wds.unbatched()])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        wds.shuffle(10),
+        wds.select(bool),
+        wds.slice(3),
+        wds.rsample(0.5),
+        wds.detshuffle(),
+        wds.unbatched(),
+    ],
+)
 def test_stages_known_to_break_the_promise_are_refused(folder, stage):
     with pytest.raises(UserError, match=r"wds\.\w+ drops, adds or reorders"):
         source_of(folder).pipeline(wds.map(to_text), stage, wds.batched(6))
-    source_of(folder).pipeline(wds.map(to_text), wds.batched(6), wds.shuffle(10))  # of whole batches it may be
+    # of whole batches it may be
+    source_of(folder).pipeline(wds.map(to_text), wds.batched(6), wds.shuffle(10))
 
 
 def twice(data):
@@ -151,7 +176,9 @@ def test_stages_found_to_break_the_promise_stop(folder, stage):
 
 
 def test_a_bad_sample_keeps_its_place(tmp_path):
-    write_shard(tmp_path / "a.tar", [("x", {"jpg": jpeg(), "txt": b"x"}), ("y", {"jpg": b"", "txt": b"y"})])
+    write_shard(
+        tmp_path / "a.tar", [("x", {"jpg": jpeg(), "txt": b"x"}), ("y", {"jpg": b"", "txt": b"y"})]
+    )
     source = Source(str(tmp_path), 2, say=silent)
     raw = {s["__key__"]: s for s, _ in zip(source, range(2), strict=False)}
     assert raw["y"] == {"__key__": "y", "__url__": str(tmp_path / "a.tar"), "__bad__": "empty"}
@@ -173,7 +200,9 @@ def test_stages_stand_in_front_of_a_reader(folder):
     batch = batches(folder, [wds.map(longer), wds.rename(jpg="jpg", txt="txt")])[0]
     assert batch["valid"].all() and batch["ids"].tolist() == plain["ids"].tolist()
     assert (batch["data"]["length"] == plain["data"]["length"] + 2).all()
-    assert torch.equal(batch["data"]["image"], plain["data"]["image"]), "the reader's own numbers are as without stages"
+    assert torch.equal(batch["data"]["image"], plain["data"]["image"]), (
+        "the reader's own numbers are as without stages"
+    )
 
 
 def test_a_stage_that_gives_nothing_masks_the_slot(folder):
@@ -189,7 +218,9 @@ def test_a_stage_that_gives_nothing_masks_the_slot(folder):
 
 def test_an_error_in_a_stage_masks_the_slot_and_is_told(folder):
     batch = batches(folder, [wds.map(fail_at_three)])[0]
-    assert {(e["reason"], e["detail"]) for e in batch["bad"]} == {("stage_error", "KeyError: 'three'")}
+    assert {(e["reason"], e["detail"]) for e in batch["bad"]} == {
+        ("stage_error", "KeyError: 'three'")
+    }
     assert {e["key"] for e in batch["bad"]} == {"0-03", "2-03"} and int(batch["valid"].sum()) == 13
     for stages, detail in (([wds.to_tuple("txt")], "1 x tuple"), ([twice], "2 x dict")):
         batch = batches(folder, stages)[0]
@@ -198,8 +229,9 @@ def test_an_error_in_a_stage_masks_the_slot_and_is_told(folder):
 
 
 def test_what_stages_draw_belongs_to_the_sample(folder):
-    """Noise from random, numpy and torch: the same in workers and here, another in the next epoch; afterwards the
-    generators are as they were."""
+    """Noise from random, numpy and torch: the same in workers and here, another in the next epoch;
+    afterwards the generators are as they were.
+    """
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     was = random.random(), np.random.rand(), torch.rand(()).item()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -217,7 +249,10 @@ def test_what_stages_draw_belongs_to_the_sample(folder):
 
 def test_decoding_stages_cannot_run_code(tmp_path):
     """webdataset's own decoders unpickle some members; those never reach a stage."""
-    write_shard(tmp_path / "a.tar", [("x", {"jpg": jpeg(), "txt": b"x", "pyd": b"cos\nsystem\n(S'false'\ntR."})])
+    write_shard(
+        tmp_path / "a.tar",
+        [("x", {"jpg": jpeg(), "txt": b"x", "pyd": b"cos\nsystem\n(S'false'\ntR."})],
+    )
     keys = []
 
     def look(raw):
@@ -228,7 +263,9 @@ def test_decoding_stages_cannot_run_code(tmp_path):
     assert batch["valid"].all() and keys == [["__key__", "__url__", "jpg", "txt"]]
 
 
-@pytest.mark.parametrize("stage", [wds.shuffle(5), wds.batched(2), wds.unbatched(), wds.slice(3), wds.detshuffle()])
+@pytest.mark.parametrize(
+    "stage", [wds.shuffle(5), wds.batched(2), wds.unbatched(), wds.slice(3), wds.detshuffle()]
+)
 def test_stages_that_have_nothing_to_work_on_are_refused(stage):
     with pytest.raises(UserError, match="one sample at a time"):
         Stages((stage,))

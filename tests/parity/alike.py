@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def randomise(module: nn.Module) -> nn.Module:
-    """No tensor may be zero or one, no two positions alike: a name or an order that is mixed up must show.
+    """No tensor may be zero or one, no two positions alike:
+    a name or an order that is mixed up must show.
 
     Running statistics too; products and convolutions keep the size of what they carry.
     """

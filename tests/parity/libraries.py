@@ -1,7 +1,8 @@
-"""transformers, open_clip and timm, importable beside a torch whose torchvision is absent or broken.
+"""transformers, open_clip and timm, importable beside a torch whose torchvision is
+absent or broken.
 
-open_clip and timm import torchvision at their top, though their models do without. While they are imported it is a
-package of empty classes; transformers comes first and keeps its own, true answer.
+open_clip and timm import torchvision at their top, though their models do without. While they are
+imported it is a package of empty classes; transformers comes first and keeps its own, true answer.
 """
 
 import sys
@@ -12,10 +13,21 @@ from typing import Any
 
 import transformers
 
-NAMES = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.datasets",
-         "torchvision.ops", "torchvision.ops.misc")
-Modes = Enum("Modes", {x.upper(): x for x in ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming",
-                                              "lanczos")})
+NAMES = (
+    "torchvision",
+    "torchvision.transforms",
+    "torchvision.transforms.functional",
+    "torchvision.datasets",
+    "torchvision.ops",
+    "torchvision.ops.misc",
+)
+Modes = Enum(
+    "Modes",
+    {
+        x.upper(): x
+        for x in ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+    },
+)
 
 
 class Empty(ModuleType):

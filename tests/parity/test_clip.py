@@ -1,4 +1,6 @@
-"""The same weights give the same numbers here, in transformers, in open_clip and in timm; they go out and come in."""
+"""The same weights give the same numbers here, in transformers, in open_clip and in timm;
+they go out and come in.
+"""
 
 import math
 from dataclasses import replace
@@ -14,7 +16,15 @@ from tests.parity.alike import all_close, assert_same_bits, randomise
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.interop import export_clip, files, import_clip, resize_positions
-from vtx_scale.interop.clip import MEAN, OPEN_CLIP, STD, TRANSFORMERS, mlp_ratio, open_clip_config, transformers_config
+from vtx_scale.interop.clip import (
+    MEAN,
+    OPEN_CLIP,
+    STD,
+    TRANSFORMERS,
+    mlp_ratio,
+    open_clip_config,
+    transformers_config,
+)
 from vtx_scale.interop.rename import to_foreign
 from vtx_scale.launch.initial import load_source
 from vtx_scale.objectives.base import Context
@@ -23,13 +33,19 @@ from vtx_scale.specs.clip import CLIP_SIZES, ClipConfig, TextTowerConfig, image_
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.single import Single
 
-SMALL = ClipConfig(image=image_tower("s/16", resolution=32, width=48, depth=2, heads=3, mlp=192, patch=8),
-                   text=TextTowerConfig(width=32, depth=2, heads=2, context=24, vocab=258), embed=40)
+SMALL = ClipConfig(
+    image=image_tower("s/16", resolution=32, width=48, depth=2, heads=3, mlp=192, patch=8),
+    text=TextTowerConfig(width=32, depth=2, heads=2, context=24, vocab=258),
+    embed=40,
+)
 
 
 def with_activation(activation: str, **image: object) -> ClipConfig:
-    return replace(SMALL, image=replace(SMALL.image, activation=activation, **image),
-                   text=replace(SMALL.text, activation=activation))
+    return replace(
+        SMALL,
+        image=replace(SMALL.image, activation=activation, **image),
+        text=replace(SMALL.text, activation=activation),
+    )
 
 
 SPECS = {
@@ -40,7 +56,11 @@ SPECS = {
     "bigG/14's ratio": with_activation("gelu", width=52, heads=2, mlp=256),
     "eps": with_activation("quick_gelu", eps=1e-2),
 }
-TEXTS = ["", "a photo of a cat", "one two three, and more than the context of this text tower holds"]
+TEXTS = [
+    "",
+    "a photo of a cat",
+    "one two three, and more than the context of this text tower holds",
+]
 
 
 def model(spec: ClipConfig) -> Clip:
@@ -50,11 +70,19 @@ def model(spec: ClipConfig) -> Clip:
 
 
 def inputs(spec: ClipConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 pixels (3, S, S, 3), the same as other libraries want them (3, 3, S, S), token ids (3, T)."""
+    """uint8 pixels (3, S, S, 3), the same as other libraries want them (3, 3, S, S),
+    token ids (3, T).
+    """
     side = spec.image.resolution
-    pixels = torch.randint(0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randint(
+        0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     normal = (pixels / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-    return pixels, normal.permute(0, 3, 1, 2), torch.from_numpy(tokenizer("bytes").encode_all(TEXTS, spec.text.context))
+    return (
+        pixels,
+        normal.permute(0, 3, 1, 2),
+        torch.from_numpy(tokenizer("bytes").encode_all(TEXTS, spec.text.context)),
+    )
 
 
 @torch.no_grad()
@@ -71,8 +99,11 @@ def there(theirs: nn.Module, spec: ClipConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The same from a model of transformers or open_clip."""
     _, pixels, tokens = inputs(spec)
     if hasattr(theirs, "get_logits"):
-        return (theirs.encode_image(pixels, normalize=True), theirs.encode_text(tokens.long(), normalize=True),
-                theirs.get_logits(pixels, tokens.long())[0])
+        return (
+            theirs.encode_image(pixels, normalize=True),
+            theirs.encode_text(tokens.long(), normalize=True),
+            theirs.get_logits(pixels, tokens.long())[0],
+        )
     out = theirs(pixel_values=pixels, input_ids=tokens.long())
     return out.image_embeds, out.text_embeds, out.logits_per_image
 
@@ -81,7 +112,9 @@ def opened(libraries: ModuleType, to: str, folder) -> nn.Module:
     """An exported folder, by the other library's own loading code."""
     if to == "open_clip":
         return libraries.open_clip.create_model(f"local-dir:{folder}").eval()
-    theirs, report = libraries.transformers.CLIPModel.from_pretrained(folder, output_loading_info=True)
+    theirs, report = libraries.transformers.CLIPModel.from_pretrained(
+        folder, output_loading_info=True
+    )
     assert not any(report.values()), report
     return theirs.eval()
 
@@ -136,7 +169,11 @@ def test_in_from_transformers(libraries, parts, tmp_path):
     theirs = libraries.transformers.CLIPModel(libraries.transformers.CLIPConfig(**config)).eval()
     randomise(theirs)
     theirs.save_pretrained(tmp_path, max_shard_size="100KB" if parts else "1GB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1 if parts else (tmp_path / "model.safetensors").exists()
+    assert (
+        len(list(tmp_path.glob("*.safetensors"))) > 1
+        if parts
+        else (tmp_path / "model.safetensors").exists()
+    )
     ours = Clip(SMALL, Context()).eval()
     ours.load_state_dict(import_clip(tmp_path))
     all_close(here(ours), there(theirs, SMALL))
@@ -144,11 +181,15 @@ def test_in_from_transformers(libraries, parts, tmp_path):
 
 @pytest.mark.parametrize("apart", [False, True], ids=["CLIP", "CustomTextCLIP"])
 def test_in_from_open_clip(libraries, apart, tmp_path):
-    """Their model, their names in a file of tensors; OpenAI's constants beside them do not matter."""
+    """Their model, their names in a file of tensors;
+    OpenAI's constants beside them do not matter.
+    """
     config = open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"]
     theirs = getattr(libraries.open_clip, "CustomTextCLIP" if apart else "CLIP")(**config).eval()
     randomise(theirs)
-    constants = {} if apart else {"input_resolution": torch.tensor(32), "context_length": torch.tensor(24)}
+    constants = (
+        {} if apart else {"input_resolution": torch.tensor(32), "context_length": torch.tensor(24)}
+    )
     save_file({**theirs.state_dict(), **constants}, tmp_path / "weights.safetensors")
     ours = Clip(SMALL, Context()).eval()
     ours.load_state_dict(import_clip(tmp_path / "weights.safetensors"))
@@ -162,25 +203,40 @@ def test_published_sizes_have_the_same_tensors(libraries, size):
     hf = libraries.transformers
     with torch.device("meta"):
         state = Clip(spec, Context()).state_dict()
-        theirs = hf.CLIPModel(hf.CLIPConfig(**transformers_config(spec, torch.float32)["config.json"])).state_dict()
-        other = libraries.open_clip.CLIP(**open_clip_config(spec)["open_clip_config.json"]["model_cfg"]).state_dict()
+        theirs = hf.CLIPModel(
+            hf.CLIPConfig(**transformers_config(spec, torch.float32)["config.json"])
+        ).state_dict()
+        other = libraries.open_clip.CLIP(
+            **open_clip_config(spec)["open_clip_config.json"]["model_cfg"]
+        ).state_dict()
     for table, want in ((TRANSFORMERS, theirs), (OPEN_CLIP, other)):
-        assert {k: v.shape for k, v in to_foreign(table, state).items()} == {k: v.shape for k, v in want.items()}
+        assert {k: v.shape for k, v in to_foreign(table, state).items()} == {
+            k: v.shape for k, v in want.items()
+        }
 
 
 def test_mlp_ratio_comes_back():
-    pairs = [(width, mlp) for width in range(32, 2049, 8) for mlp in (width * 4 - 1, width * 4, 6144, 8192)]
-    assert any(int(width * (mlp / width)) != mlp for width, mlp in pairs)  # else the plain quotient would do
+    pairs = [
+        (width, mlp)
+        for width in range(32, 2049, 8)
+        for mlp in (width * 4 - 1, width * 4, 6144, 8192)
+    ]
+    # else the plain quotient would do
+    assert any(int(width * (mlp / width)) != mlp for width, mlp in pairs)
     assert all(int(width * mlp_ratio(width, mlp)) == mlp for width, mlp in pairs)
 
 
 def test_another_resolution(libraries, tmp_path):
-    """`init.from` at 48 and at 16 pixels takes weights of 32: the positions are those that open_clip makes."""
+    """`init.from` at 48 and at 16 pixels takes weights of 32:
+    the positions are those that open_clip makes.
+    """
     ours = model(SMALL)
     export_clip(SMALL, ours.state_dict(), "open_clip", tmp_path / "out")
     for side in (48, 16):
         spec = replace(SMALL, image=replace(SMALL.image, resolution=side))
-        theirs = libraries.open_clip.create_model(f"local-dir:{tmp_path / 'out'}", force_image_size=side).eval()
+        theirs = libraries.open_clip.create_model(
+            f"local-dir:{tmp_path / 'out'}", force_image_size=side
+        ).eval()
         with torch.device("meta"):
             big = Clip(spec, Context()).eval()
         strategy = Single(torch.device("cpu"))
@@ -192,13 +248,22 @@ def test_another_resolution(libraries, tmp_path):
 
 
 def test_pixels_are_prepared_alike(libraries, tmp_path):
-    """The image processor that transformers makes from the folder normalises as the model here does."""
+    """The image processor that transformers makes from the folder normalises as the
+    model here does.
+    """
     export_clip(SMALL, model(SMALL).state_dict(), "transformers", tmp_path / "out")
     processor = libraries.transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     pixels, normal, _ = inputs(SMALL)
-    theirs = processor([Image.fromarray(x) for x in pixels.numpy()], return_tensors="pt")["pixel_values"]
+    theirs = processor([Image.fromarray(x) for x in pixels.numpy()], return_tensors="pt")[
+        "pixel_values"
+    ]
     assert (theirs - normal).abs().max() < 1e-5
-    assert processor(Image.new("RGB", (64, 80)), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+    assert processor(Image.new("RGB", (64, 80)), return_tensors="pt")["pixel_values"].shape == (
+        1,
+        3,
+        32,
+        32,
+    )
 
 
 def test_refusals(tmp_path, monkeypatch):
@@ -208,7 +273,12 @@ def test_refusals(tmp_path, monkeypatch):
     for spec, to, weights, word in [
         (SMALL, "tensorflow", state, "transformers, open_clip, timm or safetensors"),
         (odd, "open_clip", state, "safetensors"),
-        (replace(SMALL, text=replace(SMALL.text, activation="gelu")), "open_clip", state, "one activation"),
+        (
+            replace(SMALL, text=replace(SMALL.text, activation="gelu")),
+            "open_clip",
+            state,
+            "one activation",
+        ),
         (SMALL, "transformers", {**state, "image.extra": torch.zeros(1)}, "image.extra"),
     ]:
         with pytest.raises(UserError, match=word):
@@ -237,10 +307,20 @@ def test_what_is_not_read(tmp_path):
         with pytest.raises(UserError, match="convert it to safetensors"):
             import_clip(path)
     for name, state, word in [
-        ("resnet", {"visual.conv1.weight": torch.zeros(1), "visual.bn1.weight": torch.zeros(1)}, "visual.bn1.weight"),
+        (
+            "resnet",
+            {"visual.conv1.weight": torch.zeros(1), "visual.bn1.weight": torch.zeros(1)},
+            "visual.bn1.weight",
+        ),
         ("other", {"conv1.weight": torch.zeros(1)}, "conv1.weight"),
-        ("torn", {"vision_model.embeddings.patch_embedding.weight": torch.zeros(1),
-                  "text_model.encoder.layers.0.self_attn.q_proj.weight": torch.zeros(1)}, "layers.0.self_attn.k_proj"),
+        (
+            "torn",
+            {
+                "vision_model.embeddings.patch_embedding.weight": torch.zeros(1),
+                "text_model.encoder.layers.0.self_attn.q_proj.weight": torch.zeros(1),
+            },
+            "layers.0.self_attn.k_proj",
+        ),
     ]:
         save_file(state, tmp_path / f"{name}.safetensors")
         with pytest.raises(UserError, match=word):
@@ -251,11 +331,17 @@ def test_what_is_not_read(tmp_path):
 
 
 def test_the_end_token_is_the_last_id():
-    """transformers pools at the end token by its number; ours is the last id, and the largest in every text."""
+    """transformers pools at the end token by its number;
+    ours is the last id, and the largest in every text.
+    """
     config = transformers_config(SMALL, torch.float32)["config.json"]["text_config"]
     for name in ("bytes", "clip"):
         words = tokenizer(name)
         assert (words.start, words.end) == (words.vocab - 2, words.vocab - 1)
     assert config["eos_token_id"] == tokenizer("bytes").end
-    assert math.isclose(math.exp(transformers_config(SMALL, torch.float32)["config.json"]["logit_scale_init_value"]),
-                        1 / 0.07)
+    assert math.isclose(
+        math.exp(
+            transformers_config(SMALL, torch.float32)["config.json"]["logit_scale_init_value"]
+        ),
+        1 / 0.07,
+    )

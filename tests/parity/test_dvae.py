@@ -1,4 +1,6 @@
-"""The encoder of a discrete VAE with the same weights gives the same here and in transformers, and comes back."""
+"""The encoder of a discrete VAE with the same weights gives the same here and in transformers,
+and comes back.
+"""
 
 import pytest
 import torch
@@ -22,8 +24,14 @@ def test_transformers_opens_what_we_write_and_we_what_it_has(libraries, tmp_path
     export_codec(SPEC, ours.state_dict(), "transformers", tmp_path / "out")
     kind = libraries.transformers.FlavaImageCodebook
     theirs, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
-    pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert (
+        not report["missing_keys"]
+        and not report["unexpected_keys"]
+        and not report["mismatched_keys"]
+    )
+    pixels = torch.randint(
+        0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     x = mapped(pixels, torch.float32)
     with torch.no_grad():
         close(ours.encoder(x), theirs.blocks(x))
@@ -39,7 +47,10 @@ def test_transformers_opens_what_we_write_and_we_what_it_has(libraries, tmp_path
 
 def test_what_cannot_go_out_is_said(tmp_path):
     ours = Codec(SPEC)
-    for spec, to, word in ((CodecConfig(groups=3), "transformers", "four groups"), (SPEC, "timm", "safetensors")):
+    for spec, to, word in (
+        (CodecConfig(groups=3), "transformers", "four groups"),
+        (SPEC, "timm", "safetensors"),
+    ):
         with pytest.raises(UserError, match=word):
             export_codec(spec, ours.state_dict(), to, tmp_path / "no")
     export_codec(SPEC, ours.state_dict(), "safetensors", tmp_path / "whole")

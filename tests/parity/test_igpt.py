@@ -24,7 +24,9 @@ def ours():
 
 
 def pictures(count=3):
-    return torch.randint(0, 256, (count, 6, 6, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, 6, 6, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
 
 
 def logits_there(model, tokens):
@@ -38,7 +40,11 @@ def test_transformers_opens_what_we_write_and_we_what_it_has(libraries, ours, tm
     export_igpt(SPEC, ours.state_dict(), "transformers", tmp_path / "out")
     theirs, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
     theirs.eval()
-    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert (
+        not report["missing_keys"]
+        and not report["unexpected_keys"]
+        and not report["mismatched_keys"]
+    )
     tokens = ours.palette.tokens(pictures())
     with torch.no_grad():
         close(ours.net(tokens), logits_there(theirs, tokens))
@@ -56,14 +62,22 @@ def test_transformers_opens_what_we_write_and_we_what_it_has(libraries, ours, tm
 def test_their_features_are_ours(libraries, ours, tmp_path):
     """The state that enters a block, as a linear probe takes it."""
     export_igpt(SPEC, ours.state_dict(), "transformers", tmp_path / "out")
-    theirs = libraries.transformers.ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "out").eval()
+    theirs = libraries.transformers.ImageGPTForCausalImageModeling.from_pretrained(
+        tmp_path / "out"
+    ).eval()
     tokens = ours.palette.tokens(pictures())
     start = torch.full((len(tokens), 1), 512)
     with torch.no_grad():
-        states = theirs.transformer(torch.cat([start, tokens[:, :-1]], 1), output_hidden_states=True).hidden_states
+        states = theirs.transformer(
+            torch.cat([start, tokens[:, :-1]], 1), output_hidden_states=True
+        ).hidden_states
         for layer in range(3):
-            close(ours.net.features(tokens, [layer]), theirs.transformer.h[layer].ln_1(states[layer]).mean(1))
-        close(ours.net.features(tokens, [3]), states[3].mean(1))  # transformers gives the last one after its norm
+            close(
+                ours.net.features(tokens, [layer]),
+                theirs.transformer.h[layer].ln_1(states[layer]).mean(1),
+            )
+        # transformers gives the last one after its norm
+        close(ours.net.features(tokens, [3]), states[3].mean(1))
 
 
 def test_their_processor_sees_our_tokens(libraries, ours, tmp_path):
@@ -72,8 +86,11 @@ def test_their_processor_sees_our_tokens(libraries, ours, tmp_path):
     levels = np.array(config["clusters"])
     x = pictures().numpy().reshape(-1, 3) / 127.5 - 1
     nearest = ((x[:, None] - levels[None]) ** 2).sum(2).argmin(1)
-    assert (ours.palette.tokens(pictures()).flatten().numpy() == nearest).mean() > 0.99  # but for ties
-    assert np.rint((levels + 1) * 127.5).astype(int).tolist() == [list(c) for c in ours.palette.colours]
+    # but for ties
+    assert (ours.palette.tokens(pictures()).flatten().numpy() == nearest).mean() > 0.99
+    assert np.rint((levels + 1) * 127.5).astype(int).tolist() == [
+        list(c) for c in ours.palette.colours
+    ]
 
 
 def test_what_cannot_go_out_or_come_in_is_said(ours, tmp_path):

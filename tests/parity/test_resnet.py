@@ -1,4 +1,6 @@
-"""ResNets with the same weights and running statistics give the same here, in timm and in open_clip, and come back."""
+"""ResNets with the same weights and running statistics give the same here,
+in timm and in open_clip, and come back.
+"""
 
 from dataclasses import replace
 
@@ -15,7 +17,13 @@ from vtx_scale.blocks.rules import initial_values, rule_of
 from vtx_scale.blocks.slots import SlotContext, with_running_statistics
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.interop import export_clip, export_resnet, import_clip, import_resnet, resize_positions
+from vtx_scale.interop import (
+    export_clip,
+    export_resnet,
+    import_clip,
+    import_resnet,
+    resize_positions,
+)
 from vtx_scale.interop.clip import OPEN_CLIP_RESNET, open_clip_config
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.interop.resnet import TABLE, with_counts
@@ -27,10 +35,20 @@ from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNetCo
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.init import initialise
 
-TIMM = {"18": "resnet18", "34": "resnet34", "50": "resnet50", "101": "resnet101", "152": "resnet152",
-        "wide 50-2": "wide_resnet50_2", "wide 101-2": "wide_resnet101_2"}
-SMALL = ClipConfig(image=ClipResNetConfig(blocks=(1, 2, 1, 1), stem=8, heads=4, resolution=64, embed=40),
-                   text=TextTowerConfig(width=32, depth=2, heads=2, context=24, vocab=258), embed=40)
+TIMM = {
+    "18": "resnet18",
+    "34": "resnet34",
+    "50": "resnet50",
+    "101": "resnet101",
+    "152": "resnet152",
+    "wide 50-2": "wide_resnet50_2",
+    "wide 101-2": "wide_resnet101_2",
+}
+SMALL = ClipConfig(
+    image=ClipResNetConfig(blocks=(1, 2, 1, 1), stem=8, heads=4, resolution=64, embed=40),
+    text=TextTowerConfig(width=32, depth=2, heads=2, context=24, vocab=258),
+    embed=40,
+)
 
 
 def images(side: int, count: int = 3) -> Tensor:
@@ -38,13 +56,18 @@ def images(side: int, count: int = 3) -> Tensor:
 
 
 def all_rows(count: int) -> SlotContext:
-    return SlotContext(torch.ones(count, dtype=torch.bool), torch.arange(count), step_key(0, 0), Ranks())
+    return SlotContext(
+        torch.ones(count, dtype=torch.bool), torch.arange(count), step_key(0, 0), Ranks()
+    )
 
 
 @pytest.mark.parametrize("size", ["18", "50", "wide"])
 def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
-    spec = {"18": ResNetConfig.size("18", classes=10), "50": ResNetConfig.size("50", classes=10),
-            "wide": ResNetConfig(blocks=(1, 1, 1, 1), wide=2, classes=7, resolution=64)}[size]
+    spec = {
+        "18": ResNetConfig.size("18", classes=10),
+        "50": ResNetConfig.size("50", classes=10),
+        "wide": ResNetConfig(blocks=(1, 1, 1, 1), wide=2, classes=7, resolution=64),
+    }[size]
     ours = randomise(ResNet(spec)).eval()
     export_resnet(spec, ours.state_dict(), "timm", tmp_path / "out")
     theirs = libraries.timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
@@ -55,8 +78,14 @@ def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
     assert_same_bits(import_resnet(tmp_path / "out"), ours.state_dict())
     randomise(theirs)  # other values, by their names and order
     again = ResNet(spec).eval()
-    export_resnet(spec, from_foreign(TABLE, {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}),
-                  "torchvision", tmp_path / "file")
+    export_resnet(
+        spec,
+        from_foreign(
+            TABLE, {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}
+        ),
+        "torchvision",
+        tmp_path / "file",
+    )
     again.load_state_dict(import_resnet(tmp_path / "file" / "model.safetensors"))
     with torch.no_grad():
         close(again(x), theirs(x))
@@ -92,7 +121,9 @@ def test_published_resnets_have_the_same_tensors(libraries, size):
     with torch.device("meta"):
         ours = ResNet(ResNetConfig.size(size, classes=1000)).state_dict()
         theirs = libraries.timm.create_model(TIMM[size]).state_dict()
-    assert {k: v.shape for k, v in with_counts(to_foreign(TABLE, ours)).items()} == {k: v.shape for k, v in theirs.items()}
+    assert {k: v.shape for k, v in with_counts(to_foreign(TABLE, ours)).items()} == {
+        k: v.shape for k, v in theirs.items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
@@ -102,7 +133,9 @@ def test_initial_values_are_timms(libraries, kind):
     ours = ResNet(spec)
     initialise(ours, initial_values(ours), 0)
     torch.manual_seed(0)
-    theirs = libraries.timm.create_model("resnet18" if kind == "basic" else "resnet50", layers=[1, 1, 1, 1], num_classes=10)
+    theirs = libraries.timm.create_model(
+        "resnet18" if kind == "basic" else "resnet50", layers=[1, 1, 1, 1], num_classes=10
+    )
     for name, want in theirs.state_dict().items():
         if "num_batches" in name:
             continue
@@ -134,7 +167,9 @@ def test_open_clip_in(libraries, tmp_path):
     """Their model with values of its own; and in training the two features are alike."""
     from safetensors.torch import save_file
 
-    theirs = libraries.open_clip.CLIP(**open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"])
+    theirs = libraries.open_clip.CLIP(
+        **open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"]
+    )
     randomise(theirs).eval()
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     ours = Clip(SMALL, Context()).eval()
@@ -156,7 +191,11 @@ def test_published_clips_have_the_same_tensors(libraries, size):
     shipped = libraries.open_clip.get_model_config(f"{size}-quickgelu")
     for part in ("vision_cfg", "text_cfg"):
         assert shipped[part].items() <= config[part].items()
-    assert config["vision_cfg"]["head_width"] == 64 and config["quick_gelu"] and config["embed_dim"] == shipped["embed_dim"]
+    assert (
+        config["vision_cfg"]["head_width"] == 64
+        and config["quick_gelu"]
+        and config["embed_dim"] == shipped["embed_dim"]
+    )
     with torch.device("meta"):
         ours = Clip(spec, Context()).state_dict()
         theirs = libraries.open_clip.CLIP(**config).state_dict()
@@ -166,7 +205,9 @@ def test_published_clips_have_the_same_tensors(libraries, size):
 
 def test_initial_values_are_open_clips(libraries):
     torch.manual_seed(0)
-    theirs = libraries.open_clip.CLIP(**open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"]).visual
+    theirs = libraries.open_clip.CLIP(
+        **open_clip_config(SMALL)["open_clip_config.json"]["model_cfg"]
+    ).visual
     ours = Clip(SMALL, Context())
     initialise(ours, initial_values(ours), 0)
     have = to_foreign(OPEN_CLIP_RESNET, ours.state_dict())
@@ -205,17 +246,36 @@ def test_refusals(tmp_path):
 
 
 BIT_UNIT = [
-    *[line for k in "123" for line in (Line(f"conv{k}.weight", f"conv{k}.weight"), Line(f"norm{k}.{{p}}", f"norm{k}.{{p}}"))],
+    *[
+        line
+        for k in "123"
+        for line in (
+            Line(f"conv{k}.weight", f"conv{k}.weight"),
+            Line(f"norm{k}.{{p}}", f"norm{k}.{{p}}"),
+        )
+    ],
     Line("shortcut.weight", "downsample.conv.weight"),
     Line("norm_shortcut.{p}", "downsample.norm.{p}"),
 ]
-BIT = [line for k in range(4) for line in under(f"stages.{k}.{{n}}.", f"stages.{k}.blocks.{{n}}.", BIT_UNIT)]
+BIT = [
+    line
+    for k in range(4)
+    for line in under(f"stages.{k}.{{n}}.", f"stages.{k}.blocks.{{n}}.", BIT_UNIT)
+]
 
 
-@pytest.mark.parametrize(("name", "blocks", "side"), [
-    ("vit_tiny_r_s16_p8_224", (), 64), ("vit_small_r26_s32_224", (2, 2, 2, 2), 64), ("vit_base_r50_s16_224", (3, 4, 9), 96)])
+@pytest.mark.parametrize(
+    ("name", "blocks", "side"),
+    [
+        ("vit_tiny_r_s16_p8_224", (), 64),
+        ("vit_small_r26_s32_224", (2, 2, 2, 2), 64),
+        ("vit_base_r50_s16_224", (3, 4, 9), 96),
+    ],
+)
 def test_stem_of_the_hybrids(libraries, name, blocks, side):
-    """timm's standardisation adds its eps elsewhere: where deviations are large, without either they are one."""
+    """timm's standardisation adds its eps elsewhere: where deviations are large,
+    without either they are one.
+    """
     with torch.device("meta"):
         theirs = libraries.timm.create_model(name).patch_embed.backbone
     theirs = randomise(theirs.to_empty(device="cpu")).double().eval()
@@ -235,10 +295,13 @@ def test_stem_of_the_hybrids(libraries, name, blocks, side):
 
 def test_filters_are_standardised_as_published():
     conv = StandardConv(4, 8, 3, 1, 1e-5)
-    weight = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 1e-4  # where the eps tells
+    # where the eps tells
+    weight = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 1e-4
     conv.weight.data.copy_(weight)
     flat = weight.flatten(1)
-    standardised = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, correction=0, keepdim=True) + 1e-5)
+    standardised = (flat - flat.mean(1, keepdim=True)) / (
+        flat.std(1, correction=0, keepdim=True) + 1e-5
+    )
     x = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(1))
     close(conv(x), nn.functional.conv2d(x, standardised.view_as(weight), padding=1))
 
@@ -247,6 +310,12 @@ def test_initial_values_of_the_stem():
     stem = BitStem((1, 1))
     initialise(stem, lambda name, shape: rule_of(RULES, name).initial(tuple(shape)), 0)
     state = stem.state_dict()
-    assert not state["stages.1.0.norm3.weight"].any() and state["stages.1.0.norm_shortcut.weight"].eq(1).all()
+    assert (
+        not state["stages.1.0.norm3.weight"].any()
+        and state["stages.1.0.norm_shortcut.weight"].eq(1).all()
+    )
     weight = state["stages.1.0.conv2.weight"]
-    assert abs(weight.std() * (128 * 9) ** 0.5 - 1) < 0.02 and weight.abs().max() <= 2 * (128 * 9) ** -0.5 / 0.8796
+    assert (
+        abs(weight.std() * (128 * 9) ** 0.5 - 1) < 0.02
+        and weight.abs().max() <= 2 * (128 * 9) ** -0.5 / 0.8796
+    )

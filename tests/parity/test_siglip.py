@@ -1,4 +1,6 @@
-"""The same SigLIP here, in transformers and in the parts of timm and open_clip; weights go out and come in."""
+"""The same SigLIP here, in transformers and in the parts of timm and open_clip;
+weights go out and come in.
+"""
 
 from dataclasses import replace
 from io import BytesIO
@@ -27,9 +29,16 @@ from vtx_scale.specs.siglip import SIGLIP_SIZES, SiglipConfig
 from vtx_scale.strategies.single import Single
 
 FULL = SiglipConfig.size("B/16")
-SMALL = replace(FULL, image=replace(FULL.image, resolution=32, width=48, depth=2, heads=3, mlp=144, patch=8),
-                text=replace(FULL.text, width=32, depth=2, heads=2, mlp=96, context=24, vocab=258, embed=48))
-TEXTS = ["", "A photo of a cat!", "one, two_three; and more than the context of this text tower holds"]
+SMALL = replace(
+    FULL,
+    image=replace(FULL.image, resolution=32, width=48, depth=2, heads=3, mlp=144, patch=8),
+    text=replace(FULL.text, width=32, depth=2, heads=2, mlp=96, context=24, vocab=258, embed=48),
+)
+TEXTS = [
+    "",
+    "A photo of a cat!",
+    "one, two_three; and more than the context of this text tower holds",
+]
 
 
 def model(spec: SiglipConfig = SMALL) -> Siglip:
@@ -39,9 +48,13 @@ def model(spec: SiglipConfig = SMALL) -> Siglip:
 
 
 def inputs(spec: SiglipConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 pixels (3, S, S, 3), the same as other libraries want them (3, 3, S, S), token ids (3, T)."""
+    """uint8 pixels (3, S, S, 3), the same as other libraries want them (3, 3, S, S),
+    token ids (3, T).
+    """
     side = spec.image.resolution
-    pixels = torch.randint(0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randint(
+        0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     tokens = torch.from_numpy(encode_all(tokenizer("bytes"), TEXTS, spec.text.context))
     return pixels, (pixels / 127.5 - 1).permute(0, 3, 1, 2), tokens
 
@@ -62,13 +75,19 @@ def there(theirs: nn.Module, spec: SiglipConfig) -> tuple[Tensor, Tensor, Tensor
     return out.image_embeds, out.text_embeds, out.logits_per_image
 
 
-@pytest.mark.parametrize("changes", [{}, {"activation": "gelu", "eps": 1e-5}], ids=["published", "another"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"activation": "gelu", "eps": 1e-5}], ids=["published", "another"]
+)
 def test_out_and_in(libraries, changes, tmp_path):
-    spec = replace(SMALL, image=replace(SMALL.image, **changes), text=replace(SMALL.text, **changes))
+    spec = replace(
+        SMALL, image=replace(SMALL.image, **changes), text=replace(SMALL.text, **changes)
+    )
     ours = model(spec)
     files = export(ours, "transformers", tmp_path / "out")
     assert sorted(files) == sorted((tmp_path / "out").iterdir())
-    theirs, report = libraries.transformers.SiglipModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    theirs, report = libraries.transformers.SiglipModel.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not any(report.values()), report
     all_close(here(ours), there(theirs.eval(), spec))
     assert_same_bits(import_siglip(tmp_path / "out"), ours.state_dict())
@@ -89,16 +108,21 @@ def test_the_loss_is_theirs(libraries, tmp_path):
     loss, _ = ours(Whole(image=pixels, tokens=tokens))
     (loss / 3).backward()
     close(loss / 3, want)
-    for a, b in ((ours.logit_scale.grad, theirs.logit_scale.grad), (ours.logit_bias.grad, theirs.logit_bias.grad),
-                 (ours.image.pool.probe.grad, theirs.vision_model.head.probe.grad),
-                 (ours.text.embedding.weight.grad, theirs.text_model.embeddings.token_embedding.weight.grad)):
+    for a, b in (
+        (ours.logit_scale.grad, theirs.logit_scale.grad),
+        (ours.logit_bias.grad, theirs.logit_bias.grad),
+        (ours.image.pool.probe.grad, theirs.vision_model.head.probe.grad),
+        (ours.text.embedding.weight.grad, theirs.text_model.embeddings.token_embedding.weight.grad),
+    ):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max()
 
 
 def test_in_from_transformers(libraries, tmp_path):
     """Their model, written by them."""
     config = transformers_config(SMALL, torch.float32)["config.json"]
-    theirs = libraries.transformers.SiglipModel(libraries.transformers.SiglipConfig(**config)).eval()
+    theirs = libraries.transformers.SiglipModel(
+        libraries.transformers.SiglipConfig(**config)
+    ).eval()
     randomise(theirs)
     theirs.save_pretrained(tmp_path)
     ours = Siglip(SMALL, Context()).eval()
@@ -107,20 +131,44 @@ def test_in_from_transformers(libraries, tmp_path):
 
 
 def test_in_from_open_clip(libraries, tmp_path):
-    """Its two towers at our small size, with tanh in place of its exact GELU; the names are those of its whole model."""
+    """Its two towers at our small size, with tanh in place of its exact GELU;
+    the names are those of its whole model.
+    """
     timm, clip, text = libraries.timm, libraries.open_clip.transformer, SMALL.text
     image = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, mlp_ratio=3.0, class_token=False, global_pool="map",
-        num_classes=0, act_layer="gelu_tanh").eval()
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        mlp_ratio=3.0,
+        class_token=False,
+        global_pool="map",
+        num_classes=0,
+        act_layer="gelu_tanh",
+    ).eval()
     words = clip.TextTransformer(
-        context_length=24, vocab_size=258, width=32, heads=2, layers=2, mlp_ratio=3.0, output_dim=48, no_causal_mask=True,
-        pool_type="last", proj_bias=True, act_layer=lambda: nn.GELU(approximate="tanh"),
-        norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6)).eval()
+        context_length=24,
+        vocab_size=258,
+        width=32,
+        heads=2,
+        layers=2,
+        mlp_ratio=3.0,
+        output_dim=48,
+        no_causal_mask=True,
+        pool_type="last",
+        proj_bias=True,
+        act_layer=lambda: nn.GELU(approximate="tanh"),
+        norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
+    ).eval()
     randomise(image)
     randomise(words)
-    state = {**{f"visual.trunk.{k}": v for k, v in image.state_dict().items()},
-             **{f"text.{k}": v for k, v in words.state_dict().items()},
-             "logit_scale": torch.tensor(2.0), "logit_bias": torch.tensor(-9.0)}
+    state = {
+        **{f"visual.trunk.{k}": v for k, v in image.state_dict().items()},
+        **{f"text.{k}": v for k, v in words.state_dict().items()},
+        "logit_scale": torch.tensor(2.0),
+        "logit_bias": torch.tensor(-9.0),
+    }
     save_file(state, tmp_path / "weights.safetensors")
     ours = Siglip(SMALL, Context()).eval()
     ours.load_state_dict(import_siglip(tmp_path / "weights.safetensors"))
@@ -137,7 +185,9 @@ def test_published_sizes_have_the_same_tensors(libraries, size):
     hf, spec = libraries.transformers, SiglipConfig.size(size)
     with torch.device("meta"):
         state = Siglip(spec, Context()).state_dict()
-        want = hf.SiglipModel(hf.SiglipConfig(**transformers_config(spec, torch.float32)["config.json"])).state_dict()
+        want = hf.SiglipModel(
+            hf.SiglipConfig(**transformers_config(spec, torch.float32)["config.json"])
+        ).state_dict()
         have = to_foreign(TRANSFORMERS, joined(state))
     assert {k: v.shape for k, v in have.items()} == {k: v.shape for k, v in want.items()}
 
@@ -155,7 +205,9 @@ def test_image_tower_in_timm(libraries, tmp_path):
     tower = libraries.timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     with torch.no_grad():
         close(here(ours)[0], nn.functional.normalize(tower(inputs(SMALL)[1]), dim=-1))
-    want = {k.removeprefix("image."): v for k, v in ours.state_dict().items() if k.startswith("image.")}
+    want = {
+        k.removeprefix("image."): v for k, v in ours.state_dict().items() if k.startswith("image.")
+    }
     assert_same_bits(import_vit(tmp_path / "out"), want)
 
 
@@ -210,7 +262,9 @@ def test_probes():
     pixels, _, tokens = inputs(SMALL)
     image, text = ours.probes["encode_image"](pixels.numpy()), ours.probes["encode_text"](TEXTS)
     assert image.shape == text.shape == (3, 48)
-    assert (image.norm(dim=1) - 1).abs().max() < 1e-6 and torch.equal(text, ours.probes["encode_text"](tokens))
+    assert (image.norm(dim=1) - 1).abs().max() < 1e-6 and torch.equal(
+        text, ours.probes["encode_text"](tokens)
+    )
 
 
 def test_refusals(tmp_path):

@@ -16,22 +16,39 @@ from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
 
 SMALL = ("system.workers=0",)
-COLOUR = f"{Path(__file__).parent.parent / 'surfaces' / 'stranger' / 'average_colour.py'}:average_colour"
+COLOUR = (
+    f"{Path(__file__).parent.parent / 'surfaces' / 'stranger' / 'average_colour.py'}:average_colour"
+)
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})}
 
 
-def vtx(*arguments: object, env: dict[str, str] | None = None, timeout: float = 240,
-        cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def vtx(
+    *arguments: object,
+    env: dict[str, str] | None = None,
+    timeout: float = 240,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
     """The command as a user would type it."""
-    return subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", *map(str, arguments)], text=True, capture_output=True,
-                          timeout=timeout, env=environment(env), cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "vtx_scale.launch.cli", *map(str, arguments)],
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+        env=environment(env),
+        cwd=cwd,
+    )
 
 
-def train(folder: Path, *keys: str, env: dict[str, str] | None = None, recipe: str = "clip_vit_b32",
-          code: int = 0) -> subprocess.CompletedProcess[str]:
+def train(
+    folder: Path,
+    *keys: str,
+    env: dict[str, str] | None = None,
+    recipe: str = "clip_vit_b32",
+    code: int = 0,
+) -> subprocess.CompletedProcess[str]:
     """`vtx train RECIPE --smoke`: must end with `code` and never with a traceback."""
     done = vtx("train", recipe, "--smoke", "--run", folder, *SMALL, *keys, env=env)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -43,9 +60,18 @@ def smoke(*keys: str, recipe: str = "clip_vit_b32", small: bool = True) -> Run:
     return resolve_data(override.override(recipes.find(recipe, smoke=small), [*SMALL, *keys]))
 
 
-def train_on_ranks(folder: Path, world: int, strategy: str, *keys: str, recipe: str = "clip_vit_b32", code: int = 0,
-                   small: bool = True) -> None:
-    """The same training on ranks of this test's server: the worker itself, without the start of a new Python."""
+def train_on_ranks(
+    folder: Path,
+    world: int,
+    strategy: str,
+    *keys: str,
+    recipe: str = "clip_vit_b32",
+    code: int = 0,
+    small: bool = True,
+) -> None:
+    """The same training on ranks of this test's server:
+    the worker itself, without the start of a new Python.
+    """
     run = smoke(f"system.strategy={strategy}", *keys, recipe=recipe, small=small)
     prepare_folder(run, folder, refuse(run, folder, world))
     codes = on_ranks(world, one_rank, override.to_dict(run), folder, recipes.STRANGERS)
@@ -64,7 +90,10 @@ def one_rank(recipe: dict, folder: Path, paths: list[str]) -> int:
         batch = plain(self)
         if not isinstance(self.batches.order, Order):  # an evaluation reads too
             return batch
-        row = {"step": self.step, "slots": dict(zip(batch.slot.tolist(), batch.ids.tolist(), strict=True))}
+        row = {
+            "step": self.step,
+            "slots": dict(zip(batch.slot.tolist(), batch.ids.tolist(), strict=True)),
+        }
         with (folder / f"ids-{os.environ['RANK']}.jsonl").open("a") as f:
             f.write(json.dumps(row) + "\n")
         return batch
@@ -80,7 +109,9 @@ def ids(folder: Path) -> dict[int, dict[int, int]]:
         for row in lines(file):
             for slot, sample in row["slots"].items():
                 if sample >= 0:
-                    assert int(slot) not in out.setdefault(row["step"], {}), "a slot stands on two ranks"
+                    assert int(slot) not in out.setdefault(row["step"], {}), (
+                        "a slot stands on two ranks"
+                    )
                     out[row["step"]][int(slot)] = sample
     return out
 
@@ -91,7 +122,9 @@ def lines(path: Path) -> list[dict]:
 
 def losses(folder: Path) -> list[float]:
     rows = lines(folder / "metrics.jsonl")
-    assert [r["step"] for r in rows] == list(range(1, len(rows) + 1)), "a step is missing or stands twice"
+    assert [r["step"] for r in rows] == list(range(1, len(rows) + 1)), (
+        "a step is missing or stands twice"
+    )
     return [r["loss"] for r in rows]
 
 

@@ -8,14 +8,45 @@ import pytest
 from tests.promises.harness import assert_same_bits, ids, lines, losses, train, train_on_ranks
 
 STEPS = 12
-# one recipe for each objective, and for each kind of network and optimizer that keeps a state of its own
-RECIPES = ["vit_b16_jft", "vit_g14_jft3b", "vit_r50_b16_jft", "vit_b16_imagenet21k", "vit_b16_masked", "deit_s16",
-           "deit_s16_distilled", "resnet50_imagenet", "dino_vit_s16", "dino_resnet50", "siglip_vit_b16", "clip_rn50",
-           "igpt_s", "igpt_s_bert", "dvae_dalle", "dalle_12b", "virtex_r50"]
-# A ReLU turns a difference in the last bit of a number near zero into another gradient (docs/objectives.md): across worlds
-# these are compared in float64, where no number is near enough.
-RELU = ("vit_r50_b16_jft", "resnet50_imagenet", "dino_resnet50", "clip_rn50", "dvae_dalle", "dalle_12b", "virtex_r50")
-KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")  # see vtx_scale.distributed.failpoint
+# one recipe for each objective, and for each kind of network and optimizer that keeps a
+# state of its own
+RECIPES = [
+    "vit_b16_jft",
+    "vit_g14_jft3b",
+    "vit_r50_b16_jft",
+    "vit_b16_imagenet21k",
+    "vit_b16_masked",
+    "deit_s16",
+    "deit_s16_distilled",
+    "resnet50_imagenet",
+    "dino_vit_s16",
+    "dino_resnet50",
+    "siglip_vit_b16",
+    "clip_rn50",
+    "igpt_s",
+    "igpt_s_bert",
+    "dvae_dalle",
+    "dalle_12b",
+    "virtex_r50",
+]
+# A ReLU turns a difference in the last bit of a number near zero into another gradient
+# (docs/objectives.md): across worlds these are compared in float64, where no number is near enough.
+RELU = (
+    "vit_r50_b16_jft",
+    "resnet50_imagenet",
+    "dino_resnet50",
+    "clip_rn50",
+    "dvae_dalle",
+    "dalle_12b",
+    "virtex_r50",
+)
+KINDS = (
+    "backward-{}",
+    "step-{}",
+    "before-table-{}",
+    "before-manifest-{}",
+    "before-rename-{}",
+)  # see vtx_scale.distributed.failpoint
 CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3)]
 
 
@@ -42,23 +73,36 @@ def common(recipe):
 def logged(folder):
     """What a run logs of its learning, a dictionary a step."""
     machine = ("time", "seconds", "samples_per_second", "data_wait")
-    return [{k: v for k, v in row.items() if k not in machine} for row in lines(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k not in machine}
+        for row in lines(folder / "metrics.jsonl")
+    ]
 
 
 def points(recipe, count, world, last):
-    """Random points, the same in every run of the suite: where a rank is struck by SIGKILL, at step 2 .. last."""
+    """Random points, the same in every run of the suite:
+    where a rank is struck by SIGKILL, at step 2 .. last.
+    """
     draw = random.Random(recipe)
     steps = sorted(draw.sample(range(2, last + 1), count))
     kinds = [draw.choice(KINDS) for _ in steps]
-    return [f"{k.format(n)}:{0 if 'manifest' in k or 'rename' in k else draw.randrange(world)}"
-            for k, n in zip(kinds, steps, strict=True)]
+    return [
+        f"{k.format(n)}:{0 if 'manifest' in k or 'rename' in k else draw.randrange(world)}"
+        for k, n in zip(kinds, steps, strict=True)
+    ]
 
 
 def killed(folder, recipe, strategy, world, count, *keys, last=STEPS - 1, code=0):
     marks = folder.parent / "marks"
     marks.mkdir(exist_ok=True)
     where = points(recipe, count, world, last)
-    keys = (f"system.world={world}", f"system.strategy={strategy}", "checkpoint.every=1", *common(recipe), *keys)
+    keys = (
+        f"system.world={world}",
+        f"system.strategy={strategy}",
+        "checkpoint.every=1",
+        *common(recipe),
+        *keys,
+    )
     env = {"VTX_KILL": ",".join(where), "VTX_KILL_ONCE": str(marks)}
     if world == 1:  # one process is the command itself: who started it starts it again
         for _ in where:
@@ -70,16 +114,21 @@ def killed(folder, recipe, strategy, world, count, *keys, last=STEPS - 1, code=0
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_kill_and_another_world_leave_the_curve(undisturbed, tmp_path, recipe):
-    """Two ranks, one of which is killed; then three of another strategy go on from what they saved."""
+    """Two ranks, one of which is killed; then three of another strategy go on from
+    what they saved.
+    """
     strategy, other = ("ddp", "fsdp") if RECIPES.index(recipe) % 2 else ("fsdp", "ddp")
     folder = tmp_path / "run"
-    killed(folder, recipe, strategy, 2, 1, "system.leave_after=6", last=4, code=75)  # of each start: at step 10 or before
+    # of each start: at step 10 or before
+    killed(folder, recipe, strategy, 2, 1, "system.leave_after=6", last=4, code=75)
     train_on_ranks(folder, 3, other, *common(recipe), recipe=recipe)
     one = undisturbed(recipe)
     assert losses(folder) == pytest.approx(losses(one), rel=1e-11 if recipe in RELU else 1e-5)
     assert ids(folder).items() <= ids(one).items()
     for mine, theirs in zip(logged(folder), logged(one), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6), "what the objective logs hangs on the world"
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6), (
+            "what the objective logs hangs on the world"
+        )
 
 
 @pytest.mark.full

@@ -1,4 +1,6 @@
-"""P1, the same samples: ids and pixels through the real loader, whatever its processes, faults and interruptions."""
+"""P1, the same samples: ids and pixels through the real loader, whatever its processes,
+faults and interruptions.
+"""
 
 import json
 import os
@@ -12,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data_pipeline.make import DiesAt, Pixels, batches_of, corrupt, rows, small_index, small_set
+from tests.data_pipeline.make import (
+    DiesAt,
+    Pixels,
+    batches_of,
+    corrupt,
+    rows,
+    small_index,
+    small_set,
+)
 from tests.surfaces.survivors import mentioning
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
@@ -30,7 +40,9 @@ def loaded(index, world=1, workers=0, reader=None, steps=STEPS, batch=BATCH):
     """{(step, slot): (sample, epoch, pixels)} of all ranks, and the ledger entries by step."""
     out, bad = {}, []
     for rank in range(world):
-        loader = Loader(batches_of(index, reader or Pixels(), batch, rank, world), stop=steps, workers=workers)
+        loader = Loader(
+            batches_of(index, reader or Pixels(), batch, rank, world), stop=steps, workers=workers
+        )
         try:
             for step, local in enumerate(loader):
                 assert len(local) == -(-batch // world)
@@ -40,7 +52,11 @@ def loaded(index, world=1, workers=0, reader=None, steps=STEPS, batch=BATCH):
                     if local.valid[i]:
                         at = (step, int(local.slot[i]))
                         assert at not in out, "a slot stands on two ranks"
-                        out[at] = (int(local.ids[i]), int(local.epoch[i]), local["image"][i].numpy().tobytes())
+                        out[at] = (
+                            int(local.ids[i]),
+                            int(local.epoch[i]),
+                            local["image"][i].numpy().tobytes(),
+                        )
                     elif local.ids[i] < 0:
                         assert local.slot[i] == -1, "padding is no slot"
         finally:
@@ -69,12 +85,15 @@ def test_pixels_belong_to_seed_epoch_and_view(sound, alone):
     for g, epoch, pixels in alone.values():
         again.setdefault(g, {})[epoch] = pixels
     both = [x for x in again.values() if len(x) > 1]
-    assert len(both) == 15 and all(x[0] != x[1] for x in both), "an epoch repeats the crops of another"
+    assert len(both) == 15 and all(x[0] != x[1] for x in both), (
+        "an epoch repeats the crops of another"
+    )
     views = [np.frombuffer(x[0], np.uint8).reshape(2, -1) for x in again.values()]
     assert all((v[0] != v[1]).any() for v in views)
     other = Loader(batches_of(sound, Pixels(), BATCH, seed=4), stop=1).next()
-    assert {int(g): p.numpy().tobytes() for g, p in zip(other.ids, other["image"], strict=True)}.items().isdisjoint(
-        {g: p for g, e, p in alone.values() if e == 0}.items())
+    assert {
+        int(g): p.numpy().tobytes() for g, p in zip(other.ids, other["image"], strict=True)
+    }.items().isdisjoint({g: p for g, e, p in alone.values() if e == 0}.items())
 
 
 def test_the_state_names_the_next_batch_at_every_step(sound, alone):
@@ -85,11 +104,16 @@ def test_the_state_names_the_next_batch_at_every_step(sound, alone):
         for done in range(1, STEPS):
             loader.next()
             state = json.loads(json.dumps(loader.state_dict()))
-            assert state == {"version": 1, "position": done * BATCH, "fingerprint": loader.batches.fingerprint}
+            assert state == {
+                "version": 1,
+                "position": done * BATCH,
+                "fingerprint": loader.batches.fingerprint,
+            }
             other = Loader(batches_of(sound, Pixels(), BATCH))
             other.load_state_dict(state)
             assert other.next().ids.tolist() == flat[done * BATCH : (done + 1) * BATCH]
-        loader.load_state_dict({**state, "position": BATCH})  # in the middle of reading ahead: back to the second
+        # in the middle of reading ahead: back to the second
+        loader.load_state_dict({**state, "position": BATCH})
         assert loader.next().ids.tolist() == flat[BATCH : 2 * BATCH]
     finally:
         loader.close()
@@ -121,13 +145,22 @@ def test_another_batch_size_goes_on_at_the_same_sample(sound):
 def test_the_state_of_other_data_is_refused(sound, tmp_path):
     state = Loader(batches_of(sound, Pixels(), BATCH)).state_dict()
     small_set(tmp_path, (5, 1, 8))
-    for loader in (Loader(batches_of(small_index(tmp_path), Pixels(), BATCH)),
-                   Loader(batches_of(sound, Pixels(), BATCH, seed=4))):
+    for loader in (
+        Loader(batches_of(small_index(tmp_path), Pixels(), BATCH)),
+        Loader(batches_of(sound, Pixels(), BATCH, seed=4)),
+    ):
         with pytest.raises(UserError) as refusal:
             loader.load_state_dict(state)
-        assert state["fingerprint"] in str(refusal.value) and loader.batches.fingerprint in str(refusal.value)
+        assert state["fingerprint"] in str(refusal.value) and loader.batches.fingerprint in str(
+            refusal.value
+        )
         assert loader.position == 0
-    for wrong in ({**state, "version": 2}, {**state, "position": -1}, {**state, "position": "8"}, {}):
+    for wrong in (
+        {**state, "version": 2},
+        {**state, "position": -1},
+        {**state, "position": "8"},
+        {},
+    ):
         with pytest.raises(UserError):
             Loader(batches_of(sound, Pixels(), BATCH)).load_state_dict(wrong)
 
@@ -150,7 +183,9 @@ def faulty(tmp_path_factory):
 
 
 def assert_masked(index, alone, reasons, world, workers=0):
-    """All but the bad are as without the fault; delivered and ledger add up; each bad one once an epoch."""
+    """All but the bad are as without the fault; delivered and ledger add up;
+    each bad one once an epoch.
+    """
     out, ledger = loaded(index, world, workers)
     assert out.items() <= alone.items(), "a fault changed another slot"
     entries = [(step, e) for step, e in ledger if e["kind"] == "sample"]
@@ -177,7 +212,9 @@ def test_a_bad_sample_masks_its_slot_and_no_other(faulty, alone, world):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_a_damaged_chunk_masks_its_samples_and_no_other(tmp_path, alone, world):
-    """A flipped bit in one member, size and time of the shard as before: the chunk's checksum tells."""
+    """A flipped bit in one member, size and time of the shard as before:
+    the chunk's checksum tells.
+    """
     folder = small_set(tmp_path)
     index = small_index(folder)
     shard = folder / "s2.tar"
@@ -189,8 +226,12 @@ def test_a_damaged_chunk_masks_its_samples_and_no_other(tmp_path, alone, world):
     assert_masked(index, alone, {"s2.tar/2-02": "chunk_crc", "s2.tar/2-03": "chunk_crc"}, world)
 
 
-def test_a_worker_that_dies_costs_nothing_and_the_sample_that_kills_is_masked(sound, alone, tmp_path):
-    """Reading 2-04 kills its process: its slot is masked, each death is in the ledger, all else is as it was."""
+def test_a_worker_that_dies_costs_nothing_and_the_sample_that_kills_is_masked(
+    sound, alone, tmp_path
+):
+    """Reading 2-04 kills its process: its slot is masked, each death is in the ledger,
+    all else is as it was.
+    """
     out, ledger = loaded(sound, 1, 2, DiesAt("2-04", tmp_path / "deaths"), steps=2)
     expected = {at: x for at, x in alone.items() if at[0] < 2}
     assert out.items() <= expected.items()
@@ -198,7 +239,9 @@ def test_a_worker_that_dies_costs_nothing_and_the_sample_that_kills_is_masked(so
     assert len(out) + len(entries) == len(expected)
     assert {(e["key"], e["reason"]) for e in entries} == {("2-04", "worker_died")}
     assert Counter(e["kind"] for _, e in ledger)["retry"] >= 1
-    assert (tmp_path / "deaths").stat().st_size <= 2 * (1 + 2), "twice apart, and in no more workers than there are"
+    assert (tmp_path / "deaths").stat().st_size <= 2 * (1 + 2), (
+        "twice apart, and in no more workers than there are"
+    )
 
 
 def living(pids):
@@ -247,15 +290,27 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_survives_its_trainer(sound, tmp_path, how):
-    """Killed or interrupted while workers read ahead; the trainer stays a zombie meanwhile, as under a busy parent."""
+    """Killed or interrupted while workers read ahead;
+    the trainer stays a zombie meanwhile, as under a busy parent.
+    """
     script = tmp_path / "trainer.py"
     script.write_text(PARENT)
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "VTX_TEST_MARK": str(tmp_path)}
-    trainer = subprocess.Popen([sys.executable, script, str(sound.root)], env=env, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "VTX_TEST_MARK": str(tmp_path),
+    }
+    trainer = subprocess.Popen(
+        [sys.executable, script, str(sound.root)],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         pids = [int(x) for x in trainer.stdout.readline().split()]
-        assert len(living(pids)) == 2 and len(mentioning(str(tmp_path))) >= 4  # trainer, fork server, workers
+        # trainer, fork server, workers
+        assert len(living(pids)) == 2 and len(mentioning(str(tmp_path))) >= 4
         trainer.send_signal(how)
         assert gone(pids)
         until = time.monotonic() + 5

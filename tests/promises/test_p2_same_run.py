@@ -2,11 +2,26 @@
 
 import pytest
 
-from tests.promises.harness import COLOUR, assert_same_bits, ids, lines, losses, tensors, train, train_on_ranks
+from tests.promises.harness import (
+    COLOUR,
+    assert_same_bits,
+    ids,
+    lines,
+    losses,
+    tensors,
+    train,
+    train_on_ranks,
+)
 from tests.surfaces.survivors import assert_none_survives
 
 STEPS = 12
-KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")  # see vtx_scale.distributed.failpoint
+KINDS = (
+    "backward-{}",
+    "step-{}",
+    "before-table-{}",
+    "before-manifest-{}",
+    "before-rename-{}",
+)  # see vtx_scale.distributed.failpoint
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +39,10 @@ def undisturbed(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize(("world", "strategy"), [(1, "ddp"), (2, "ddp"), (3, "ddp"), (1, "fsdp"), (2, "fsdp"), (3, "fsdp"),
-                                                 (4, "hsdp")])
+@pytest.mark.parametrize(
+    ("world", "strategy"),
+    [(1, "ddp"), (2, "ddp"), (3, "ddp"), (1, "fsdp"), (2, "fsdp"), (3, "fsdp"), (4, "hsdp")],
+)
 def test_losses_and_samples_are_those_of_one_process(undisturbed, world, strategy):
     one, many = undisturbed(1, "single"), undisturbed(world, strategy)
     assert losses(many) == pytest.approx(losses(one), rel=1e-5)
@@ -46,7 +63,9 @@ def test_the_whole_horizon_of_the_promise(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["clip_vit_b32", COLOUR])
 def test_three_worlds_and_strategies_in_one_run(undisturbed, tmp_path, recipe):
-    """ddp on 1 rank, then fsdp on 2, then ddp on 3, each from the other's checkpoint; a follower included."""
+    """ddp on 1 rank, then fsdp on 2, then ddp on 3, each from the other's checkpoint;
+    a follower included.
+    """
     folder = tmp_path / "run"
     train_on_ranks(folder, 1, "ddp", "system.leave_after=4", recipe=recipe, code=75)
     train_on_ranks(folder, 2, "fsdp", "system.leave_after=4", recipe=recipe, code=75)
@@ -56,7 +75,9 @@ def test_three_worlds_and_strategies_in_one_run(undisturbed, tmp_path, recipe):
     assert ids(folder) == ids(one)
     if recipe == COLOUR:
         end = tensors(folder)
-        assert (end["param/teacher.last.weight"] - end["param/student.last.weight"]).abs().max() > 1e-3
+        assert (
+            end["param/teacher.last.weight"] - end["param/student.last.weight"]
+        ).abs().max() > 1e-3
 
 
 def test_twice_the_same_run_is_equal_to_the_bit(undisturbed, tmp_path):
@@ -66,20 +87,31 @@ def test_twice_the_same_run_is_equal_to_the_bit(undisturbed, tmp_path):
 
 
 def killed_run(folder, points, world, strategy):
-    """`vtx train` in which SIGKILL strikes at each point once; what it saved before each is read again."""
+    """`vtx train` in which SIGKILL strikes at each point once;
+    what it saved before each is read again.
+    """
     marks = folder.parent / "marks"
     marks.mkdir()
-    done = train(folder, f"system.world={world}", f"system.strategy={strategy}", "checkpoint.every=1", "checkpoint.keep=2",
-                 env={"VTX_KILL": ",".join(points), "VTX_KILL_ONCE": str(marks)})
+    done = train(
+        folder,
+        f"system.world={world}",
+        f"system.strategy={strategy}",
+        "checkpoint.every=1",
+        "checkpoint.keep=2",
+        env={"VTX_KILL": ",".join(points), "VTX_KILL_ONCE": str(marks)},
+    )
     assert len(list(marks.iterdir())) == len(points), "a kill did not happen"
     assert done.stderr.count("starting again") >= 1
     assert_none_survives(folder)
 
 
-@pytest.mark.parametrize(("strategy", "world", "points"), [
-    ("fsdp", 2, ["backward-4:1", "before-manifest-6:0", "step-9:0"]),
-    ("ddp", 3, ["before-rename-3:0", "backward-8:2", "before-table-11:1"]),
-])
+@pytest.mark.parametrize(
+    ("strategy", "world", "points"),
+    [
+        ("fsdp", 2, ["backward-4:1", "before-manifest-6:0", "step-9:0"]),
+        ("ddp", 3, ["before-rename-3:0", "backward-8:2", "before-table-11:1"]),
+    ],
+)
 def test_three_kills_leave_no_trace(undisturbed, tmp_path, strategy, world, points):
     killed_run(tmp_path / "run", points, world, strategy)
     assert losses(tmp_path / "run") == losses(undisturbed(world, strategy))
@@ -93,17 +125,26 @@ def test_three_kills_leave_no_trace(undisturbed, tmp_path, strategy, world, poin
 def test_a_kill_at_every_step(undisturbed, tmp_path, strategy, world, kind):
     """Twelve kills in one run, and the rank that is struck changes; in a save too."""
     first_rank_only = kind.startswith(("before-manifest", "before-rename"))
-    points = [f"{kind.format(n)}:{0 if first_rank_only else n % world}" for n in range(1, STEPS + 1)]
+    points = [
+        f"{kind.format(n)}:{0 if first_rank_only else n % world}" for n in range(1, STEPS + 1)
+    ]
     killed_run(tmp_path / "run", points, world, strategy)
     assert losses(tmp_path / "run") == losses(undisturbed(world, strategy))
     assert_same_bits(tmp_path / "run", undisturbed(world, strategy))
 
 
 def test_no_line_is_lost_or_doubled_by_a_kill(tmp_path, undisturbed):
-    """Metrics written after the last save are cut when the run resumes from it, and written again."""
+    """Metrics written after the last save are cut when the run resumes from it,
+    and written again.
+    """
     folder, marks = tmp_path / "run", tmp_path / "marks"
     marks.mkdir()
-    train(folder, "system.world=2", "checkpoint.every=5", env={"VTX_KILL": "step-8:0", "VTX_KILL_ONCE": str(marks)})
+    train(
+        folder,
+        "system.world=2",
+        "checkpoint.every=5",
+        env={"VTX_KILL": "step-8:0", "VTX_KILL_ONCE": str(marks)},
+    )
     rows = lines(folder / "metrics.jsonl")
     assert [r["step"] for r in rows] == list(range(1, STEPS + 1))
     assert [r["samples"] for r in rows] == [16 * s for s in range(1, STEPS + 1)]

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 import vtx_scale
-from tests.promises.harness import COLOUR, assert_same_bits, lines, losses, smoke, train, train_on_ranks
+from tests.promises.harness import (
+    COLOUR,
+    assert_same_bits,
+    lines,
+    losses,
+    smoke,
+    train,
+    train_on_ranks,
+)
 from tests.ranks import on_ranks
 from vtx_scale.checkpoints.format import Damaged, read_manifest, seal
 from vtx_scale.checkpoints.read import Tensors, listing, newest, verify
@@ -37,7 +45,9 @@ def saved(tmp_path_factory):
 
 
 def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -> None:
-    """On a rank: load the newest checkpoint of `source` and save what was loaded, without a step."""
+    """On a rank: load the newest checkpoint of `source` and save what was loaded,
+    without a step.
+    """
     from vtx_scale.checkpoints.write import Writer
     from vtx_scale.launch.build import build_objective
     from vtx_scale.launch.process import device_of, init_process_group
@@ -97,7 +107,9 @@ def copy(saved, tmp_path):
     if not (base / "checkpoints" / "step-00000003").exists():
         other = base.parent / "three"
         train_on_ranks(other, 2, "fsdp", "system.leave_after=3", code=75)
-        shutil.copytree(other / "checkpoints" / "step-00000003", base / "checkpoints" / "step-00000003")
+        shutil.copytree(
+            other / "checkpoints" / "step-00000003", base / "checkpoints" / "step-00000003"
+        )
     return shutil.copytree(base, tmp_path / "run")
 
 
@@ -105,7 +117,10 @@ def newer(folder: Path) -> Path:
     return folder / "checkpoints" / "step-00000006"
 
 
-@pytest.mark.parametrize("file", ["data-00000.safetensors", "data-00001.safetensors", "table-00001.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "file",
+    ["data-00000.safetensors", "data-00001.safetensors", "table-00001.json", "manifest.json"],
+)
 @pytest.mark.parametrize("how", ["flip", "cut", "remove"])
 def test_a_damaged_file_is_found_and_the_older_checkpoint_taken(copy, file, how):
     path = newer(copy) / file
@@ -138,7 +153,9 @@ def test_a_run_goes_on_from_the_older_one_and_says_so(copy):
 
 
 def test_half_a_checkpoint_cannot_be_passed_off_as_whole(copy):
-    """A table that lost a slice, sealed again with fitting digests: the parts no longer cover the model."""
+    """A table that lost a slice, sealed again with fitting digests:
+    the parts no longer cover the model.
+    """
     from vtx_scale.checkpoints.format import canonical, sha256_file
 
     table = newer(copy) / "table-00001.json"
@@ -162,9 +179,13 @@ def test_a_manifest_cannot_name_files_elsewhere(copy):
 
 
 def test_no_stored_file_is_a_pickle():
-    """The only readers of stored tensors are safetensors'; neither pickle nor torch.load is called anywhere."""
+    """The only readers of stored tensors are safetensors';
+    neither pickle nor torch.load is called anywhere.
+    """
     root = Path(vtx_scale.__file__).parent.parent
-    calls = re.compile(r"torch\.(load|save)\(|pickle\.(load|dump|Unpickler)|np\.load\([^)]*allow_pickle=True")
+    calls = re.compile(
+        r"torch\.(load|save)\(|pickle\.(load|dump|Unpickler)|np\.load\([^)]*allow_pickle=True"
+    )
     for package in ("launch", "cluster", "vtx_scale", "data_pipeline"):
         for file in (root / package).rglob("*.py"):
             assert not calls.search(file.read_text()), file

@@ -1,4 +1,6 @@
-"""A run folder of d064e36 goes on: it opens, resumes with the losses that it would have had, evaluates and exports."""
+"""A run folder of d064e36 goes on: it opens, resumes with the losses that it would have had,
+evaluates and exports.
+"""
 
 import json
 import shutil
@@ -20,7 +22,10 @@ KEYS = (
     "steps=8",
     "global_batch=8",
     "system.workers=0",
-    *(f"objective.image.{key}" for key in ("width=8", "mlp=16", "depth=1", "patch=8", "resolution=16")),
+    *(
+        f"objective.image.{key}"
+        for key in ("width=8", "mlp=16", "depth=1", "patch=8", "resolution=16")
+    ),
     *(f"objective.text.{key}" for key in ("width=8", "depth=1", "context=24")),
     "objective.embed=8",
 )
@@ -40,7 +45,9 @@ def test_it_resumes_opens_and_exports(folder, tmp_path):
     opened = open_run(folder)
     assert isinstance(opened.recipe.objective, ClipConfig)
     pixels = (np.arange(2 * 16 * 16 * 3) % 256).astype(np.uint8).reshape(2, 16, 16, 3)
-    assert opened.probes["encode_image"](pixels).numpy() == pytest.approx(np.array(EXPECTED["image"]), abs=1e-5)
+    assert opened.probes["encode_image"](pixels).numpy() == pytest.approx(
+        np.array(EXPECTED["image"]), abs=1e-5
+    )
     for to in ("transformers", "open_clip", "timm", "safetensors"):
         exported = vtx("export", folder, "--to", to, tmp_path / to)
         assert exported.returncode == 0, exported.stderr
@@ -50,7 +57,9 @@ def test_another_recipe_is_still_seen(folder, tmp_path):
     shards = shutil.copytree(BEFORE / "shards", tmp_path / "shards")
     keys = (*KEYS, f"data.shards={shards}", "seed=3")
     done = vtx("train", "clip_vit_b32", "--smoke", "--run", folder, *keys)
-    assert done.returncode == 2 and "seed was 0, is 3" in done.stderr and "image" not in done.stderr, done.stderr
+    assert (
+        done.returncode == 2 and "seed was 0, is 3" in done.stderr and "image" not in done.stderr
+    ), done.stderr
 
 
 @pytest.mark.parametrize("smoke", [False, True])
@@ -84,7 +93,11 @@ def test_the_hash_leaves_defaults_out_and_names_classes():
     body = override.compact(run.objective)
     assert body["spec"] == "ClipConfig" and body["image"]["spec"] == "ViTConfig"
     assert "dropout" not in body["image"] and body["image"]["width"] == 64
-    assert override.recipe_hash(run) == override.recipe_hash(replace(run, system=replace(run.system, world=4)))
+    assert override.recipe_hash(run) == override.recipe_hash(
+        replace(run, system=replace(run.system, world=4))
+    )
     dropping = replace(run.objective.image, dropout=0.1)
     assert isinstance(dropping, ViTConfig)
-    assert override.recipe_hash(run) != override.recipe_hash(replace(run, objective=replace(run.objective, image=dropping)))
+    assert override.recipe_hash(run) != override.recipe_hash(
+        replace(run, objective=replace(run.objective, image=dropping))
+    )

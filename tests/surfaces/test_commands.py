@@ -39,8 +39,16 @@ def test_tensorboard(run):
     board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 10})
     board.Reload()
     scalars = set(board.Tags()["scalars"])
-    assert {"train/loss", "train/lr", "train/grad_norm", "train/samples_per_second", "train/data_wait_share",
-            "train/model_flop_utilisation", "system/memory_gib", "zero_shot/top1"} <= scalars
+    assert {
+        "train/loss",
+        "train/lr",
+        "train/grad_norm",
+        "train/samples_per_second",
+        "train/data_wait_share",
+        "train/model_flop_utilisation",
+        "system/memory_gib",
+        "zero_shot/top1",
+    } <= scalars
     assert [e.step for e in board.Scalars("train/loss")] == list(range(1, 13))
     assert [e.value for e in board.Scalars("train/loss")] == pytest.approx(losses(run))
     assert 0 < max(e.value for e in board.Scalars("train/model_flop_utilisation")) < 1
@@ -51,8 +59,22 @@ def test_tensorboard(run):
 
 def test_order(run):
     one = vtx("data", "order", "clip_vit_b32", "--smoke", "--world", "1", "--steps", "20", "--json")
-    many = vtx("data", "order", "clip_vit_b32", "--smoke", "--world", "5", "--steps", "20", "--json")
-    late = vtx("data", "order", "clip_vit_b32", "--smoke", "--world", "5", "--steps", "2", "--start", "18", "--json")
+    many = vtx(
+        "data", "order", "clip_vit_b32", "--smoke", "--world", "5", "--steps", "20", "--json"
+    )
+    late = vtx(
+        "data",
+        "order",
+        "clip_vit_b32",
+        "--smoke",
+        "--world",
+        "5",
+        "--steps",
+        "2",
+        "--start",
+        "18",
+        "--json",
+    )
     rows = [json.loads(line) for line in one.stdout.splitlines()]
     parts = [json.loads(line) for line in many.stdout.splitlines()]
     assert len(rows) == 20 and len(parts) == 100
@@ -60,7 +82,9 @@ def test_order(run):
         mine = [i for p in parts if p["step"] == row["step"] for i in p["ids"]]
         assert [i for i in mine if i is not None] == row["ids"]
         assert mine.count(None) == 4  # 5 ranks of 4 slots, 16 samples
-    assert sorted(i for row in rows[:16] for i in row["ids"]) == sorted({i for row in rows[:16] for i in row["ids"]})
+    assert sorted(i for row in rows[:16] for i in row["ids"]) == sorted(
+        {i for row in rows[:16] for i in row["ids"]}
+    )
     assert late.stdout.splitlines() == many.stdout.splitlines()[90:]
     assert rows[0]["ids"][0].startswith("toy-00")
 
@@ -79,7 +103,11 @@ def test_evaluate_equals_the_loop(run, tmp_path):
 def test_checkpoints(run):
     done = vtx("checkpoints", run, "--verify", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0 and [r["step"] for r in rows] == [6, 12] and all(r["valid"] for r in rows)
+    assert (
+        done.returncode == 0
+        and [r["step"] for r in rows] == [6, 12]
+        and all(r["valid"] for r in rows)
+    )
 
 
 def test_export_and_back(run, tmp_path):
@@ -95,7 +123,9 @@ def test_export_and_back(run, tmp_path):
 
 def test_show():
     recipes = json.loads(vtx("show", "recipes", "--json").stdout)
-    assert {"clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336", "clip_vit_h14"} <= {r["name"] for r in recipes}
+    assert {"clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336", "clip_vit_h14"} <= {
+        r["name"] for r in recipes
+    }
     assert all(r.keys() == {"name", "objective", "summary"} and r["summary"] for r in recipes)
     assert not any(r["name"].endswith("_smoke") for r in recipes)
     shown = json.loads(vtx("show", "clip_vit_l14", "steps=7", "--json").stdout)
@@ -106,12 +136,20 @@ def test_the_keys_are_those_that_were_reviewed():
     """A new or another key shows in tests/surfaces/keys.txt: `vtx show keys` makes it."""
     rows = json.loads(vtx("show", "keys", "--json").stdout)
     text = "".join(f"{r['key']}  {r['type']}\n" for r in rows)
-    stored = (os.path.join(os.path.dirname(__file__), "keys.txt"))
+    stored = os.path.join(os.path.dirname(__file__), "keys.txt")
     assert text == open(stored).read()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "clip_vit_b23"], ["show", "recipes"],
-                                       ["train", "clip_vit_b32", "--smoke", "system.wolrd=2"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "clip_vit_b23"],
+        ["show", "recipes"],
+        ["train", "clip_vit_b32", "--smoke", "system.wolrd=2"],
+    ],
+)
 def test_help_and_refusals_are_quick(arguments):
     """1.5 s, the best of three: another process may hold the machine at any one of them."""
     took = []
@@ -126,11 +164,32 @@ def test_the_worker_runs_under_torchrun(tmp_path):
     """Started by torchrun instead of by vtx: the same run, also after a worker was killed."""
     folder, marks = tmp_path / "run", tmp_path / "marks"
     marks.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2",
-               "-m", "vtx_scale.launch.cli", "--", "train", "clip_vit_b32", "--smoke", "--run", folder, "system.workers=0",
-               "system.strategy=fsdp", "checkpoint.every=2"]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=240,
-                          env=environment({"VTX_KILL": "backward-6:1", "VTX_KILL_ONCE": str(marks)}))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--max-restarts=2",
+        "-m",
+        "vtx_scale.launch.cli",
+        "--",
+        "train",
+        "clip_vit_b32",
+        "--smoke",
+        "--run",
+        folder,
+        "system.workers=0",
+        "system.strategy=fsdp",
+        "checkpoint.every=2",
+    ]
+    done = subprocess.run(
+        command,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        env=environment({"VTX_KILL": "backward-6:1", "VTX_KILL_ONCE": str(marks)}),
+    )
     assert done.returncode == 0, done.stderr
     assert list(marks.iterdir()) and "resumed at step 4" in done.stderr
     train_on_ranks(tmp_path / "other", 2, "fsdp")
@@ -143,10 +202,33 @@ def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    ranks = [subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.cli", "train", "clip_vit_b32", "--smoke", "--run",
-                               tmp_path / "run", "system.workers=0"], text=True, stderr=subprocess.PIPE,
-                              env=environment({"RANK": str(r), "WORLD_SIZE": "2", "LOCAL_RANK": str(r),
-                                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})) for r in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "vtx_scale.launch.cli",
+                "train",
+                "clip_vit_b32",
+                "--smoke",
+                "--run",
+                tmp_path / "run",
+                "system.workers=0",
+            ],
+            text=True,
+            stderr=subprocess.PIPE,
+            env=environment(
+                {
+                    "RANK": str(r),
+                    "WORLD_SIZE": "2",
+                    "LOCAL_RANK": str(r),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                }
+            ),
+        )
+        for r in range(2)
+    ]
     errors = [p.communicate(timeout=120)[1] for p in ranks]
     assert [p.returncode for p in ranks] == [0, 0], errors
     train_on_ranks(tmp_path / "other", 2, "ddp")
@@ -154,14 +236,40 @@ def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
 
 
 def test_output_into_a_closed_pipe():
-    done = subprocess.run(f"{sys.executable} -m vtx_scale.launch.cli data order clip_vit_b32 --smoke --steps 200 | head -1", shell=True,
-                          text=True, capture_output=True, env=environment(), timeout=60)
-    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+    done = subprocess.run(
+        f"{sys.executable} -m vtx_scale.launch.cli data order clip_vit_b32 --smoke --steps "
+        "200 | head -1",
+        shell=True,
+        text=True,
+        capture_output=True,
+        env=environment(),
+        timeout=60,
+    )
+    assert (
+        done.stdout.count("\n") == 1
+        and "Traceback" not in done.stderr
+        and "BrokenPipe" not in done.stderr
+    )
 
 
 def test_ctrl_c_in_a_command():
-    process = subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.cli", "data", "order", "clip_vit_b32", "--smoke", "--steps",
-                                "1000000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "vtx_scale.launch.cli",
+            "data",
+            "order",
+            "clip_vit_b32",
+            "--smoke",
+            "--steps",
+            "1000000",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
     time.sleep(4)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
@@ -173,9 +281,22 @@ def test_a_terminal_sees_a_live_line(tmp_path):
     import pty
 
     parent, child = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-m", "vtx_scale.launch.cli", "train", "clip_vit_b32", "--smoke", "--run",
-                                tmp_path / "run", "system.workers=0"], stdout=child, stderr=child,
-                               env=environment({"TERM": "xterm", "COLUMNS": "120"}))
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "vtx_scale.launch.cli",
+            "train",
+            "clip_vit_b32",
+            "--smoke",
+            "--run",
+            tmp_path / "run",
+            "system.workers=0",
+        ],
+        stdout=child,
+        stderr=child,
+        env=environment({"TERM": "xterm", "COLUMNS": "120"}),
+    )
     os.close(child)
     output = b""
     while True:

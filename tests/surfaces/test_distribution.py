@@ -27,8 +27,17 @@ from tests.promises.harness import environment
 TREE = Path(__file__).parents[2]
 LINKED = ("launch", "cluster", "data_pipeline")
 AROUND = (".ci", "benchmarks", "docs", "tests")  # folders of an sdist that are no package
-FILES = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt",
-         "pyproject.toml", ".gitignore", ".pre-commit-config.yaml")
+FILES = (
+    "CHANGELOG.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "pyproject.toml",
+    ".gitignore",
+    ".pre-commit-config.yaml",
+)
 RAW = "https://raw.githubusercontent.com/vtx-scale/vtx-scale/main/"
 PLAIN = "https://github.com/vtx-scale/vtx-scale/"
 LIBRARIES = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
@@ -38,8 +47,9 @@ def ran(*words: object, **options) -> subprocess.CompletedProcess[str]:
     """A command in the environment of a user, to whom this tree is not known."""
     env = environment()
     env.pop("PYTHONPATH", None)
-    done = subprocess.run([*map(str, words)], text=True, capture_output=True, timeout=200, env=env,
-                          **options)
+    done = subprocess.run(
+        [*map(str, words)], text=True, capture_output=True, timeout=200, env=env, **options
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -64,8 +74,19 @@ def litter(tree: Path) -> None:
 
 
 def build_wheel(source: Path, to: Path) -> Path:
-    ran(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
-        "--no-index", "-w", to, source)
+    ran(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        to,
+        source,
+    )
     (wheel,) = to.iterdir()
     return wheel
 
@@ -81,8 +102,12 @@ def built(tmp_path_factory):
     code = "from setuptools.build_meta import build_sdist; build_sdist('../sdist')"
     ran(sys.executable, "-c", code, cwd=tree)
     (sdist,) = (at / "sdist").iterdir()
-    return SimpleNamespace(tree=tree, sdist=sdist, wheel=build_wheel(sdist, at / "from-sdist"),
-                           of_tree=build_wheel(tree, at / "from-tree"))
+    return SimpleNamespace(
+        tree=tree,
+        sdist=sdist,
+        wheel=build_wheel(sdist, at / "from-sdist"),
+        of_tree=build_wheel(tree, at / "from-tree"),
+    )
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
@@ -115,7 +140,9 @@ def test_the_wheel_holds_vtx_scale_alone_and_all_of_it(built, which):
 
 def test_the_wheel_says_what_it_is(built):
     metadata = email.message_from_string(info(built.wheel, "METADATA"))
-    assert metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "Apache-2.0"
+    assert (
+        metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "Apache-2.0"
+    )
     assert info(built.wheel, "licenses/LICENSE") == (TREE / "LICENSE").read_text()
     assert "Typing :: Typed" in metadata.get_all("Classifier")
     urls = dict(x.split(", ") for x in metadata.get_all("Project-URL"))
@@ -160,7 +187,9 @@ def test_the_sdist_is_whole(built):
     for folder in AROUND:
         files = [p for p in (built.tree / folder).rglob("*") if p.is_file()]
         expected |= {str(p.relative_to(built.tree)) for p in files if p.suffix != ".pyc"}
-    generated = {name for name in held if re.match(r"PKG-INFO$|setup\.cfg$|vtx_scale\.egg-info/", name)}
+    generated = {
+        name for name in held if re.match(r"PKG-INFO$|setup\.cfg$|vtx_scale\.egg-info/", name)
+    }
     assert held.keys() - generated == expected
     assert all(m.isreg() for m in held.values()), "some tools leave out a link"
     assert not [name for name in held if "rubbish" in name]
@@ -197,8 +226,11 @@ class Environment:
         digests = {path: digest for path, digest, _ in csv.reader(record.open()) if digest}
         assert digests
         files = {path: self.site / path for path in digests}
-        return [path for path, file in files.items()
-                if not file.is_file() or digests[path] != sha256(file.read_bytes())]
+        return [
+            path
+            for path, file in files.items()
+            if not file.is_file() or digests[path] != sha256(file.read_bytes())
+        ]
 
 
 def sha256(content: bytes) -> str:
@@ -254,8 +286,12 @@ def test_installed_beside_a_distribution_that_owns_cluster(built, stand_in, tmp_
 @pytest.mark.full
 def test_installed_beside_the_cluster_that_others_publish(built, tmp_path):
     words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-    got = subprocess.run([*words, "-d", str(tmp_path / "got"), "cluster"], text=True,
-                         capture_output=True, timeout=120)
+    got = subprocess.run(
+        [*words, "-d", str(tmp_path / "got"), "cluster"],
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     if got.returncode:
         pytest.skip(f"pip cannot fetch it: {got.stderr.strip().splitlines()[-1]}")
     (theirs,) = (tmp_path / "got").iterdir()

@@ -6,9 +6,21 @@ import sys
 import pytest
 
 HEAVY = ("torch", "numpy", "ray", "boto3", "transformers", "PIL", "tokenizers")
-MODULES = ("vtx_scale", "vtx_scale.launch", "vtx_scale.launch.cli", "vtx_scale.launch.override", "vtx_scale.launch.recipes",
-           "vtx_scale.launch.recipes.clip", "vtx_scale.launch.run_folder", "vtx_scale.trainer.output", "vtx_scale.specs",
-           "vtx_scale.specs.run", "vtx_scale.specs.vit", "vtx_scale.specs.clip", "vtx_scale.specs.models")
+MODULES = (
+    "vtx_scale",
+    "vtx_scale.launch",
+    "vtx_scale.launch.cli",
+    "vtx_scale.launch.override",
+    "vtx_scale.launch.recipes",
+    "vtx_scale.launch.recipes.clip",
+    "vtx_scale.launch.run_folder",
+    "vtx_scale.trainer.output",
+    "vtx_scale.specs",
+    "vtx_scale.specs.run",
+    "vtx_scale.specs.vit",
+    "vtx_scale.specs.clip",
+    "vtx_scale.specs.models",
+)
 
 
 def found_after(code: str) -> list[str]:
@@ -25,8 +37,13 @@ def test_imports_nothing_heavy(module):
 
 
 def test_recipes_and_models_are_made_without_torch():
-    assert found_after("from vtx_scale.launch import recipes\nrecipes.find('clip_vit_b32', smoke=True)\n"
-                       "from vtx_scale.specs.models import published\npublished()") == []
+    assert (
+        found_after(
+            "from vtx_scale.launch import recipes\nrecipes.find('clip_vit_b32', smoke=True)\n"
+            "from vtx_scale.specs.models import published\npublished()"
+        )
+        == []
+    )
 
 
 def test_the_question_can_be_answered_otherwise():

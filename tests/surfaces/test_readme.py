@@ -20,7 +20,9 @@ def blocks(kind):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder in which the tour has been taken, with the commands of this environment on the path."""
+    """A folder in which the tour has been taken, with the commands of this environment
+    on the path.
+    """
     folder = tmp_path_factory.mktemp("readme")
     code = next(b for b in blocks("python") if b.startswith("# mine.py"))
     (folder / "mine.py").write_text(code)
@@ -29,8 +31,14 @@ def place(tmp_path_factory):
 
 def shell(text, folder):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(["bash", "-euo", "pipefail", "-c", text], cwd=folder, text=True, capture_output=True, timeout=280,
-                          env=environment({"PATH": path}))
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=280,
+        env=environment({"PATH": path}),
+    )
 
 
 @pytest.mark.parametrize("k", range(len(blocks("bash"))))
@@ -47,16 +55,28 @@ def test_the_code_that_opens_a_run(place):
     code = next(b for b in blocks("python") if "open_run" in b)
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
     np.save(place / "pixels.npy", pixels)
-    script = f"import numpy as np\npixels = np.load('pixels.npy')\n{code}\nprint(tuple(image.shape), tuple(text.shape))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=place, text=True, capture_output=True, env=environment())
+    script = (
+        "import numpy as np\n"
+        "pixels = np.load('pixels.npy')\n"
+        f"{code}\nprint(tuple(image.shape), tuple(text.shape))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=place, text=True, capture_output=True, env=environment()
+    )
     assert done.stdout.strip() == "(2, 32) (1, 32)", done.stderr
 
 
 def test_every_other_command_names_what_exists():
-    """Commands that need a cluster or somebody's data are not run, but their options and recipes must exist."""
+    """Commands that need a cluster or somebody's data are not run,
+    but their options and recipes must exist.
+    """
     text = README.read_text()
-    recipes = subprocess.run([sys.executable, "-m", "vtx_scale.launch.cli", "show", "recipes", "--json"], text=True,
-                             capture_output=True, env=environment()).stdout
+    recipes = subprocess.run(
+        [sys.executable, "-m", "vtx_scale.launch.cli", "show", "recipes", "--json"],
+        text=True,
+        capture_output=True,
+        env=environment(),
+    ).stdout
     for name in set(re.findall(r"\bclip_\w+", text)):
         assert f'"{name}"' in recipes, name
     for link in re.findall(r"\((docs/[^)]+)\)|`(docs/[^`]+|tests/[^`]+)`", text):

@@ -1,4 +1,6 @@
-"""What a configuration cannot be is one sentence, within 1.5 s of CPU time, and leaves nothing behind."""
+"""What a configuration cannot be is one sentence, within 1.5 s of CPU time,
+and leaves nothing behind.
+"""
 
 import os
 import subprocess
@@ -28,9 +30,17 @@ REFUSED = [
     ("clip_vit_b32", ["data.shards=/nowhere"], "/nowhere"),
     ("clip_vit_b32", ["data.val_shards=/nowhere"], "/nowhere"),
     # what comes from elsewhere
-    ("deit_s16_distilled", ["objective.teacher_from=/nowhere"], "objective.teacher_from=/nowhere: there is no such file"),
+    (
+        "deit_s16_distilled",
+        ["objective.teacher_from=/nowhere"],
+        "objective.teacher_from=/nowhere: there is no such file",
+    ),
     ("deit_s16_distilled", ["objective.teacher_from=required"], "learns from a teacher"),
-    ("dalle_12b", ["objective.codec_from=/nowhere"], "objective.codec_from=/nowhere: there is no such file"),
+    (
+        "dalle_12b",
+        ["objective.codec_from=/nowhere"],
+        "objective.codec_from=/nowhere: there is no such file",
+    ),
     ("dalle_12b", ["objective.codec_from=required"], "learns from the codes"),
     ("vit_b16_finetune384", ["init.from=required"], "goes on from trained weights"),
     ("vit_b16_jft", ["init.from=/nowhere"], "init.from=/nowhere: there is no such file"),
@@ -44,7 +54,11 @@ REFUSED = [
     ("vit_b16_masked", ["objective.net.resolution=36"], "masked patches must cover the picture"),
     ("vit_b16_jft", ["objective.net.heads=5"], "give a divisor of the width"),
     ("dino_vit_s16", ["objective.last_blocks=9"], "the network has 2"),
-    ("resnet50_imagenet", ["system.micro_batch=4"], "system.micro_batch=4 is less than a rank's 16 slots"),
+    (
+        "resnet50_imagenet",
+        ["system.micro_batch=4"],
+        "system.micro_batch=4 is less than a rank's 16 slots",
+    ),
     ("dino_resnet50", ["system.micro_batch=4", "system.world=2"], "less than a rank's 8 slots"),
     # the system, and what watches
     ("clip_vit_b32", ["system.strategy=single", "system.world=2"], "choose ddp, fsdp or hsdp"),
@@ -67,30 +81,59 @@ def toys():
 def refused(recipe, keys, *more):
     """Exit code, stdout and stderr of a `vtx train` that must be refused."""
     command = [sys.executable, "-m", "vtx_scale", "train", recipe, "--smoke", *more, *keys]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize(("recipe", "keys", "sentence"), REFUSED, ids=lambda x: x if isinstance(x, str) else " ".join(x))
+@pytest.mark.parametrize(
+    ("recipe", "keys", "sentence"), REFUSED, ids=lambda x: x if isinstance(x, str) else " ".join(x)
+)
 def test_refusals(tmp_path, recipe, keys, sentence):
     before = os.times()
     code, out, err = refused(recipe, keys, "--run", str(tmp_path / "run"))
     after = os.times()
     assert code == 2 and sentence in err, err
-    assert "Traceback" not in err and len([line for line in err.splitlines() if line.startswith("vtx: ")]) == 1, err
+    assert (
+        "Traceback" not in err
+        and len([line for line in err.splitlines() if line.startswith("vtx: ")]) == 1
+    ), err
     assert not out and not (tmp_path / "run").exists(), "something was written"
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    spent = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
     assert spent < SECONDS, f"{spent:.2f} s of CPU"
 
 
 def test_a_finished_folder_is_left_as_it_was(tmp_path):
     """A refusal on a folder that holds a run changes none of its files."""
     run = tmp_path / "run"
-    done = subprocess.run([sys.executable, "-m", "vtx_scale", "train", "vit_b16_jft", "--smoke", "--run", str(run), "steps=1",
-                           "system.workers=0"], env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vtx_scale",
+            "train",
+            "vit_b16_jft",
+            "--smoke",
+            "--run",
+            str(run),
+            "steps=1",
+            "system.workers=0",
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     state = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")}
-    for keys in (["data.flip=7"], ["evaluate.0.name=bogus"], ["data.shards=/nowhere"], ["init.head=new"]):
+    for keys in (
+        ["data.flip=7"],
+        ["evaluate.0.name=bogus"],
+        ["data.shards=/nowhere"],
+        ["init.head=new"],
+    ):
         assert refused("vit_b16_jft", keys, "--run", str(run))[0] == 2
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")} == state

@@ -1,4 +1,6 @@
-"""`vtx sample` as its user types it: pictures of iGPT and DALL-E, the judge, and what is refused."""
+"""`vtx sample` as its user types it: pictures of iGPT and DALL-E, the judge,
+and what is refused.
+"""
 
 import numpy as np
 import pytest
@@ -35,8 +37,21 @@ def test_dalle_draws_for_captions(runs, tmp_path):
     assert len(first) == 4 and first[0].shape == (32, 32, 3)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-    kept = pictures(vtx("sample", run, tmp_path / "d", "--text", "a red circle", "--count", 2, "--rerank", runs("clip_vit_b32"),
-                        "--keep", 1))
+    kept = pictures(
+        vtx(
+            "sample",
+            run,
+            tmp_path / "d",
+            "--text",
+            "a red circle",
+            "--count",
+            2,
+            "--rerank",
+            runs("clip_vit_b32"),
+            "--keep",
+            1,
+        )
+    )
     assert len(kept) == 1 and any(np.array_equal(kept[0], p) for p in first[:2])
 
 
@@ -44,10 +59,15 @@ def test_igpt_draws_without(runs, tmp_path):
     assert len(pictures(vtx("sample", runs("igpt_s"), tmp_path / "a", "--count", 3))) == 3
 
 
-@pytest.mark.parametrize(("recipe", "words", "sentence"), [
-    ("dalle_12b", (), "add --text CAPTION"), ("igpt_s", ("--text", "x"), "--text and --rerank are for a run of DALL-E"),
-    ("clip_vit_b32", (), "draws no pictures"), ("dalle_12b", ("--text", "x", "--count", "0"), "are 1 or more"),
-])
+@pytest.mark.parametrize(
+    ("recipe", "words", "sentence"),
+    [
+        ("dalle_12b", (), "add --text CAPTION"),
+        ("igpt_s", ("--text", "x"), "--text and --rerank are for a run of DALL-E"),
+        ("clip_vit_b32", (), "draws no pictures"),
+        ("dalle_12b", ("--text", "x", "--count", "0"), "are 1 or more"),
+    ],
+)
 def test_refusals(runs, tmp_path, recipe, words, sentence):
     done = vtx("sample", runs(recipe), tmp_path / "out", *words)
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
@@ -64,6 +84,9 @@ def test_a_palette_is_found_and_used(tmp_path):
     keys = (f"objective.palette={file}", "objective.net.colours=8", "steps=2")
     train(tmp_path / "run", *keys, recipe="igpt_s")
     assert str(file) not in (tmp_path / "run" / "run.json").read_text()
-    assert "objective.net.colours=8" in train(tmp_path / "other", f"objective.palette={file}", recipe="igpt_s", code=2).stderr
+    assert (
+        "objective.net.colours=8"
+        in train(tmp_path / "other", f"objective.palette={file}", recipe="igpt_s", code=2).stderr
+    )
     few = vtx("data", "palette", tmp_path / "toy", "--colours", 100_000, "--side", 2)
     assert few.returncode == 2 and "fewer than 100000 colours" in few.stderr

@@ -39,8 +39,9 @@ def project(tmp_path):
 def python(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A Python in the project. The tree comes after it on the path: it may not be installed."""
     env = environment({"PYTHONPATH": f".{os.pathsep}{TREE}"})
-    done = subprocess.run([sys.executable, *words], cwd=project, env=env, text=True,
-                          capture_output=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=project, env=env, text=True, capture_output=True, timeout=240
+    )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert "shadowed" not in output and "Traceback" not in output, output

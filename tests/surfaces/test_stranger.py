@@ -1,4 +1,6 @@
-"""A stranger's objective: one file and a recipe outside the tree trains, resumes, evaluates and opens."""
+"""A stranger's objective: one file and a recipe outside the tree trains, resumes,
+evaluates and opens.
+"""
 
 import json
 from pathlib import Path
@@ -18,10 +20,18 @@ from vtx_scale.objectives.pixels import STATISTICS
 def test_a_strangers_objective(tmp_path):
     own = tmp_path / "mine"
     own.mkdir()
-    source = Path(COLOUR.partition(":")[0]).read_text()  # under a name of its own: a process knows one module of a name
+    # under a name of its own: a process knows one module of a name
+    source = Path(COLOUR.partition(":")[0]).read_text()
     (own / "their_colour.py").write_text(source.replace("average_colour:", "their_colour:"))
     folder = tmp_path / "run"
-    command = ["train", own / "their_colour.py:average_colour", "--run", folder, "system.workers=1", "steps=120"]
+    command = [
+        "train",
+        own / "their_colour.py:average_colour",
+        "--run",
+        folder,
+        "system.workers=1",
+        "steps=120",
+    ]
     first = vtx(*command, "system.leave_after=50", cwd=tmp_path)
     assert first.returncode == 75, first.stderr
     second = vtx(*command, "system.world=2", "system.strategy=fsdp", cwd=tmp_path)
@@ -48,7 +58,11 @@ def test_a_file_that_shadows_a_module_is_named(tmp_path):
 def test_a_broken_recipe_is_one_sentence(tmp_path):
     (tmp_path / "mine.py").write_text("import nothing_of_that_name\n")
     done = vtx("train", tmp_path / "mine.py:recipe", "--run", tmp_path / "run")
-    assert done.returncode == 2 and "No module named 'nothing_of_that_name'" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "No module named 'nothing_of_that_name'" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 MIXER = Path(__file__).parent / "stranger" / "convmixer.py"
@@ -62,7 +76,14 @@ def mixers(tmp_path_factory):
     def get(recipe, strategy, world):
         if (recipe, strategy, world) not in folders:
             folder = tmp_path_factory.mktemp(recipe) / "run"
-            train_on_ranks(folder, world, strategy, "system.precision=fp64", recipe=f"{MIXER}:{recipe}", small=False)
+            train_on_ranks(
+                folder,
+                world,
+                strategy,
+                "system.precision=fp64",
+                recipe=f"{MIXER}:{recipe}",
+                small=False,
+            )
             folders[recipe, strategy, world] = folder
         return folders[recipe, strategy, world]
 
@@ -80,9 +101,18 @@ def test_a_strangers_backbone_trains_everywhere(mixers, recipe):
 
 def test_a_strangers_backbone_is_listed_exported_and_read_back(mixers, tmp_path):
     listed = json.loads(vtx("show", MIXER, "--json").stdout)
-    assert {r["name"].rpartition(":")[2] for r in listed["recipes"]} == {"supervised", "distilled", "dino", "clip"}
+    assert {r["name"].rpartition(":")[2] for r in listed["recipes"]} == {
+        "supervised",
+        "distilled",
+        "dino",
+        "clip",
+    }
     (row,) = listed["models"]
-    assert row["name"] == "convmixer_768_32" and row["parameters"] == 21_110_248 and row["resolution"] == 224
+    assert (
+        row["name"] == "convmixer_768_32"
+        and row["parameters"] == 21_110_248
+        and row["resolution"] == 224
+    )
     for recipe in ("supervised", "dino"):
         folder, out = mixers(recipe, "ddp", 2), tmp_path / recipe
         exported = vtx("export", folder, "--to", "timm", out)
@@ -93,8 +123,16 @@ def test_a_strangers_backbone_is_listed_exported_and_read_back(mixers, tmp_path)
         here = open_run(folder).model.state_dict()
         assert state.keys() == {k.removeprefix(prefix) for k in here if k.startswith(prefix)}
         assert all(torch.equal(v, here[prefix + k]) for k, v in state.items())
-    started = vtx("train", f"{MIXER}:supervised", "--run", tmp_path / "again", f"init.from={tmp_path / 'supervised'}",
-                  "steps=1", "optim.lr=1e-30", "system.workers=0")
+    started = vtx(
+        "train",
+        f"{MIXER}:supervised",
+        "--run",
+        tmp_path / "again",
+        f"init.from={tmp_path / 'supervised'}",
+        "steps=1",
+        "optim.lr=1e-30",
+        "system.workers=0",
+    )
     assert started.returncode == 0, started.stderr
     refused = vtx("export", mixers("clip", "ddp", 2), "--to", "transformers", tmp_path / "no")
     assert refused.returncode == 2 and "no CLIP with a ConvMixer" in refused.stderr
@@ -108,11 +146,15 @@ def test_the_strangers_backbone_computes_what_timm_does(mixers, tmp_path):
     opened = open_run(folder)
     weights.export(opened.model, "timm", tmp_path / "out")
     spec = opened.recipe.objective.net
-    theirs = timm.models.convmixer.ConvMixer(spec.width, spec.depth, spec.kernel, spec.patch, num_classes=spec.classes)
+    theirs = timm.models.convmixer.ConvMixer(
+        spec.width, spec.depth, spec.kernel, spec.patch, num_classes=spec.classes
+    )
     theirs.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
     theirs = theirs.double().eval()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     mean, std = (torch.tensor(x, dtype=torch.float64) for x in STATISTICS["imagenet"])
     with torch.no_grad():
-        there = theirs(((torch.from_numpy(pixels) / 255.0 - mean) / std).permute(0, 3, 1, 2)).float()
+        there = theirs(
+            ((torch.from_numpy(pixels) / 255.0 - mean) / std).permute(0, 3, 1, 2)
+        ).float()
     assert torch.allclose(opened.probes["classify"](pixels), there, atol=1e-5)

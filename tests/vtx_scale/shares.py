@@ -1,4 +1,6 @@
-"""A global batch of eleven slots, its masks, its shares on ranks, and an objective built on a rank as a run builds it."""
+"""A global batch of eleven slots, its masks, its shares on ranks,
+and an objective built on a rank as a run builds it.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +15,29 @@ from vtx_scale.launch.build import build_objective
 from vtx_scale.specs.run import Run
 
 SLOTS = 11
-CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
-PATTERNS = {"some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1], "a rank masked": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
-            "all valid": [1] * 11}
+CELLS = [
+    ("single", 1),
+    ("ddp", 2),
+    ("ddp", 3),
+    ("ddp", 4),
+    ("fsdp", 1),
+    ("fsdp", 2),
+    ("fsdp", 3),
+    ("fsdp", 4),
+]
+PATTERNS = {
+    "some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1],
+    "a rank masked": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
+    "all valid": [1] * 11,
+}
 
 
 def whole(data: dict[str, torch.Tensor], pattern: str) -> Batch:
     """All slots of a global batch; a masked slot holds numbers that must not show."""
     valid = torch.tensor(PATTERNS[pattern], dtype=torch.bool)
-    return Batch(data, valid, torch.arange(SLOTS), torch.zeros(SLOTS, dtype=torch.int64), torch.arange(SLOTS))
+    return Batch(
+        data, valid, torch.arange(SLOTS), torch.zeros(SLOTS, dtype=torch.int64), torch.arange(SLOTS)
+    )
 
 
 def share(batch: Batch, rank: int, world: int) -> Batch:
@@ -31,7 +47,13 @@ def share(batch: Batch, rank: int, world: int) -> Batch:
     inside = at < SLOTS
     rows = at.clamp(max=SLOTS - 1)
     data = {k: v[rows] for k, v in batch.data.items()}
-    return Batch(data, batch.valid[rows] & inside, torch.where(inside, batch.ids[rows], -1), batch.epoch[rows], at)
+    return Batch(
+        data,
+        batch.valid[rows] & inside,
+        torch.where(inside, batch.ids[rows], -1),
+        batch.epoch[rows],
+        at,
+    )
 
 
 def alone(run: Run, values: Any = lambda initial: initial) -> Any:
@@ -62,18 +84,31 @@ def on_this_rank(run: Run, values: Any = lambda initial: initial) -> tuple[Any, 
 
 
 def whole_grads(objective: Any) -> dict[str, list]:
-    """The gradient of every trained parameter, assembled, as plain lists that another process can take."""
-    return {k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
-            for k, p in objective.named_parameters() if p.requires_grad}
+    """The gradient of every trained parameter, assembled,
+    as plain lists that another process can take.
+    """
+    return {
+        k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
+        for k, p in objective.named_parameters()
+        if p.requires_grad
+    }
 
 
-def by_pattern(run: Run, samples: Callable[[str], Batch], values: Any, step: int, cut: int | None = None) -> dict[str, Any]:
-    """On a rank, for every mask pattern: the loss of the whole batch, and whole gradients. cut: slots of a micro-batch."""
+def by_pattern(
+    run: Run, samples: Callable[[str], Batch], values: Any, step: int, cut: int | None = None
+) -> dict[str, Any]:
+    """On a rank, for every mask pattern: the loss of the whole batch, and whole gradients.
+
+    cut: slots of a micro-batch.
+    """
     strategy, objective, rank, world = on_this_rank(run, values)
     out = {}
     for pattern in PATTERNS:
         batch = objective.prepare(share(samples(pattern), rank, world), step)
-        total, value = strategy.sum(objective.count(batch).double()), torch.zeros((), dtype=torch.float64)
+        total, value = (
+            strategy.sum(objective.count(batch).double()),
+            torch.zeros((), dtype=torch.float64),
+        )
         parts = batch.split(cut)
         for k, part in enumerate(parts):
             with strategy.micro(last=k == len(parts) - 1):

@@ -8,16 +8,28 @@ from tests.ranks import gathered, on_ranks
 from vtx_scale.distributed.sharding import local
 from vtx_scale.trainer.adafactor import Adafactor, factored
 
-SHAPES = {"matrix": (48, 40), "positions": (1, 50, 33), "kernel": (64, 3, 16, 16), "vector": (70,), "deep": (5, 32, 40)}
+SHAPES = {
+    "matrix": (48, 40),
+    "positions": (1, 50, 33),
+    "kernel": (64, 3, 16, 16),
+    "vector": (70,),
+    "deep": (5, 32, 40),
+}
 STEPS, LR, DECAY = 4, 0.1, 0.2
 
 
 def numbers(name, step):
-    return torch.randn(SHAPES[name], generator=torch.Generator().manual_seed(len(name) + 100 * step), dtype=torch.float64)
+    return torch.randn(
+        SHAPES[name],
+        generator=torch.Generator().manual_seed(len(name) + 100 * step),
+        dtype=torch.float64,
+    )
 
 
 def plain(name):
-    """The definition: averages over rows and columns, their product over its mean, an average of the update last."""
+    """The definition: averages over rows and columns, their product over its mean,
+    an average of the update last.
+    """
     p, first = numbers(name, 99), torch.zeros(SHAPES[name], dtype=torch.float64)
     dims = factored(SHAPES[name])
     second = [0.0, 0.0] if dims else 0.0
@@ -25,11 +37,14 @@ def plain(name):
         g, keep = numbers(name, step), min(0.999, 1 - step**-0.8)
         square = g * g + 1e-30
         if dims:
-            second = [keep * s + (1 - keep) * square.mean(d, keepdim=True) for s, d in zip(second, dims, strict=True)]
+            second = [
+                keep * s + (1 - keep) * square.mean(d, keepdim=True)
+                for s, d in zip(second, dims, strict=True)
+            ]
             estimate = second[0] * second[1] / second[0].mean(dims[1], keepdim=True)
         else:
             estimate = second = keep * second + (1 - keep) * square
-        update = (0.9 * first + 0.1 * g / estimate.sqrt())
+        update = 0.9 * first + 0.1 * g / estimate.sqrt()
         p = p * (1 - LR * DECAY) - LR * update
         first = update.bfloat16().double()
     return p
@@ -57,7 +72,9 @@ def on_rank(cut):
             if kind != "step":
                 _, box, _ = optimizer.place(p, kind)
                 assert tuple(local(state).shape) == tuple(b - a for a, b in box), (name, kind)
-    return {name: (p.full_tensor() if cut else p).detach().tolist() for name, p in parameters.items()}
+    return {
+        name: (p.full_tensor() if cut else p).detach().tolist() for name, p in parameters.items()
+    }
 
 
 @pytest.mark.parametrize(("world", "cut"), [(1, False), (1, True), (2, True), (3, True)])
@@ -65,7 +82,9 @@ def test_it_is_the_definition(world, cut):
     assert {n for n, s in SHAPES.items() if factored(s)} == {"matrix", "positions", "deep"}
     for found in on_ranks(world, on_rank, cut):
         for name, value in found.items():
-            assert torch.allclose(torch.tensor(value, dtype=torch.float64), plain(name), rtol=1e-9, atol=1e-9), name
+            assert torch.allclose(
+                torch.tensor(value, dtype=torch.float64), plain(name), rtol=1e-9, atol=1e-9
+            ), name
 
 
 def test_memory_is_one_and_a_half_parameters():

@@ -15,8 +15,17 @@ from vtx_scale.specs.resnet import ClipResNetConfig, ResNetConfig
 from vtx_scale.specs.vit import ViTConfig
 from vtx_scale.trainer.init import initialise
 
-TINY = ViTConfig(width=16, depth=3, mlp=24, heads=2, patch=8, resolution=32, classes=5, dropout=0.1,
-                 drop_path=0.2)
+TINY = ViTConfig(
+    width=16,
+    depth=3,
+    mlp=24,
+    heads=2,
+    patch=8,
+    resolution=32,
+    classes=5,
+    dropout=0.1,
+    drop_path=0.2,
+)
 SPECS = {
     "class token": TINY,
     "mean of tokens": replace(TINY, pool="gap", class_token=False),
@@ -29,13 +38,23 @@ SPECS = {
     "distilled": replace(TINY, distilled=True, init="truncated"),
     "CLIP's": replace(TINY, classes=0, pre_norm=True, patch_bias=False, init="clip"),
     "basic": ResNetConfig(blocks=(1, 2), kind="basic", resolution=32, classes=5),
-    "bottleneck": ResNetConfig(blocks=(2, 1, 1), kind="bottleneck", wide=2, resolution=32, classes=5),
-    "CLIP's ResNet": ClipResNetConfig(blocks=(1, 2, 1, 1), stem=4, heads=4, resolution=64, embed=10),
+    "bottleneck": ResNetConfig(
+        blocks=(2, 1, 1), kind="bottleneck", wide=2, resolution=32, classes=5
+    ),
+    "CLIP's ResNet": ClipResNetConfig(
+        blocks=(1, 2, 1, 1), stem=4, heads=4, resolution=64, embed=10
+    ),
 }
-FIRST = {ViTConfig: ("stem.", "patch.", "cls_token", "dist_token", "positions", "norm_pre."),
-         ResNetConfig: ("conv.", "norm."), ClipResNetConfig: ("conv", "norm")}
-LAST = {ViTConfig: ("norm.", "pool.", "rep.", "head.", "dist_head."), ResNetConfig: ("head.",),
-        ClipResNetConfig: ("pool.",)}
+FIRST = {
+    ViTConfig: ("stem.", "patch.", "cls_token", "dist_token", "positions", "norm_pre."),
+    ResNetConfig: ("conv.", "norm."),
+    ClipResNetConfig: ("conv", "norm"),
+}
+LAST = {
+    ViTConfig: ("norm.", "pool.", "rep.", "head.", "dist_head."),
+    ResNetConfig: ("head.",),
+    ClipResNetConfig: ("pool.",),
+}
 
 
 @pytest.fixture(params=SPECS.values(), ids=SPECS)

@@ -1,4 +1,6 @@
-"""Batch normalisation over ranks, against torch's on the valid rows of the whole batch, in float64."""
+"""Batch normalisation over ranks, against torch's on the valid rows of the whole
+batch, in float64.
+"""
 
 import pytest
 import torch
@@ -12,8 +14,12 @@ from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.distributed.ranks import Ranks
 
 ROWS, CHANNELS = 11, 5
-PATTERNS = {"all valid": [1] * 11, "some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1],
-            "a rank masked": [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1], "one valid": [0] * 7 + [1] + [0] * 3}
+PATTERNS = {
+    "all valid": [1] * 11,
+    "some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1],
+    "a rank masked": [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1],
+    "one valid": [0] * 7 + [1] + [0] * 3,
+}
 SHAPES = {"maps": (3, 4), "vectors": ()}
 
 
@@ -39,7 +45,9 @@ def layer(kind, **more):
 
 
 def expected(pattern, shape):
-    """Two steps of torch's BatchNorm on the valid rows: y, gradient of x, of weight and bias, running statistics."""
+    """Two steps of torch's BatchNorm on the valid rows:
+    y, gradient of x, of weight and bias, running statistics.
+    """
     x, weigh = numbers(shape)
     valid = torch.tensor(PATTERNS[pattern], dtype=torch.bool)
     theirs = layer(nn.BatchNorm2d if shape else nn.BatchNorm1d)
@@ -49,12 +57,24 @@ def expected(pattern, shape):
     (y.sin() * weigh[valid]).sum().backward()
     theirs.eval()
     later = theirs(x)
-    return [t.detach() for t in (y, mine.grad, theirs.weight.grad, theirs.bias.grad, theirs.running_mean,
-                                 theirs.running_var, later)]
+    return [
+        t.detach()
+        for t in (
+            y,
+            mine.grad,
+            theirs.weight.grad,
+            theirs.bias.grad,
+            theirs.running_mean,
+            theirs.running_var,
+            later,
+        )
+    ]
 
 
 def cell(recompute):
-    """On a rank: the same of ours for every pattern and shape; y and the gradient of x are this rank's rows."""
+    """On a rank: the same of ours for every pattern and shape;
+    y and the gradient of x are this rank's rows.
+    """
     from vtx_scale.distributed.ranks import GroupRanks
 
     dist = gathered()
@@ -79,15 +99,26 @@ def cell(recompute):
             norm.discard_statistics()
             x.requires_grad_()
             y = checkpoint(norm, x, slots, use_reentrant=False) if recompute else norm(x, slots)
-            loss = torch.where(valid.view(-1, *[1] * (y.ndim - 1)), y.sin() * weigh, torch.zeros_like(y)).sum()
+            loss = torch.where(
+                valid.view(-1, *[1] * (y.ndim - 1)), y.sin() * weigh, torch.zeros_like(y)
+            ).sum()
             loss.backward()
             assert not x.grad[~valid].any()
             norm.update_statistics()
             assert not norm.pending
             sums = [GroupRanks().sum(p.grad) for p in (norm.weight, norm.bias)]
             later = norm(numbers(shape)[0])
-            out[pattern, shape] = [t.detach().tolist() for t in (
-                y[valid], x.grad[valid], *sums, norm.running_mean, norm.running_var, later)]
+            out[pattern, shape] = [
+                t.detach().tolist()
+                for t in (
+                    y[valid],
+                    x.grad[valid],
+                    *sums,
+                    norm.running_mean,
+                    norm.running_var,
+                    later,
+                )
+            ]
     return out
 
 
@@ -96,7 +127,9 @@ def possible(pattern, shape):
     return pattern != "one valid" or bool(shape)
 
 
-@pytest.mark.parametrize(("world", "recompute"), [(1, False), (2, False), (2, True), (3, False), (4, False)])
+@pytest.mark.parametrize(
+    ("world", "recompute"), [(1, False), (2, False), (2, True), (3, False), (4, False)]
+)
 def test_equals_torch_on_the_valid_rows(world, recompute):
     ranks = on_ranks(world, cell, recompute)
     count = 0
@@ -105,12 +138,23 @@ def test_equals_torch_on_the_valid_rows(world, recompute):
             if not possible(pattern, shape):
                 continue
             wanted = expected(pattern, shape)
-            found = [[torch.tensor(v, dtype=torch.float64).reshape(-1, *wanted[k].shape[1:]) if k in (0, 1) else
-                      torch.tensor(v, dtype=torch.float64) for k, v in enumerate(r[pattern, shape])] for r in ranks]
+            found = [
+                [
+                    torch.tensor(v, dtype=torch.float64).reshape(-1, *wanted[k].shape[1:])
+                    if k in (0, 1)
+                    else torch.tensor(v, dtype=torch.float64)
+                    for k, v in enumerate(r[pattern, shape])
+                ]
+                for r in ranks
+            ]
             for k, want in enumerate(wanted):
                 for got in [torch.cat([f[k] for f in found])] if k < 2 else [f[k] for f in found]:
                     assert got.shape == want.shape
-                    assert (got - want).abs().max() < 1e-9 * max(1, want.abs().max()), (pattern, shape, k)
+                    assert (got - want).abs().max() < 1e-9 * max(1, want.abs().max()), (
+                        pattern,
+                        shape,
+                        k,
+                    )
                     count += 1
     assert count == 7 * (2 + 5 * world)
 

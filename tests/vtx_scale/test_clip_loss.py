@@ -1,4 +1,6 @@
-"""CLIP's loss and gradients over ranks, strategies and micro-batches, against the plain sum over pairs in float64."""
+"""CLIP's loss and gradients over ranks, strategies and micro-batches,
+against the plain sum over pairs in float64.
+"""
 
 import math
 from dataclasses import replace
@@ -14,9 +16,25 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.launch.recipes.clip import clip_rn50_smoke, clip_vit_b32_smoke
 from vtx_scale.specs.run import System
 
-WAYS = [("softmax", None), ("softmax", 2), ("sigmoid", None), ("resnet", None)]  # loss (or image tower), micro-batch
-CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4),
-         ("hsdp", 2), ("hsdp", 4)]
+WAYS = [
+    ("softmax", None),
+    ("softmax", 2),
+    ("sigmoid", None),
+    ("resnet", None),
+]  # loss (or image tower), micro-batch
+CELLS = [
+    ("single", 1),
+    ("ddp", 1),
+    ("ddp", 2),
+    ("ddp", 3),
+    ("ddp", 4),
+    ("fsdp", 1),
+    ("fsdp", 2),
+    ("fsdp", 3),
+    ("fsdp", 4),
+    ("hsdp", 2),
+    ("hsdp", 4),
+]
 
 
 def recipe(loss, strategy="single", micro=None):
@@ -26,22 +44,39 @@ def recipe(loss, strategy="single", micro=None):
     else:
         image = replace(run.objective.image, width=32, heads=2, mlp=64, depth=2)
     text = replace(run.objective.text, width=32, heads=2, depth=2, context=16)
-    return replace(run, objective=replace(run.objective, image=image, text=text, embed=16,
-                                          loss="sigmoid" if loss == "sigmoid" else "softmax"),
-                   system=System(strategy=strategy, precision="fp64", micro_batch=micro,
-                                 recompute=micro is not None or loss == "resnet"))
+    return replace(
+        run,
+        objective=replace(
+            run.objective,
+            image=image,
+            text=text,
+            embed=16,
+            loss="sigmoid" if loss == "sigmoid" else "softmax",
+        ),
+        system=System(
+            strategy=strategy,
+            precision="fp64",
+            micro_batch=micro,
+            recompute=micro is not None or loss == "resnet",
+        ),
+    )
 
 
 def values(initial):
     """Initial values by which every parameter of a ResNet has a gradient."""
-    return lambda name, shape: ("constant", 0.7) if name.endswith("norm3.weight") else initial(name, shape)
+    return lambda name, shape: (
+        ("constant", 0.7) if name.endswith("norm3.weight") else initial(name, shape)
+    )
 
 
 def samples(pattern):
     g = torch.Generator().manual_seed(5)
     tokens = torch.randint(1, 250, (SLOTS, 16), generator=g, dtype=torch.int32)
     tokens[:, 9] = 257
-    data = {"image": torch.randint(0, 256, (SLOTS, 32, 32, 3), generator=g, dtype=torch.uint8), "tokens": tokens}
+    data = {
+        "image": torch.randint(0, 256, (SLOTS, 32, 32, 3), generator=g, dtype=torch.uint8),
+        "tokens": tokens,
+    }
     return whole(data, pattern)
 
 
@@ -51,8 +86,13 @@ def brute_force(loss, pattern):
     batch = samples(pattern)
     data = {k: v[batch.valid] for k, v in batch.data.items()}
     images = [data["image"]]
-    if loss == "resnet":  # its statistics are then those of the valid rows, which test_batch_norm compares with torch's
-        kept = Batch(data, batch.valid[batch.valid], *(v[batch.valid] for v in (batch.ids, batch.epoch, batch.slot)))
+    # its statistics are then those of the valid rows, which test_batch_norm compares with torch's
+    if loss == "resnet":
+        kept = Batch(
+            data,
+            batch.valid[batch.valid],
+            *(v[batch.valid] for v in (batch.ids, batch.epoch, batch.slot)),
+        )
         images.append(objective.context.slots(kept, 0))
     x, y = objective.encode_image(*images), objective.encode_text(data["tokens"])
     scale, n, total = objective.logit_scale.exp(), len(x), 0.0
@@ -64,11 +104,16 @@ def brute_force(loss, pattern):
         else:
             for j in range(n):
                 z = 1 if i == j else -1
-                total = total - F.logsigmoid(z * (scale * (x[i] * y[j]).sum() + objective.logit_bias))
+                total = total - F.logsigmoid(
+                    z * (scale * (x[i] * y[j]).sum() + objective.logit_bias)
+                )
     (total / n).backward()
     for m in with_running_statistics(objective):
         m.update_statistics()
-    return (total / n).item(), {**{k: p.grad for k, p in objective.named_parameters()}, **dict(objective.named_buffers())}
+    return (total / n).item(), {
+        **{k: p.grad for k, p in objective.named_parameters()},
+        **dict(objective.named_buffers()),
+    }
 
 
 def cell(strategy):
@@ -101,7 +146,11 @@ def one_way(strategy, loss, micro):
 
 @pytest.fixture(scope="module")
 def expected():
-    return {(loss, p): brute_force(loss, p) for loss in ("softmax", "sigmoid", "resnet") for p in PATTERNS}
+    return {
+        (loss, p): brute_force(loss, p)
+        for loss in ("softmax", "sigmoid", "resnet")
+        for p in PATTERNS
+    }
 
 
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
@@ -115,9 +164,20 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
                 assert value == pytest.approx(wanted, rel=1e-9, abs=1e-9), where
                 assert grads.keys() == wanted_grads.keys()
                 for name, grad in grads.items():
-                    error = (torch.tensor(grad, dtype=torch.float64) - wanted_grads[name]).abs().max().item()
+                    error = (
+                        (torch.tensor(grad, dtype=torch.float64) - wanted_grads[name])
+                        .abs()
+                        .max()
+                        .item()
+                    )
                     assert error < 1e-9, (*where, name, error)
-                length = math.sqrt(sum(g.square().sum().item() for k, g in wanted_grads.items() if "running" not in k))
+                length = math.sqrt(
+                    sum(
+                        g.square().sum().item()
+                        for k, g in wanted_grads.items()
+                        if "running" not in k
+                    )
+                )
                 assert norm == pytest.approx(length, rel=1e-6), where
                 count += 1
     assert count == world * len(WAYS) * len(PATTERNS)

@@ -1,4 +1,6 @@
-"""DALL-E: patterns of attention as defined, loss and gradients over ranks against dense float64, draws, dropped merges."""
+"""DALL-E: patterns of attention as defined, loss and gradients over ranks against dense float64,
+draws, dropped merges.
+"""
 
 import math
 from dataclasses import replace
@@ -25,7 +27,9 @@ STEP, T, G, V, K = 3, 5, 4, 9, 6
 SPEC = TextToCodesConfig(width=16, heads=2, depth=4, context=T, grid=G, vocab=V, codes=K, reach=1)
 
 
-@pytest.mark.parametrize(("size", "count"), [("2.8B", 2_928_262_656), ("5.6B", 5_685_004_800), ("12B", 12_292_840_960)])
+@pytest.mark.parametrize(
+    ("size", "count"), [("2.8B", 2_928_262_656), ("5.6B", 5_685_004_800), ("12B", 12_292_840_960)]
+)
 def test_parameters(size, count):
     assert parameters(TextToCodesConfig.size(size)) == count
 
@@ -36,7 +40,9 @@ def test_layers():
     assert [i + 1 for i, k in enumerate(kinds) if k == "conv"] == [64] and kinds.count("row") == 47
 
 
-@pytest.mark.parametrize(("kind", "pairs"), [("row", 328_304), ("column", 311_936), ("conv", 352_209)])
+@pytest.mark.parametrize(
+    ("kind", "pairs"), [("row", 328_304), ("column", 311_936), ("conv", 352_209)]
+)
 def test_patterns_have_the_published_pairs(kind, pairs):
     """Of 256 text and 1,024 code places; and each pattern a place at a time, by its definition."""
     pattern = sees(kind, 32, 5)
@@ -82,17 +88,21 @@ def test_sparse_attention_is_the_dense_one_with_a_mask(kind, grid, reach):
     known = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     known = sparse.proj(known.transpose(1, 2).reshape(2, N, 16))
     weigh = torch.randn(2, N, 16, dtype=torch.float64)
-    wanted, = torch.autograd.grad((known * weigh).sum(), x)
+    (wanted,) = torch.autograd.grad((known * weigh).sum(), x)
     found = sparse(x)
-    gradient, = torch.autograd.grad((found * weigh).sum(), x)
+    (gradient,) = torch.autograd.grad((found * weigh).sum(), x)
     assert torch.allclose(found, known, atol=1e-12) and torch.allclose(gradient, wanted, atol=1e-12)
 
 
 def recipe(strategy="single"):
     run = recipes.find("dalle_12b", smoke=True)
     codec = replace(run.objective.codec, width=4, groups=2, vocab=K, stem=5, resolution=2 * G)
-    return replace(run, objective=replace(run.objective, net=SPEC, codec=codec, codec_from=""), seed=5,
-                   system=System(strategy=strategy, precision="fp64"))
+    return replace(
+        run,
+        objective=replace(run.objective, net=SPEC, codec=codec, codec_from=""),
+        seed=5,
+        system=System(strategy=strategy, precision="fp64"),
+    )
 
 
 def loud(initial):
@@ -104,8 +114,16 @@ def samples(pattern):
     lengths = torch.arange(SLOTS) % (T + 1)
     tokens = torch.randint(0, V - 1, (SLOTS, T), generator=g)
     tokens[torch.arange(T) >= lengths[:, None]] = V - 1
-    return whole({"image": torch.randint(0, 256, (SLOTS, 2 * G, 2 * G, 3), generator=g, dtype=torch.uint8),
-                  "tokens": tokens.int(), "length": lengths}, pattern)
+    return whole(
+        {
+            "image": torch.randint(
+                0, 256, (SLOTS, 2 * G, 2 * G, 3), generator=g, dtype=torch.uint8
+            ),
+            "tokens": tokens.int(),
+            "length": lengths,
+        },
+        pattern,
+    )
 
 
 def brute_force(pattern):
@@ -113,11 +131,19 @@ def brute_force(pattern):
     objective, batch, total = alone(recipe(), loud), samples(pattern), 0.0
     net = objective.net
     for i in batch.valid.nonzero()[:, 0].tolist():
-        codes = objective.codec.encoder(mapped(batch["image"][i : i + 1], torch.float64)).argmax(1).flatten().tolist()
+        codes = (
+            objective.codec.encoder(mapped(batch["image"][i : i + 1], torch.float64))
+            .argmax(1)
+            .flatten()
+            .tolist()
+        )
         tokens, length = batch["tokens"][i].tolist(), int(batch["length"][i])
         x = [net.starts[0, 0]]
         for p, token in enumerate(tokens):
-            x.append((net.text.weight[token] if p < length else net.padding[0, p]) + net.text_positions[0, p])
+            x.append(
+                (net.text.weight[token] if p < length else net.padding[0, p])
+                + net.text_positions[0, p]
+            )
         x.append(net.starts[0, 1])
         for p, code in enumerate(codes[:-1]):
             x.append(net.code.weight[code] + net.rows[0, p // G, 0] + net.columns[0, 0, p % G])
@@ -131,7 +157,11 @@ def brute_force(pattern):
             z = states @ layer.weight.T + layer.bias
             return sum(z[n].exp().sum().log() - z[n, t] for n, t in enumerate(wanted)) / len(wanted)
 
-        total = total + mean_nats(x[:T], net.text_out, tokens) / 8 + mean_nats(x[T + 1 :], net.code_out, codes) * 7 / 8
+        total = (
+            total
+            + mean_nats(x[:T], net.text_out, tokens) / 8
+            + mean_nats(x[T + 1 :], net.code_out, codes) * 7 / 8
+        )
     total = total / batch.valid.sum()
     total.backward()
     return total.item(), {k: p.grad for k, p in objective.named_parameters() if p.requires_grad}
@@ -164,15 +194,21 @@ def test_step_by_step_says_what_the_whole_says(small):
     codes = torch.randint(0, K, (SLOTS, G * G), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         cache = small.net.prefill(tokens, unused)
-        steps = [small.net.step(codes[:, i - 1] if i else None, i, cache, SLOTS) for i in range(G * G)]
-        torch.testing.assert_close(torch.stack(steps, 1), small.net(tokens, unused, codes)[1], rtol=1e-10, atol=1e-10)
+        steps = [
+            small.net.step(codes[:, i - 1] if i else None, i, cache, SLOTS) for i in range(G * G)
+        ]
+        torch.testing.assert_close(
+            torch.stack(steps, 1), small.net(tokens, unused, codes)[1], rtol=1e-10, atol=1e-10
+        )
 
 
 def test_a_seed_and_a_place_say_the_picture(small):
     batch = samples("all valid")
     texts = batch["tokens"], batch["length"]
     pictures = small.probes["sample"](texts, seed=1)
-    assert pictures.shape == (SLOTS, 2 * G, 2 * G, 3) and torch.equal(pictures, small.probes["sample"](texts, seed=1))
+    assert pictures.shape == (SLOTS, 2 * G, 2 * G, 3) and torch.equal(
+        pictures, small.probes["sample"](texts, seed=1)
+    )
     assert not torch.equal(pictures, small.probes["sample"](texts, seed=2))
     assert torch.equal(pictures[:3], small.probes["sample"](tuple(t[:3] for t in texts), seed=1))
     cold = [small.probes["sample"](texts, seed=s, temperature=1e-6) for s in (1, 2)]
@@ -190,8 +226,14 @@ def test_samples_are_a_row_each(small):
 
 
 def test_captions_are_framed():
-    assert framed([3, 4], 9, 4)["tokens"].tolist() == [3, 4, 9, 9] and framed([3, 4], 9, 4)["length"] == 2
-    assert framed([1, 2, 3, 4, 5], 9, 4)["tokens"].tolist() == [1, 2, 3, 4] and framed([1] * 5, 9, 4)["length"] == 4
+    assert (
+        framed([3, 4], 9, 4)["tokens"].tolist() == [3, 4, 9, 9]
+        and framed([3, 4], 9, 4)["length"] == 2
+    )
+    assert (
+        framed([1, 2, 3, 4, 5], 9, 4)["tokens"].tolist() == [1, 2, 3, 4]
+        and framed([1] * 5, 9, 4)["length"] == 4
+    )
 
 
 def test_another_codec_is_refused():
@@ -210,7 +252,13 @@ def words(tmp_path_factory):
     return tokenizer(str(train_tokenizer(str(folder / "toy"), folder / "tokenizer.json", 400)))
 
 
-TEXTS = ["a small red circle left of a large blue square", "Über ein grünes Dreieck", "", "x", "aaaaaaaaaa   \n b"]
+TEXTS = [
+    "a small red circle left of a large blue square",
+    "Über ein grünes Dreieck",
+    "",
+    "x",
+    "aaaaaaaaaa   \n b",
+]
 
 
 def test_without_dropping_the_merges_are_the_tokenizers(words):
@@ -236,7 +284,11 @@ def test_dropped_merges_spell_the_same_text_in_more_pieces(words):
         spellings = [words.rougher(text, share_, np.random.default_rng(s)) for s in range(40)]
         assert {words.words(ids) for ids in spellings} == {words.words(words.ids(text))}
         counts.append(np.mean([len(ids) for ids in spellings]))
-        assert len({tuple(ids) for ids in spellings}) == 1 if share_ == 0 else len({tuple(ids) for ids in spellings}) > 5
+        assert (
+            len({tuple(ids) for ids in spellings}) == 1
+            if share_ == 0
+            else len({tuple(ids) for ids in spellings}) > 5
+        )
     assert counts == sorted(counts) and counts[-1] > 2 * counts[0]
     again = [words.rougher(text, 0.3, np.random.default_rng(7)) for _ in range(2)]
     assert again[0] == again[1]

@@ -1,4 +1,6 @@
-"""The discrete VAE: loss and gradients over ranks against a loop over single numbers in float64; laws; schedules."""
+"""The discrete VAE: loss and gradients over ranks against a loop over single numbers in float64;
+laws; schedules.
+"""
 
 import math
 from dataclasses import replace
@@ -24,7 +26,9 @@ STEP, SIDE, K = 3, 8, 6
 def recipe(strategy="single"):
     run = recipes.find("dvae_dalle", smoke=True)
     net = replace(run.objective.net, width=4, groups=2, blocks=1, vocab=K, stem=5, resolution=SIDE)
-    spec = replace(run.objective, net=net, kl=2.0, kl_start=0.5, kl_steps=10, temperature_steps=12, average=0.9)
+    spec = replace(
+        run.objective, net=net, kl=2.0, kl_start=0.5, kl_steps=10, temperature_steps=12, average=0.9
+    )
     return replace(run, objective=spec, seed=5, system=System(strategy=strategy, precision="fp64"))
 
 
@@ -34,7 +38,10 @@ def loud(initial):
 
 def samples(pattern):
     g = torch.Generator().manual_seed(5)
-    return whole({"image": torch.randint(0, 256, (SLOTS, SIDE, SIDE, 3), generator=g, dtype=torch.uint8)}, pattern)
+    return whole(
+        {"image": torch.randint(0, 256, (SLOTS, SIDE, SIDE, 3), generator=g, dtype=torch.uint8)},
+        pattern,
+    )
 
 
 def block(b, x):
@@ -51,7 +58,9 @@ def brute_force(pattern):
     e, d, total = objective.net.encoder, objective.net.decoder, 0.0
     beta = 2.0 + (0.5 - 2.0) * 0.5 * (1 + math.cos(math.pi * STEP / 10))
     tau = 1 / 16 + (1 - 1 / 16) * 0.5 * (1 + math.cos(math.pi * STEP / 12))
-    u = random.uniform(random.step_key(5, STEP), "/gumbel", torch.arange(SLOTS) * VIEWS, K, SIDE // 2, SIDE // 2).double()
+    u = random.uniform(
+        random.step_key(5, STEP), "/gumbel", torch.arange(SLOTS) * VIEWS, K, SIDE // 2, SIDE // 2
+    ).double()
     for i in batch.valid.nonzero()[:, 0].tolist():
         x = (batch["image"][i].double() / 255 * 0.8 + 0.1).permute(2, 0, 1)[None]
         z = F.conv2d(x, e.input.weight, e.input.bias, padding=3)
@@ -111,13 +120,18 @@ def test_what_is_mapped_comes_back():
 
 
 def test_divergence():
-    equal, sure = torch.full((1, 7, 1, 1), 1 / 7), F.one_hot(torch.tensor([[[2]]]), 7).permute(0, 3, 1, 2).double()
+    equal, sure = (
+        torch.full((1, 7, 1, 1), 1 / 7),
+        F.one_hot(torch.tensor([[[2]]]), 7).permute(0, 3, 1, 2).double(),
+    )
     assert divergence(equal.log()).item() == pytest.approx(0, abs=1e-6)
     assert divergence(sure.clamp(min=1e-300).log()).item() == pytest.approx(math.log(7))
 
 
 def test_schedules():
-    assert [half_cosine(0, 6.6, s, 5000) for s in (0, 2500, 5000, 9000)] == pytest.approx([0, 3.3, 6.6, 6.6])
+    assert [half_cosine(0, 6.6, s, 5000) for s in (0, 2500, 5000, 9000)] == pytest.approx(
+        [0, 3.3, 6.6, 6.6]
+    )
     assert half_cosine(1, 1 / 16, 0, 0) == 1 / 16
     big = recipes.find("dvae_dalle")
     rates = [big.optim.lr * big.schedule(s, big.steps) for s in (0, 600_000, 1_200_000, 2_999_999)]
@@ -131,14 +145,20 @@ def test_probes_and_reconstruction():
     codes = objective.probes["codes"](batch["image"])
     assert codes.shape == (SLOTS, SIDE // 2, SIDE // 2) and 0 <= codes.min() and codes.max() < K
     back = objective.probes["reconstruct"](batch["image"])
-    assert torch.equal(back, objective.probes["decode"](codes)) and back.shape == batch["image"].shape
+    assert (
+        torch.equal(back, objective.probes["decode"](codes)) and back.shape == batch["image"].shape
+    )
     scores = reconstruction(objective.probes, [batch], None, Ranks())
     kept = batch.valid
     error = (back - batch["image"].float())[kept].square().mean().sqrt().item()
     assert scores["rmse"] == pytest.approx(error, rel=1e-5) and scores["samples"] == int(kept.sum())
     share_ = torch.bincount(codes[kept].long().flatten(), minlength=K) / codes[kept].numel()
-    assert scores["perplexity"] == pytest.approx(torch.special.entr(share_).sum().exp().item(), rel=1e-5)
+    assert scores["perplexity"] == pytest.approx(
+        torch.special.entr(share_).sum().exp().item(), rel=1e-5
+    )
     assert scores["codes_used"] == int((share_ > 0).sum())
     assert scores["picture"].shape == (2 * SIDE, min(8, int(kept.sum())) * SIDE, 3)
     two = reconstruction(objective.probes, [batch, batch], None, Ranks())
-    assert two["rmse"] == pytest.approx(scores["rmse"]) and two["perplexity"] == pytest.approx(scores["perplexity"])
+    assert two["rmse"] == pytest.approx(scores["rmse"]) and two["perplexity"] == pytest.approx(
+        scores["perplexity"]
+    )

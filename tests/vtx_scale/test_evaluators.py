@@ -46,14 +46,18 @@ def probe(pixels):
 
 
 def samples(n, seed, repeat=True):
-    """Pixels (n, 4, 4, 3) that tell something of their label; many stand twice, also under another label."""
+    """Pixels (n, 4, 4, 3) that tell something of their label;
+    many stand twice, also under another label.
+    """
     rng = np.random.default_rng(seed)
     label = rng.integers(0, KINDS, n)
     means = np.random.default_rng(99).integers(60, 190, (KINDS, 4, 4, 3))
     pixels = np.clip(means[label] + rng.normal(0, 60, (n, 4, 4, 3)), 0, 255).astype(np.uint8)
     if repeat:
         pixels[n // 2 :] = pixels[: n - n // 2]
-        label[n // 2 :] = np.where(rng.random(n - n // 2) < 0.7, label[: n - n // 2], label[n // 2 :])
+        label[n // 2 :] = np.where(
+            rng.random(n - n // 2) < 0.7, label[: n - n // 2], label[n // 2 :]
+        )
     valid = rng.random(n) > 0.1
     label[rng.random(n) < 0.1] = -1
     return torch.from_numpy(pixels), torch.from_numpy(label), torch.from_numpy(valid)
@@ -65,11 +69,16 @@ def batches(n, seed, rank=0, world=1, repeat=True):
     for step in range(-(-n // (SIZE * world))):
         at = torch.from_numpy(InOrder(n).share(step, SIZE * world, rank, world))
         own = at.clamp(min=0)
-        yield Batch({"image": pixels[own], "label": label[own]}, valid[own] & (at >= 0), at, at * 0, at)
+        yield Batch(
+            {"image": pixels[own], "label": label[own]}, valid[own] & (at >= 0), at, at * 0, at
+        )
 
 
 def both(ranks, repeat=True):
-    return [extract(probe, batches(n, seed, ranks.rank, ranks.world, repeat), ranks) for n, seed in ((203, 1), (57, 2))]
+    return [
+        extract(probe, batches(n, seed, ranks.rank, ranks.world, repeat), ranks)
+        for n, seed in ((203, 1), (57, 2))
+    ]
 
 
 def all_scores(distributed):
@@ -78,16 +87,25 @@ def all_scores(distributed):
     ranks = GroupRanks() if distributed else Ranks()
     train_, val = both(ranks)
     small = [replace(f, x=f.x / 1024) for f in (train_, val)]
-    return {"knn": knn(train_, val, None, ranks), "few_shot": few_shot(train_, val, None, ranks),
-            "linear": linear(train_, val, None, ranks, penalties=(1.0, 1e-1, 1e-2)),
-            "linear_sgd": linear_sgd(*small, None, ranks, epochs=10, batch=32, lr=1.0)}
+    return {
+        "knn": knn(train_, val, None, ranks),
+        "few_shot": few_shot(train_, val, None, ranks),
+        "linear": linear(train_, val, None, ranks, penalties=(1.0, 1e-1, 1e-2)),
+        "linear_sgd": linear_sgd(*small, None, ranks, epochs=10, batch=32, lr=1.0),
+    }
 
 
 def test_numbers_hang_on_no_world():
-    """Shares that are not equal, ranks without a sample in a batch, neighbours that lie equally near."""
+    """Shares that are not equal, ranks without a sample in a batch,
+    neighbours that lie equally near.
+    """
     alone = all_scores(False)
     assert alone["knn"]["samples"] == len(both(Ranks())[1].x) and 0.3 < alone["knn"]["top1@20"] < 1
-    assert alone["linear"]["top1"] > 0.3 and alone["few_shot"]["top1@10"] > 0.3 and alone["linear_sgd"]["top1"] > 0.3
+    assert (
+        alone["linear"]["top1"] > 0.3
+        and alone["few_shot"]["top1@10"] > 0.3
+        and alone["linear_sgd"]["top1"] > 0.3
+    )
     for world in (2, 3):
         found = on_ranks(world, all_scores, True)
         assert found == [alone] * world
@@ -105,7 +123,9 @@ def test_masked_and_unlabelled_slots_are_left_out():
 
 def test_a_neighbour_in_one_number():
     rng = np.random.default_rng(0)
-    similar = torch.from_numpy(np.concatenate([rng.uniform(-1, 1, 500), [0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30]])).float()
+    similar = torch.from_numpy(
+        np.concatenate([rng.uniform(-1, 1, 500), [0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30]])
+    ).float()
     ids = torch.from_numpy(rng.permutation(len(similar)) + (1 << 32) - 1000)
     packed = pack(similar, ids)
     back, number = unpack(packed)
@@ -116,7 +136,10 @@ def test_a_neighbour_in_one_number():
 
 def test_nearest_neighbours_by_brute_force():
     train_, val = both(Ranks())
-    bank, query = (f.x.double().numpy() / np.linalg.norm(f.x.double().numpy(), axis=1, keepdims=True) for f in (train_, val))
+    bank, query = (
+        f.x.double().numpy() / np.linalg.norm(f.x.double().numpy(), axis=1, keepdims=True)
+        for f in (train_, val)
+    )
     similar = (query @ bank.T).astype(np.float32).astype(np.float64)
     right = dict.fromkeys((10, 20, 100), 0)
     for row, label in zip(similar, val.label.tolist(), strict=True):
@@ -127,7 +150,10 @@ def test_nearest_neighbours_by_brute_force():
                 votes[train_.label[i]] += np.exp(row[i] / 0.07)
             right[k] += int(votes.argmax() == label)
     found = knn(train_, val, None, Ranks())
-    assert found == {**{f"top1@{k}": n / len(val.x) for k, n in right.items()}, "samples": len(val.x)}  # 200 do not fit
+    assert found == {
+        **{f"top1@{k}": n / len(val.x) for k, n in right.items()},
+        "samples": len(val.x),
+    }  # 200 do not fit
     few = Features(train_.x[:4], train_.label[:4], train_.id[:4])
     assert knn(few, val, None, Ranks()).keys() == {"top1@4", "samples"}
 
@@ -142,24 +168,40 @@ def test_linear_probe_is_scikit_learns():
     assert np.allclose(x.mean(0), 0, atol=1e-12) and np.allclose(x.std(0, correction=0), 1)
     for penalty in (1e-1, 1e-3):
         weight = linear_file.fit(x, train_.label, KINDS, penalty, Ranks())
-        theirs = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-9, max_iter=5000).fit(x.numpy(), train_.label.numpy())
+        theirs = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-9, max_iter=5000).fit(
+            x.numpy(), train_.label.numpy()
+        )
         assert np.allclose(weight[:, :-1], theirs.coef_, atol=1e-4)
-        assert np.allclose(weight[:, -1] - weight[:, -1].mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=1e-4)
+        assert np.allclose(
+            weight[:, -1] - weight[:, -1].mean(),
+            theirs.intercept_ - theirs.intercept_.mean(),
+            atol=1e-4,
+        )
         found = linear(train_, val, None, Ranks(), penalties=(penalty,))
-        assert found == {"top1": theirs.score(y.numpy(), val.label.numpy()), "penalty": penalty, "samples": len(val.x)}
+        assert found == {
+            "top1": theirs.score(y.numpy(), val.label.numpy()),
+            "penalty": penalty,
+            "samples": len(val.x),
+        }
 
 
 def test_the_validation_samples_choose_no_penalty():
     """Labels that say something in training and nothing in validation: the choice stays."""
     train_, val = both(Ranks(), repeat=False)
     chosen = linear(train_, val, None, Ranks(), penalties=(1e3, 1e-1))["penalty"]
-    shuffled = replace(val, label=val.label[torch.randperm(len(val.x), generator=torch.Generator().manual_seed(0))])
-    assert linear(train_, shuffled, None, Ranks(), penalties=(1e3, 1e-1))["penalty"] == chosen == 1e-1
+    shuffled = replace(
+        val, label=val.label[torch.randperm(len(val.x), generator=torch.Generator().manual_seed(0))]
+    )
+    assert (
+        linear(train_, shuffled, None, Ranks(), penalties=(1e3, 1e-1))["penalty"] == chosen == 1e-1
+    )
 
 
 def test_a_feature_that_does_not_vary_harms_nothing():
     train_, val = both(Ranks(), repeat=False)
-    flat = [replace(f, x=torch.cat([f.x, torch.full((len(f.x), 1), 1.3)], dim=1)) for f in (train_, val)]
+    flat = [
+        replace(f, x=torch.cat([f.x, torch.full((len(f.x), 1), 1.3)], dim=1)) for f in (train_, val)
+    ]
     assert linear(*flat, None, Ranks()) == linear(train_, val, None, Ranks())
 
 
@@ -187,10 +229,15 @@ def test_few_shot_is_the_solution_of_the_normal_equations():
             picked = []
             for kind in range(KINDS):
                 own = np.flatnonzero(train_.label.numpy() == kind)
-                picked += own[np.argsort(draws(seed, DRAWS, 2, kind, 0, len(own)), kind="stable")][:s].tolist()
+                picked += own[np.argsort(draws(seed, DRAWS, 2, kind, 0, len(own)), kind="stable")][
+                    :s
+                ].tolist()
             x = train_.x[picked].double().numpy()
             mean, std = x.mean(0), x.std(0) + 1e-5
-            x, v = (np.concatenate([(a - mean) / std, np.full((len(a), 1), 100.0)], 1) for a in (x, val.x.double().numpy()))
+            x, v = (
+                np.concatenate([(a - mean) / std, np.full((len(a), 1), 100.0)], 1)
+                for a in (x, val.x.double().numpy())
+            )
             y = 2.0 * np.eye(KINDS)[train_.label[picked].numpy()] - 1
             weight = np.linalg.solve(x.T @ x + 2.0**10 * np.eye(x.shape[1]), x.T @ y)
             found.append(float(((v @ weight).argmax(1) == val.label.numpy()).mean()))
@@ -201,7 +248,9 @@ def test_few_shot_is_the_solution_of_the_normal_equations():
 
 
 def looked_at(pixels):
-    """Two heads of 4 x 4 patches: the first looks at what is bright, the second at the first column."""
+    """Two heads of 4 x 4 patches: the first looks at what is bright,
+    the second at the first column.
+    """
     bright = pixels.float().mean(3).unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4)) + 1e-3
     side = torch.full_like(bright, 1e-3)
     side[:, :, 0] = 1
@@ -209,8 +258,13 @@ def looked_at(pixels):
 
 
 def squares(mask=True):
-    """8 x 8 pixels with a bright square; of the last two slots one is masked and one holds no object."""
-    pixels, object_ = torch.zeros(6, 8, 8, 3, dtype=torch.uint8), torch.zeros(6, 8, 8, dtype=torch.uint8)
+    """8 x 8 pixels with a bright square; of the last two slots one is masked and one
+    holds no object.
+    """
+    pixels, object_ = (
+        torch.zeros(6, 8, 8, 3, dtype=torch.uint8),
+        torch.zeros(6, 8, 8, dtype=torch.uint8),
+    )
     for i in range(5):
         pixels[i, 2:6, 2:6] = 200
         object_[i, 2:6, 2:6] = i + 1
@@ -228,7 +282,8 @@ def test_a_mask_is_the_smallest_set_that_holds_the_share():
 def test_overlap_with_masks():
     found = attention({"attention": looked_at}, [squares(), squares()], None, Ranks())
     assert found["samples"] == 8  # neither the masked slot nor that without an object
-    assert found["jaccard_best_head"] == pytest.approx(0.75)  # three of four equal patches hold 60 % of the mass
+    # three of four equal patches hold 60 % of the mass
+    assert found["jaccard_best_head"] == pytest.approx(0.75)
     assert found["jaccard_random"] < found["jaccard_best_head"]
     assert 0 < found["jaccard_mean_head"] <= 0.75
     assert found["picture"].shape == (8 * 8, 3 * 8, 3) and found["picture"].dtype == np.uint8
@@ -241,10 +296,15 @@ def test_overlap_with_masks():
 def test_pictures_of_attention():
     pixels = squares()["image"][:2]
     picture = attention_pictures(pixels, looked_at(pixels))
-    assert np.array_equal(picture[:8, :8], pixels[0].numpy()) and np.array_equal(picture[8:, :8], pixels[1].numpy())
+    assert np.array_equal(picture[:8, :8], pixels[0].numpy()) and np.array_equal(
+        picture[8:, :8], pixels[1].numpy()
+    )
     assert picture[3, 8 + 3].tolist() == list(COLOURS[-1])  # the square, in the brightest colour
     assert np.abs(picture[0, 8].astype(int) - COLOURS[0]).max() <= 1
-    assert picture[3, 16].tolist() == list(COLOURS[-1]) and np.abs(picture[3, 23].astype(int) - COLOURS[0]).max() <= 1
+    assert (
+        picture[3, 16].tolist() == list(COLOURS[-1])
+        and np.abs(picture[3, 23].astype(int) - COLOURS[0]).max() <= 1
+    )
 
 
 # --- in the loop and on a finished run
@@ -273,7 +333,9 @@ def test_features_are_made_once():
     fake = Fake(features=features, encode_image=None)
     found = scores(smoke(), fake, ["knn", "linear", "few_shot"])
     assert calls == [64] * 5 and fake.training  # 256 training and 64 validation samples
-    assert found["knn"]["samples"] == found["linear"]["samples"] == found["few_shot"]["samples"] == 64
+    assert (
+        found["knn"]["samples"] == found["linear"]["samples"] == found["few_shot"]["samples"] == 64
+    )
     scores(smoke(), Fake(encode_image=features), ["knn"])
     assert len(calls) == 10
     with pytest.raises(UserError, match="neither a probe 'features' nor 'encode_image'"):
@@ -285,7 +347,9 @@ def test_names():
     files = Path(evaluators.__path__[0]).glob("*.py")
     assert sorted(NAMES) == sorted(f.stem for f in files if f"\ndef {f.stem}(" in f.read_text())
     assert all(callable(evaluator(name)) for name in NAMES)
-    with pytest.raises(UserError, match="no evaluator 'features': choose of accuracy, attention, captions, "):
+    with pytest.raises(
+        UserError, match="no evaluator 'features': choose of accuracy, attention, captions, "
+    ):
         evaluator("features")
 
 
@@ -305,7 +369,9 @@ def test_samples_without_labels_are_a_sentence(tmp_path):
     for key, other in (("data.shards", "data.val_shards"), ("data.val_shards", "data.shards")):
         with pytest.raises(UserError, match=rf"^No sample of {key} has a label"):
             scores(smoke(f"{key}={bare}", f"{other}={tmp_path / 'whole'}"), fake, ["linear"])
-    one = Batch({"image": torch.zeros(2, 4, 4, 3)}, torch.ones(2, dtype=torch.bool), *[torch.arange(2)] * 3)
+    one = Batch(
+        {"image": torch.zeros(2, 4, 4, 3)}, torch.ones(2, dtype=torch.bool), *[torch.arange(2)] * 3
+    )
     with pytest.raises(UserError, match="gives no label"):
         extract(probe, [one], Ranks())
 
@@ -332,14 +398,19 @@ def test_on_a_finished_run(run):
     assert done.returncode == 0, done.stderr
     rows = {r["name"]: r for r in map(json.loads, done.stdout.splitlines())}
     assert rows["knn"]["samples"] == rows["linear"]["samples"] == rows["few_shot"]["samples"] == 64
-    assert all(0 <= rows[n][k] <= 1 for n, k in (("knn", "top1@20"), ("linear", "top1"), ("few_shot", "top1@1")))
+    assert all(
+        0 <= rows[n][k] <= 1
+        for n, k in (("knn", "top1@20"), ("linear", "top1"), ("few_shot", "top1@1"))
+    )
     picture = Path(rows[WHERE]["picture"])
     assert picture == run / "pictures" / f"{WHERE.replace(':', '.')}-00000012.png"
     assert np.array_equal(np.asarray(Image.open(picture)), np.full((4, 6, 3), 7, np.uint8))
 
     refused = vtx("evaluate", run, "--with", "knn,kmm")
     assert refused.returncode == 2
-    assert "There is no evaluator 'kmm': choose of accuracy, attention, captions, " in refused.stderr
+    assert (
+        "There is no evaluator 'kmm': choose of accuracy, attention, captions, " in refused.stderr
+    )
     assert "few_shot, knn, linear" in vtx("evaluate", "--help").stdout
 
 
@@ -351,11 +422,25 @@ def test_texts_are_asked_of_nobody_without(name):
 
 def test_what_is_no_number_is_never_right():
     """argmax of numbers that are none is 0, which is a class."""
-    one = Batch({"image": torch.zeros(3, 4, 4, 3), "label": torch.zeros(3, dtype=torch.int64),
-                 "tokens": torch.arange(12).view(3, 4)}, torch.ones(3, dtype=torch.bool), *[torch.arange(3)] * 3)
-    nothing = {"classify": lambda x: torch.full((len(x), 12), math.nan), "encode_text": lambda x: torch.ones(len(x), 5),
-               "encode_image": lambda x: torch.full((len(x), 5), math.nan)}
-    assert evaluator("accuracy")(nothing, [one], None, Ranks()) == {"top1": 0, "top5": 0, "samples": 3}
+    one = Batch(
+        {
+            "image": torch.zeros(3, 4, 4, 3),
+            "label": torch.zeros(3, dtype=torch.int64),
+            "tokens": torch.arange(12).view(3, 4),
+        },
+        torch.ones(3, dtype=torch.bool),
+        *[torch.arange(3)] * 3,
+    )
+    nothing = {
+        "classify": lambda x: torch.full((len(x), 12), math.nan),
+        "encode_text": lambda x: torch.ones(len(x), 5),
+        "encode_image": lambda x: torch.full((len(x), 5), math.nan),
+    }
+    assert evaluator("accuracy")(nothing, [one], None, Ranks()) == {
+        "top1": 0,
+        "top5": 0,
+        "samples": 3,
+    }
     assert evaluator("zero_shot")(nothing, [one], ["a", "b"], Ranks())["top1"] == 0
     assert evaluator("retrieval")(nothing, [one], None, Ranks())["image_to_text@10"] == 0
     with pytest.raises(UserError, match="no finite numbers"):
@@ -376,8 +461,12 @@ def test_bad_validation_samples_are_counted_and_named(tmp_path):
             body = body[: len(body) // 2] if name in cut else body
             info.size = len(body)
             new.addfile(info, io.BytesIO(body))
-    run = replace(smoke("steps=1", f"data.val_shards={val}", "system.strategy=ddp", recipe="vit_s16_imagenet"),
-                  evaluate=(Evaluation(name="accuracy"), Evaluation(name="knn")))
+    run = replace(
+        smoke(
+            "steps=1", f"data.val_shards={val}", "system.strategy=ddp", recipe="vit_s16_imagenet"
+        ),
+        evaluate=(Evaluation(name="accuracy"), Evaluation(name="knn")),
+    )
     folder = tmp_path / "run"
     prepare_folder(run, folder)
     assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
@@ -385,28 +474,39 @@ def test_bad_validation_samples_are_counted_and_named(tmp_path):
         assert row["samples"] == 19 and row["bad"] == 5, row
     rows = [r for r in lines(folder / "ledger.jsonl") if r.get("where") == "evaluation"]
     keys = [name.removesuffix(".jpg") for name in cut]
-    assert sorted(f"{r['shard']}/{r['key']}" for r in rows) == sorted(f"{shard.name}/{k}" for k in [*keys, *keys])
+    assert sorted(f"{r['shard']}/{r['key']}" for r in rows) == sorted(
+        f"{shard.name}/{k}" for k in [*keys, *keys]
+    )
     assert {r["reason"] for r in rows} == {"jpeg_truncated"} and {r["step"] for r in rows} == {1}
 
 
 def test_in_the_loop_one_failure_leaves_the_others(tmp_path):
-    """All that is due at a step shares the features, over the ranks; what cannot be had is in the ledger."""
+    """All that is due at a step shares the features, over the ranks;
+    what cannot be had is in the ledger.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     wanted = ("linear", "attention", "knn", WHERE)
-    run = replace(smoke("system.strategy=fsdp", "steps=2"), evaluate=tuple(Evaluation(name=n) for n in wanted))
+    run = replace(
+        smoke("system.strategy=fsdp", "steps=2"), evaluate=tuple(Evaluation(name=n) for n in wanted)
+    )
     folder = tmp_path / "run"
     prepare_folder(run, folder)
     assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
     rows = {r["name"]: r for r in lines(folder / "evaluations.jsonl")}
-    assert list(rows) == ["linear", "knn", WHERE] and rows["knn"]["samples"] == 64 and "picture" not in rows[WHERE]
+    assert (
+        list(rows) == ["linear", "knn", WHERE]
+        and rows["knn"]["samples"] == 64
+        and "picture" not in rows[WHERE]
+    )
     failed = [r for r in lines(folder / "ledger.jsonl") if r["kind"] == "evaluation_failed"]
     assert [(r["name"], r["step"]) for r in failed] == [("attention", 2)]
     board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 10})
     board.Reload()
     assert board.Images(f"{WHERE}/picture")[0].width == 6
 
-    kept = [r for r in lines(folder / "evaluations.jsonl") if r["name"] != "knn"]  # as if it had ended before that line
+    # as if it had ended before that line
+    kept = [r for r in lines(folder / "evaluations.jsonl") if r["name"] != "knn"]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
     assert {r["name"]: r for r in lines(folder / "evaluations.jsonl")} == rows

@@ -13,26 +13,47 @@ from vtx_scale.objectives.dino import entropy
 from vtx_scale.objectives.pairs import sigmoid_loss
 
 KEYS = ("system.precision=bf16", "steps=3")
-RECIPES = ["vit_s16_imagenet", "vit_r50_b16_jft", "resnet18_imagenet", "deit_ti16_distilled", "vit_b16_masked", "dino_vit_s16",
-           "dino_resnet50", "clip_vit_b32", "clip_rn50", "siglip_vit_b16", "igpt_s", "dvae_dalle", "dalle_12b",
-           "virtex_r50"]
+RECIPES = [
+    "vit_s16_imagenet",
+    "vit_r50_b16_jft",
+    "resnet18_imagenet",
+    "deit_ti16_distilled",
+    "vit_b16_masked",
+    "dino_vit_s16",
+    "dino_resnet50",
+    "clip_vit_b32",
+    "clip_rn50",
+    "siglip_vit_b16",
+    "igpt_s",
+    "dvae_dalle",
+    "dalle_12b",
+    "virtex_r50",
+]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_sharded_runs_evaluate(tmp_path, recipe):
-    """Every evaluator of the recipe, in the loop, where parameters are bfloat16 inside a forward pass and float32 outside."""
+    """Every evaluator of the recipe, in the loop, where parameters are bfloat16 inside a forward
+    pass and float32 outside.
+    """
     from tests.promises.harness import smoke
 
     folder = tmp_path / "run"
     train_on_ranks(folder, 2, "fsdp", *KEYS, recipe=recipe)
     ledger = lines(folder / "ledger.jsonl") if (folder / "ledger.jsonl").exists() else []
     assert not [row for row in ledger if row["kind"] == "evaluation_failed"]
-    assert [r["name"] for r in lines(folder / "evaluations.jsonl")] == [e.name for e in smoke(recipe=recipe).evaluate]
+    assert [r["name"] for r in lines(folder / "evaluations.jsonl")] == [
+        e.name for e in smoke(recipe=recipe).evaluate
+    ]
     rows = lines(folder / "metrics.jsonl")
     assert all(math.isfinite(r["loss"]) for r in rows)
     if "siglip" in recipe:
-        assert rows[0]["logit_scale"] == pytest.approx(10, rel=1e-6) and rows[0]["logit_bias"] == -10
-        assert 0 < abs(rows[1]["logit_bias"] + 10) < 0.01, "a move that is smaller than what bfloat16 can say"
+        assert (
+            rows[0]["logit_scale"] == pytest.approx(10, rel=1e-6) and rows[0]["logit_bias"] == -10
+        )
+        assert 0 < abs(rows[1]["logit_bias"] + 10) < 0.01, (
+            "a move that is smaller than what bfloat16 can say"
+        )
     if "clip" in recipe and "siglip" not in recipe:
         assert rows[0]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-6)
         assert 0 < abs(rows[1]["logit_scale"] - 1 / 0.07) < 0.03
@@ -50,7 +71,9 @@ def test_rounding_is_undone_and_leaves_the_gradient():
 
 def test_similarities_are_in_float32_under_autocast():
     g = torch.Generator().manual_seed(0)
-    x, y = (torch.nn.functional.normalize(torch.randn(12, 256, generator=g), dim=1) for _ in range(2))
+    x, y = (
+        torch.nn.functional.normalize(torch.randn(12, 256, generator=g), dim=1) for _ in range(2)
+    )
     there = torch.ones(12, dtype=torch.bool)
     scale, bias = torch.tensor([117.0]), torch.tensor([-16.5])
     plain = sigmoid_loss(x, y, scale, bias, there, there, 0)
@@ -69,11 +92,19 @@ def test_dinos_loss_is_in_float32_under_autocast():
     teacher, student = torch.randn(5, 2, 96, generator=g), torch.randn(5, 4, 96, generator=g)
     there = torch.ones(5, dtype=torch.bool)
     plain, sharp = objective.matched(teacher, student, there, 0)
-    batch = Batch({"globals": torch.zeros(5, 2, 32, 32, 3, dtype=torch.uint8),
-                   "locals": torch.zeros(5, 2, 16, 16, 3, dtype=torch.uint8)}, there, *[torch.arange(5)] * 3)
+    batch = Batch(
+        {
+            "globals": torch.zeros(5, 2, 32, 32, 3, dtype=torch.uint8),
+            "locals": torch.zeros(5, 2, 16, 16, 3, dtype=torch.uint8),
+        },
+        there,
+        *[torch.arange(5)] * 3,
+    )
     with torch.autocast("cpu", torch.bfloat16):
         loss, log = objective(batch, 0)
     assert loss.dtype is torch.float32 and objective.answers[-1].dtype is torch.float32
     assert plain.dtype is torch.float32 and sharp.dtype is torch.float32
-    assert sharp == pytest.approx(entropy((teacher / objective.temperature(0)).softmax(-1)).mean(1), rel=1e-5)
+    assert sharp == pytest.approx(
+        entropy((teacher / objective.temperature(0)).softmax(-1)).mean(1), rel=1e-5
+    )
     assert log["teacher_entropy"] > 0

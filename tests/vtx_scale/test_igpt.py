@@ -1,4 +1,6 @@
-"""iGPT: loss and gradients over ranks against loops over single pixels in float64; palettes; draws."""
+"""iGPT: loss and gradients over ranks against loops over single pixels in float64;
+palettes; draws.
+"""
 
 import math
 from dataclasses import replace
@@ -30,7 +32,9 @@ CASES = {"next": "igpt_s", "hidden": "igpt_s_bert", "classes": "igpt_l_finetune"
 def recipe(case, strategy="single"):
     run = recipes.find(CASES[case], smoke=True)
     net = replace(run.objective.net, width=16, heads=2, depth=2, side=SIDE, colours=8)
-    spec = replace(run.objective, net=net, palette=bytes(range(0, 240, 10)).hex(), generative=0.7, hidden=0.4)
+    spec = replace(
+        run.objective, net=net, palette=bytes(range(0, 240, 10)).hex(), generative=0.7, hidden=0.4
+    )
     return replace(run, objective=spec, seed=5, system=System(strategy=strategy, precision="fp64"))
 
 
@@ -81,17 +85,30 @@ def brute_force(case, pattern):
     """Loss and gradients in float64 on one process."""
     objective, batch = alone(recipe(case), loud), samples(pattern)
     net, total = objective.net, 0.0
-    hides = random.uniform(random.step_key(5, STEP), "/hidden", torch.arange(SLOTS) * VIEWS, SIDE**2) < 0.4
+    hides = (
+        random.uniform(random.step_key(5, STEP), "/hidden", torch.arange(SLOTS) * VIEWS, SIDE**2)
+        < 0.4
+    )
     table = objective.palette.colours
     for i in batch.valid.nonzero()[:, 0].tolist():
         pixels = batch["image"][i].reshape(-1, 3).tolist()
-        tokens = torch.tensor([min(range(8), key=lambda c: sum((a - b) ** 2 for a, b in zip(p, table[c], strict=True)))
-                               for p in pixels])
+        tokens = torch.tensor(
+            [
+                min(
+                    range(8),
+                    key=lambda c: sum((a - b) ** 2 for a, b in zip(p, table[c], strict=True)),
+                )
+                for p in pixels
+            ]
+        )
         hidden = hides[i] if case == "hidden" else None
         states = by_hand(net, tokens, hidden, lambda i, j: case == "hidden" or j <= i)
         logits = states @ net.out.weight.T
-        nats = [logits[n].exp().sum().log() - logits[n, t] for n, t in enumerate(tokens.tolist())
-                if hidden is None or hidden[n]]
+        nats = [
+            logits[n].exp().sum().log() - logits[n, t]
+            for n, t in enumerate(tokens.tolist())
+            if hidden is None or hidden[n]
+        ]
         loss = sum(nats) / len(nats)
         if case == "classes":
             z = net.head.weight @ states.mean(0) + net.head.bias
@@ -121,8 +138,15 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
 def test_the_first_loss_is_the_logarithm_of_the_colours():
     run = recipes.find("igpt_s", smoke=True)
     objective = alone(run)
-    loss, _ = objective(whole({"image": torch.randint(0, 256, (SLOTS, 8, 8, 3), dtype=torch.uint8),
-                               "label": torch.zeros(SLOTS, dtype=torch.int64)}, "all valid"))
+    loss, _ = objective(
+        whole(
+            {
+                "image": torch.randint(0, 256, (SLOTS, 8, 8, 3), dtype=torch.uint8),
+                "label": torch.zeros(SLOTS, dtype=torch.int64),
+            },
+            "all valid",
+        )
+    )
     assert loss.item() / SLOTS == pytest.approx(math.log(512), rel=1e-9)
 
 
@@ -135,12 +159,16 @@ def test_step_by_step_says_what_the_whole_says(small):
     tokens = torch.randint(0, 8, (3, SIDE**2), generator=torch.Generator().manual_seed(0))
     cache = [KVCache(SIDE**2) for _ in small.net.blocks]
     with torch.no_grad():
-        steps = [small.net.step(tokens[:, i - 1] if i else None, i, cache, 3) for i in range(SIDE**2)]
+        steps = [
+            small.net.step(tokens[:, i - 1] if i else None, i, cache, 3) for i in range(SIDE**2)
+        ]
         torch.testing.assert_close(torch.stack(steps, 1), small.net(tokens), rtol=1e-10, atol=1e-10)
 
 
 def test_draws_follow_the_model(small):
-    """The share of each first colour, and of each second after the commonest first, over many draws."""
+    """The share of each first colour, and of each second after the commonest first,
+    over many draws.
+    """
     n = 20_000
     pictures = small.complete(torch.zeros(n, SIDE, SIDE, 3, dtype=torch.uint8), 0).to(torch.uint8)
     tokens = small.palette.tokens(pictures)
@@ -162,15 +190,27 @@ def test_what_is_given_stays_and_a_seed_says_the_rest(small):
     assert torch.equal(drawn_.flatten(1, 2)[:, :7], known.flatten(1, 2)[:, :7])
     assert torch.equal(drawn_, small.complete(pictures, 7, seed=1).to(torch.uint8))
     assert not torch.equal(drawn_, small.complete(pictures, 7, seed=2).to(torch.uint8))
-    assert torch.equal(drawn_[3:5], small.complete(torch.cat([pictures[:3], pictures[3:5]]), 7, seed=1).to(torch.uint8)[3:5])
-    assert small.training is False and small.complete(pictures, SIDE**2).to(torch.uint8).equal(known)
+    assert torch.equal(
+        drawn_[3:5],
+        small.complete(torch.cat([pictures[:3], pictures[3:5]]), 7, seed=1).to(torch.uint8)[3:5],
+    )
+    assert small.training is False and small.complete(pictures, SIDE**2).to(torch.uint8).equal(
+        known
+    )
 
 
 def test_completions_are_a_row_each(small):
-    """Itself, what was given, four draws that keep the upper half; masked slots are drawn with the others and not shown."""
+    """Itself, what was given, four draws that keep the upper half;
+    masked slots are drawn with the others and not shown.
+    """
     batch = samples("a rank masked")
     scores = completions(small.probes, [batch], None, Ranks())
-    rows = torch.from_numpy(scores["picture"]).unflatten(0, (4, SIDE)).unflatten(2, (6, SIDE)).transpose(1, 2)
+    rows = (
+        torch.from_numpy(scores["picture"])
+        .unflatten(0, (4, SIDE))
+        .unflatten(2, (6, SIDE))
+        .transpose(1, 2)
+    )
     first = batch["image"][batch.valid][:4]
     assert scores["samples"] == 4 and torch.equal(rows[:, 0], first)
     half = SIDE // 2
@@ -209,8 +249,19 @@ def test_a_palette_is_read_as_it_was_written(tmp_path):
     assert len(set(colours_of("cube"))) == 512 and colours_of("cube")[0] == (16, 16, 16)
 
 
-@pytest.mark.parametrize("body", ["", "{}", '{"clusters": []}', '{"clusters": [[0, 0]]}', '{"clusters": [[0, 0, 3]]}',
-                                  '{"clusters": [["a", 0, 0]]}', '{"clusters": 3}', '{"clusters": [[0, 0, NaN]]}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{}",
+        '{"clusters": []}',
+        '{"clusters": [[0, 0]]}',
+        '{"clusters": [[0, 0, 3]]}',
+        '{"clusters": [["a", 0, 0]]}',
+        '{"clusters": 3}',
+        '{"clusters": [[0, 0, NaN]]}',
+    ],
+)
 def test_what_is_no_palette_is_refused(tmp_path, body):
     (tmp_path / "p.json").write_text(body)
     with pytest.raises(UserError, match="vtx data palette"):

@@ -1,4 +1,6 @@
-"""Losses and gradients of the image objectives over ranks and strategies, against loops over single samples in float64."""
+"""Losses and gradients of the image objectives over ranks and strategies,
+against loops over single samples in float64.
+"""
 
 import math
 from dataclasses import replace
@@ -16,7 +18,16 @@ from vtx_scale.objectives.pixels import normalised
 from vtx_scale.specs.run import Augment, System
 
 STEP = 3
-CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
+CELLS = [
+    ("single", 1),
+    ("ddp", 2),
+    ("ddp", 3),
+    ("ddp", 4),
+    ("fsdp", 1),
+    ("fsdp", 2),
+    ("fsdp", 3),
+    ("fsdp", 4),
+]
 MIX = Augment(mixup=0.8, mix_share=1.0)
 CUT = Augment(cutmix=1.0, mix_share=1.0, repeats=2)
 
@@ -24,9 +35,23 @@ CUT = Augment(cutmix=1.0, mix_share=1.0, repeats=2)
 def small(name, **changes):
     """A recipe's smoke size, smaller, in float64 and without what drops."""
     run = recipes.find(name, smoke=True)
-    net = replace(run.objective.net, width=16, mlp=32, heads=2, depth=2, patch=16, drop_path=0.0, dropout=0.0, init="xavier")
-    return replace(run, objective=replace(run.objective, net=net, **changes), seed=5,
-                   data=replace(run.data, augment=Augment()))
+    net = replace(
+        run.objective.net,
+        width=16,
+        mlp=32,
+        heads=2,
+        depth=2,
+        patch=16,
+        drop_path=0.0,
+        dropout=0.0,
+        init="xavier",
+    )
+    return replace(
+        run,
+        objective=replace(run.objective, net=net, **changes),
+        seed=5,
+        data=replace(run.data, augment=Augment()),
+    )
 
 
 def teacher():
@@ -41,7 +66,10 @@ CASES = {
     "softmax, mixup": (small("vit_b16_imagenet21k", smoothing=0.1), MIX),
     "sigmoid, CutMix, two views": (small("vit_b16_jft", labels=3), CUT),
     "hard": (small("deit_s16_distilled", teacher=teacher()), MIX),
-    "soft": (small("deit_s16_distilled", teacher=teacher(), kind="soft", temperature=3.0, alpha=0.3), None),
+    "soft": (
+        small("deit_s16_distilled", teacher=teacher(), kind="soft", temperature=3.0, alpha=0.3),
+        None,
+    ),
     "masked": (small("vit_b16_masked"), None),
     "dino": (small("dino_vit_s16", prototypes=20, hidden=16, bottleneck=8, fixed_gain=False), None),
 }
@@ -76,7 +104,11 @@ def shake(objective):
     from vtx_scale.trainer.init import keyed_flat
 
     for name, tensor in [*objective.named_parameters(), *objective.named_buffers()]:
-        noise = keyed_flat(f"noise {name}", 0, tensor.numel(), ("normal", 0.1), 0).view(tensor.shape).to(tensor.dtype)
+        noise = (
+            keyed_flat(f"noise {name}", 0, tensor.numel(), ("normal", 0.1), 0)
+            .view(tensor.shape)
+            .to(tensor.dtype)
+        )
         local(tensor).add_(noise[tuple(slice(a, b) for a, b in box_of(tensor))])
 
 
@@ -105,9 +137,13 @@ def brute_sigmoid(objective, batch, i, picture):
 
 
 def brute_classifier(objective, batch, case):
-    """The mean over valid slots of the mean over views, mixed with the neighbour where both are valid."""
+    """The mean over valid slots of the mean over views,
+    mixed with the neighbour where both are valid.
+    """
     augment = objective.context.augment
-    mix = mix_parameters(5, STEP, augment.mixup, augment.cutmix, augment.mix_share, augment.cutmix_share, 32)
+    mix = mix_parameters(
+        5, STEP, augment.mixup, augment.cutmix, augment.mix_share, augment.cutmix_share, 32
+    )
     images = batch["image"].double()
     images = images if images.ndim == 5 else images[:, None]
     labels, total = batch["labels"] if "sigmoid" in case else batch["label"], 0.0
@@ -120,9 +156,15 @@ def brute_classifier(objective, batch, case):
                 picture = mix.weight * picture + (1 - mix.weight) * images[j, v]
             elif pairs:
                 top, left, h, w = mix.box
-                picture[top : top + h, left : left + w] = images[j, v, top : top + h, left : left + w]
+                picture[top : top + h, left : left + w] = images[
+                    j, v, top : top + h, left : left + w
+                ]
             shares = [(mix.weight, i), (1 - mix.weight, j)] if pairs else [(1.0, i)]
-            total = total + one_picture(objective, case, picture, [(s, labels[k]) for s, k in shares]) / images.shape[1]
+            total = (
+                total
+                + one_picture(objective, case, picture, [(s, labels[k]) for s, k in shares])
+                / images.shape[1]
+            )
     return total / batch.valid.sum()
 
 
@@ -149,18 +191,28 @@ def brute_masked(objective, batch, _):
     net, key, total, P = objective.net, random.step_key(5, STEP), 0.0, 4
     for i in batch.valid.nonzero()[:, 0].tolist():
         number = torch.tensor([i * VIEWS])
-        draw, how, where = (random.uniform(key, f"/{p}", number, P)[0].tolist() for p in ("chosen", "how", "where"))
+        draw, how, where = (
+            random.uniform(key, f"/{p}", number, P)[0].tolist() for p in ("chosen", "how", "where")
+        )
         chosen = sorted(range(P), key=lambda k: draw[k])[:2]
         x = net.embed(normalised(batch["image"][i][None], "half", torch.float64))[0]
-        changed = [objective.mask[0, 0] if k in chosen and how[k] < 0.8 else
-                   x[int(where[k] * P)] if k in chosen and how[k] >= 0.9 else x[k] for k in range(P)]
+        changed = [
+            objective.mask[0, 0]
+            if k in chosen and how[k] < 0.8
+            else x[int(where[k] * P)]
+            if k in chosen and how[k] >= 0.9
+            else x[k]
+            for k in range(P)
+        ]
         y = net.place(torch.stack(changed)[None])
         for block in net.blocks:
             y = block(y)
         z = objective.colours(net.norm(y))[0, 1:]
         for k in chosen:
             r, c = divmod(k, 2)
-            patch = batch["image"][i, 16 * r : 16 * r + 16, 16 * c : 16 * c + 16].double().mean((0, 1))
+            patch = (
+                batch["image"][i, 16 * r : 16 * r + 16, 16 * c : 16 * c + 16].double().mean((0, 1))
+            )
             red, green, blue = (int(m) // 32 for m in patch)
             total = total - log_softmax(z[k])[64 * red + 8 * green + blue] / 2
     return total / batch.valid.sum()
@@ -168,7 +220,9 @@ def brute_masked(objective, batch, _):
 
 def brute_dino(objective, batch, _):
     spec, total = objective.spec, 0.0
-    temperature = spec.warm_temperature + STEP / spec.warm_steps * (spec.teacher_temperature - spec.warm_temperature)
+    temperature = spec.warm_temperature + STEP / spec.warm_steps * (
+        spec.teacher_temperature - spec.warm_temperature
+    )
     sums, count = torch.zeros(20, dtype=torch.float64), 0
 
     def answer(branch, picture):
@@ -212,7 +266,8 @@ def one_case(strategy, case):
         batch = objective.prepare(share(samples(case, pattern), rank, world), STEP)
         total = wrapped.sum(objective.count(batch).double())
         value = 0.0
-        parts = batch.split(2 if case in ("dino", "softmax, mixup", "masked") else None)  # a mean must not hang on the cut
+        # a mean must not hang on the cut
+        parts = batch.split(2 if case in ("dino", "softmax, mixup", "masked") else None)
         for k, part in enumerate(parts):
             with wrapped.micro(last=k == len(parts) - 1):
                 loss, _ = objective(part, STEP)
@@ -244,13 +299,19 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
             for pattern, (value, grads, centre) in patterns.items():
                 where = (rank, case, pattern)
                 wanted, wanted_grads, wanted_centre = expected[case, pattern]
-                assert math.isfinite(wanted) and value == pytest.approx(wanted, rel=1e-9, abs=1e-9), where
+                assert math.isfinite(wanted) and value == pytest.approx(
+                    wanted, rel=1e-9, abs=1e-9
+                ), where
                 assert grads.keys() == wanted_grads.keys()
                 for name, grad in grads.items():
                     known = wanted_grads[name]
-                    error = torch.tensor(grad, dtype=torch.float64) - (0 if known is None else known)
+                    error = torch.tensor(grad, dtype=torch.float64) - (
+                        0 if known is None else known
+                    )
                     assert error.abs().max().item() < 1e-9, (*where, name, error.abs().max().item())
                 if centre is not None:
-                    assert torch.allclose(torch.tensor(centre, dtype=torch.float64), wanted_centre, rtol=0, atol=1e-9), where
+                    assert torch.allclose(
+                        torch.tensor(centre, dtype=torch.float64), wanted_centre, rtol=0, atol=1e-9
+                    ), where
                 count += 1
     assert count == world * len(CASES) * len(PATTERNS)

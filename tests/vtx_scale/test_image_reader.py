@@ -45,7 +45,12 @@ def test_an_evaluation_looks_at_the_middle_and_the_mask_lies_on_it(centre):
 
 
 def test_views_are_others_and_belong_to_the_sample():
-    reader = ImageReader(16, Data(crop=(0.2, 1.0), flip=0.5, augment=Augment(repeats=3, randaug_layers=2)), True, classes=12)
+    reader = ImageReader(
+        16,
+        Data(crop=(0.2, 1.0), flip=0.5, augment=Augment(repeats=3, randaug_layers=2)),
+        True,
+        classes=12,
+    )
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     sample = {"png": png(noise), "cls": b"7"}
     one, again = (reader(sample, uniforms(0, 0, 5, 1))["image"] for _ in range(2))
@@ -53,15 +58,28 @@ def test_views_are_others_and_belong_to_the_sample():
     assert not np.array_equal(one[0], one[1]) and not np.array_equal(one[1], one[2])
     assert not np.array_equal(one, reader(sample, uniforms(0, 0, 6, 1))["image"])
     assert reader.blank()["image"].shape == one.shape
-    alone = ImageReader(16, Data(crop=(0.2, 1.0), flip=0.5, augment=Augment(randaug_layers=2)), True, classes=12)
-    assert np.array_equal(alone(sample, uniforms(0, 0, 5, 1))["image"], one[0]), "more views leave the first as it is"
+    alone = ImageReader(
+        16, Data(crop=(0.2, 1.0), flip=0.5, augment=Augment(randaug_layers=2)), True, classes=12
+    )
+    assert np.array_equal(alone(sample, uniforms(0, 0, 5, 1))["image"], one[0]), (
+        "more views leave the first as it is"
+    )
 
 
 def test_labels():
     reader = ImageReader(16, Data(), True, classes=12, labels=3)
     sample = square()
-    assert reader({**sample, "cls": b"4, 2\n4"}, uniforms(0, 0, 0, 0))["labels"].tolist() == [4, 2, -1]
-    for body, reason in ((b"12", "label"), (b"1 2 3 4", "label"), (b"x", "label"), (b"", "member_missing")):
+    assert reader({**sample, "cls": b"4, 2\n4"}, uniforms(0, 0, 0, 0))["labels"].tolist() == [
+        4,
+        2,
+        -1,
+    ]
+    for body, reason in (
+        (b"12", "label"),
+        (b"1 2 3 4", "label"),
+        (b"x", "label"),
+        (b"", "member_missing"),
+    ):
         with pytest.raises(BadSample) as e:
             reader({**sample, "cls": body}, uniforms(0, 0, 0, 0))
         assert e.value.reason == reason, body
@@ -71,40 +89,74 @@ def test_more_local_crops_leave_the_global_ones():
     sample = square()
     samples = []
     for count in (2, 6):
-        spec = DinoConfig(net=ViTConfig(width=8, depth=1, mlp=8, heads=1, patch=8, resolution=32),
-                          crops=Crops(locals=count, local_size=16))
+        spec = DinoConfig(
+            net=ViTConfig(width=8, depth=1, mlp=8, heads=1, patch=8, resolution=32),
+            crops=Crops(locals=count, local_size=16),
+        )
         samples.append(Dino.reader(spec, Data(), True)(sample, uniforms(0, 0, 3, 0)))
     assert np.array_equal(samples[0]["globals"], samples[1]["globals"])
     assert np.array_equal(samples[0]["locals"], samples[1]["locals"][:2])
 
 
 def test_mean_colours_against_a_loop():
-    pixels = torch.randint(0, 256, (3, 12, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (3, 12, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     pixels[0] = 255
     pixels[1] = torch.tensor([31, 32, 224])
     means = mean_colours(pixels, 4)
     assert means[0].tolist() == [511] * 9 and means[1].tolist() == [0 * 64 + 1 * 8 + 7] * 9
     for k in range(9):
-        mean = pixels[2, 4 * (k // 3) : 4 * (k // 3) + 4, 4 * (k % 3) : 4 * (k % 3) + 4].double().mean((0, 1))
+        mean = (
+            pixels[2, 4 * (k // 3) : 4 * (k // 3) + 4, 4 * (k % 3) : 4 * (k % 3) + 4]
+            .double()
+            .mean((0, 1))
+        )
         assert means[2, k] == sum(int(m // 32) * w for m, w in zip(mean, (64, 8, 1), strict=True))
 
 
 def batch(count, valid, **data):
     n = len(count)
     data = {"image": torch.zeros(n, 2, 2, 3, dtype=torch.uint8), **data}
-    return Batch(data, torch.tensor(valid), torch.arange(n), torch.zeros(n, dtype=torch.int64), torch.arange(n))
+    return Batch(
+        data,
+        torch.tensor(valid),
+        torch.arange(n),
+        torch.zeros(n, dtype=torch.int64),
+        torch.arange(n),
+    )
 
 
 def test_accuracy():
-    logits = torch.tensor([[9.0, 1, 0, 0, 0, 0, 2], [0, 1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4, 3], [1, 0, 0, 0, 0, 0, 0]])
+    logits = torch.tensor(
+        [
+            [9.0, 1, 0, 0, 0, 0, 2],
+            [0, 1, 2, 3, 4, 5, 6],
+            [9, 8, 7, 6, 5, 4, 3],
+            [1, 0, 0, 0, 0, 0, 0],
+        ]
+    )
     probes = {"classify": lambda x: logits}
     plain = batch([0] * 4, [True, True, True, False], label=torch.tensor([0, 5, -1, 0]))
     assert accuracy(probes, [plain], None, Ranks()) == {"top1": 0.5, "samples": 2, "top5": 1.0}
-    several = batch([0] * 4, [True] * 4, label=torch.tensor([4, 6, 6, -1]),
-                    labels=torch.tensor([[4, 0], [6, -1], [6, 5], [-1, -1]]))
-    assert accuracy(probes, [several], None, Ranks()) == {"top1": 2 / 3, "samples": 3, "top5": 2 / 3}
+    several = batch(
+        [0] * 4,
+        [True] * 4,
+        label=torch.tensor([4, 6, 6, -1]),
+        labels=torch.tensor([[4, 0], [6, -1], [6, 5], [-1, -1]]),
+    )
+    assert accuracy(probes, [several], None, Ranks()) == {
+        "top1": 2 / 3,
+        "samples": 3,
+        "top5": 2 / 3,
+    }
     with pytest.raises(UserError, match="no labels"):
-        accuracy(probes, [batch([0] * 4, [False] * 4, label=torch.zeros(4, dtype=torch.int64))], None, Ranks())
+        accuracy(
+            probes,
+            [batch([0] * 4, [False] * 4, label=torch.zeros(4, dtype=torch.int64))],
+            None,
+            Ranks(),
+        )
     with pytest.raises(UserError, match="needs a classifier"):
         accuracy({}, [plain], None, Ranks())
 

@@ -1,4 +1,6 @@
-"""Erasing and mixing on a rank's batch: what changes, how often, and that it hangs on the slot alone."""
+"""Erasing and mixing on a rank's batch: what changes, how often,
+and that it hangs on the slot alone.
+"""
 
 from dataclasses import replace
 
@@ -24,14 +26,24 @@ class Second(Ranks):
 
 def objective(augment, ranks=None):
     run = recipes.find("deit_s16", smoke=True)
-    return build_objective(replace(run, data=replace(run.data, augment=augment)), torch.float32, ranks)
+    return build_objective(
+        replace(run, data=replace(run.data, augment=augment)), torch.float32, ranks
+    )
 
 
 def batch(views=1):
     shape = (SLOTS, *((views,) if views > 1 else ()), SIDE, SIDE, 3)
-    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     slot = torch.arange(SLOTS)
-    return Batch({"image": image, "label": slot % 10}, torch.ones(SLOTS, dtype=torch.bool), slot, torch.zeros_like(slot), slot)
+    return Batch(
+        {"image": image, "label": slot % 10},
+        torch.ones(SLOTS, dtype=torch.bool),
+        slot,
+        torch.zeros_like(slot),
+        slot,
+    )
 
 
 def changed(mixed, before):
@@ -48,7 +60,9 @@ def test_erasing_changes_a_box_in_its_share_of_the_pictures():
         inside = box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         assert inside.float().mean() > 0.98, "a box, all of it noise"
         assert 0.01 < inside.numel() / SIDE**2 < 0.4
-    noise = normalised(mixed["image"].flatten(0, 1), "imagenet", torch.float32).permute(0, 2, 3, 1)[at]
+    noise = normalised(mixed["image"].flatten(0, 1), "imagenet", torch.float32).permute(0, 2, 3, 1)[
+        at
+    ]
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
     assert torch.equal(plain["image"], batch(views=2)["image"]), "what came in stays"
 
@@ -70,8 +84,12 @@ def test_a_partner_is_the_neighbour_and_a_masked_one_leaves_its_slot_alone():
     assert torch.equal(mixed["other label"], plain["label"].view(-1, 2).flip(1).flatten())
     w = mixed["weight"][0]
     assert 0 < w < 1
-    assert torch.allclose(mixed["image"][0], w * plain["image"][0] + (1 - w) * plain["image"][1], atol=1e-3)
-    assert partners(torch.arange(5) + 1, Ranks()).tolist() == [2, 1, 4, 3, 0], "the last of an odd batch has none"
+    assert torch.allclose(
+        mixed["image"][0], w * plain["image"][0] + (1 - w) * plain["image"][1], atol=1e-3
+    )
+    assert partners(torch.arange(5) + 1, Ranks()).tolist() == [2, 1, 4, 3, 0], (
+        "the last of an odd batch has none"
+    )
 
 
 def test_nothing_is_done_where_nothing_is_asked():

@@ -160,9 +160,12 @@ def test_vectors_are_not_decayed_unless_a_line_says_so():
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "lookahead"])
 def test_lr_scale_scales_the_rate_of_its_group(kind):
     """Of a trunk that has its own rate too; at 0 nothing moves, not even by decay."""
-    rules = {"plain": Rule("plain", ones), "slow": Rule("slow", ones, lr_scale=0.5),
-             "still": Rule("still", ones, lr_scale=0.0),
-             "trunk": Rule("trunk", ones, lr_scale=0.5, group="trunk")}
+    rules = {
+        "plain": Rule("plain", ones),
+        "slow": Rule("slow", ones, lr_scale=0.5),
+        "still": Rule("still", ones, lr_scale=0.0),
+        "trunk": Rule("trunk", ones, lr_scale=0.5, group="trunk"),
+    }
     holder = nn.ParameterDict({name: nn.Parameter(torch.ones(2, 3)) for name in rules})
     spec = Optimizer(kind=kind, lr=0.1, trunk_lr=0.2, decay=0.5)
     optimizer = optimizer_of(holder, rules, spec)

@@ -1,4 +1,6 @@
-"""VirTex: the decoder beside torch's, loss over ranks in float64, Lookahead, captions and their mirror images."""
+"""VirTex: the decoder beside torch's, loss over ranks in float64, Lookahead,
+captions and their mirror images.
+"""
 
 import math
 from dataclasses import replace
@@ -27,11 +29,27 @@ from vtx_scale.specs.virtex import VIRTEX_SIZES, VirtexConfig
 from vtx_scale.trainer.lookahead import Lookahead
 from vtx_scale.trainer.optim import optimizer_of, set_applied, set_rates
 
-FIGURES = {"R50-L1-H512": 38_111_568, "R50-L1-H768": 51_699_792, "R50-L1-H1024": 69_482_320, "R50-L1-H2048": 182_555_472,
-           "R50-L2-H1024": 103_075_664, "R50-L3-H1024": 136_669_008, "R50-L4-H1024": 170_262_352,
-           "R50w2x-L1-H1024": 112_808_528, "R101-L1-H1024": 88_474_448}
+FIGURES = {
+    "R50-L1-H512": 38_111_568,
+    "R50-L1-H768": 51_699_792,
+    "R50-L1-H1024": 69_482_320,
+    "R50-L1-H2048": 182_555_472,
+    "R50-L2-H1024": 103_075_664,
+    "R50-L3-H1024": 136_669_008,
+    "R50-L4-H1024": 170_262_352,
+    "R50w2x-L1-H1024": 112_808_528,
+    "R101-L1-H1024": 88_474_448,
+}
 STEP, T, V = 3, 7, 11
-SMALL = VirtexConfig(net=ResNetConfig(blocks=(1,), kind="basic", resolution=32), width=16, depth=2, context=T, vocab=V, dropout=0.0, beam=3)
+SMALL = VirtexConfig(
+    net=ResNetConfig(blocks=(1,), kind="basic", resolution=32),
+    width=16,
+    depth=2,
+    context=T,
+    vocab=V,
+    dropout=0.0,
+    beam=3,
+)
 
 
 @pytest.mark.parametrize("size", VIRTEX_SIZES)
@@ -41,7 +59,9 @@ def test_parameters(size):
 
 def theirs_of(layers, heads):
     """torch's decoder with our weights."""
-    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, heads, 64, 0.0, "gelu", batch_first=True), len(layers))
+    decoder = nn.TransformerDecoder(
+        nn.TransformerDecoderLayer(16, heads, 64, 0.0, "gelu", batch_first=True), len(layers)
+    )
     for ours, layer in zip(layers, decoder.layers, strict=True):
         for mine, yours in ((ours.own, layer.self_attn), (ours.map, layer.multihead_attn)):
             yours.in_proj_weight.data = torch.cat([mine.q.weight, mine.kv.weight])
@@ -64,11 +84,19 @@ def test_the_decoder_is_torchs():
     tokens, length = torch.randint(1, V, (3, T)), torch.tensor([T, 4, 2])
     memory = ours.project(torch.randn(3, spec.net.width, 2, 2, dtype=torch.float64))
     padding = torch.arange(T) >= length[:, None]
-    x = torch.nn.functional.layer_norm(ours.words.weight[tokens] + ours.positions.weight[:T], (16,), ours.norm.weight,
-                                       ours.norm.bias, 1e-8).masked_fill(padding[..., None], 0)
+    x = torch.nn.functional.layer_norm(
+        ours.words.weight[tokens] + ours.positions.weight[:T],
+        (16,),
+        ours.norm.weight,
+        ours.norm.bias,
+        1e-8,
+    ).masked_fill(padding[..., None], 0)
     causal = torch.ones(T, T, dtype=torch.bool).triu(1)
     for back, layers in ((False, ours.forwards), (True, ours.backwards)):
-        known = theirs_of(layers, spec.heads)(x, memory, tgt_mask=causal, tgt_key_padding_mask=padding) @ ours.words.weight.T
+        known = (
+            theirs_of(layers, spec.heads)(x, memory, tgt_mask=causal, tgt_key_padding_mask=padding)
+            @ ours.words.weight.T
+        )
         found = ours(tokens, length, memory, back)
         assert torch.allclose(found[~padding], (known + ours.bias)[~padding], atol=1e-10)
 
@@ -79,8 +107,11 @@ def recipe(strategy="single"):
 
 
 def loud(initial):
-    return lambda name, shape: ("normal", 0.3) if "norm" not in name else ("ones" if name.endswith(("weight", "var"))
-                                                                           else "zeros", 0.0)
+    return lambda name, shape: (
+        ("normal", 0.3)
+        if "norm" not in name
+        else ("ones" if name.endswith(("weight", "var")) else "zeros", 0.0)
+    )
 
 
 def samples(pattern):
@@ -88,12 +119,20 @@ def samples(pattern):
     length = 2 + torch.arange(SLOTS) % (T - 1)
     tokens = torch.randint(1, V, (SLOTS, T), generator=g)
     tokens[torch.arange(T) >= length[:, None]] = 0
-    return whole({"image": torch.randint(0, 256, (SLOTS, 32, 32, 3), generator=g, dtype=torch.uint8), "tokens": tokens.int(),
-                  "length": length}, pattern)
+    return whole(
+        {
+            "image": torch.randint(0, 256, (SLOTS, 32, 32, 3), generator=g, dtype=torch.uint8),
+            "tokens": tokens.int(),
+            "length": length,
+        },
+        pattern,
+    )
 
 
 def brute_force(pattern):
-    """The batch's statistics by all valid pictures at once; then caption by caption, a token at a time."""
+    """The batch's statistics by all valid pictures at once;
+    then caption by caption, a token at a time.
+    """
     objective, batch = alone(recipe(), loud), samples(pattern)
     keep = batch.valid.nonzero()[:, 0]
     part = whole({k: v for k, v in batch.data.items()}, pattern)
@@ -131,7 +170,9 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
 
 
 def test_groups_of_the_recipe():
-    """The trunk has its own rate; norms and biases of the textual transformer are not decayed, all else is."""
+    """The trunk has its own rate; norms and biases of the textual transformer are not decayed,
+    all else is.
+    """
     run = recipes.find("virtex_r50", smoke=True)
     objective = alone(run).float()
     optim = replace(run.optim, lr=1e-3, trunk_lr=0.2, decay=1e-4)
@@ -147,12 +188,16 @@ def test_groups_of_the_recipe():
 
 
 def test_lookahead_is_sgd_with_slow_weights():
-    """Beside a loop in plain arithmetic; values that come after the optimizer was made count from the first step."""
+    """Beside a loop in plain arithmetic; values that come after the optimizer was made count from
+    the first step.
+    """
     g = torch.Generator().manual_seed(0)
     p = nn.Parameter(torch.randn(5, generator=g, dtype=torch.float64))
     holder = nn.ParameterDict({"w": p})
     rules = {"w": Rule("w", zeros, decay=True)}
-    optimizer = optimizer_of(holder, rules, Optimizer(kind="lookahead", lr=0.1, betas=(0.9, 0.999), decay=0.01))
+    optimizer = optimizer_of(
+        holder, rules, Optimizer(kind="lookahead", lr=0.1, betas=(0.9, 0.999), decay=0.01)
+    )
     assert isinstance(optimizer, Lookahead)
     with torch.no_grad():
         p.add_(1)
@@ -166,15 +211,21 @@ def test_lookahead_is_sgd_with_slow_weights():
             fast = slow = slow + 0.5 * (fast - slow)
         set_applied(optimizer, step - 1)
         optimizer.step()
-        assert torch.allclose(p, fast, atol=1e-12) and torch.allclose(optimizer.state[p]["slow"], slow, atol=1e-12)
+        assert torch.allclose(p, fast, atol=1e-12) and torch.allclose(
+            optimizer.state[p]["slow"], slow, atol=1e-12
+        )
 
 
 def test_tokens_are_framed_and_reversed():
     words = tokenizer("bytes")
     sample = framed(words, "ab", 6)
     assert sample["tokens"].tolist() == [256, 97, 98, 257, 0, 0] and sample["length"] == 4
-    assert framed(words, "abcdef", 4)["tokens"].tolist() == [256, 97, 98, 99], "what is cut off takes the end along"
-    back = backwards(torch.tensor([[256, 97, 98, 257, 0, 0], [256, 97, 98, 99, 100, 101]]), torch.tensor([4, 6]))
+    assert framed(words, "abcdef", 4)["tokens"].tolist() == [256, 97, 98, 99], (
+        "what is cut off takes the end along"
+    )
+    back = backwards(
+        torch.tensor([[256, 97, 98, 257, 0, 0], [256, 97, 98, 99, 100, 101]]), torch.tensor([4, 6])
+    )
     assert back.tolist() == [[257, 98, 97, 256, 0, 0], [101, 100, 99, 98, 97, 256]]
 
 
@@ -185,12 +236,16 @@ def test_a_mirrored_caption():
 
 def test_several_captions_of_a_picture():
     assert captions({"json": b'{"captions": ["a", "b"]}'}) == ["a", "b"]
-    assert captions({"txt": b"c", "json": b'{"captions": []}'}) == ["c"] and captions({"json": b'{"caption": "d"}'}) == ["d"]
+    assert captions({"txt": b"c", "json": b'{"captions": []}'}) == ["c"] and captions(
+        {"json": b'{"caption": "d"}'}
+    ) == ["d"]
 
 
 @torch.no_grad()
 def test_beam_search_finds_the_likeliest():
-    """With a beam as wide as all prefixes it is exhaustive search: every caption of up to three words, scored whole."""
+    """With a beam as wide as all prefixes it is exhaustive search:
+    every caption of up to three words, scored whole.
+    """
     torch.manual_seed(0)
     spec = replace(SMALL, vocab=5, context=4, beam=64, depth=1, directions="forward")
     objective = alone(replace(recipe(), objective=spec), loud)
@@ -205,7 +260,9 @@ def test_beam_search_finds_the_likeliest():
             if score > best[0]:
                 best = score, words + [0] * (4 - len(words))
             return
-        log = objective.text(torch.tensor([words]), torch.tensor([len(words)]), memory)[0, -1].log_softmax(0)
+        log = objective.text(torch.tensor([words]), torch.tensor([len(words)]), memory)[
+            0, -1
+        ].log_softmax(0)
         for w in range(5):
             grow([*words, w], score + log[w].item())
 
@@ -221,5 +278,7 @@ def test_captions_are_compared():
     scores = captions_evaluator({"caption_ids": lambda x: wrong}, [batch], None, Ranks())
     kept = int(batch.valid.sum())
     assert scores["exact"] == pytest.approx((kept - 1) / kept) and scores["samples"] == kept
-    assert captions_evaluator({"caption_ids": lambda x: right}, [batch], None, Ranks())["exact"] == 1
+    assert (
+        captions_evaluator({"caption_ids": lambda x: right}, [batch], None, Ranks())["exact"] == 1
+    )
     assert np.isclose(scores["right"], 1 - 1 / int(batch["length"][batch.valid].sum()))

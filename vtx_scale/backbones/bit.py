@@ -1,9 +1,11 @@
-"""The convolutional stem of the hybrid ViTs (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1), as BiT has it
-(Kolesnikov et al. 2020, arXiv:1912.11370): ResNet v1.5 with weight-standardised convolutions (Qiao et al. 2019,
-arXiv:1903.10520) and group norms, which need no batch statistics.
+"""The convolutional stem of the hybrid ViTs (Dosovitskiy et al. 2021, arXiv:2010.11929,
+section 3.1), as BiT has it (Kolesnikov et al. 2020, arXiv:1912.11370): ResNet v1.5 with
+weight-standardised convolutions (Qiao et al. 2019, arXiv:1903.10520) and group norms, which need
+no batch statistics.
 
-B images. Padding is TensorFlow's SAME: where it is odd, the larger half comes after. As the authors' code has it,
-`weight_eps` is added to the standard deviation and norms have eps 1e-6; timm adds 1e-8 to the variance and has 1e-5.
+B images. Padding is TensorFlow's SAME: where it is odd, the larger half comes after. As the
+authors' code has it, `weight_eps` is added to the standard deviation and norms have eps 1e-6; timm
+adds 1e-8 to the variance and has 1e-5.
 """
 
 import math
@@ -16,11 +18,15 @@ from torch import Tensor, nn
 from vtx_scale.blocks.rules import Rule, Rules, fan_in, ones, truncated, zeros
 
 GROUPS = 32
-TRUNCATED = 0.87962566103423978  # standard deviation of a standard normal that is cut at two of its own
+TRUNCATED = (
+    # standard deviation of a standard normal that is cut at two of its own
+    0.87962566103423978
+)
 
 
 def same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
     """x (B, C, H, W) padded so that every stride-th place has an output."""
+
     def both(size: int) -> tuple[int, int]:
         extra = max(0, (-(-size // stride) - 1) * stride + kernel - size)
         return extra // 2, extra - extra // 2
@@ -30,7 +36,9 @@ def same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
 
 
 class StandardConv(nn.Module):
-    """A convolution without bias whose filters have mean 0 and standard deviation 1 whenever they are used."""
+    """A convolution without bias whose filters have mean 0 and standard deviation 1 whenever
+    they are used.
+    """
 
     def __init__(self, inside: int, outside: int, kernel: int, stride: int, eps: float) -> None:
         super().__init__()
@@ -41,19 +49,34 @@ class StandardConv(nn.Module):
         wide = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)).flatten(1)
         centred = wide - wide.mean(1, keepdim=True)
         deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) * wide.shape[1] ** -0.5
-        weight = (centred * (deviation + self.eps).reciprocal()).view_as(self.weight).to(self.weight.dtype)
+        weight = (
+            (centred * (deviation + self.eps).reciprocal())
+            .view_as(self.weight)
+            .to(self.weight.dtype)
+        )
         return F.conv2d(same(x, self.kernel, self.stride), weight, stride=self.stride)
 
 
 class Unit(nn.Module):
     """1x1, 3x3, 1x1: x (B, inside, H, W) -> (B, outside, H/stride, W/stride)."""
 
-    def __init__(self, inside: int, outside: int, stride: int, weight_eps: float, eps: float) -> None:
+    def __init__(
+        self, inside: int, outside: int, stride: int, weight_eps: float, eps: float
+    ) -> None:
         super().__init__()
         inner = outside // 4
-        self.conv1, self.norm1 = StandardConv(inside, inner, 1, 1, weight_eps), nn.GroupNorm(GROUPS, inner, eps)
-        self.conv2, self.norm2 = StandardConv(inner, inner, 3, stride, weight_eps), nn.GroupNorm(GROUPS, inner, eps)
-        self.conv3, self.norm3 = StandardConv(inner, outside, 1, 1, weight_eps), nn.GroupNorm(GROUPS, outside, eps)
+        self.conv1, self.norm1 = (
+            StandardConv(inside, inner, 1, 1, weight_eps),
+            nn.GroupNorm(GROUPS, inner, eps),
+        )
+        self.conv2, self.norm2 = (
+            StandardConv(inner, inner, 3, stride, weight_eps),
+            nn.GroupNorm(GROUPS, inner, eps),
+        )
+        self.conv3, self.norm3 = (
+            StandardConv(inner, outside, 1, 1, weight_eps),
+            nn.GroupNorm(GROUPS, outside, eps),
+        )
         plain = inside == outside and stride == 1
         self.shortcut = None if plain else StandardConv(inside, outside, 1, stride, weight_eps)
         self.norm_shortcut = None if plain else nn.GroupNorm(GROUPS, outside, eps)
@@ -68,18 +91,32 @@ class Unit(nn.Module):
 
 
 class BitStem(nn.Module):
-    """(B, 3, S, S) -> (B, channels, S/stride, S/stride). blocks: units of each stage; () leaves the first layers."""
+    """(B, 3, S, S) -> (B, channels, S/stride, S/stride).
 
-    def __init__(self, blocks: tuple[int, ...], weight_eps: float = 1e-5, eps: float = 1e-6) -> None:
+    blocks: units of each stage; () leaves the first layers.
+    """
+
+    def __init__(
+        self, blocks: tuple[int, ...], weight_eps: float = 1e-5, eps: float = 1e-6
+    ) -> None:
         super().__init__()
         self.conv, self.norm = StandardConv(3, 64, 7, 2, weight_eps), nn.GroupNorm(GROUPS, 64, eps)
         self.stages = nn.ModuleList()
         self.channels = 64
         for k, depth in enumerate(blocks):
             outside = 256 * 2**k
-            self.stages.append(nn.ModuleList(
-                Unit(outside if i else self.channels, outside, 2 if k and not i else 1, weight_eps, eps)
-                for i in range(depth)))
+            self.stages.append(
+                nn.ModuleList(
+                    Unit(
+                        outside if i else self.channels,
+                        outside,
+                        2 if k and not i else 1,
+                        weight_eps,
+                        eps,
+                    )
+                    for i in range(depth)
+                )
+            )
             self.channels = outside
         self.stride = 4 * 2 ** max(0, len(blocks) - 1)
 

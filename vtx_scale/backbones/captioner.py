@@ -1,8 +1,10 @@
-"""VirTex's textual head (Desai & Johnson 2021, arXiv:2006.06666, section 3.2): transformer decoders over a picture's map.
+"""VirTex's textual head (Desai & Johnson 2021, arXiv:2006.06666, section 3.2):
+transformer decoders over a picture's map.
 
-B samples, T tokens, P places of the map, H width. Post-norm layers as torch's TransformerDecoderLayer with GELU: causal
-attention over tokens, attention to the map, MLP of 4 H. Words, positions, the map's projection and the output, which is tied
-to the words, are shared by both directions; the layers are not.
+B samples, T tokens, P places of the map, H width. Post-norm layers as torch's
+TransformerDecoderLayer with GELU: causal attention over tokens, attention to the map, MLP of 4 H.
+Words, positions, the map's projection and the output, which is tied to the words, are shared by
+both directions; the layers are not.
 """
 
 from collections.abc import Iterable
@@ -17,7 +19,9 @@ from vtx_scale.specs.virtex import VirtexConfig
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x to a memory, x itself or the map; its weights are dropped out, too."""
+    """Multi-head attention of x to a memory, x itself or the map;
+    its weights are dropped out, too.
+    """
 
     def __init__(self, width: int, heads: int, drop: float, name: str) -> None:
         super().__init__()
@@ -26,10 +30,14 @@ class Attention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BTH: Tensor, memory_BPH: Tensor, causal: bool, slots: SlotContext | None) -> Tensor:
+    def forward(
+        self, x_BTH: Tensor, memory_BPH: Tensor, causal: bool, slots: SlotContext | None
+    ) -> Tensor:
         B, T, H = x_BTH.shape
         q = self.q(x_BTH).view(B, T, self.heads, -1).transpose(1, 2)
-        k, v = self.kv(memory_BPH).view(B, -1, 2, self.heads, H // self.heads).permute(2, 0, 3, 1, 4)
+        k, v = (
+            self.kv(memory_BPH).view(B, -1, 2, self.heads, H // self.heads).permute(2, 0, 3, 1, 4)
+        )
         score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if causal:
             later = torch.ones(T, T, dtype=torch.bool, device=x_BTH.device).triu(1)
@@ -60,7 +68,9 @@ class Layer(nn.Module):
 
 
 class Captioner(nn.Module):
-    """Tokens (B, T), of which `length` (B,) count, and a map (B, C, h, w) -> logits (B, T, V) of what follows each."""
+    """Tokens (B, T), of which `length` (B,) count, and a map (B, C, h, w) -> logits (B, T, V) of
+    what follows each.
+    """
 
     def __init__(self, spec: VirtexConfig) -> None:
         super().__init__()
@@ -84,8 +94,14 @@ class Captioner(nn.Module):
         """(B, h w, H)."""
         return self.projection(map_BChw.flatten(2).transpose(1, 2))
 
-    def forward(self, tokens_BT: Tensor, length_B: Tensor, memory_BPH: Tensor, back: bool = False,
-                slots: SlotContext | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        length_B: Tensor,
+        memory_BPH: Tensor,
+        back: bool = False,
+        slots: SlotContext | None = None,
+    ) -> Tensor:
         T = tokens_BT.shape[1]
         place = torch.arange(T, device=tokens_BT.device)
         x = self.norm(self.words(tokens_BT) + self.positions(place))
@@ -98,8 +114,9 @@ class Captioner(nn.Module):
         return F.linear(x, self.words.weight, self.bias)
 
 
-# N(0, 0.02) for weights; biases as torch makes them: zero in attention, else uniform by what comes in. Decay leaves the norms and
-# biases of the transformer alone, and nothing else: as the authors' pattern has it.
+# N(0, 0.02) for weights; biases as torch makes them: zero in attention, else uniform by what comes
+# in. Decay leaves the norms and biases of the transformer alone, and nothing else: as the authors'
+# pattern has it.
 INNER = r"(forwards|backwards)\.\d+\."
 RULES: Rules = (
     Rule(rf"{INNER}norm\d\.weight|norm\.weight", ones, decay=False),

@@ -1,7 +1,9 @@
-"""CLIP's ResNet (Radford et al. 2021, arXiv:2103.00020): a stem of three convolutions, no stride in any block's
-convolution but average pooling before it (He et al. 2019, ResNet-D; Zhang 2019), attention in place of the last pooling.
+"""CLIP's ResNet (Radford et al. 2021, arXiv:2103.00020): a stem of three convolutions, no stride in
+any block's convolution but average pooling before it (He et al. 2019, ResNet-D; Zhang 2019),
+attention in place of the last pooling.
 
-B images, w width of the stem, C = 32 w channels of the features, N = (S/32)^2 + 1 tokens of the pool.
+B images, w width of the stem, C = 32 w channels of the features, N = (S/32)^2 + 1 tokens
+of the pool.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +20,9 @@ from vtx_scale.specs.resnet import ClipResNetConfig
 
 
 class Bottleneck(nn.Module):
-    """x (B, inside, H, W) -> (B, outside, H/stride, W/stride); pools after its 3x3 convolution, and in the shortcut."""
+    """x (B, inside, H, W) -> (B, outside, H/stride, W/stride);
+    pools after its 3x3 convolution, and in the shortcut.
+    """
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -75,15 +79,21 @@ class ClipResNet(nn.Module):
         inside = w
         for k, depth in enumerate(spec.blocks):
             outside = 4 * w * 2**k
-            self.stages.append(nn.ModuleList(
-                Bottleneck(outside if i else inside, outside, 2 if k and not i else 1) for i in range(depth)))
+            self.stages.append(
+                nn.ModuleList(
+                    Bottleneck(outside if i else inside, outside, 2 if k and not i else 1)
+                    for i in range(depth)
+                )
+            )
             inside = outside
         self.pool = AttentionPool(inside, spec.resolution // 32, spec.heads, spec.embed)
         self.parameter_rules = rules(spec)
 
     @staticmethod
     def macs(spec: ClipResNetConfig, count: Callable[..., int]) -> int:
-        """The pool is counted as published: there every place asks, and all answers but the mean's are thrown away."""
+        """The pool is counted as published: there every place asks,
+        and all answers but the mean's are thrown away.
+        """
         places, width = (spec.resolution // 32) ** 2, spec.widths[-1]
         unused = places * (width * width + 2 * (places + 1) * width + width * spec.embed)
         return count(ClipResNet(spec), torch.empty(1, *spec.input)) + unused

@@ -1,13 +1,16 @@
-"""DALL-E's sparse transformer (Ramesh et al. 2021, arXiv:2102.12092, B.1 and figure 11): a caption, then a picture's codes.
+"""DALL-E's sparse transformer (Ramesh et al. 2021, arXiv:2102.12092, B.1 and figure 11):
+a caption, then a picture's codes.
 
-B samples, T text places, G x G codes, N = 1 + T + G G places, C width, H heads of D. A caption's places see each other
-causally. A code's place sees every place of the text, and of the codes before it those of a pattern:
+B samples, T text places, G x G codes, N = 1 + T + G G places, C width, H heads of D. A caption's
+places see each other causally. A code's place sees every place of the text, and of the codes before
+it those of a pattern:
   row     the G before it and itself, over the ends of rows;
   column  those above it and itself;
   conv    a square of 11 x 11 around it, as far as it lies before it, over the ends of rows.
-One softmax goes over text and codes together. Only the pairs of a pattern (and of the rows that it touches) are computed.
-Place i of the codes holds code i - 1, the first a start vector, and says code i. Not published, and so here: biases
-everywhere, GELU, pre-norm, a start vector each for text and codes.
+One softmax goes over text and codes together. Only the pairs of a pattern (and of the rows that
+it touches) are computed. Place i of the codes holds code i - 1, the first a start vector, and
+says code i. Not published, and so here: biases everywhere, GELU, pre-norm, a start vector each
+for text and codes.
 """
 
 from collections.abc import Iterable
@@ -31,7 +34,10 @@ def kind_of(layer: int, depth: int) -> str:
 
 
 def sees(kind: str, grid: int, reach: int, device: torch.device | str = "cpu") -> Tensor:
-    """(G G, G G) bool: whether a code's place (rows) looks at another (columns). The patterns as they are defined."""
+    """(G G, G G) bool: whether a code's place (rows) looks at another (columns).
+
+    The patterns as they are defined.
+    """
     i = torch.arange(grid * grid, device=device)
     back = i[:, None] - i[None]
     if kind == "row":
@@ -47,12 +53,15 @@ class Attention(nn.Module):
     def __init__(self, spec: TextToCodesConfig, kind: str) -> None:
         super().__init__()
         self.spec, self.kind, self.heads = spec, kind, spec.heads
-        self.above = min(spec.grid, {"row": 1, "conv": spec.reach + 1}.get(kind, 0))  # rows of codes that a row's places touch
+        # rows of codes that a row's places touch
+        self.above = min(spec.grid, {"row": 1, "conv": spec.reach + 1}.get(kind, 0))
         self.qkv = nn.Linear(spec.width, 3 * spec.width)
         self.proj = nn.Linear(spec.width, spec.width)
 
     def forward(self, x_BNC: Tensor, cache: KVCache | None = None) -> Tensor:
-        """cache: x is the text, or one place of the codes, which sees what it may of those before and itself."""
+        """cache: x is the text, or one place of the codes,
+        which sees what it may of those before and itself.
+        """
         B, N, C = x_BNC.shape
         q, k, v = self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
@@ -61,7 +70,9 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=N > 1)
         else:
             T = 1 + self.spec.context
-            text = F.scaled_dot_product_attention(q[:, :, :T], k[:, :, :T], v[:, :, :T], is_causal=True)
+            text = F.scaled_dot_product_attention(
+                q[:, :, :T], k[:, :, :T], v[:, :, :T], is_causal=True
+            )
             y = torch.cat([text, self.of_codes(q[:, :, T:], k, v)], dim=2)
         return self.proj(y.transpose(1, 2).reshape(B, N, C))
 
@@ -85,9 +96,15 @@ class Attention(nn.Module):
             mask = torch.ones(G, G, dtype=torch.bool, device=q.device).tril()  # of every column
         else:  # a row of places beside its own and the `above` rows of keys
             up = self.above
-            code_k, code_v = (F.pad(t, (0, 0, 0, 0, up, 0)).unfold(2, up + 1, 1).permute(0, 1, 2, 5, 3, 4).flatten(3, 4)
-                              for t in (code_k, code_v))
-            mask = F.pad(pattern.view(G, G, G, G), (0, 0, up, 0)).unfold(2, up + 1, 1)  # (G, G, G, G, up + 1)
+            code_k, code_v = (
+                F.pad(t, (0, 0, 0, 0, up, 0))
+                .unfold(2, up + 1, 1)
+                .permute(0, 1, 2, 5, 3, 4)
+                .flatten(3, 4)
+                for t in (code_k, code_v)
+            )
+            # (G, G, G, G, up + 1)
+            mask = F.pad(pattern.view(G, G, G, G), (0, 0, up, 0)).unfold(2, up + 1, 1)
             rows = torch.arange(G, device=q.device)
             mask = mask[rows, :, rows].permute(0, 1, 3, 2).flatten(2)  # (G, G, (up + 1) G)
         scale = q.shape[-1] ** -0.5
@@ -114,7 +131,8 @@ class Block(nn.Module):
 
 
 class TextToCodes(nn.Module):
-    """Tokens (B, T) and codes (B, G G) -> logits (B, T, V) of the tokens and (B, G G, K) of the codes.
+    """Tokens (B, T) and codes (B, G G) -> logits (B, T, V) of the tokens and (B, G G,
+    K) of the codes.
 
     unused (B, T) bool: places behind the end of a caption, which take a learned vector each.
     """
@@ -130,7 +148,9 @@ class TextToCodes(nn.Module):
         self.rows = nn.Parameter(torch.empty(1, spec.grid, 1, C))
         self.columns = nn.Parameter(torch.empty(1, 1, spec.grid, C))
         self.starts = nn.Parameter(torch.empty(1, 2, C))
-        self.blocks = nn.ModuleList(Block(spec, kind_of(i + 1, spec.depth)) for i in range(spec.depth))
+        self.blocks = nn.ModuleList(
+            Block(spec, kind_of(i + 1, spec.depth)) for i in range(spec.depth)
+        )
         self.norm = nn.LayerNorm(C, eps=EPS)
         self.text_out = nn.Linear(C, spec.vocab)
         self.code_out = nn.Linear(C, spec.codes)
@@ -141,7 +161,10 @@ class TextToCodes(nn.Module):
 
     def embed_text(self, tokens_BT: Tensor, unused_BT: Tensor) -> Tensor:
         """(B, 1 + T, C): the start and the caption."""
-        x = torch.where(unused_BT[..., None], self.padding, self.text(tokens_BT)) + self.text_positions
+        x = (
+            torch.where(unused_BT[..., None], self.padding, self.text(tokens_BT))
+            + self.text_positions
+        )
         return torch.cat([self.starts[:, :1].expand(len(x), -1, -1), x], dim=1)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
@@ -170,11 +193,15 @@ class TextToCodes(nn.Module):
         return cache
 
     def step(self, code_B: Tensor | None, place: int, cache: list[KVCache], rows: int) -> Tensor:
-        """(rows, K) logits of the code at `place`, given the one before it (None at the first place) and the cache."""
+        """(rows, K) logits of the code at `place`, given the one before it (None at the first
+        place) and the cache.
+        """
         if code_B is None:
             x = self.starts[:, 1:].expand(rows, -1, -1)
         else:
-            x = (self.code(code_B) + (self.rows + self.columns).flatten(1, 2)[:, place - 1])[:, None]
+            x = (self.code(code_B) + (self.rows + self.columns).flatten(1, 2)[:, place - 1])[
+                :, None
+            ]
         return self.logits(self.code_out, self.norm(self.run_blocks(x, cache)))[:, 0]
 
     def run_blocks(self, x: Tensor, cache: list[KVCache]) -> Tensor:
@@ -184,8 +211,11 @@ class TextToCodes(nn.Module):
 
 
 def rules(spec: TextToCodesConfig) -> Rules:
-    """GPT-2's (the paper says nothing): N(0, 0.02), what a block adds smaller by sqrt(2 depth); biases zero. What the paper keeps
-    in float32: embeddings and the layers that say the tokens."""
+    """GPT-2's (the paper says nothing): N(0, 0.02), what a block adds smaller by sqrt(2
+    depth); biases zero.
+
+    What the paper keeps in float32: embeddings and the layers that say the tokens.
+    """
     return (
         *NORMS,
         Rule(r"(text_out|code_out)\.bias", zeros, keep_float32=True),

@@ -1,6 +1,9 @@
-"""The networks of DALL-E's discrete VAE (Ramesh et al. 2021, A.1), as released. No norms; ReLUs in front of convolutions.
+"""The networks of DALL-E's discrete VAE (Ramesh et al. 2021, A.1), as released.
 
-B pictures of S x S, K codes, h x h of them a picture. The convolutions next to the codes stay in float32.
+No norms; ReLUs in front of convolutions.
+
+B pictures of S x S, K codes, h x h of them a picture. The convolutions next to the codes
+stay in float32.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,12 +18,16 @@ from vtx_scale.specs.dvae import CodecConfig
 
 
 class Block(nn.Module):
-    """x + gain * four convolutions: of 3, 3, 3 and 1 in the encoder, 1, 3, 3 and 3 in the decoder; a quarter as wide inside."""
+    """x + gain * four convolutions: of 3, 3, 3 and 1 in the encoder, 1, 3, 3 and 3 in the decoder;
+    a quarter as wide inside.
+    """
 
     def __init__(self, before: int, after: int, kernels: tuple[int, ...], gain: float) -> None:
         super().__init__()
         self.gain, inner = gain, after // 4
-        sizes = zip((before, inner, inner, inner), (inner, inner, inner, after), kernels, strict=True)
+        sizes = zip(
+            (before, inner, inner, inner), (inner, inner, inner, after), kernels, strict=True
+        )
         self.convs = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes)
         self.skip = nn.Conv2d(before, after, 1) if before != after else None
 
@@ -35,10 +42,19 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def groups_of(spec: CodecConfig, before: int, widths: Iterable[int], kernels: tuple[int, ...]) -> nn.ModuleList:
-    groups, gain = nn.ModuleList(), 1 / (spec.groups * spec.blocks) ** 2 if spec.gain is None else spec.gain
+def groups_of(
+    spec: CodecConfig, before: int, widths: Iterable[int], kernels: tuple[int, ...]
+) -> nn.ModuleList:
+    groups, gain = (
+        nn.ModuleList(),
+        1 / (spec.groups * spec.blocks) ** 2 if spec.gain is None else spec.gain,
+    )
     for width in widths:
-        groups.append(nn.ModuleList(Block(before if i == 0 else width, width, kernels, gain) for i in range(spec.blocks)))
+        groups.append(
+            nn.ModuleList(
+                Block(before if i == 0 else width, width, kernels, gain) for i in range(spec.blocks)
+            )
+        )
         before = width
     return groups
 
@@ -65,7 +81,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, K, h, h), the share of each code -> (B, 6, S, S): the location of each channel, then the logarithm of its scale."""
+    """(B, K, h, h), the share of each code -> (B, 6, S, S):
+    the location of each channel, then the logarithm of its scale.
+    """
 
     def __init__(self, spec: CodecConfig) -> None:
         super().__init__()
@@ -101,8 +119,12 @@ class Codec(nn.Module):
         self.parameter_rules = RULES
 
     def units(self) -> list[nn.Module]:
-        return [block for part in (self.encoder, self.decoder) for blocks in part.groups
-                for block in blocks]  # type: ignore[attr-defined]
+        return [
+            block
+            for part in (self.encoder, self.decoder)
+            for blocks in part.groups
+            for block in blocks
+        ]  # type: ignore[attr-defined]
 
     @staticmethod
     def macs(spec: CodecConfig, count: Callable[..., int]) -> int:
@@ -116,7 +138,8 @@ class Codec(nn.Module):
         return self.decoder.of_codes(self.encoder(x).argmax(1))
 
 
-# biases zero, weights N(0, 1 / fan in); the convolutions next to the codes and to the pixels that come out keep float32
+# biases zero, weights N(0, 1 / fan in); the convolutions next to the codes and to the pixels that
+# come out keep float32
 FLOAT32 = r"encoder\.output|decoder\.input|decoder\.output"
 RULES: Rules = (
     Rule(rf"({FLOAT32})\.bias", zeros, keep_float32=True),

@@ -1,7 +1,9 @@
-"""iGPT's transformer (Chen et al. 2020): pre-norm without means and biases, a token a pixel, row after row.
+"""iGPT's transformer (Chen et al. 2020): pre-norm without means and biases, a token a pixel,
+row after row.
 
-B pictures, N pixels, C width, K colours. A causal net is given [start, colour 0 .. colour N-2] and says at each place which
-colour stands there; one that is not causal is given all colours, of which some are hidden.
+B pictures, N pixels, C width, K colours. A causal net is given [start, colour 0 .. colour N-2] and
+says at each place which colour stands there; one that is not causal is given all colours, of which
+some are hidden.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +19,9 @@ EPS = 1e-5
 
 
 class Block(nn.Module):
-    """x += attention(norm(x)); x += mlp(norm(x)), RMS norms (Zhang & Sennrich 2019) and no bias anywhere."""
+    """x += attention(norm(x)); x += mlp(norm(x)), RMS norms (Zhang & Sennrich 2019) and
+    no bias anywhere.
+    """
 
     def __init__(self, spec: PixelGPTConfig) -> None:
         super().__init__()
@@ -28,7 +32,9 @@ class Block(nn.Module):
         self.mlp = MLP(C, 4 * C, "quick_gelu", bias=False)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, peek: bool = False) -> Tensor:
-        """(B, N, C) -> (B, N, C); `peek`: instead the norm that opens the block, what a linear probe sees."""
+        """(B, N, C) -> (B, N, C); `peek`: instead the norm that opens the block,
+        what a linear probe sees.
+        """
         if peek:
             return self.norm1(x)
         x = x + self.attn(self.norm1(x), cache)
@@ -74,7 +80,9 @@ class PixelGPT(nn.Module):
         return self.out(self.states(tokens_BN, hidden_BN))
 
     def features(self, tokens_BN: Tensor, layers: Sequence[int]) -> Tensor:
-        """(B, len(layers) C): of each layer the mean over pixels of its normed input; layer `depth` is the final norm's."""
+        """(B, len(layers) C): of each layer the mean over pixels of its normed input;
+        layer `depth` is the final norm's.
+        """
         x, found = self.embed(tokens_BN), {}
         for i in range(max(layers) + 1):
             last = i == len(self.blocks)
@@ -84,8 +92,12 @@ class PixelGPT(nn.Module):
                 x = self.blocks[i](x)
         return torch.cat([found[i] for i in layers], dim=1)
 
-    def step(self, token_B: Tensor | None, place: int, cache: Sequence[KVCache], rows: int) -> Tensor:
-        """(rows, K) logits of the colour at `place`, given the one before it (None at the first place) and the past."""
+    def step(
+        self, token_B: Tensor | None, place: int, cache: Sequence[KVCache], rows: int
+    ) -> Tensor:
+        """(rows, K) logits of the colour at `place`, given the one before it (None at the first
+        place) and the past.
+        """
         assert self.start is not None, "only a causal net can be asked step by step"
         x = self.start.expand(rows, -1, -1) if token_B is None else self.embedding(token_B)[:, None]
         x = x + self.positions[:, place : place + 1]
@@ -95,7 +107,9 @@ class PixelGPT(nn.Module):
 
 
 def rules(spec: PixelGPTConfig) -> Rules:
-    """The authors' initial values: the output layer starts at zero, so that the first loss is ln K."""
+    """The authors' initial values: the output layer starts at zero,
+    so that the first loss is ln K.
+    """
     C = spec.width
     return (
         Rule(r".*norm\w*\.weight", ones),

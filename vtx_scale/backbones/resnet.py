@@ -1,7 +1,9 @@
-"""ResNet (He et al. 2016, arXiv:1512.03385), and wide ResNet (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
+"""ResNet (He et al. 2016, arXiv:1512.03385), and wide ResNet (Zagoruyko &
+Komodakis 2016, arXiv:1605.07146).
 
-B images, C channels. Departs from the paper: a bottleneck strides in its 3x3 convolution ("v1.5"), and the last gain
-of a block starts at 0 (Goyal et al. 2017, arXiv:1706.02677). Batch statistics: `vtx_scale.blocks.norm`.
+B images, C channels. Departs from the paper: a bottleneck strides in its 3x3 convolution
+("v1.5"), and the last gain of a block starts at 0 (Goyal et al. 2017, arXiv:1706.02677). Batch
+statistics: `vtx_scale.blocks.norm`.
 """
 
 import math
@@ -63,7 +65,9 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(B, 3, S, S) -> (B, C) averaged over the places, or (B, classes) where the spec names classes."""
+    """(B, 3, S, S) -> (B, C) averaged over the places,
+    or (B, classes) where the spec names classes.
+    """
 
     def __init__(self, spec: ResNetConfig) -> None:
         super().__init__()
@@ -74,8 +78,12 @@ class ResNet(nn.Module):
         inside = 64
         for k, depth in enumerate(spec.blocks):
             outside = 64 * 2**k * grow
-            self.stages.append(nn.ModuleList(
-                kind(outside if i else inside, outside, 2 if k and not i else 1, spec.wide) for i in range(depth)))
+            self.stages.append(
+                nn.ModuleList(
+                    kind(outside if i else inside, outside, 2 if k and not i else 1, spec.wide)
+                    for i in range(depth)
+                )
+            )
             inside = outside
         self.head = nn.Linear(spec.width, spec.classes) if spec.classes else None
         self.parameter_rules = rules(spec)
@@ -112,7 +120,9 @@ class ResNet(nn.Module):
 
 
 def rules(spec: ResNetConfig) -> Rules:
-    """Convolutions as He et al. 2015 by what goes out of them, the last gain of a block 0, the classifier as torch's default."""
+    """Convolutions as He et al. 2015 by what goes out of them, the last gain of a block 0,
+    the classifier as torch's default.
+    """
     last = "norm2" if spec.kind == "basic" else "norm3"
     return (
         Rule(rf"stages\..*\.{last}\.weight", zeros),

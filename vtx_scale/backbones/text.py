@@ -1,5 +1,8 @@
-"""Text transformers, pre-norm: CLIP's (Radford et al. 2021), causal, pooled at the end token (the largest id), and
-SigLIP's (Zhai et al. 2023), where every token sees every other, pooled at the last position. B texts, T tokens, C width.
+"""Text transformers, pre-norm: CLIP's (Radford et al. 2021), causal, pooled at the end token
+(the largest id), and SigLIP's (Zhai et al. 2023), where every token sees every other, pooled at
+the last position.
+
+B texts, T tokens, C width.
 """
 
 import math
@@ -21,8 +24,10 @@ class Text(nn.Module):
         C = spec.width
         self.embedding = nn.Embedding(spec.vocab, C)
         self.positions = nn.Parameter(torch.empty(spec.context, C))
-        self.blocks = nn.ModuleList(Block(C, spec.heads, 4 * C, spec.activation, 1e-5, causal=True)
-                                    for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(
+            Block(C, spec.heads, 4 * C, spec.activation, 1e-5, causal=True)
+            for _ in range(spec.depth)
+        )
         self.norm = nn.LayerNorm(C, eps=1e-5)
         self.parameter_rules = clip_rules(spec)
 
@@ -42,7 +47,9 @@ class SiglipText(nn.Module):
         C = spec.width
         self.embedding = nn.Embedding(spec.vocab, C)
         self.positions = nn.Parameter(torch.empty(spec.context, C))
-        self.blocks = nn.ModuleList(Block(C, spec.heads, spec.mlp, spec.activation, spec.eps) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(
+            Block(C, spec.heads, spec.mlp, spec.activation, spec.eps) for _ in range(spec.depth)
+        )
         self.norm = nn.LayerNorm(C, eps=spec.eps)
         self.head = nn.Linear(C, spec.embed)
         self.parameter_rules = SIGLIP_RULES
@@ -55,7 +62,9 @@ class SiglipText(nn.Module):
 
 
 def clip_rules(spec: TextTowerConfig) -> Rules:
-    """OpenAI's: what a block adds is smaller by sqrt(2 depth); biases of the MLP as torch's default."""
+    """OpenAI's: what a block adds is smaller by sqrt(2 depth);
+    biases of the MLP as torch's default.
+    """
     width = spec.width
     return (
         *NORMS,
@@ -70,7 +79,8 @@ def clip_rules(spec: TextTowerConfig) -> Rules:
     )
 
 
-# a ViT's, but for positions and embedding, which go by the width; decay leaves what is no kernel alone
+# a ViT's, but for positions and embedding, which go by the width; decay leaves what is
+# no kernel alone
 SIGLIP_RULES: Rules = (
     Rule(r"positions|embedding\.weight", normal(lambda shape: shape[-1] ** -0.5), decay=False),
     Rule(r"head\.weight", normal(lambda shape: shape[1] ** -0.5)),

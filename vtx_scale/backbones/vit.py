@@ -1,10 +1,12 @@
-"""Vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), its hybrids, and CLIP's and DeiT's variants of it.
+"""Vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), its hybrids,
+and CLIP's and DeiT's variants of it.
 
-B images, N tokens, C width. Pre-norm blocks, final norm, then `pool`: the class token, the mean of the tokens
-after the norm, or attention pooling (MAP, Zhai et al. 2022). CLIP's (arXiv:2103.00020): no bias in the patch embedding, a
-norm before the blocks, eps 1e-5. DeiT's (Touvron et al. 2021): a distillation token behind the class token, with a head
-of its own. Hybrid: the patches are cut from the feature map of a ResNet stem. Another resolution than the spec's resamples
-the positions on the way (`blocks.position`).
+B images, N tokens, C width. Pre-norm blocks, final norm, then `pool`: the class token, the mean
+of the tokens after the norm, or attention pooling (MAP, Zhai et al. 2022). CLIP's
+(arXiv:2103.00020): no bias in the patch embedding, a norm before the blocks, eps 1e-5. DeiT's
+(Touvron et al. 2021): a distillation token behind the class token, with a head of its own.
+Hybrid: the patches are cut from the feature map of a ResNet stem. Another resolution than the
+spec's resamples the positions on the way (`blocks.position`).
 """
 
 import math
@@ -37,7 +39,12 @@ class MapHead(nn.Module):
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         B, N, C = x_BNC.shape
-        q = self.q(self.probe).view(1, 1, self.heads, C // self.heads).transpose(1, 2).expand(B, -1, -1, -1)
+        q = (
+            self.q(self.probe)
+            .view(1, 1, self.heads, C // self.heads)
+            .transpose(1, 2)
+            .expand(B, -1, -1, -1)
+        )
         k, v = self.kv(x_BNC).view(B, N, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         y = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, C))
         return y + self.mlp(self.norm(y))
@@ -46,7 +53,8 @@ class MapHead(nn.Module):
 class ViT(nn.Module):
     """(B, 3, S, S) -> (B, C), or (B, classes) where the spec names classes.
 
-    In training a distilled one gives (2, B, classes): by the class token and by the distillation token; else their mean.
+    In training a distilled one gives (2, B, classes): by the class token and by the distillation
+    token; else their mean.
     """
 
     def __init__(self, spec: ViTConfig) -> None:
@@ -56,19 +64,40 @@ class ViT(nn.Module):
         self.stem = bit.BitStem(spec.stem) if spec.stem is not None else None
         self.cell = spec.cell
         self.grid = spec.resolution // self.cell
-        self.patch = nn.Conv2d(self.stem.channels if self.stem is not None else 3, C, spec.patch, spec.patch,
-                               bias=spec.patch_bias)
+        self.patch = nn.Conv2d(
+            self.stem.channels if self.stem is not None else 3,
+            C,
+            spec.patch,
+            spec.patch,
+            bias=spec.patch_bias,
+        )
         self.cls_token = nn.Parameter(torch.empty(1, 1, C)) if spec.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, C)) if spec.distilled else None
         self.extra = spec.extra  # tokens before the patches
         learned = spec.position_kind == "learned"
-        self.positions = nn.Parameter(torch.empty(1, self.grid**2 + self.extra, C)) if learned else None
+        self.positions = (
+            nn.Parameter(torch.empty(1, self.grid**2 + self.extra, C)) if learned else None
+        )
         self.norm_pre = nn.LayerNorm(C, eps=spec.eps) if spec.pre_norm else None
         self.blocks = nn.ModuleList(
-            Block(C, spec.heads, spec.mlp, spec.activation, spec.eps, dropout=spec.dropout,
-                  drop_path=spec.drop_path * i / max(1, spec.depth - 1), name=f"blocks.{i}") for i in range(spec.depth))
+            Block(
+                C,
+                spec.heads,
+                spec.mlp,
+                spec.activation,
+                spec.eps,
+                dropout=spec.dropout,
+                drop_path=spec.drop_path * i / max(1, spec.depth - 1),
+                name=f"blocks.{i}",
+            )
+            for i in range(spec.depth)
+        )
         self.norm = nn.LayerNorm(C, eps=spec.eps)
-        self.pool = MapHead(C, spec.heads, spec.mlp, spec.activation, spec.eps) if spec.pool == "map" else None
+        self.pool = (
+            MapHead(C, spec.heads, spec.mlp, spec.activation, spec.eps)
+            if spec.pool == "map"
+            else None
+        )
         self.rep = nn.Linear(C, C) if spec.representation else None
         self.head = nn.Linear(C, spec.classes) if spec.classes else None
         self.dist_head = nn.Linear(C, spec.classes) if spec.classes and spec.distilled else None
@@ -81,25 +110,43 @@ class ViT(nn.Module):
 
     def embed(self, image: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, grid * grid, C): patches, without positions."""
-        return self.patch(self.stem(image) if self.stem is not None else image).flatten(2).transpose(1, 2)
+        return (
+            self.patch(self.stem(image) if self.stem is not None else image)
+            .flatten(2)
+            .transpose(1, 2)
+        )
 
     def place(self, x: Tensor) -> Tensor:
-        """(B, grid * grid, C) patches -> (B, N, C): class and distillation tokens in front, positions added."""
+        """(B, grid * grid, C) patches -> (B, N, C): class and distillation tokens in front,
+        positions added.
+        """
         grid = math.isqrt(x.shape[1])
-        front = [t.expand(len(x), -1, -1).to(x.dtype) for t in (self.cls_token, self.dist_token) if t is not None]
+        front = [
+            t.expand(len(x), -1, -1).to(x.dtype)
+            for t in (self.cls_token, self.dist_token)
+            if t is not None
+        ]
         if self.positions is None:
             return torch.cat([*front, x + sincos2d(grid, x.shape[2], x.device).to(x.dtype)], dim=1)
         if grid == self.grid:
             return torch.cat([*front, x], dim=1) + self.positions
         tokens, patches = self.positions[:, : self.extra], self.positions[:, self.extra :]
-        return torch.cat([*front, x], dim=1) + torch.cat([tokens, resampled(patches, self.grid, grid)], dim=1)
+        return torch.cat([*front, x], dim=1) + torch.cat(
+            [tokens, resampled(patches, self.grid, grid)], dim=1
+        )
 
-    def tokens(self, image: Tensor, slots: SlotContext | None = None, corrupt: Callable[[Tensor], Tensor] | None = None,
-               keep: int = 1, leave: int = 0) -> list[Tensor]:
+    def tokens(
+        self,
+        image: Tensor,
+        slots: SlotContext | None = None,
+        corrupt: Callable[[Tensor], Tensor] | None = None,
+        keep: int = 1,
+        leave: int = 0,
+    ) -> list[Tensor]:
         """(B, 3, S, S) -> what the last `keep` blocks give, (B, N, C) each, before the final norm.
 
-        corrupt: changes the patches (B, grid * grid, C) before positions are added. leave: so many blocks at the end are
-        left out; where none is left, what enters the first.
+        corrupt: changes the patches (B, grid * grid, C) before positions are added. leave: so many
+        blocks at the end are left out; where none is left, what enters the first.
         """
         x = self.embed(image)
         x = self.place(corrupt(x) if corrupt is not None else x)
@@ -120,7 +167,13 @@ class ViT(nn.Module):
             y = self.norm(x[:, 0])
         else:
             y = self.norm(x)
-            y = self.pool(y) if self.pool is not None else y.mean(1) if self.spec.pool == "gap" else y
+            y = (
+                self.pool(y)
+                if self.pool is not None
+                else y.mean(1)
+                if self.spec.pool == "gap"
+                else y
+            )
         return torch.tanh(self.rep(y)) if self.rep is not None else y
 
     def features(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
@@ -134,7 +187,9 @@ class ViT(nn.Module):
         return [x.transpose(1, 2).unflatten(2, (math.isqrt(x.shape[1]),) * 2)]
 
     def layer(self, name: str) -> int:
-        """0 of what makes the tokens, then a number for each block, the norm's and the classifier's last."""
+        """0 of what makes the tokens, then a number for each block,
+        the norm's and the classifier's last.
+        """
         part, _, rest = name.partition(".")
         if part == "blocks":
             return 1 + int(rest.partition(".")[0])
@@ -157,14 +212,19 @@ class ViT(nn.Module):
 
 
 def rules(spec: ViTConfig) -> Rules:
-    """The published initial values, by `spec.init`; classifiers start anew under `init.head=new`."""
+    """The published initial values, by `spec.init`;
+    classifiers start anew under `init.head=new`.
+    """
     table = {"xavier": xavier_rules, "truncated": truncated_rules, "clip": clip_rules}[spec.init]
     return (*under("stem.", bit.RULES), *NORMS, *table(spec))
 
 
 def xavier_rules(spec: ViTConfig) -> Rules:
-    """As the JAX code: xavier-uniform for each projection, MLP biases N(0, 1e-6), positions N(0, 0.02), class token and classifier
-    zero. Decay leaves what is no kernel alone."""
+    """As the JAX code: xavier-uniform for each projection, MLP biases N(0, 1e-6), positions N(0,
+    0.02), class token and classifier zero.
+
+    Decay leaves what is no kernel alone.
+    """
     return (
         Rule(r"patch\.weight", normal(lambda shape: fan_in(shape) ** -0.5)),
         Rule(r"patch\.bias", zeros),
@@ -179,7 +239,9 @@ def xavier_rules(spec: ViTConfig) -> Rules:
 
 
 def truncated_rules(spec: ViTConfig) -> Rules:
-    """As DeiT and DINO: N(0, 0.02), which they cut at 2, a hundred deviations away; biases zero; the patches as torch's default."""
+    """As DeiT and DINO: N(0, 0.02), which they cut at 2, a hundred deviations away; biases zero;
+    the patches as torch's default.
+    """
     channels = 3 if spec.stem is None else 256 << (len(spec.stem) - 1) if spec.stem else 64
     return (
         Rule(r"patch\..*", uniform((channels * spec.patch**2) ** -0.5)),
@@ -192,7 +254,9 @@ def truncated_rules(spec: ViTConfig) -> Rules:
 
 
 def clip_rules(spec: ViTConfig) -> Rules:
-    """As CLIP's image tower: torch's defaults; the class token is a vector there, which decay leaves alone."""
+    """As CLIP's image tower: torch's defaults; the class token is a vector there,
+    which decay leaves alone.
+    """
     return (
         Rule(r"cls_token", normal(spec.width**-0.5), decay=False),
         Rule(r"positions", normal(spec.width**-0.5)),

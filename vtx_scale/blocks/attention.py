@@ -18,11 +18,16 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "quick_gelu": quick_gelu}
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
 
 
 def xavier(shares: int = 1) -> Initial:
-    """Xavier-uniform (Glorot & Bengio 2010) of each of so many matrices that stand in one, row below row."""
+    """Xavier-uniform (Glorot & Bengio 2010) of each of so many matrices that stand in one,
+    row below row.
+    """
     return uniform(lambda shape: math.sqrt(6 / (shape[0] / shares + fan_in(shape))))
 
 
@@ -39,7 +44,9 @@ XAVIER: Rules = (
 
 
 class KVCache:
-    """The keys and values of the tokens that a causal attention has seen: room for N of them, (B, H, N, D) each."""
+    """The keys and values of the tokens that a causal attention has seen:
+    room for N of them, (B, H, N, D) each.
+    """
 
     def __init__(self, room: int) -> None:
         self.room, self.length = room, 0
@@ -47,7 +54,9 @@ class KVCache:
         self.v: Tensor | None = None
 
     def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the keys and values of n more tokens (B, H, n, D); all that were kept, (B, H, length, D)."""
+        """Keep the keys and values of n more tokens (B, H, n, D);
+        all that were kept, (B, H, length, D).
+        """
         if self.k is None or self.v is None:
             self.k, self.v = (x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in (k, v))
         now = slice(self.length, self.length + k.shape[2])
@@ -80,23 +89,46 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int, activation: str, dropout: float = 0.0, name: str = "",
-                 bias: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        dropout: float = 0.0,
+        name: str = "",
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, width, bias=bias)
         self.activation, self.dropout, self.name = activation, dropout, name
 
     def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
-        x = dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, slots, self.name, "fc1")
+        x = dropout(
+            ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, slots, self.name, "fc1"
+        )
         return dropout(self.fc2(x), self.dropout, slots, self.name, "fc2")
 
 
 class Block(nn.Module):
-    """x += attention(norm(x)); x += mlp(norm(x)). `name` tells its random numbers from another block's."""
+    """x += attention(norm(x)); x += mlp(norm(x)).
 
-    def __init__(self, width: int, heads: int, hidden: int, activation: str, eps: float, causal: bool = False, *,
-                 dropout: float = 0.0, drop_path: float = 0.0, name: str = "") -> None:
+    `name` tells its random numbers from another block's.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        activation: str,
+        eps: float,
+        causal: bool = False,
+        *,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        name: str = "",
+    ) -> None:
         super().__init__()
         self.dropout, self.drop_path, self.name = dropout, drop_path, name
         self.norm1 = nn.LayerNorm(width, eps=eps)
@@ -105,10 +137,14 @@ class Block(nn.Module):
         self.mlp = MLP(width, hidden, activation, dropout, name)
 
     def forward(self, x: Tensor, slots: SlotContext | None = None, look: bool = False) -> Tensor:
-        """(B, N, C) -> (B, N, C); `look`: instead (B, H, N, N), how the attention spreads over the tokens (rows sum to 1)."""
+        """(B, N, C) -> (B, N, C); `look`: instead (B, H, N, N),
+        how the attention spreads over the tokens (rows sum to 1).
+        """
         if look:
             q, k, _ = self.attn.split(self.norm1(x))
             return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
         y = dropout(self.attn(self.norm1(x)), self.dropout, slots, self.name, "attn")
         x = x + drop_path(y, self.drop_path, slots, self.name, "path1")
-        return x + drop_path(self.mlp(self.norm2(x), slots), self.drop_path, slots, self.name, "path2")
+        return x + drop_path(
+            self.mlp(self.norm2(x), slots), self.drop_path, slots, self.name, "path2"
+        )

@@ -1,7 +1,9 @@
-"""Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167) over the valid rows of the global batch.
+"""Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167) over the valid rows of
+the global batch.
 
-B rows of this rank, C channels. Departs from torch's: statistics are those of all ranks, a masked row weighs nothing,
-and the running statistics move after a step that counted, not in the forward pass, which recomputation runs twice.
+B rows of this rank, C channels. Departs from torch's: statistics are those of all ranks, a masked
+row weighs nothing, and the running statistics move after a step that counted, not in the forward
+pass, which recomputation runs twice.
 """
 
 from typing import Any
@@ -24,16 +26,22 @@ NORMS: Rules = (
 class Normalise(torch.autograd.Function):
     """x (B, C, ...) -> y (B, C, ...), mean (C,), biased variance (C,), number of valid rows (1,).
 
-    Sums over rows are in float64, so that statistics and gradients do not show, but for the last bit, how rows lie on ranks.
-    Written out because autograd would keep several float32 copies of x and add the ranks up more often; in place because
-    new memory costs more than the arithmetic. y is new memory and is not kept, so that what follows may overwrite it. Rows
-    that are not valid are normalised too, but they weigh nothing and their gradient is 0, whatever numbers they hold.
+    Sums over rows are in float64, so that statistics and gradients do not show, but for the last
+    bit, how rows lie on ranks. Written out because autograd would keep several float32 copies
+    of x and add the ranks up more often; in place because new memory costs more than the
+    arithmetic. y is new memory and is not kept, so that what follows may overwrite it. Rows that
+    are not valid are normalised too, but they weigh nothing and their gradient is 0, whatever
+    numbers they hold.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor, ranks: Ranks, eps: float) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor, ranks: Ranks, eps: float
+    ) -> Any:
         wide, own_B1 = x.to(at_least_float(x)), valid[:, None]
-        sums = ranks.sum(torch.cat([row_sum(flat(wide).mean(2), own_B1), valid.sum().double().reshape(1)]))
+        sums = ranks.sum(
+            torch.cat([row_sum(flat(wide).mean(2), own_B1), valid.sum().double().reshape(1)])
+        )
         count = sums[-1:]
         mean = (sums[:-1] / count.clamp(min=1)).to(wide.dtype)
         centred = wide - along(mean, x)  # squares of x itself would cancel where its mean is large
@@ -51,13 +59,18 @@ class Normalise(torch.autograd.Function):
         x, weight, valid, mean, inverse, count = ctx.saved_tensors
         grad, own_B1 = grad.to(at_least_float(x)), valid[:, None]
         normal = (x - along(mean, x)).mul_(along(inverse, x))
-        mine = torch.stack([row_sum(flat(grad).sum(2), own_B1), row_sum(flat(grad * normal).sum(2), own_B1)])  # bias, weight
+        mine = torch.stack(
+            [row_sum(flat(grad).sum(2), own_B1), row_sum(flat(grad * normal).sum(2), own_B1)]
+        )  # bias, weight
         dx = None
         if ctx.needs_input_grad[0]:
-            shift, slope = (along(t.to(grad.dtype), x)
-                            for t in ctx.ranks.sum(mine) / (count.clamp(min=1) * x[0, 0].numel()))
+            shift, slope = (
+                along(t.to(grad.dtype), x)
+                for t in ctx.ranks.sum(mine) / (count.clamp(min=1) * x[0, 0].numel())
+            )
             dx = normal.mul_(-slope).add_(grad).sub_(shift).mul_(along(inverse * weight, x))
-            # by their bits: 0 times a number that is none is none, and a where would take new memory
+            # by their bits: 0 times a number that is none is none, and a where would
+            # take new memory
             bits = torch.int32 if dx.dtype is torch.float32 else torch.int64
             dx.view(bits).bitwise_and_(-valid.to(bits).view(-1, *[1] * (x.ndim - 1)))
             dx = dx.to(x.dtype)
@@ -80,7 +93,8 @@ def row_sum(x_BC: Tensor, own_B1: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.Module):
-    """(B, C, ...): with rows by the statistics of their batch, without by the running ones; at least float32 inside.
+    """(B, C, ...): with rows by the statistics of their batch, without by the running ones;
+    at least float32 inside.
 
     What it gives is new memory that may be overwritten.
     """
@@ -94,25 +108,36 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(features))
         self.running_mean: Tensor
         self.running_var: Tensor
-        self.pending: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by pass: mean, unbiased variance, how much they count
+        # by pass: mean, unbiased variance, how much they count
+        self.pending: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
         if slots is None:
             dtype = at_least_float(x)
-            mean, var, weight, bias = (t.to(dtype) for t in (self.running_mean, self.running_var, self.weight, self.bias))
+            mean, var, weight, bias = (
+                t.to(dtype) for t in (self.running_mean, self.running_var, self.weight, self.bias)
+            )
             return F.batch_norm(x.to(dtype), mean, var, weight, bias, eps=self.eps).to(x.dtype)
-        y, mean, var, count = Normalise.apply(x, self.weight, self.bias, slots.valid, slots.ranks, self.eps)
+        y, mean, var, count = Normalise.apply(
+            x, self.weight, self.bias, slots.valid, slots.ranks, self.eps
+        )
         numbers = count * x[0, 0].numel()
         var = var * (numbers / (numbers - 1).clamp(min=1)).to(var.dtype)
         share = self.momentum * (count > 0).to(count.dtype)
-        self.pending[slots.call] = mean, var, share  # the same again where the pass is computed again
+        self.pending[slots.call] = (
+            mean,
+            var,
+            share,
+        )  # the same again where the pass is computed again
         return y
 
     @torch.no_grad()
     def update_statistics(self) -> None:
         """The running statistics take in what the passes since the last update saw."""
         for mean, var, share in self.pending.values():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.to(self.running_mean.dtype))
+            self.running_mean.lerp_(
+                mean.to(self.running_mean.dtype), share.to(self.running_mean.dtype)
+            )
             self.running_var.lerp_(var.to(self.running_var.dtype), share.to(self.running_var.dtype))
         self.discard_statistics()
 

@@ -1,7 +1,9 @@
-"""Random numbers on the device that belong to (seed, step, purpose, slot): the same for every world, micro-batch and device.
+"""Random numbers on the device that belong to (seed, step, purpose, slot):
+the same for every world, micro-batch and device.
 
-Counter-based: a number is a hash of what it belongs to, made by integer arithmetic that is exact everywhere, so there is
-no state to save. Uniforms are equal to the last bit on every device, normals to rounding.
+Counter-based: a number is a hash of what it belongs to, made by integer arithmetic that is exact
+everywhere, so there is no state to save. Uniforms are equal to the last bit on every device,
+normals to rounding.
 """
 
 import hashlib
@@ -15,20 +17,26 @@ MASK = 0xFFFFFFFF
 
 
 def mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit numbers (in int64) in which every bit of the input moves half of the output's."""
+    """A bijection of 32-bit numbers (in int64) in which every bit of the input moves half
+    of the output's.
+    """
     x = (x ^ (x >> 16)) * 0x7FEB352D & MASK
     x = (x ^ (x >> 15)) * 0x846CA68B & MASK
     return x ^ (x >> 16)
 
 
 def step_key(seed: int, step: int, device: torch.device | str = "cpu") -> Tensor:
-    """() int64 in [0, 2^62): what all numbers of a step share. A tensor, so that compiled code does not see a new constant."""
+    """() int64 in [0, 2^62): what all numbers of a step share.
+    A tensor, so that compiled code does not see a new constant.
+    """
     digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8]
     return torch.tensor(int.from_bytes(digest, "little") >> 2, device=device)
 
 
 def uniform(key: Tensor, purpose: str, rows: Tensor, *shape: int) -> Tensor:
-    """(len(rows), *shape) float32 in [0, 1), 24 bits. rows: int64 numbers that are the same wherever the row lies."""
+    """(len(rows), *shape) float32 in [0, 1), 24 bits. rows:
+    int64 numbers that are the same wherever the row lies.
+    """
     word = zlib.crc32(purpose.encode())
     row = mix((rows & MASK) ^ mix((key & MASK) ^ word)) ^ mix((rows >> 32) ^ (key >> 32))
     per_row = math.prod(shape)

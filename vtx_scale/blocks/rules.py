@@ -1,4 +1,5 @@
-"""Parameter rules: a table beside the paper that says of every parameter where it starts, and how it is trained.
+"""Parameter rules: a table beside the paper that says of every parameter where it starts,
+and how it is trained.
 
     parameter_rules = (
         Rule(r"positions", normal(0.02), decay=False),
@@ -8,8 +9,9 @@
         Rule(r".*", xavier),
     )
 
-A pattern must match the whole name, and the first line that does counts. Buffers are met by the same table for where they
-start. A module's table speaks of its own names; `under` puts a part's table into that of the whole.
+A pattern must match the whole name, and the first line that does counts. Buffers are met by the
+same table for where they start. A module's table speaks of its own names; `under` puts a part's
+table into that of the whole.
 """
 
 import functools
@@ -22,7 +24,8 @@ from typing import Any, Literal
 from torch import nn
 
 Shape = tuple[int, ...]
-Values = tuple[str, float]  # kind and its number: ("normal", std), ("uniform", bound), ("truncated", std), ("constant", value)
+# kind and its number: ("normal", std), ("uniform", bound), ("truncated", std), ("constant", value)
+Values = tuple[str, float]
 Initial = Callable[[Shape], Values]  # of a parameter's whole shape
 Number = float | Callable[[Shape], float]
 
@@ -67,10 +70,11 @@ def fan_in(shape: Shape) -> int:
 class Rule:
     """One line: the parameters whose names match `pattern` as a whole.
 
-    initial: where they start. decay: whether weight decay shrinks them; None: matrices and kernels, not vectors. lr_scale: of
-    their learning rate. frozen_until: the step before which they rest; one such step a table. keep_float32: no mixed precision,
-    for all parameters of a module or for none. group: "head" starts anew under `init.head=new` and has `optim.head_decay`,
-    "trunk" has `optim.trunk_lr`. limits: where a value is clamped to after each step.
+    initial: where they start. decay: whether weight decay shrinks them; None: matrices and kernels,
+    not vectors. lr_scale: of their learning rate. frozen_until: the step before which they rest;
+    one such step a table. keep_float32: no mixed precision, for all parameters of a module or for
+    none. group: "head" starts anew under `init.head=new` and has `optim.head_decay`, "trunk" has
+    `optim.trunk_lr`. limits: where a value is clamped to after each step.
     """
 
     pattern: str
@@ -91,8 +95,12 @@ Rules = tuple[Rule, ...]
 
 
 def under(prefix: str, rules: Iterable[Rule], **changes: Any) -> Rules:
-    """A part's table for names with `prefix` before them; changes: fields that all its lines get."""
-    return tuple(replace(rule, pattern=f"{re.escape(prefix)}(?:{rule.pattern})", **changes) for rule in rules)
+    """A part's table for names with `prefix` before them; changes:
+    fields that all its lines get.
+    """
+    return tuple(
+        replace(rule, pattern=f"{re.escape(prefix)}(?:{rule.pattern})", **changes) for rule in rules
+    )
 
 
 @functools.lru_cache(4096)
@@ -109,7 +117,10 @@ def rule_of(rules: Rules, name: str) -> Rule:
 
 
 def table_of(module: Any) -> dict[str, Rule]:
-    """Name -> its line, of every trained, frozen or following parameter and every buffer. Raises LookupError, ValueError."""
+    """Name -> its line, of every trained, frozen or following parameter and every buffer.
+
+    Raises LookupError, ValueError.
+    """
     names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
     table = {name: rule_of(module.parameter_rules, name) for name in names}
     if len({rule.frozen_until for rule in table.values()} - {0}) > 1:
@@ -133,7 +144,9 @@ def float32_units(module: nn.Module, table: dict[str, Rule]) -> list[nn.Module]:
     for prefix, part in module.named_modules():
         if any(keeps[id(p)] for p in part.parameters(recurse=False)):
             if not all(keeps[id(p)] for p in part.parameters()):
-                raise ValueError("parameter_rules: keep_float32 must hold for all parameters of "
-                                 f"{prefix or 'the objective'} or for none")
+                raise ValueError(
+                    "parameter_rules: keep_float32 must hold for all parameters of "
+                    f"{prefix or 'the objective'} or for none"
+                )
             units.append(part)
     return units[::-1]

@@ -1,4 +1,6 @@
-"""What a network in training is told of the rows that it is given: which of them count, and what their randomness hangs on."""
+"""What a network in training is told of the rows that it is given:
+which of them count, and what their randomness hangs on.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +15,14 @@ VIEWS = 1 << 16  # a row's number is slot * VIEWS + view
 
 @dataclass(frozen=True)
 class SlotContext:
-    """B rows. A network called as `net(x)` evaluates; as `net(x, slots)` it trains: drops, and takes batch statistics.
+    """B rows.
 
-    valid (B,) bool; number (B,) int64: slot and view, the same on whatever rank the row lies; key () int64 of seed and
-    step. call: names the pass where a network runs more than once in a step, as on global and on local crops.
+    A network called as `net(x)` evaluates; as `net(x, slots)` it trains: drops, and
+    takes batch statistics.
+
+    valid (B,) bool; number (B,) int64: slot and view, the same on whatever rank the row lies; key
+    () int64 of seed and step. call: names the pass where a network runs more than once in a step,
+    as on global and on local crops.
     """
 
     valid: Tensor
@@ -39,7 +45,9 @@ class SlotContext:
 
 
 def dropout(x: Tensor, rate: float, slots: SlotContext | None, *purpose: str) -> Tensor:
-    """Each number of x (B, ...) becomes 0 with probability `rate`, the others grow by 1 / (1 - rate)."""
+    """Each number of x (B, ...) becomes 0 with probability `rate`,
+    the others grow by 1 / (1 - rate).
+    """
     if slots is None or not rate:
         return x
     keep = slots.uniform(".".join(purpose), *x.shape[1:]) >= rate
@@ -47,7 +55,9 @@ def dropout(x: Tensor, rate: float, slots: SlotContext | None, *purpose: str) ->
 
 
 def drop_path(x: Tensor, rate: float, slots: SlotContext | None, *purpose: str) -> Tensor:
-    """Stochastic depth (Huang et al. 2016): a row's branch x (B, ...) is left out with probability `rate`."""
+    """Stochastic depth (Huang et al. 2016): a row's branch x (B,
+    ...) is left out with probability `rate`.
+    """
     if slots is None or not rate:
         return x
     keep = slots.uniform(".".join(purpose)) >= rate
@@ -55,5 +65,7 @@ def drop_path(x: Tensor, rate: float, slots: SlotContext | None, *purpose: str) 
 
 
 def with_running_statistics(module: nn.Module) -> list[Any]:
-    """The modules that keep running statistics: `discard_statistics()` before a step, `update_statistics()` after one that counted."""
+    """The modules that keep running statistics: `discard_statistics()` before a step,
+    `update_statistics()` after one that counted.
+    """
     return [m for m in module.modules() if hasattr(m, "update_statistics")]

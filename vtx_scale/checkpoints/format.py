@@ -56,7 +56,8 @@ def seal(manifest: dict[str, Any]) -> bytes:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a committed checkpoint, checked against its own digest.
 
-    Raises Damaged where it is missing, torn, altered or names a file outside the folder; UserError for another format.
+    Raises Damaged where it is missing, torn, altered or names a file outside the folder; UserError
+    for another format.
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
@@ -66,8 +67,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise Damaged(f"manifest.json cannot be read ({type(e).__name__})") from e
     if manifest["format"] != FORMAT:
-        raise UserError(f"{folder} has checkpoint format {manifest['format']}, this version reads {FORMAT}: "
-                        f"open it with the version that wrote it ({manifest.get('versions')}).")
+        raise UserError(
+            f"{folder} has checkpoint format {manifest['format']}, this version reads {FORMAT}: "
+            f"open it with the version that wrote it ({manifest.get('versions')})."
+        )
     for name in manifest["files"]:
         if not FILE.match(name):
             raise Damaged(f"manifest.json names the file {name!r}")

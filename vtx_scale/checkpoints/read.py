@@ -35,17 +35,37 @@ def newest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, dict
 
 
 def listing(folder: Path, deep: bool = False) -> list[dict[str, Any]]:
-    """A row a checkpoint: step, bytes, valid, reason. `deep` verifies every byte, else the manifest alone."""
+    """A row a checkpoint: step, bytes, valid, reason.
+
+    `deep` verifies every byte, else the manifest alone.
+    """
     rows = []
     for step in steps(folder):
         path = folder / folder_name(step)
         size = sum(p.stat().st_size for p in path.iterdir())
         try:
             manifest = verify(path) if deep else read_manifest(path)
-            rows.append({"step": step, "bytes": size, "valid": True, "reason": "",
-                         "strategy": manifest.get("strategy", ""), "world": manifest.get("world", 0)})
+            rows.append(
+                {
+                    "step": step,
+                    "bytes": size,
+                    "valid": True,
+                    "reason": "",
+                    "strategy": manifest.get("strategy", ""),
+                    "world": manifest.get("world", 0),
+                }
+            )
         except (Damaged, UserError) as e:
-            rows.append({"step": step, "bytes": size, "valid": False, "reason": str(e), "strategy": "", "world": 0})
+            rows.append(
+                {
+                    "step": step,
+                    "bytes": size,
+                    "valid": False,
+                    "reason": str(e),
+                    "strategy": "",
+                    "world": 0,
+                }
+            )
     return rows
 
 
@@ -73,7 +93,10 @@ class Tensors:
         return self.shapes.keys()
 
     def fill(self, key: str, box: Box, out: Tensor) -> None:
-        """Copy `box` of the tensor `key` into `out`. Raises Damaged where the parts do not cover it."""
+        """Copy `box` of the tensor `key` into `out`.
+
+        Raises Damaged where the parts do not cover it.
+        """
         copied = 0
         for have, file, entry in self._boxes.get(key, ()):
             both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, have, strict=True)]
@@ -84,7 +107,9 @@ class Tensors:
             if both:
                 at = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, have, strict=True))
                 part = self._open[file].get_slice(entry)[at]
-                view = out[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, box, strict=True))]
+                view = out[
+                    tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, box, strict=True))
+                ]
             else:
                 part, view = self._open[file].get_tensor(entry), out
             view.copy_(part)
@@ -114,13 +139,19 @@ def load(slices: Iterable[Slice], tensors: Tensors) -> None:
     loaded = set()
     for s in slices:
         if s.key not in tensors.shapes:
-            raise UserError(f"The checkpoint {tensors.folder.name} has no {s.key}: it is of another model.")
+            raise UserError(
+                f"The checkpoint {tensors.folder.name} has no {s.key}: it is of another model."
+            )
         if tensors.shapes[s.key] != s.shape:
-            raise UserError(f"{s.key} is {tensors.shapes[s.key]} in the checkpoint and {s.shape} in the model.")
+            raise UserError(
+                f"{s.key} is {tensors.shapes[s.key]} in the checkpoint and {s.shape} in the model."
+            )
         if s.tensor.numel():
             tensors.fill(s.key, s.box, s.tensor)
         loaded.add(s.key)
     extra = sorted(set(tensors.keys()) - loaded)
     if extra:
-        raise UserError(f"The checkpoint {tensors.folder.name} holds {extra[0]} and {len(extra) - 1} more that the model "
-                        "lacks: it is of another model.")
+        raise UserError(
+            f"The checkpoint {tensors.folder.name} holds {extra[0]} and {len(extra) - 1} more "
+            "that the model lacks: it is of another model."
+        )

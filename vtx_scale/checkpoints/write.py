@@ -1,8 +1,9 @@
-"""Saving while the training goes on: staged inside the step, written by a thread, committed whole or not at all.
+"""Saving while the training goes on: staged inside the step, written by a thread,
+committed whole or not at all.
 
-Every rank copies its slices and hands them to its writer, which writes data, then a table with the digest. The
-writer of rank 0 waits for the tables of all ranks, writes the manifest, and gives the folder its name. Ranks meet
-in the file system alone, so a writer never takes part in a collective.
+Every rank copies its slices and hands them to its writer, which writes data, then a table with the
+digest. The writer of rank 0 waits for the tables of all ranks, writes the manifest, and gives the
+folder its name. Ranks meet in the file system alone, so a writer never takes part in a collective.
 """
 
 import json
@@ -33,9 +34,14 @@ from vtx_scale.distributed.sharding import Slice
 
 
 class Writer:
-    """One save at a time in the background. `attempt` names this start of the run, the same on every rank."""
+    """One save at a time in the background.
 
-    def __init__(self, folder: Path, rank: int, world: int, attempt: str, keep: int, patience: float = 300.0) -> None:
+    `attempt` names this start of the run, the same on every rank.
+    """
+
+    def __init__(
+        self, folder: Path, rank: int, world: int, attempt: str, keep: int, patience: float = 300.0
+    ) -> None:
         self.folder, self.rank, self.world, self.attempt = folder, rank, world, attempt
         self.keep, self.patience = keep, patience
         self.thread: threading.Thread | None = None
@@ -62,11 +68,20 @@ class Writer:
                 continue
             entry = f"{s.key}#{len(table)}"
             data[entry] = s.tensor.detach().to("cpu", copy=True).contiguous()
-            table.append({"key": s.key, "shape": list(s.shape), "dtype": str(s.tensor.dtype).removeprefix("torch."),
-                          "box": [list(b) for b in s.box], "entry": entry})
+            table.append(
+                {
+                    "key": s.key,
+                    "shape": list(s.shape),
+                    "dtype": str(s.tensor.dtype).removeprefix("torch."),
+                    "box": [list(b) for b in s.box],
+                    "entry": entry,
+                }
+            )
         self.error = None
         self.stop.clear()
-        self.thread = threading.Thread(target=self._guarded, args=(step, data, table, state), daemon=True)
+        self.thread = threading.Thread(
+            target=self._guarded, args=(step, data, table, state), daemon=True
+        )
         self.thread.start()
 
     def wait(self) -> None:
@@ -83,13 +98,19 @@ class Writer:
             for torn in self.folder.glob(f".step-*.{self.attempt}"):
                 shutil.rmtree(torn, ignore_errors=True)
 
-    def _guarded(self, step: int, data: dict[str, torch.Tensor], table: list[dict], state: dict[str, Any]) -> None:
+    def _guarded(
+        self, step: int, data: dict[str, torch.Tensor], table: list[dict], state: dict[str, Any]
+    ) -> None:
         try:
             self._write(step, data, table, state)
-        except Exception as e:  # reported by the loop at the next step: a save must never end a training
+        except (
+            Exception
+        ) as e:  # reported by the loop at the next step: a save must never end a training
             self.error = f"{type(e).__name__}: {e}"
 
-    def _write(self, step: int, data: dict[str, torch.Tensor], table: list[dict], state: dict[str, Any]) -> None:
+    def _write(
+        self, step: int, data: dict[str, torch.Tensor], table: list[dict], state: dict[str, Any]
+    ) -> None:
         open_folder = self.folder / f".{folder_name(step)}.{self.attempt}"
         open_folder.mkdir(parents=True, exist_ok=True)
         data_name, table_name = f"data-{self.rank:05d}.safetensors", f"table-{self.rank:05d}.json"
@@ -114,13 +135,19 @@ class Writer:
                 if self.stop.is_set():
                     return
                 if time.monotonic() > until:
-                    raise TimeoutError(f"rank {rank} did not write its part of step {step} in {self.patience:.0f} s")
+                    raise TimeoutError(
+                        f"rank {rank} did not write its part of step {step} "
+                        f"in {self.patience:.0f} s"
+                    )
                 time.sleep(0.005)
             body = json.loads(table.read_bytes())
             files[f"data-{rank:05d}.safetensors"] = {"size": body["size"], "sha256": body["sha256"]}
             files[table.name] = {"size": table.stat().st_size, "sha256": sha256_file(table)}
         failpoint(f"before-manifest-{step}")
-        write_synced(open_folder / "manifest.json", seal({"format": FORMAT, "step": step, "files": files, **state}))
+        write_synced(
+            open_folder / "manifest.json",
+            seal({"format": FORMAT, "step": step, "files": files, **state}),
+        )
         sync_folder(open_folder)
         final = self.folder / folder_name(step)
         if final.exists():  # redone after a damaged checkpoint was passed over
@@ -133,7 +160,9 @@ class Writer:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; the manifest goes first, so that half a removal is none."""
+    """Remove all but the newest `keep` checkpoints; the manifest goes first,
+    so that half a removal is none.
+    """
     for step in steps(folder)[: -keep if keep > 0 else None]:
         old = folder / folder_name(step)
         (old / "manifest.json").unlink(missing_ok=True)

@@ -1,1 +1,4 @@
-"""Ranks and shards: what stands under everything that runs on several processes. Reading order: ranks, sharding, failpoint."""
+"""Ranks and shards: what stands under everything that runs on several processes.
+
+Reading order: ranks, sharding, failpoint.
+"""

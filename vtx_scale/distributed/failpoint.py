@@ -1,7 +1,9 @@
-"""Faults on demand, for tests: VTX_KILL="NAME:RANK,..." ends that rank by SIGKILL when it reaches a point, once each.
+"""Faults on demand, for tests: VTX_KILL="NAME:RANK,..." ends that rank by SIGKILL when it reaches a
+point, once each.
 
-VTX_KILL_ONCE is a folder that remembers which have happened. Points: `step-N` (step N is done, its save not
-begun), `backward-N`, and in a save `before-table`, `before-manifest`, `before-rename`, each as `NAME-STEP`.
+VTX_KILL_ONCE is a folder that remembers which have happened. Points: `step-N` (step N is done, its
+save not begun), `backward-N`, and in a save `before-table`, `before-manifest`, `before-rename`,
+each as `NAME-STEP`.
 """
 
 import os

@@ -22,7 +22,9 @@ class Ranks:
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """(n, ...) of every rank -> (W n, ...), in rank order; the gradient is summed over ranks."""
+        """(n, ...) of every rank -> (W n, ...), in rank order;
+        the gradient is summed over ranks.
+        """
         return tensor
 
     def gather_plain(self, tensor: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Where a rank's part of a tensor lies in the whole: boxes, local views, and slices of the state."""
+"""Where a rank's part of a tensor lies in the whole:
+boxes, local views, and slices of the state.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +15,9 @@ def box_of(tensor: Tensor) -> Box:
     """(start, stop) in every dimension of what this rank holds of a tensor."""
     if not isinstance(tensor, DTensor):
         return tuple((0, n) for n in tensor.shape)
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    shape, offset = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
     return tuple((o, o + n) for o, n in zip(offset, shape, strict=True))
 
 
@@ -24,9 +28,13 @@ def local(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of one tensor of the state: read when saving, written when loading. `tensor` is a view."""
+    """A part of one tensor of the state: read when saving, written when loading.
 
-    key: str  # param/NAME, buffer/NAME, and what the optimizer keeps: exp_avg/NAME, exp_avg_sq/NAME ...
+    `tensor` is a view.
+    """
+
+    # param/NAME, buffer/NAME, and what the optimizer keeps: exp_avg/NAME, exp_avg_sq/NAME ...
+    key: str
     shape: tuple[int, ...]
     box: Box
     tensor: Tensor

@@ -1,7 +1,8 @@
-"""Where the class token looks (Caron et al. 2021, arXiv:2104.14294, section 4.2.2): masks from attention, and pictures.
+"""Where the class token looks (Caron et al. 2021, arXiv:2104.14294, section 4.2.2):
+masks from attention, and pictures.
 
-A head's mask is the smallest set of patches that holds 60 % of its mass. Departs: masks are compared at the size of the
-picture, patches as squares.
+A head's mask is the smallest set of patches that holds 60 % of its mass. Departs: masks are
+compared at the size of the picture, patches as squares.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,25 +18,43 @@ from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS
 
 SHOWN = 8  # pictures
-COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # viridis at 0, 1/4 .. 1
+COLOURS = (
+    (68, 1, 84),
+    (59, 82, 139),
+    (33, 145, 140),
+    (94, 201, 98),
+    (253, 231, 37),
+)  # viridis at 0, 1/4 .. 1
 
 
-def attention(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None, ranks: Ranks,
-              share: float = 0.6) -> dict[str, Any]:
-    """Overlap (Jaccard) of the heads' masks with the object, over the samples that have a mask; and `picture`.
+def attention(
+    probes: dict[str, Callable[..., Any]],
+    batches: Iterable[Any],
+    classes: list[str] | None,
+    ranks: Ranks,
+    share: float = 0.6,
+) -> dict[str, Any]:
+    """Overlap (Jaccard) of the heads' masks with the object, over the samples that have a mask;
+    and `picture`.
 
-    jaccard_best_head: the head that fits the image best; jaccard_mean_head: the mask of the heads' mean;
-    jaccard_random: the best of as many masks from random mass. Without masks there are no numbers but samples, 0.
-    probes["attention"]: uint8 (N, S, S, 3) -> (N, heads, grid, grid). batch["mask"] (N, S, S): above 0 is object.
-    Raises UserError where the objective has no such probe.
+    jaccard_best_head: the head that fits the image best; jaccard_mean_head: the mask of the
+    heads' mean; jaccard_random: the best of as many masks from random mass. Without masks there
+    are no numbers but samples, 0. probes["attention"]: uint8 (N, S, S, 3) ->
+    (N, heads, grid, grid). batch["mask"] (N, S, S): above 0 is object. Raises UserError where the
+    objective has no such probe.
     """
     if "attention" not in probes:
-        raise UserError("attention needs an objective with a probe of that name: one of a ViT with a class token.")
+        raise UserError(
+            "attention needs an objective with a probe of that name: "
+            "one of a ViT with a class token."
+        )
     sums, shown = torch.zeros(4, dtype=torch.float64), list[tuple[Tensor, Tensor]]()
     for batch in batches:
         mass = probes["attention"](batch["image"])
         if len(shown) < SHOWN:
-            shown += [(batch["image"][i], mass[i]) for i in batch.valid.nonzero().flatten().tolist()][: SHOWN - len(shown)]
+            shown += [
+                (batch["image"][i], mass[i]) for i in batch.valid.nonzero().flatten().tolist()
+            ][: SHOWN - len(shown)]
         if "mask" not in batch:
             continue
         object_NSS = batch["mask"] > 0
@@ -47,9 +66,15 @@ def attention(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], cla
     best, mean, random, count = ranks.sum(sums).tolist()
     scores: dict[str, Any] = {"samples": int(count)}
     if count:
-        scores |= {"jaccard_best_head": best / count, "jaccard_mean_head": mean / count, "jaccard_random": random / count}
+        scores |= {
+            "jaccard_best_head": best / count,
+            "jaccard_mean_head": mean / count,
+            "jaccard_random": random / count,
+        }
     if shown:
-        scores["picture"] = attention_pictures(torch.stack([p for p, _ in shown]), torch.stack([m for _, m in shown]))
+        scores["picture"] = attention_pictures(
+            torch.stack([p for p, _ in shown]), torch.stack([m for _, m in shown])
+        )
     return scores
 
 
@@ -60,7 +85,9 @@ def random_mass(sample: int, shape: torch.Size) -> Tensor:
 
 
 def held(mass: Tensor, share: float) -> Tensor:
-    """bool (N, heads, grid, grid): the fewest patches whose mass is at least `share` of the head's."""
+    """bool (N, heads, grid, grid): the fewest patches whose mass is at least `share`
+    of the head's.
+    """
     flat = mass.double().flatten(2)
     sorted_, turn = flat.sort(dim=2, descending=True, stable=True)
     before = sorted_.cumsum(2) - sorted_  # of the patches that come first
@@ -90,7 +117,8 @@ def coloured(x: Tensor) -> Tensor:
 
 
 def attention_pictures(pixels: Tensor, attention: Tensor) -> np.ndarray:
-    """uint8 (N S, (1 + heads) S, 3): a row an image, first itself, then each head's mass over its largest.
+    """uint8 (N S, (1 + heads) S, 3): a row an image, first itself,
+    then each head's mass over its largest.
 
     pixels uint8 (N, S, S, 3), attention (N, heads, grid, grid).
     """

@@ -9,15 +9,22 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
 
-def captions(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None,
-             ranks: Ranks) -> dict[str, float]:
-    """exact, the share of samples whose caption is written token for token (the first, where there are several); right, the
-    share of tokens that are right where they stand; and the number of samples.
+def captions(
+    probes: dict[str, Callable[..., Any]],
+    batches: Iterable[Any],
+    classes: list[str] | None,
+    ranks: Ranks,
+) -> dict[str, float]:
+    """exact, the share of samples whose caption is written token for token (the first, where
+    there are several); right, the share of tokens that are right where they stand; and the
+    number of samples.
 
     Raises UserError where the objective writes no captions, or without samples.
     """
     if "caption_ids" not in probes:
-        raise UserError("captions needs an objective that writes them (VirTex): use another evaluator.")
+        raise UserError(
+            "captions needs an objective that writes them (VirTex): use another evaluator."
+        )
     counts = torch.zeros(4, dtype=torch.float64)
     for batch in batches:
         found, wanted = probes["caption_ids"](batch["image"]), batch["tokens"].long()
@@ -25,8 +32,12 @@ def captions(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], clas
         same = (found == wanted) & there
         exact = (found == torch.where(there, wanted, torch.zeros_like(wanted))).all(1)
         keep = batch.valid
-        counts += torch.stack([exact[keep].sum(), same[keep].sum(), there[keep].sum(), keep.sum()]).double()
+        counts += torch.stack(
+            [exact[keep].sum(), same[keep].sum(), there[keep].sum(), keep.sum()]
+        ).double()
     exact_, same_, tokens, count = ranks.sum(counts).tolist()
     if not count:
-        raise UserError("captions found no valid validation sample: look at them with 'vtx data verify'.")
+        raise UserError(
+            "captions found no valid validation sample: look at them with 'vtx data verify'."
+        )
     return {"exact": exact_ / count, "right": same_ / max(1.0, tokens), "samples": int(count)}

@@ -1,4 +1,6 @@
-"""Pictures that a model draws to the end (Chen et al. 2020, figure 1): a row each of itself, what was given, and draws."""
+"""Pictures that a model draws to the end (Chen et al. 2020, figure 1):
+a row each of itself, what was given, and draws.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,14 +14,22 @@ SHOWN, DRAWS = 4, 4
 GREY = 128
 
 
-def completions(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None,
-                ranks: Ranks) -> dict[str, Any]:
-    """`picture`, uint8 (4 S, 6 S, 3): four validation pictures, each beside its upper half and four draws from there; and the
-    number of pictures. Raises UserError where the objective has no probe "complete"."""
+def completions(
+    probes: dict[str, Callable[..., Any]],
+    batches: Iterable[Any],
+    classes: list[str] | None,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """`picture`, uint8 (4 S, 6 S, 3): four validation pictures,
+    each beside its upper half and four draws from there; and the number of pictures.
+
+    Raises UserError where the objective has no probe "complete".
+    """
     if "complete" not in probes:
         raise UserError("completions needs an objective with a probe 'complete': a causal iGPT.")
     batch = next(iter(batches))
-    order = torch.argsort(batch.valid.int(), descending=True, stable=True)[:SHOWN]  # masked ones last: every rank draws
+    # masked ones last: every rank draws
+    order = torch.argsort(batch.valid.int(), descending=True, stable=True)[:SHOWN]
     own = batch["image"][order]
     half = own.shape[1] // 2
     given = own.clone()
@@ -29,5 +39,7 @@ def completions(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], c
     rows = torch.cat([own[:, None], given[:, None], drawn], dim=1)[: int(batch.valid.sum())]
     scores: dict[str, Any] = {"samples": len(rows)}
     if len(rows):
-        scores["picture"] = rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).contiguous().numpy()
+        scores["picture"] = (
+            rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).contiguous().numpy()
+        )
     return scores

@@ -20,7 +20,8 @@ Evaluator = TypeVar("Evaluator", bound=Callable[..., Any])
 class Features:
     """One rank's share of the valid, labelled samples.
 
-    x (n, C) float32, label (n,) int64. id (n,) int64: numbers in tar order, which tell samples apart in any world.
+    x (n, C) float32, label (n,) int64. id (n,) int64: numbers in tar order, which tell samples
+    apart in any world.
     """
 
     x: Tensor
@@ -34,16 +35,24 @@ def on_features(function: Evaluator) -> Evaluator:
     return function
 
 
-def extract(probe: Callable[..., Tensor], batches: Iterable[Any], ranks: Ranks, key: str = "data.val_shards") -> Features:
-    """probe: uint8 (N, S, S, 3) -> (N, C). It sees every slot, masked ones too, so that all ranks call it equally often.
+def extract(
+    probe: Callable[..., Tensor], batches: Iterable[Any], ranks: Ranks, key: str = "data.val_shards"
+) -> Features:
+    """probe: uint8 (N, S, S, 3) -> (N, C).
 
-    Raises UserError, which names `key`, where no sample has a label, and where features are not finite.
+    It sees every slot, masked ones too, so that all ranks call it equally often.
+
+    Raises UserError, which names `key`, where no sample has a label, and where features
+    are not finite.
     """
     x, label, number, labelled = [], [], [], 0
     for batch in batches:
         missing = [name for name in ("image", "label") if name not in batch]
         if missing:
-            raise UserError(f"This objective's reader gives no {missing[0]}: its features cannot be scored by labels.")
+            raise UserError(
+                f"This objective's reader gives no {missing[0]}: "
+                "its features cannot be scored by labels."
+            )
         answer = probe(batch["image"]).float()
         keep = batch.valid & (batch["label"] >= 0)
         x.append(answer[keep])
@@ -52,10 +61,15 @@ def extract(probe: Callable[..., Tensor], batches: Iterable[Any], ranks: Ranks, 
         # at each batch: a rank that is ahead must not wait for hours at the end
         count, strange = ranks.sum(torch.stack([keep.sum(), (~x[-1].isfinite()).sum()])).tolist()
         if strange:
-            raise UserError("The network's features are no finite numbers, so they cannot be scored: look at the run's losses.")
+            raise UserError(
+                "The network's features are no finite numbers, so they cannot be scored: "
+                "look at the run's losses."
+            )
         labelled += count
     if not labelled:
-        raise UserError(f"No sample of {key} has a label: give shards with a cls member, as {key}=FOLDER.")
+        raise UserError(
+            f"No sample of {key} has a label: give shards with a cls member, as {key}=FOLDER."
+        )
     return Features(torch.cat(x), torch.cat(label), torch.cat(number))
 
 
@@ -80,11 +94,18 @@ def table(features: Features, ranks: Ranks) -> tuple[Tensor, Tensor]:
 
 
 def top1(predicted: Tensor, features: Features, ranks: Ranks) -> dict[str, float]:
-    """The share of all ranks' samples that were said right, and how many there are. said: (n,) classes."""
-    right, count = ranks.sum(torch.stack([(predicted == features.label).sum(), torch.tensor(len(predicted))])).tolist()
+    """The share of all ranks' samples that were said right, and how many there are.
+
+    said: (n,) classes.
+    """
+    right, count = ranks.sum(
+        torch.stack([(predicted == features.label).sum(), torch.tensor(len(predicted))])
+    ).tolist()
     return {"top1": right / count, "samples": count}
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of unit length in float64: similarities that are rounded to float32 then hang on no order of summation."""
+    """Rows of unit length in float64: similarities that are rounded to float32 then hang on no
+    order of summation.
+    """
     return F.normalize(x.double(), dim=-1)

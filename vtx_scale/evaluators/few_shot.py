@@ -1,5 +1,7 @@
-"""Few-shot accuracy as ViT reports it (Dosovitskiy et al. 2021, arXiv:2010.11929, section 4.1; numbers of `fewshot_lsr`):
-least squares with a ridge from features to targets -1 and +1, in closed form."""
+"""Few-shot accuracy as ViT reports it (Dosovitskiy et al. 2021, arXiv:2010.11929,
+section 4.1; numbers of `fewshot_lsr`): least squares with a ridge from features to targets -1
+and +1, in closed form.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -13,30 +15,56 @@ BIAS = 100.0  # the feature that is appended
 
 
 @on_features
-def few_shot(train: Features, val: Features, classes: list[str] | None, ranks: Ranks, shots: tuple[int, ...] = (1, 5, 10, 25),
-             seeds: int = 3, l2: float = 2.0**10) -> dict[str, float]:
-    """top1@s for each number of shots that every class has, the mean over `seeds` draws; and the samples."""
+def few_shot(
+    train: Features,
+    val: Features,
+    classes: list[str] | None,
+    ranks: Ranks,
+    shots: tuple[int, ...] = (1, 5, 10, 25),
+    seeds: int = 3,
+    l2: float = 2.0**10,
+) -> dict[str, float]:
+    """top1@s for each number of shots that every class has, the mean over `seeds` draws;
+    and the samples.
+    """
     ids, labels = table(train, ranks)
     kinds = int(labels.max()) + 1
     least = int(labels.unique(return_counts=True)[1].min())
     scores: dict[str, float] = {}
     for s in (s for s in shots if s <= least):
-        results = [once(train, val, ids, labels, drawn(ids, labels, s, seed), kinds, l2, ranks) for seed in range(seeds)]
+        results = [
+            once(train, val, ids, labels, drawn(ids, labels, s, seed), kinds, l2, ranks)
+            for seed in range(seeds)
+        ]
         scores[f"top1@{s}"] = sum(m["top1"] for m in results) / seeds
     return scores | {"samples": int(ranks.sum(torch.tensor(len(val.x))))}
 
 
 def drawn(ids: Tensor, labels: Tensor, shots: int, seed: int) -> Tensor:
-    """The places (m,) in `ids` of `shots` samples a class: keyed by seed and class, so that no world changes them."""
+    """The places (m,) in `ids` of `shots` samples a class:
+    keyed by seed and class, so that no world changes them.
+    """
     picked = []
     for kind in labels.unique().tolist():
         own = (labels == kind).nonzero().flatten()
-        picked.append(own[torch.from_numpy(draws(seed, DRAWS, 2, kind, 0, len(own)).argsort(kind="stable"))][:shots])
+        picked.append(
+            own[torch.from_numpy(draws(seed, DRAWS, 2, kind, 0, len(own)).argsort(kind="stable"))][
+                :shots
+            ]
+        )
     return torch.cat(picked)
 
 
-def once(train: Features, val: Features, ids: Tensor, labels: Tensor, picked: Tensor, kinds: int, l2: float,
-         ranks: Ranks) -> dict[str, float]:
+def once(
+    train: Features,
+    val: Features,
+    ids: Tensor,
+    labels: Tensor,
+    picked: Tensor,
+    kinds: int,
+    l2: float,
+    ranks: Ranks,
+) -> dict[str, float]:
     where = torch.full((len(ids),), -1)
     where[picked] = torch.arange(len(picked))
     row = where[torch.searchsorted(ids, train.id)]  # of the few that a rank holds
@@ -54,7 +82,9 @@ def whitened(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def ridge(x: Tensor, y: Tensor, l2: float) -> Tensor:
-    """(C, K): least |x w - y|^2 + l2 |w|^2, by the smaller of the two Gram matrices. x (m, C), y (m, K)."""
+    """(C, K): least |x w - y|^2 + l2 |w|^2, by the smaller of the two Gram matrices.
+    x (m, C), y (m, K).
+    """
     m, c = x.shape
     if c <= m:
         return torch.linalg.solve(x.T @ x + l2 * torch.eye(c, dtype=x.dtype), x.T @ y)

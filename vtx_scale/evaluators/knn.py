@@ -1,7 +1,9 @@
-"""Weighted nearest neighbours (Wu et al. 2018, arXiv:1805.01978, with the numbers of DINO, arXiv:2104.14294).
+"""Weighted nearest neighbours (Wu et al. 2018, arXiv:1805.01978,
+with the numbers of DINO, arXiv:2104.14294).
 
-The k nearest training samples by cosine vote with exp(similarity / 0.07) for their class. Each rank keeps its share of
-the training samples; the queries of all ranks go round, and each rank's k nearest are merged.
+The k nearest training samples by cosine vote with exp(similarity / 0.07) for their class. Each rank
+keeps its share of the training samples; the queries of all ranks go round, and each rank's k
+nearest are merged.
 """
 
 import torch
@@ -15,11 +17,19 @@ LOW = (1 << 32) - 1
 
 
 @on_features
-def knn(train: Features, val: Features, classes: list[str] | None, ranks: Ranks,
-        ks: tuple[int, ...] = (10, 20, 100, 200), temperature: float = 0.07) -> dict[str, float]:
-    """top1@k for each k that the training samples suffice for (all of them where none does), and the samples.
+def knn(
+    train: Features,
+    val: Features,
+    classes: list[str] | None,
+    ranks: Ranks,
+    ks: tuple[int, ...] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+) -> dict[str, float]:
+    """top1@k for each k that the training samples suffice for (all of them where none does),
+    and the samples.
 
-    Equal for every world: of equally near samples the earlier in the tars is taken, of equal votes the lower class.
+    Equal for every world: of equally near samples the earlier in the tars is taken, of equal votes
+    the lower class.
     """
     ids, labels = table(train, ranks)
     ks = tuple(k for k in ks if k <= len(ids)) or (len(ids),)
@@ -28,21 +38,32 @@ def knn(train: Features, val: Features, classes: list[str] | None, ranks: Ranks,
     bank = unit(train.x)
     for a in range(0, largest(len(val.x), ranks), share):
         mine = val.x[a : a + share]
-        near = nearest(unit(ranks.gather_plain(padded(mine, share))), bank, train.id, max(ks))  # (W share, k)
-        parts = ranks.gather_plain(near).unflatten(0, (ranks.world, ranks.world, share))[:, ranks.rank, : len(mine)]
-        merged = parts.transpose(0, 1).flatten(1).topk(max(ks), dim=1).values  # (m, k), nearest first
+        # (W share, k)
+        near = nearest(unit(ranks.gather_plain(padded(mine, share))), bank, train.id, max(ks))
+        parts = ranks.gather_plain(near).unflatten(0, (ranks.world, ranks.world, share))[
+            :, ranks.rank, : len(mine)
+        ]
+        # (m, k), nearest first
+        merged = parts.transpose(0, 1).flatten(1).topk(max(ks), dim=1).values
         similar, number = unpack(merged)
         label = labels[torch.searchsorted(ids, number)]
         weight = (similar.double() / temperature).exp()
         for k in ks:
             votes = weight.new_zeros(len(mine), int(labels.max()) + 1)
             predicted[k].append(votes.scatter_add_(1, label[:, :k], weight[:, :k]).argmax(1))
-    found = {k: top1(torch.cat(predicted[k]) if predicted[k] else val.label, val, ranks) for k in ks}
-    return {**{f"top1@{k}": v["top1"] for k, v in found.items()}, "samples": found[ks[0]]["samples"]}
+    found = {
+        k: top1(torch.cat(predicted[k]) if predicted[k] else val.label, val, ranks) for k in ks
+    }
+    return {
+        **{f"top1@{k}": v["top1"] for k, v in found.items()},
+        "samples": found[ks[0]]["samples"],
+    }
 
 
 def nearest(query: Tensor, bank: Tensor, ids: Tensor, k: int) -> Tensor:
-    """(m, k) packed neighbours of each query, nearest first. query (m, C), bank (n, C): float64 of unit length."""
+    """(m, k) packed neighbours of each query, nearest first. query (m, C), bank (n, C):
+    float64 of unit length.
+    """
     best = ids.new_full((len(query), k), torch.iinfo(torch.int64).min)
     for b in range(0, len(bank), BANK):
         packed = pack((query @ bank[b : b + BANK].T).float(), ids[b : b + BANK])
@@ -51,9 +72,11 @@ def nearest(query: Tensor, bank: Tensor, ids: Tensor, k: int) -> Tensor:
 
 
 def pack(similar: Tensor, ids: Tensor) -> Tensor:
-    """One int64 for a neighbour, larger for a nearer one and of equally near ones for the lower id (below 2^32).
+    """One int64 for a neighbour, larger for a nearer one and of equally near ones for the lower
+    id (below 2^32).
 
-    The bits of a float rise with it as an integer does, but for the negative ones, which are turned round.
+    The bits of a float rise with it as an integer does, but for the negative ones, which
+    are turned round.
     """
     bits = turned((similar + 0.0).view(torch.int32).long())  # + 0.0: no negative zero
     return bits * (1 << 32) + (LOW - ids)

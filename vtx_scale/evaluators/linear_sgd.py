@@ -1,6 +1,7 @@
 """The linear probe by SGD, as DINO's eval_linear (Caron et al. 2021, arXiv:2104.14294, appendix).
 
-Departs: the features are made once, without random crops and flips, and the rate falls every step, not every epoch.
+Departs: the features are made once, without random crops and flips, and the rate falls every step,
+not every epoch.
 """
 
 import math
@@ -14,11 +15,22 @@ from vtx_scale.evaluators.linear import logits, loss_and_gradient
 
 
 @on_features
-def linear_sgd(train: Features, val: Features, classes: list[str] | None, ranks: Ranks, epochs: int = 100,
-               batch: int = 1024, lr: float = 1e-3, seed: int = 0) -> dict[str, float]:
-    """top1 and the samples. Momentum 0.9, no decay, rate lr x batch / 256 on a cosine to 0, features as they are.
+def linear_sgd(
+    train: Features,
+    val: Features,
+    classes: list[str] | None,
+    ranks: Ranks,
+    epochs: int = 100,
+    batch: int = 1024,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> dict[str, float]:
+    """top1 and the samples.
 
-    A batch is the same samples in every world: each rank adds the gradient of those of them that it holds.
+    Momentum 0.9, no decay, rate lr x batch / 256 on a cosine to 0, features as they are.
+
+    A batch is the same samples in every world: each rank adds the gradient of those of them
+    that it holds.
     """
     ids, labels = table(train, ranks)
     n, batch = len(ids), min(batch, len(ids))
@@ -34,7 +46,9 @@ def linear_sgd(train: Features, val: Features, classes: list[str] | None, ranks:
         cuts = torch.searchsorted(at, torch.arange(0, n + batch, batch)).tolist()
         for t in range(steps_an_epoch):
             mine = rows[cuts[t] : cuts[t + 1]]
-            whole = ranks.sum(loss_and_gradient(weight, train.x[mine], train.label[mine]))[1:].view_as(weight)
+            whole = ranks.sum(loss_and_gradient(weight, train.x[mine], train.label[mine]))[
+                1:
+            ].view_as(weight)
             momentum = 0.9 * momentum + whole / min(batch, n - t * batch)
             done = (epoch * steps_an_epoch + t) / (epochs * steps_an_epoch)
             weight -= lr * batch / 256 * 0.5 * (1 + math.cos(math.pi * done)) * momentum

@@ -11,20 +11,31 @@ from vtx_scale.distributed.ranks import Ranks
 SHOWN, DRAWS = 4, 4
 
 
-def samples(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None,
-            ranks: Ranks) -> dict[str, Any]:
-    """`picture`, uint8 (4 S, 5 S, 3): four validation pictures, each beside four draws for its caption; and their number.
+def samples(
+    probes: dict[str, Callable[..., Any]],
+    batches: Iterable[Any],
+    classes: list[str] | None,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """`picture`, uint8 (4 S, 5 S, 3): four validation pictures,
+    each beside four draws for its caption; and their number.
 
     Raises UserError where the objective has no probe "sample".
     """
     if "sample" not in probes:
-        raise UserError("samples needs an objective that draws pictures for captions (DALL-E): use completions or another.")
+        raise UserError(
+            "samples needs an objective that draws pictures for captions (DALL-E): "
+            "use completions or another."
+        )
     batch = next(iter(batches))
-    order = torch.argsort(batch.valid.int(), descending=True, stable=True)[:SHOWN]  # masked ones last: every rank draws
+    # masked ones last: every rank draws
+    order = torch.argsort(batch.valid.int(), descending=True, stable=True)[:SHOWN]
     texts = tuple(batch[name][order].repeat_interleave(DRAWS, 0) for name in ("tokens", "length"))
     drawn = probes["sample"](texts).round().to(torch.uint8).unflatten(0, (len(order), DRAWS))
     rows = torch.cat([batch["image"][order][:, None], drawn], dim=1)[: int(batch.valid.sum())]
     scores: dict[str, Any] = {"samples": len(rows)}
     if len(rows):
-        scores["picture"] = rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).contiguous().numpy()
+        scores["picture"] = (
+            rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).contiguous().numpy()
+        )
     return scores

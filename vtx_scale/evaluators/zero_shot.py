@@ -1,6 +1,8 @@
-"""Zero-shot classification (Radford et al. 2021, section 3.1): the class whose prompts lie nearest to the image.
+"""Zero-shot classification (Radford et al. 2021, section 3.1):
+the class whose prompts lie nearest to the image.
 
-Departs from the paper in its prompts: eight general ones, where the published figures come from 80 made for ImageNet.
+Departs from the paper in its prompts: eight general ones, where the published figures come from 80
+made for ImageNet.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,34 +14,57 @@ import torch.nn.functional as F
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
-TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a handwritten {}", "the digit {}",
-             "a small {}", "a large {}")
+TEMPLATES = (
+    "{}",
+    "a {}",
+    "a photo of a {}",
+    "a picture of a {}",
+    "a handwritten {}",
+    "the digit {}",
+    "a small {}",
+    "a large {}",
+)
 
 
-def class_embeddings(encode_text: Callable[..., torch.Tensor], classes: list[str], templates: tuple[str, ...]) -> torch.Tensor:
+def class_embeddings(
+    encode_text: Callable[..., torch.Tensor], classes: list[str], templates: tuple[str, ...]
+) -> torch.Tensor:
     """(classes, E): each prompt of unit length, their mean, unit length again."""
     prompts = [t.format(c) for c in classes for t in templates]
     embeddings = torch.cat([encode_text(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
     return F.normalize(embeddings.view(len(classes), len(templates), -1).mean(1), dim=-1)
 
 
-def zero_shot(probes: dict[str, Callable[..., Any]], batches: Iterable[Any], classes: list[str] | None, ranks: Ranks,
-              templates: tuple[str, ...] = TEMPLATES) -> dict[str, float]:
+def zero_shot(
+    probes: dict[str, Callable[..., Any]],
+    batches: Iterable[Any],
+    classes: list[str] | None,
+    ranks: Ranks,
+    templates: tuple[str, ...] = TEMPLATES,
+) -> dict[str, float]:
     """top1, top5 (where there are more than five classes) and the number of labelled samples.
 
     Raises UserError without class names or labels.
     """
     if "encode_text" not in probes:
-        raise UserError("zero_shot needs an objective that reads texts (CLIP, SigLIP): use accuracy, knn or linear.")
+        raise UserError(
+            "zero_shot needs an objective that reads texts (CLIP, SigLIP): "
+            "use accuracy, knn or linear."
+        )
     if not classes:
-        raise UserError("zero_shot needs classes.txt beside the validation shards: a class name a line, in the order of cls.")
+        raise UserError(
+            "zero_shot needs classes.txt beside the validation shards: "
+            "a class name a line, in the order of cls."
+        )
     text_KE = class_embeddings(probes["encode_text"], classes, templates)
-    counts = torch.zeros(3, dtype=torch.int64)  # samples with a label, of them first, of them among five
+    # samples with a label, of them first, of them among five
+    counts = torch.zeros(3, dtype=torch.int64)
     for batch in batches:
         label = batch["label"]
         similar_NK = probes["encode_image"](batch["image"]) @ text_KE.T
         near = similar_NK.topk(min(5, len(classes)), dim=1).indices
-        hit = (near == label[:, None]) & similar_NK.isfinite().all(1, keepdim=True)  # not a number is never right
+        # not a number is never right
+        hit = (near == label[:, None]) & similar_NK.isfinite().all(1, keepdim=True)
         labelled = batch.valid & (label >= 0) & (label < len(classes))
         counts += torch.stack([labelled, labelled & hit[:, 0], labelled & hit.any(1)]).sum(1)
     count, top1, top5 = ranks.sum(counts).tolist()

@@ -2,12 +2,15 @@
 
 Reading order: rename, files, resnet, clip, vit, siglip, igpt, dvae, weights.
 
-    export(objective, "transformers", Path("out"))   a folder that the other library opens with its own code
-    import_weights(Path("out"), objective.spec)      their weights under our names, as `init.from` takes them
+    export(objective, "transformers", Path("out"))   a folder that the other library opens with
+                                                     its own code
+    import_weights(Path("out"), objective.spec)      their weights under our names, as
+                                                     `init.from` takes them
 
-Weights travel as safetensors; a pickle is never read. Shapes are checked when a recipe takes weights; what shapes do
-not show (heads, activation, eps) is the recipe's to say. Tokenizers are not written: transformers finds CLIP's under
-"openai/clip-vit-base-patch32", open_clip carries it, and a tokenizer of one's own is the file one gave.
+Weights travel as safetensors; a pickle is never read. Shapes are checked when a recipe takes
+weights; what shapes do not show (heads, activation, eps) is the recipe's to say. Tokenizers are not
+written: transformers finds CLIP's under "openai/clip-vit-base-patch32", open_clip carries it, and a
+tokenizer of one's own is the file one gave.
 """
 
 from vtx_scale.interop.clip import export_clip, import_clip
@@ -18,6 +21,20 @@ from vtx_scale.interop.siglip import export_siglip, import_siglip
 from vtx_scale.interop.vit import export_vit, import_vit
 from vtx_scale.interop.weights import export, import_weights, resize_positions
 
-__all__ = ["export", "export_clip", "export_codec", "export_igpt", "export_resnet", "export_siglip", "export_vit",
-           "import_clip", "import_codec", "import_igpt", "import_resnet", "import_siglip", "import_vit", "import_weights",
-           "resize_positions"]
+__all__ = [
+    "export",
+    "export_clip",
+    "export_codec",
+    "export_igpt",
+    "export_resnet",
+    "export_siglip",
+    "export_vit",
+    "import_clip",
+    "import_codec",
+    "import_igpt",
+    "import_resnet",
+    "import_siglip",
+    "import_vit",
+    "import_weights",
+    "resize_positions",
+]

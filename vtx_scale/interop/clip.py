@@ -1,4 +1,6 @@
-"""CLIP to and from transformers' CLIPModel and open_clip's CLIP; its image tower alone to timm's VisionTransformer.
+"""CLIP to and from transformers' CLIPModel and open_clip's CLIP;
+its image tower alone to timm's VisionTransformer.
+
 One with a ResNet goes to open_clip, the only one of them that has it.
 
 The tables of names come first, then what each library's config says, then export and import.
@@ -72,12 +74,23 @@ OPEN_CLIP = [  # OpenAI's names too
     *OPEN_CLIP_TEXT,
 ]
 OPEN_CLIP_RESNET = [  # OpenAI's names too
-    *under("image.", "visual.", [
-        *[line for k in "123" for line in (Line(f"conv{k}.weight", f"conv{k}.weight"), *batch_norm(f"norm{k}", f"bn{k}"))],
-        *STAGES,
-        Line("pool.positions", "attnpool.positional_embedding", "table"),
-        *[Line(f"pool.{x}.{{p}}", f"attnpool.{x}_proj.{{p}}") for x in "qkvc"],
-    ]),
+    *under(
+        "image.",
+        "visual.",
+        [
+            *[
+                line
+                for k in "123"
+                for line in (
+                    Line(f"conv{k}.weight", f"conv{k}.weight"),
+                    *batch_norm(f"norm{k}", f"bn{k}"),
+                )
+            ],
+            *STAGES,
+            Line("pool.positions", "attnpool.positional_embedding", "table"),
+            *[Line(f"pool.{x}.{{p}}", f"attnpool.{x}_proj.{{p}}") for x in "qkvc"],
+        ],
+    ),
     *OPEN_CLIP_TEXT,
 ]
 TIMM = [
@@ -85,37 +98,79 @@ TIMM = [
     Line("image.cls_token", "cls_token"),
     Line("image.positions", "pos_embed"),
     *[Line(f"image.{x}.{{p}}", f"{x}.{{p}}") for x in ("norm_pre", "norm")],
-    *under("image.blocks.{n}.", "blocks.{n}.", [
-        Line(f"{x}.{{p}}", f"{x}.{{p}}") for x in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")]),
+    *under(
+        "image.blocks.{n}.",
+        "blocks.{n}.",
+        [
+            Line(f"{x}.{{p}}", f"{x}.{{p}}")
+            for x in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        ],
+    ),
     Line("image_proj", "head.weight", "transposed"),
 ]
-CONSTANTS = {"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids",  # not learned: left out
-             "input_resolution", "context_length", "vocab_size", "attn_mask"}
+CONSTANTS = {
+    "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids",  # not learned: left out
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "attn_mask",
+}
 
 
 def transformers_config(spec: ClipConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json and preprocessor_config.json. The end token is the last id, as in all our tokenizers."""
+    """config.json and preprocessor_config.json.
+
+    The end token is the last id, as in all our tokenizers.
+    """
     image, text, side = cast(ViTConfig, spec.image), spec.text, spec.image.resolution
     acts = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
     def tower(kind: str, x: Any, mlp: int, eps: float) -> dict[str, Any]:
-        return {"model_type": kind, "hidden_size": x.width, "intermediate_size": mlp, "num_hidden_layers": x.depth,
-                "num_attention_heads": x.heads, "hidden_act": acts[x.activation], "layer_norm_eps": eps,
-                "projection_dim": spec.embed}
+        return {
+            "model_type": kind,
+            "hidden_size": x.width,
+            "intermediate_size": mlp,
+            "num_hidden_layers": x.depth,
+            "num_attention_heads": x.heads,
+            "hidden_act": acts[x.activation],
+            "layer_norm_eps": eps,
+            "projection_dim": spec.embed,
+        }
 
     config = {
-        "architectures": ["CLIPModel"], "model_type": "clip", "dtype": str(dtype).removeprefix("torch."),
-        "projection_dim": spec.embed, "logit_scale_init_value": math.log(spec.scale),
-        "vision_config": {**tower("clip_vision_model", image, image.mlp, image.eps), "image_size": side,
-                          "patch_size": image.patch},
-        "text_config": {**tower("clip_text_model", text, 4 * text.width, 1e-5), "vocab_size": text.vocab,
-                        "max_position_embeddings": text.context, "bos_token_id": text.vocab - 2,
-                        "eos_token_id": text.vocab - 1, "pad_token_id": 0},
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": str(dtype).removeprefix("torch."),
+        "projection_dim": spec.embed,
+        "logit_scale_init_value": math.log(spec.scale),
+        "vision_config": {
+            **tower("clip_vision_model", image, image.mlp, image.eps),
+            "image_size": side,
+            "patch_size": image.patch,
+        },
+        "text_config": {
+            **tower("clip_text_model", text, 4 * text.width, 1e-5),
+            "vocab_size": text.vocab,
+            "max_position_embeddings": text.context,
+            "bos_token_id": text.vocab - 2,
+            "eos_token_id": text.vocab - 1,
+            "pad_token_id": 0,
+        },
     }
     pixels = {
-        "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 3,
-        "size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": {"height": side, "width": side},
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN, "image_std": STD,
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": 3,
+        "size": {"shortest_edge": side},
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
     }
     return {"config.json": config, "preprocessor_config.json": pixels}
 
@@ -129,22 +184,53 @@ def open_clip_config(spec: ClipConfig) -> dict[str, Any]:
 
     if spec.image.clip_tower == "resnet":
         resnet = cast(ClipResNetConfig, spec.image)
-        vision = {"image_size": resnet.resolution, "layers": list(resnet.blocks), "width": resnet.stem, "patch_size": None,
-                  "head_width": resnet.widths[-1] // resnet.heads}
+        vision = {
+            "image_size": resnet.resolution,
+            "layers": list(resnet.blocks),
+            "width": resnet.stem,
+            "patch_size": None,
+            "head_width": resnet.widths[-1] // resnet.heads,
+        }
     else:
         image = cast(ViTConfig, spec.image)
         if (image.activation == "quick_gelu") != (text.activation == "quick_gelu"):
-            raise UserError("open_clip has one activation for both towers: export to transformers or safetensors instead.")
-        vision = {"image_size": image.resolution, "layers": image.depth, "width": image.width, "patch_size": image.patch,
-                  "head_width": image.width // image.heads, "mlp_ratio": mlp_ratio(image.width, image.mlp),
-                  "norm_kwargs": {"eps": image.eps}, **act(image.activation)}
-    words = {"context_length": text.context, "vocab_size": text.vocab, "width": text.width, "heads": text.heads,
-             "layers": text.depth, **act(text.activation)}
-    model = {"embed_dim": spec.embed, "quick_gelu": text.activation == "quick_gelu", "vision_cfg": vision,
-             "text_cfg": words}
+            raise UserError(
+                "open_clip has one activation for both towers: "
+                "export to transformers or safetensors instead."
+            )
+        vision = {
+            "image_size": image.resolution,
+            "layers": image.depth,
+            "width": image.width,
+            "patch_size": image.patch,
+            "head_width": image.width // image.heads,
+            "mlp_ratio": mlp_ratio(image.width, image.mlp),
+            "norm_kwargs": {"eps": image.eps},
+            **act(image.activation),
+        }
+    words = {
+        "context_length": text.context,
+        "vocab_size": text.vocab,
+        "width": text.width,
+        "heads": text.heads,
+        "layers": text.depth,
+        **act(text.activation),
+    }
+    model = {
+        "embed_dim": spec.embed,
+        "quick_gelu": text.activation == "quick_gelu",
+        "vision_cfg": vision,
+        "text_cfg": words,
+    }
     if spec.loss == "sigmoid":
         model["init_logit_bias"] = -10.0  # that there is a bias; its value is in the weights
-    pixels = {"size": spec.image.resolution, "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    pixels = {
+        "size": spec.image.resolution,
+        "mean": MEAN,
+        "std": STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
     return {"open_clip_config.json": {"model_cfg": model, "preprocess_cfg": pixels}}
 
 
@@ -152,16 +238,40 @@ def timm_config(spec: ClipConfig) -> dict[str, Any]:
     """config.json for timm's CLIP ViT at B/32, every size of which is then said anew."""
     image = cast(ViTConfig, spec.image)
     if image.eps != 1e-5:
-        raise UserError(f"timm's CLIP towers have eps 1e-5, this one {image.eps}: export to safetensors instead.")
-    args = {"img_size": image.resolution, "patch_size": image.patch, "embed_dim": image.width, "depth": image.depth,
-            "num_heads": image.heads, "mlp_ratio": mlp_ratio(image.width, image.mlp), "act_layer": image.activation}
+        raise UserError(
+            f"timm's CLIP towers have eps 1e-5, this one {image.eps}: "
+            "export to safetensors instead."
+        )
+    args = {
+        "img_size": image.resolution,
+        "patch_size": image.patch,
+        "embed_dim": image.width,
+        "depth": image.depth,
+        "num_heads": image.heads,
+        "mlp_ratio": mlp_ratio(image.width, image.mlp),
+        "act_layer": image.activation,
+    }
     side = [3, image.resolution, image.resolution]
-    return {"config.json": {
-        "architecture": "vit_base_patch32_clip_224", "num_classes": spec.embed, "num_features": image.width,
-        "global_pool": "token", "model_args": args,
-        "pretrained_cfg": {"input_size": side, "fixed_input_size": True, "interpolation": "bicubic", "crop_pct": 1.0,
-                           "mean": MEAN, "std": STD, "num_classes": spec.embed, "first_conv": "patch_embed.proj",
-                           "classifier": "head"}}}
+    return {
+        "config.json": {
+            "architecture": "vit_base_patch32_clip_224",
+            "num_classes": spec.embed,
+            "num_features": image.width,
+            "global_pool": "token",
+            "model_args": args,
+            "pretrained_cfg": {
+                "input_size": side,
+                "fixed_input_size": True,
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+                "mean": MEAN,
+                "std": STD,
+                "num_classes": spec.embed,
+                "first_conv": "patch_embed.proj",
+                "classifier": "head",
+            },
+        }
+    }
 
 
 def mlp_ratio(width: int, mlp: int) -> float:
@@ -170,61 +280,98 @@ def mlp_ratio(width: int, mlp: int) -> float:
 
 
 def export_clip(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
-    """Write the weights of a CLIP where `to`, another library or "safetensors", opens them; the files.
+    """Write the weights of a CLIP where `to`, another library or "safetensors",
+    opens them; the files.
 
-    timm gets the image tower, its projection as the classifier. Raises UserError where the library cannot express the
-    model or `out` is taken.
+    timm gets the image tower, its projection as the classifier. Raises UserError where the library
+    cannot express the model or `out` is taken.
     """
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(spec)})
     if to not in ("transformers", "open_clip", "timm"):
-        raise UserError(f"There is no export to {to!r}: give transformers, open_clip, timm or safetensors.")
+        raise UserError(
+            f"There is no export to {to!r}: give transformers, open_clip, timm or safetensors."
+        )
     if not spec.image.clip_tower:
-        raise UserError(f"{to} has no CLIP with a {spec.image.title()}: export to safetensors instead.")
+        raise UserError(
+            f"{to} has no CLIP with a {spec.image.title()}: export to safetensors instead."
+        )
     if spec.image.clip_tower == "resnet":
         blocks = len(spec.image.strides)
         if to != "open_clip":
-            raise UserError(f"{to} has no CLIP with a ResNet: export to open_clip or safetensors instead.")
+            raise UserError(
+                f"{to} has no CLIP with a ResNet: export to open_clip or safetensors instead."
+            )
         if blocks != 4:
-            raise UserError(f"open_clip's ResNets have four stages, this one {blocks}: export to safetensors.")
-        return write_folder(out, {"open_clip_model.safetensors": with_counts(to_foreign(OPEN_CLIP_RESNET, state))},
-                            open_clip_config(spec))
+            raise UserError(
+                f"open_clip's ResNets have four stages, this one {blocks}: export to safetensors."
+            )
+        return write_folder(
+            out,
+            {"open_clip_model.safetensors": with_counts(to_foreign(OPEN_CLIP_RESNET, state))},
+            open_clip_config(spec),
+        )
     image = cast(ViTConfig, spec.image)
-    if image.pool != "tok" or image.patch_bias or image.classes or not (image.pre_norm and image.class_token):
-        raise UserError(f"{to} has only CLIP's own image tower (class token, norm before the blocks, no patch bias): "
-                        "export to safetensors instead.")
+    if (
+        image.pool != "tok"
+        or image.patch_bias
+        or image.classes
+        or not (image.pre_norm and image.class_token)
+    ):
+        raise UserError(
+            f"{to} has only CLIP's own image tower (class token, norm before the blocks, "
+            "no patch bias): export to safetensors instead."
+        )
     if to == "transformers":
         if spec.loss == "sigmoid":
-            raise UserError("transformers' CLIPModel has no bias for the sigmoid loss: export to open_clip instead.")
+            raise UserError(
+                "transformers' CLIPModel has no bias for the sigmoid loss: "
+                "export to open_clip instead."
+            )
         texts = transformers_config(spec, state["logit_scale"].dtype)
         return write_folder(out, {"model.safetensors": to_foreign(TRANSFORMERS, state)}, texts)
     if to == "open_clip":
         texts = open_clip_config(spec)
-        return write_folder(out, {"open_clip_model.safetensors": to_foreign(OPEN_CLIP, state)}, texts)
+        return write_folder(
+            out, {"open_clip_model.safetensors": to_foreign(OPEN_CLIP, state)}, texts
+        )
     texts = timm_config(spec)
-    tower = to_foreign(TIMM, {k: v for k, v in state.items() if k.startswith(("image.", "image_proj"))})
+    tower = to_foreign(
+        TIMM, {k: v for k, v in state.items() if k.startswith(("image.", "image_proj"))}
+    )
     tower["head.bias"] = tower["head.weight"].new_zeros(spec.embed)
     return write_folder(out, {"model.safetensors": tower}, texts)
 
 
 def import_clip(path: Path) -> dict[str, Tensor]:
-    """Weights under our names, from an export of ours, a folder of transformers or open_clip, or a safetensors file.
+    """Weights under our names, from an export of ours, a folder of transformers or open_clip,
+    or a safetensors file.
 
     Which one it is shows in the names. Raises UserError where it is none of them.
     """
-    state = {k: v for k, v in read_weights(path, FILES).items() if k not in CONSTANTS and not k.endswith(COUNT)}
+    state = {
+        k: v
+        for k, v in read_weights(path, FILES).items()
+        if k not in CONSTANTS and not k.endswith(COUNT)
+    }
     if "image.patch.weight" in state or "image.pool.c.weight" in state:
         return state
     if "vision_model.embeddings.patch_embedding.weight" in state:
         return from_foreign(TRANSFORMERS, state)
-    if "visual.conv1.weight" in state:  # where open_clip keeps the text tower apart, its names begin with text.
+    # where open_clip keeps the text tower apart, its names begin with text.
+    if "visual.conv1.weight" in state:
         table = OPEN_CLIP_RESNET if "visual.attnpool.c_proj.weight" in state else OPEN_CLIP
         return from_foreign(table, {k.removeprefix("text."): v for k, v in state.items()})
-    raise UserError(f"{path} holds no CLIP that is known here (its first tensor is {next(iter(state), 'none')}): "
-                    "give a folder that 'vtx export', transformers or open_clip wrote.")
+    raise UserError(
+        f"{path} holds no CLIP that is known here (its first tensor is "
+        f"{next(iter(state), 'none')}): give a folder that 'vtx export', transformers "
+        "or open_clip wrote."
+    )
 
 
-def export_network(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(
+    spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm
+) -> list[Path]:
     """`export_clip` as `vtx_scale.interop.weights` calls it."""
     return export_clip(spec, state, to, out)
 

@@ -13,15 +13,20 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
 
-FILES = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
-         "model.safetensors.index.json")
+FILES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors.index.json",
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
 class PixelForm:
-    """How an evaluation looks at pictures: mean and deviation of pixels in [0, 1]; `centre`, the share of the short side that is
-    seen; `bicubic`, how it is resized."""
+    """How an evaluation looks at pictures: mean and deviation of pixels in [0, 1];
+    `centre`, the share of the short side that is seen; `bicubic`, how it is resized.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -29,8 +34,12 @@ class PixelForm:
     bicubic: bool = True
 
 
-def write_folder(out: Path, weights: dict[str, dict[str, Tensor]], texts: dict[str, Any]) -> list[Path]:
-    """Safetensors and JSON files by name; the paths. `out` appears when all of them are on the disk.
+def write_folder(
+    out: Path, weights: dict[str, dict[str, Tensor]], texts: dict[str, Any]
+) -> list[Path]:
+    """Safetensors and JSON files by name; the paths.
+
+    `out` appears when all of them are on the disk.
 
     Raises UserError where `out` exists and is not an empty folder.
     """
@@ -52,40 +61,53 @@ def write_folder(out: Path, weights: dict[str, dict[str, Tensor]], texts: dict[s
 
 
 def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a folder: the first of `names` in it, else its one safetensors file.
+    """The tensors of a safetensors file, or of a folder:
+    the first of `names` in it, else its one safetensors file.
 
     A name that ends in .index.json lists the files that hold the parts. Raises UserError.
     """
     if path.is_dir():
-        found = [path / name for name in names if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+        found = [path / name for name in names if (path / name).is_file()] or sorted(
+            path.glob("*.safetensors")
+        )
         if not found:
             pickles = sorted(p for p in path.iterdir() if p.suffix in PICKLES)
             if pickles:
                 refuse_pickle(pickles[0])
-            raise UserError(f"{path} holds no .safetensors file: give a folder that 'vtx export', transformers or "
-                            "open_clip wrote.")
+            raise UserError(
+                f"{path} holds no .safetensors file: give a folder that 'vtx export', "
+                "transformers or open_clip wrote."
+            )
         path = found[0]
     if path.suffix in PICKLES:
         refuse_pickle(path)
     try:
         if path.name.endswith(".index.json"):
-            files = sorted({Path(name).name for name in json.loads(path.read_text())["weight_map"].values()})
+            files = sorted(
+                {Path(name).name for name in json.loads(path.read_text())["weight_map"].values()}
+            )
             return {k: v for name in files for k, v in load_file(path.with_name(name)).items()}
         return load_file(path)
     except FileNotFoundError as e:
         raise UserError(f"{path} cannot be read: {e}; give the whole folder.") from None
     except (SafetensorError, ValueError, KeyError, AttributeError) as e:
-        raise UserError(f"{path} is no safetensors file ({e}): give one, or export it again.") from None
+        raise UserError(
+            f"{path} is no safetensors file ({e}): give one, or export it again."
+        ) from None
 
 
 def refuse_pickle(path: Path) -> None:
-    raise UserError(f"{path} is a pickle, which is never read here because opening one runs code: convert it to "
-                    "safetensors first (transformers: from_pretrained(FOLDER).save_pretrained(NEW)).")
+    raise UserError(
+        f"{path} is a pickle, which is never read here because opening one runs code: convert it "
+        "to safetensors first (transformers: from_pretrained(FOLDER).save_pretrained(NEW))."
+    )
 
 
 def spec_json(spec: Any) -> Any:
     """A spec as plain values, as it stands in run.json."""
     if is_dataclass(spec) and not isinstance(spec, type):
-        return {"spec": f"{type(spec).__module__}:{type(spec).__qualname__}",
-                **{f.name.rstrip("_"): spec_json(getattr(spec, f.name)) for f in fields(spec)}}
+        return {
+            "spec": f"{type(spec).__module__}:{type(spec).__qualname__}",
+            **{f.name.rstrip("_"): spec_json(getattr(spec, f.name)) for f in fields(spec)},
+        }
     return spec

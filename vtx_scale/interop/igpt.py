@@ -1,7 +1,8 @@
 """iGPT to and from transformers' ImageGPT: the table, what differs, export, import.
 
-There the start is one more row of the embedding, to be fed in front of the colours; products are transposed and have biases,
-which are zero, as the released weights' are. The palette goes with it as the image processor's clusters.
+There the start is one more row of the embedding, to be fed in front of the colours; products are
+transposed and have biases, which are zero, as the released weights' are. The palette goes with it
+as the image processor's clusters.
 """
 
 from pathlib import Path
@@ -17,17 +18,33 @@ from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.specs.igpt import IgptConfig
 from vtx_scale.specs.palette import KEY, clusters, colours_of
 
-PRODUCTS = (("attn.qkv", "attn.c_attn"), ("attn.proj", "attn.c_proj"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"))
-TABLE = under("net.", "", [
-    Line("embedding.weight", "transformer.wte.weight"),
-    Line("positions", "transformer.wpe.weight", "table"),
-    *under("blocks.{n}.", "transformer.h.{n}.", [
-        *[Line(f"norm{k}.weight", f"ln_{k}.weight") for k in "12"],
-        *[Line(f"{ours}.weight", f"{theirs}.weight", "transposed") for ours, theirs in PRODUCTS],
-    ]),
-    Line("norm.weight", "transformer.ln_f.weight"),
-    Line("out.weight", "lm_head.weight"),
-])
+PRODUCTS = (
+    ("attn.qkv", "attn.c_attn"),
+    ("attn.proj", "attn.c_proj"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+)
+TABLE = under(
+    "net.",
+    "",
+    [
+        Line("embedding.weight", "transformer.wte.weight"),
+        Line("positions", "transformer.wpe.weight", "table"),
+        *under(
+            "blocks.{n}.",
+            "transformer.h.{n}.",
+            [
+                *[Line(f"norm{k}.weight", f"ln_{k}.weight") for k in "12"],
+                *[
+                    Line(f"{ours}.weight", f"{theirs}.weight", "transposed")
+                    for ours, theirs in PRODUCTS
+                ],
+            ],
+        ),
+        Line("norm.weight", "transformer.ln_f.weight"),
+        Line("out.weight", "lm_head.weight"),
+    ],
+)
 BIASES = tuple(f".{theirs}.bias" for _, theirs in PRODUCTS)
 
 
@@ -36,14 +53,29 @@ def config(spec: IgptConfig) -> dict[str, Any]:
     net = spec.net
     return {
         "config.json": {
-            "architectures": ["ImageGPTForCausalImageModeling"], "model_type": "imagegpt", "vocab_size": net.colours + 1,
-            "n_positions": net.side**2, "n_embd": net.width, "n_layer": net.depth, "n_head": net.heads,
-            "activation_function": "quick_gelu", "layer_norm_epsilon": EPS, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0, "tie_word_embeddings": False},
+            "architectures": ["ImageGPTForCausalImageModeling"],
+            "model_type": "imagegpt",
+            "vocab_size": net.colours + 1,
+            "n_positions": net.side**2,
+            "n_embd": net.width,
+            "n_layer": net.depth,
+            "n_head": net.heads,
+            "activation_function": "quick_gelu",
+            "layer_norm_epsilon": EPS,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "tie_word_embeddings": False,
+        },
         "preprocessor_config.json": {
-            "image_processor_type": "ImageGPTImageProcessor", "do_resize": True, "do_normalize": True,
-            "do_color_quantize": True, "size": {"height": net.side, "width": net.side}, "resample": 2,
-            KEY: clusters(colours_of(spec.palette))},
+            "image_processor_type": "ImageGPTImageProcessor",
+            "do_resize": True,
+            "do_normalize": True,
+            "do_color_quantize": True,
+            "size": {"height": net.side, "width": net.side},
+            "resample": 2,
+            KEY: clusters(colours_of(spec.palette)),
+        },
     }
 
 
@@ -55,14 +87,23 @@ def export_igpt(spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path) 
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(spec)})
     if to != "transformers":
-        raise UserError(f"There is no export of an iGPT to {to!r}: give transformers or safetensors.")
+        raise UserError(
+            f"There is no export of an iGPT to {to!r}: give transformers or safetensors."
+        )
     if not spec.net.causal or spec.net.classes:
-        raise UserError("transformers' ImageGPT is causal and its classifier has no bias: export this one to safetensors.")
+        raise UserError(
+            "transformers' ImageGPT is causal and its classifier has no bias: "
+            "export this one to safetensors."
+        )
     start = state["net.start"][0]
     foreign = to_foreign(TABLE, {k: v for k, v in state.items() if k != "net.start"})
     foreign["transformer.wte.weight"] = torch.cat([foreign["transformer.wte.weight"], start])
-    for name in [k for k in foreign if k.endswith(tuple(b.replace("bias", "weight") for b in BIASES))]:
-        foreign[name.replace("weight", "bias")] = torch.zeros(foreign[name].shape[1], dtype=foreign[name].dtype)
+    for name in [
+        k for k in foreign if k.endswith(tuple(b.replace("bias", "weight") for b in BIASES))
+    ]:
+        foreign[name.replace("weight", "bias")] = torch.zeros(
+            foreign[name].shape[1], dtype=foreign[name].dtype
+        )
     return write_folder(out, {"model.safetensors": foreign}, config(spec))
 
 
@@ -76,14 +117,27 @@ def import_igpt(path: Path) -> dict[str, Tensor]:
         return state
     biases = [k for k in state if k.endswith(BIASES)]
     if any(state[k].any() for k in biases):
-        raise UserError(f"{path} has biases that are not zero, and iGPT has none: give weights of the released layout.")
-    kept = {k: v for k, v in state.items() if k not in biases and not k.endswith((".attn.bias", ".attn.masked_bias"))}
+        raise UserError(
+            f"{path} has biases that are not zero, and iGPT has none: "
+            "give weights of the released layout."
+        )
+    kept = {
+        k: v
+        for k, v in state.items()
+        if k not in biases and not k.endswith((".attn.bias", ".attn.masked_bias"))
+    }
     ours = from_foreign(TABLE, kept)
     rows = ours["net.embedding.weight"]
-    return {**ours, "net.embedding.weight": rows[:-1].contiguous(), "net.start": rows[-1:][None].contiguous()}
+    return {
+        **ours,
+        "net.embedding.weight": rows[:-1].contiguous(),
+        "net.start": rows[-1:][None].contiguous(),
+    }
 
 
-def export_network(spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(
+    spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm
+) -> list[Path]:
     """`export_igpt` as `vtx_scale.interop.weights` calls it."""
     return export_igpt(spec, state, to, out)
 

@@ -1,7 +1,8 @@
 """Names of one library to another's and back, from a table of lines.
 
-In both names `{n}` stands for the number of a block and `{p}` for weight or bias. In theirs `{x}` stands for q, k and
-v, and `{w}` for query, key and value: three tensors there, one here, whose rows are q, k, v in this order.
+In both names `{n}` stands for the number of a block and `{p}` for weight or bias. In theirs `{x}`
+stands for q, k and v, and `{w}` for query, key and value: three tensors there, one here, whose rows
+are q, k, v in this order.
 """
 
 import re
@@ -15,7 +16,11 @@ from torch import Tensor
 from vtx_scale.data_pipeline.errors import UserError
 
 SPLIT = {"x": ("q", "k", "v"), "w": ("query", "key", "value")}
-HOLES = {"n": r"\d+", "p": "weight|bias", **{hole: "|".join(words) for hole, words in SPLIT.items()}}
+HOLES = {
+    "n": r"\d+",
+    "p": "weight|bias",
+    **{hole: "|".join(words) for hole, words in SPLIT.items()},
+}
 
 # how values change: outward, inward
 WAYS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -66,12 +71,17 @@ def find(table: Iterable[Line], name: str, side: str) -> tuple[Line, dict[str, s
 
 
 def to_foreign(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their names. Raises UserError for one that their layout has no place for."""
+    """Our tensors under their names.
+
+    Raises UserError for one that their layout has no place for.
+    """
     foreign: dict[str, Tensor] = {}
     for name, tensor in state.items():
         found = find(table, name, "ours")
         if found is None:
-            raise UserError(f"{name} has no place in the other library's layout: export to safetensors instead.")
+            raise UserError(
+                f"{name} has no place in the other library's layout: export to safetensors instead."
+            )
         line, holes = found
         names = parts_of(line.theirs, holes)
         for part, values in zip(names, tensor.chunk(len(names)), strict=True):
@@ -80,12 +90,17 @@ def to_foreign(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def from_foreign(table: list[Line], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors under our names. Raises UserError for one that is unknown or lacks its siblings."""
+    """Their tensors under our names.
+
+    Raises UserError for one that is unknown or lacks its siblings.
+    """
     state_dict: dict[str, Tensor] = {}
     for name in state:
         found = find(table, name, "theirs")
         if found is None:
-            raise UserError(f"{name} has no place in the recipe's model: give weights of the same architecture.")
+            raise UserError(
+                f"{name} has no place in the recipe's model: give weights of the same architecture."
+            )
         line, holes = found
         ours = line.ours.format(**holes)
         if ours in state_dict:

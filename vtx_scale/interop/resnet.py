@@ -1,6 +1,7 @@
 """ResNet to and from timm and torchvision, which share their names: the tables, export, import.
 
-A batch norm there also counts batches, a number that nothing here or there depends on: 0 goes out, none comes in.
+A batch norm there also counts batches, a number that nothing here or there depends on: 0 goes out,
+none comes in.
 """
 
 from pathlib import Path
@@ -25,11 +26,17 @@ def batch_norm(ours: str, theirs: str) -> list[Line]:
 
 
 BLOCK = [
-    *[line for k in "123" for line in (Line(f"conv{k}.weight", f"conv{k}.weight"), *batch_norm(f"norm{k}", f"bn{k}"))],
+    *[
+        line
+        for k in "123"
+        for line in (Line(f"conv{k}.weight", f"conv{k}.weight"), *batch_norm(f"norm{k}", f"bn{k}"))
+    ],
     Line("shortcut.weight", "downsample.0.weight"),
     *batch_norm("norm_shortcut", "downsample.1"),
 ]
-STAGES = [line for k in range(4) for line in under(f"stages.{k}.{{n}}.", f"layer{k + 1}.{{n}}.", BLOCK)]
+STAGES = [
+    line for k in range(4) for line in under(f"stages.{k}.{{n}}.", f"layer{k + 1}.{{n}}.", BLOCK)
+]
 TABLE = [
     Line("conv.weight", "conv1.weight"),
     *batch_norm("norm", "bn1"),
@@ -41,7 +48,11 @@ TABLE = [
 def with_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors with the counts that their batch norms have."""
     tail = "running_mean"
-    counts = {k.removesuffix(tail) + COUNT: torch.zeros((), dtype=torch.int64) for k in state if k.endswith(tail)}
+    counts = {
+        k.removesuffix(tail) + COUNT: torch.zeros((), dtype=torch.int64)
+        for k in state
+        if k.endswith(tail)
+    }
     return {**state, **counts}
 
 
@@ -49,45 +60,81 @@ def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if not k.endswith(COUNT)}
 
 
-def timm_config(spec: ResNetConfig, mean: tuple[float, ...], std: tuple[float, ...], centre: float,
-                bicubic: bool) -> dict[str, Any]:
+def timm_config(
+    spec: ResNetConfig,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    centre: float,
+    bicubic: bool,
+) -> dict[str, Any]:
     """config.json for timm's smallest ResNet of the same kind, whose size is then said anew."""
     args: dict[str, Any] = {"layers": list(spec.blocks)}
     if spec.wide != 1:
         args["base_width"] = 64 * spec.wide
     side = [3, spec.resolution, spec.resolution]
-    return {"config.json": {
-        "architecture": "resnet18" if spec.kind == "basic" else "resnet50", "num_classes": spec.classes,
-        "num_features": spec.width, "model_args": args,
-        "pretrained_cfg": {"input_size": side, "interpolation": "bicubic" if bicubic else "bilinear", "crop_pct": centre,
-                           "mean": mean, "std": std,
-                           "num_classes": spec.classes, "first_conv": "conv1", "classifier": "fc"}}}
+    return {
+        "config.json": {
+            "architecture": "resnet18" if spec.kind == "basic" else "resnet50",
+            "num_classes": spec.classes,
+            "num_features": spec.width,
+            "model_args": args,
+            "pretrained_cfg": {
+                "input_size": side,
+                "interpolation": "bicubic" if bicubic else "bilinear",
+                "crop_pct": centre,
+                "mean": mean,
+                "std": std,
+                "num_classes": spec.classes,
+                "first_conv": "conv1",
+                "classifier": "fc",
+            },
+        }
+    }
 
 
-def export_resnet(spec: ResNetConfig, state: dict[str, Tensor], to: str, out: Path, mean: tuple[float, ...] = MEAN,
-                  std: tuple[float, ...] = STD, centre: float = 0.875, bicubic: bool = True) -> list[Path]:
-    """Write a ResNet's weights and running statistics where `to`, "timm" or "torchvision", opens them; the files.
+def export_resnet(
+    spec: ResNetConfig,
+    state: dict[str, Tensor],
+    to: str,
+    out: Path,
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
+    centre: float = 0.875,
+    bicubic: bool = True,
+) -> list[Path]:
+    """Write a ResNet's weights and running statistics where `to`, "timm" or "torchvision",
+    opens them; the files.
 
-    torchvision has no folders: the file holds what its `load_state_dict` takes. Raises UserError where the library
-    cannot express the model or `out` is taken.
+    torchvision has no folders: the file holds what its `load_state_dict` takes. Raises UserError
+    where the library cannot express the model or `out` is taken.
     """
     if to not in ("timm", "torchvision"):
-        raise UserError(f"There is no export of a ResNet to {to!r}: give timm, torchvision or safetensors.")
+        raise UserError(
+            f"There is no export of a ResNet to {to!r}: give timm, torchvision or safetensors."
+        )
     if len(spec.blocks) != 4 or (spec.kind == "basic" and spec.wide != 1):
-        raise UserError(f"{to} has ResNets of four stages, and wide ones of bottlenecks alone: this one has {spec.blocks}, "
-                        f"{spec.kind}, {spec.wide} times as wide.")
+        raise UserError(
+            f"{to} has ResNets of four stages, and wide ones of bottlenecks alone: "
+            f"this one has {spec.blocks}, {spec.kind}, {spec.wide} times as wide."
+        )
     texts = timm_config(spec, mean, std, centre, bicubic) if to == "timm" else {}
     return write_folder(out, {"model.safetensors": with_counts(to_foreign(TABLE, state))}, texts)
 
 
 def import_resnet(path: Path) -> dict[str, Tensor]:
-    """Weights and running statistics under our names, from a folder or a safetensors file of timm or torchvision."""
+    """Weights and running statistics under our names,
+    from a folder or a safetensors file of timm or torchvision.
+    """
     return from_foreign(TABLE, without_counts(read_weights(path, ("model.safetensors",))))
 
 
-def export_network(spec: ResNetConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(
+    spec: ResNetConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm
+) -> list[Path]:
     """`export_resnet` as `vtx_scale.interop.weights` calls it."""
-    return export_resnet(spec, state, to, out, pixels.mean, pixels.std, pixels.centre, pixels.bicubic)
+    return export_resnet(
+        spec, state, to, out, pixels.mean, pixels.std, pixels.centre, pixels.bicubic
+    )
 
 
 def import_network(path: Path, spec: ResNetConfig) -> dict[str, Tensor]:

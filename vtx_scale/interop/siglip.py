@@ -1,6 +1,8 @@
-"""SigLIP to and from transformers' SiglipModel; from open_clip, whose image tower is timm's; its image tower to timm.
+"""SigLIP to and from transformers' SiglipModel; from open_clip, whose image tower is timm's;
+its image tower to timm.
 
-open_clip builds its SigLIPs from timm's names of published sizes, with exact GELU in version 1: there is no way out to it.
+open_clip builds its SigLIPs from timm's names of published sizes, with exact GELU in version 1:
+there is no way out to it.
 """
 
 from pathlib import Path
@@ -28,63 +30,109 @@ TRANSFORMERS = [
 ]
 OPEN_CLIP = [
     *under("image.", "visual.trunk.", TIMM),
-    *under("text.", "text.", [
-        Line("embedding.weight", "token_embedding.weight"),
-        Line("positions", "positional_embedding"),
-        *under("blocks.{n}.", "transformer.resblocks.{n}.", OPEN_CLIP_BLOCK),
-        Line("norm.{p}", "ln_final.{p}"),
-        Line("head.{p}", "text_projection.{p}"),
-    ]),
+    *under(
+        "text.",
+        "text.",
+        [
+            Line("embedding.weight", "token_embedding.weight"),
+            Line("positions", "positional_embedding"),
+            *under("blocks.{n}.", "transformer.resblocks.{n}.", OPEN_CLIP_BLOCK),
+            Line("norm.{p}", "ln_final.{p}"),
+            Line("head.{p}", "text_projection.{p}"),
+        ],
+    ),
     *[Line(x, x, "scalar") for x in ("logit_scale", "logit_bias")],
 ]
 
 
 def transformers_config(spec: SiglipConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json and preprocessor_config.json. End and padding token are the last id, as in all our tokenizers."""
+    """config.json and preprocessor_config.json.
+
+    End and padding token are the last id, as in all our tokenizers.
+    """
     image, text, side = spec.image, spec.text, spec.image.resolution
 
     def tower(kind: str, x: Any) -> dict[str, Any]:
-        return {"model_type": kind, "hidden_size": x.width, "intermediate_size": x.mlp, "num_hidden_layers": x.depth,
-                "num_attention_heads": x.heads, "hidden_act": ACTIVATIONS[x.activation], "layer_norm_eps": x.eps}
+        return {
+            "model_type": kind,
+            "hidden_size": x.width,
+            "intermediate_size": x.mlp,
+            "num_hidden_layers": x.depth,
+            "num_attention_heads": x.heads,
+            "hidden_act": ACTIVATIONS[x.activation],
+            "layer_norm_eps": x.eps,
+        }
 
     config = {
-        "architectures": ["SiglipModel"], "model_type": "siglip", "dtype": str(dtype).removeprefix("torch."),
-        "vision_config": {**tower("siglip_vision_model", image), "image_size": side, "patch_size": image.patch},
-        "text_config": {**tower("siglip_text_model", text), "vocab_size": text.vocab, "projection_size": text.embed,
-                        "max_position_embeddings": text.context, "eos_token_id": text.vocab - 1,
-                        "pad_token_id": text.vocab - 1},
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "dtype": str(dtype).removeprefix("torch."),
+        "vision_config": {
+            **tower("siglip_vision_model", image),
+            "image_size": side,
+            "patch_size": image.patch,
+        },
+        "text_config": {
+            **tower("siglip_text_model", text),
+            "vocab_size": text.vocab,
+            "projection_size": text.embed,
+            "max_position_embeddings": text.context,
+            "eos_token_id": text.vocab - 1,
+            "pad_token_id": text.vocab - 1,
+        },
     }
     pixels = {
-        "image_processor_type": "SiglipImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 3,
-        "size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-        "image_mean": HALF, "image_std": HALF,
+        "image_processor_type": "SiglipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": 3,
+        "size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": HALF,
+        "image_std": HALF,
     }
     return {"config.json": config, "preprocessor_config.json": pixels}
 
 
 def export_siglip(spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
-    """Write the weights of a SigLIP where `to`, another library or "safetensors", opens them; the files.
+    """Write the weights of a SigLIP where `to`, another library or "safetensors",
+    opens them; the files.
 
-    timm gets the image tower. Raises UserError where the library cannot express the model or `out` is taken.
+    timm gets the image tower. Raises UserError where the library cannot express the model or
+    `out` is taken.
     """
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(spec)})
     if to not in ("transformers", "timm"):
-        raise UserError(f"There is no export of SigLIP to {to!r}: give transformers, timm or safetensors.")
+        raise UserError(
+            f"There is no export of SigLIP to {to!r}: give transformers, timm or safetensors."
+        )
     image = spec.image
     if to == "timm":
         tower = {k.removeprefix("image."): v for k, v in state.items() if k.startswith("image.")}
         return export_vit(image, tower, to, out, HALF, HALF)
-    if image.pool != "map" or image.class_token or image.pre_norm or not image.patch_bias or image.representation \
-            or image.stem is not None or image.position_kind != "learned":
-        raise UserError("transformers has only SigLIP's own image tower (attention pooling, no class token, learned "
-                        "positions): export to safetensors instead.")
+    if (
+        image.pool != "map"
+        or image.class_token
+        or image.pre_norm
+        or not image.patch_bias
+        or image.representation
+        or image.stem is not None
+        or image.position_kind != "learned"
+    ):
+        raise UserError(
+            "transformers has only SigLIP's own image tower (attention pooling, no class token, "
+            "learned positions): export to safetensors instead."
+        )
     texts = transformers_config(spec, state["logit_scale"].dtype)
     return write_folder(out, {"model.safetensors": to_foreign(TRANSFORMERS, joined(state))}, texts)
 
 
 def import_siglip(path: Path) -> dict[str, Tensor]:
-    """Weights under our names, from an export of ours, a folder of transformers or open_clip, or a safetensors file.
+    """Weights under our names, from an export of ours, a folder of transformers or open_clip,
+    or a safetensors file.
 
     Which one it is shows in the names. Raises UserError where it is none of them.
     """
@@ -95,11 +143,16 @@ def import_siglip(path: Path) -> dict[str, Tensor]:
         return parted(from_foreign(TRANSFORMERS, state))
     if "visual.trunk.patch_embed.proj.weight" in state:
         return from_foreign(OPEN_CLIP, state)
-    raise UserError(f"{path} holds no SigLIP that is known here (its first tensor is {next(iter(state), 'none')}): "
-                    "give a folder that 'vtx export', transformers or open_clip wrote.")
+    raise UserError(
+        f"{path} holds no SigLIP that is known here (its first tensor is "
+        f"{next(iter(state), 'none')}): give a folder that 'vtx export', transformers "
+        "or open_clip wrote."
+    )
 
 
-def export_network(spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm) -> list[Path]:
+def export_network(
+    spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm
+) -> list[Path]:
     """`export_siglip` as `vtx_scale.interop.weights` calls it."""
     return export_siglip(spec, state, to, out)
 

@@ -19,12 +19,21 @@ from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.spec import Spec
 
 
-def export(objective: Objective, to: str, out: Path, centre: float = 1.0, bicubic: bool = True, head: bool = True) -> list[Path]:
-    """Write what an objective has learned where `to`, another library or "safetensors", opens it; the files.
+def export(
+    objective: Objective,
+    to: str,
+    out: Path,
+    centre: float = 1.0,
+    bicubic: bool = True,
+    head: bool = True,
+) -> list[Path]:
+    """Write what an objective has learned where `to`, another library or "safetensors",
+    opens it; the files.
 
-    An objective whose spec names an `interop` goes as a whole. Any other says by `spec.exported()` which network leaves. centre:
-    the share of the short side that an evaluation looks at; bicubic: how it resizes. head: with the classifier, where the network
-    has one. Raises UserError where there is no such export.
+    An objective whose spec names an `interop` goes as a whole. Any other says by `spec.exported()`
+    which network leaves. centre: the share of the short side that an evaluation looks at; bicubic:
+    how it resizes. head: with the classifier, where the network has one. Raises UserError where
+    there is no such export.
     """
     spec: ObjectiveSpec = objective.spec
     prefix, network, state = leaving(objective)
@@ -51,7 +60,11 @@ def leaving(objective: Objective) -> tuple[str, Any, dict[str, Tensor]]:
         prefix, network = spec.exported()
     except LookupError as e:
         raise UserError(f"{spec.title()} cannot be exported: {e}.") from None
-    return prefix, network, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return (
+        prefix,
+        network,
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
+    )
 
 
 def tables(interop: str) -> Any:
@@ -59,21 +72,25 @@ def tables(interop: str) -> Any:
     try:
         return importlib.import_module(interop)
     except ImportError as e:
-        raise UserError(f"{interop!r} cannot be imported ({e}): put its folder on PYTHONPATH.") from e
+        raise UserError(
+            f"{interop!r} cannot be imported ({e}): put its folder on PYTHONPATH."
+        ) from e
 
 
 def import_weights(path: Path, spec: ObjectiveSpec) -> dict[str, Tensor]:
     """Weights of exported or foreign files under the names of the objective that `spec` configures.
 
-    A network's weights stand at every part of the objective that is this network, a student's and its teacher's;
-    without a known network the names are the files'. Raises UserError where there are no such weights.
+    A network's weights stand at every part of the objective that is this network, a student's and
+    its teacher's; without a known network the names are the files'. Raises UserError where there
+    are no such weights.
     """
     if spec.interop:
         ours: dict[str, Tensor] = tables(spec.interop).import_network(path, spec)
         return ours
     network = spec.networks().get("net")
     if network is None or not network.interop:
-        return read_weights(path, FILES)  # names of its own, which are compared where they are taken
+        # names of its own, which are compared where they are taken
+        return read_weights(path, FILES)
     state = import_network(path, network)
     return {f"{place}{k}": v for place in spec.places for k, v in state.items()}
 
@@ -87,17 +104,20 @@ def import_network(path: Path, network: Network) -> dict[str, Tensor]:
 
 
 def lattice(spec: Spec, name: str) -> tuple[int, int] | None:
-    """(grid, tokens before the patches) of the positions `name` in the objective of `spec`; None for what is no image's."""
+    """(grid, tokens before the patches) of the positions `name` in the objective of `spec`;
+    None for what is no image's.
+    """
     networks = networks_of(spec)
     part = next((part for part in reversed(name.split(".")[:-1]) if part in networks), None)
     return None if part is None else networks[part].position_grid()
 
 
 def resize_positions(state: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
-    """`state` with every image's positions (1, N, C) at the resolution of `spec`; `state` itself where they are already.
+    """`state` with every image's positions (1, N, C) at the resolution of `spec`;
+    `state` itself where they are already.
 
-    Bicubic on the grid, antialiased, as timm and open_clip do when they load; tokens before the patches keep their own
-    entries. A name "a.net.positions" belongs to the network `spec.net`.
+    Bicubic on the grid, antialiased, as timm and open_clip do when they load; tokens before the
+    patches keep their own entries. A name "a.net.positions" belongs to the network `spec.net`.
     """
     resized: dict[str, Tensor] = {}
     for name, have in state.items():
@@ -108,6 +128,10 @@ def resize_positions(state: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
         if old == grid or old * old + extra != have.shape[1]:
             continue
         square = have[:, extra:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-        square = F.interpolate(square, (grid, grid), mode="bicubic", align_corners=False, antialias=True)
-        resized[name] = torch.cat([have[:, :extra], square.flatten(2).transpose(1, 2).to(have.dtype)], dim=1)
+        square = F.interpolate(
+            square, (grid, grid), mode="bicubic", align_corners=False, antialias=True
+        )
+        resized[name] = torch.cat(
+            [have[:, :extra], square.flatten(2).transpose(1, 2).to(have.dtype)], dim=1
+        )
     return {**state, **resized} if resized else state

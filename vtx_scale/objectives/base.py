@@ -21,7 +21,9 @@ __all__ = ["Context", "Follower", "Objective"]
 
 @torch.no_grad()
 def run_here(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """`Context.run_probe` of an objective that no strategy has prepared: it lies whole where its rows are."""
+    """`Context.run_probe` of an objective that no strategy has prepared:
+    it lies whole where its rows are.
+    """
     return function(*rows).float().cpu()
 
 
@@ -29,10 +31,11 @@ def run_here(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
 class Context:
     """What a run tells its objective, once, at construction.
 
-    ranks: sums and gathers over the ranks that share a batch. seed, steps: the run's. micro_batch: slots at once, None for all;
-    an objective that is not separable cuts its batch itself. tokenizer, augment: the recipe's `data`.
-    run_probe(function, *rows): function(*rows) without gradient, evaluated where a sharded model has its parameters, float32 on
-    the CPU; the strategy fills it. What a probe does.
+    ranks: sums and gathers over the ranks that share a batch. seed, steps: the run's. micro_batch:
+    slots at once, None for all; an objective that is not separable cuts its batch itself.
+    tokenizer, augment: the recipe's `data`.
+    run_probe(function, *rows): function(*rows) without gradient, evaluated where a sharded model
+    has its parameters, float32 on the CPU; the strategy fills it. What a probe does.
     """
 
     ranks: Ranks = field(default_factory=Ranks)
@@ -44,7 +47,9 @@ class Context:
     run_probe: Callable[..., Tensor] = run_here
 
     def slots(self, batch: Batch, step: int, views: int = 1, call: str = "") -> SlotContext:
-        """What networks in training are told of batch rows of which each slot stands `views` times, view after view."""
+        """What networks in training are told of batch rows of which each slot stands `views` times,
+        view after view.
+        """
         device = batch.valid.device
         view = torch.arange(views, device=device)
         number = (batch.slot[:, None] * VIEWS + view).flatten()
@@ -54,12 +59,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Follower:
-    """An average of another module's parameters, moved after each step that counted and never by the optimizer.
+    """An average of another module's parameters, moved after each step that counted and never
+    by the optimizer.
 
     Its buffers (running statistics) are its own.
 
-    teacher, student: submodules of one layout; momentum(step) is the share of its own value that the teacher keeps.
-    The teacher starts from the student's values, and its units belong in `Objective.units` too.
+    teacher, student: submodules of one layout; momentum(step) is the share of its own value
+    that the teacher keeps. The teacher starts from the student's values, and its units belong
+    in `Objective.units` too.
     """
 
     teacher: nn.Module
@@ -68,12 +75,14 @@ class Follower:
 
 
 class Objective(nn.Module):
-    """Built on the meta device: `__init__(spec, context)` depends on these alone and computes no values.
+    """Built on the meta device: `__init__(spec, context)` depends on these alone and
+    computes no values.
 
-    Five members make one: `reader`, `forward`, `units`, `parameter_rules` and `probes`; `count`, `prepare`, `followers` and
-    `update_buffers` where they differ from what stands here. What is a fact about the configuration (used fields of `data`,
-    augmentations, pretrained parts) stands in the spec. Trained parameters have at least one dimension (a scale has shape
-    (1,)), because FSDP shards no scalars. Nothing here writes to a parameter.
+    Five members make one: `reader`, `forward`, `units`, `parameter_rules` and `probes`; `count`,
+    `prepare`, `followers` and `update_buffers` where they differ from what stands here. What is a
+    fact about the configuration (used fields of `data`, augmentations, pretrained parts) stands in
+    the spec. Trained parameters have at least one dimension (a scale has shape (1,)), because FSDP
+    shards no scalars. Nothing here writes to a parameter.
     """
 
     probes: dict[str, Callable[..., Any]]
@@ -86,14 +95,17 @@ class Objective(nn.Module):
 
     @staticmethod
     def reader(spec: Any, data: Data, train: bool) -> Reader:
-        """What turns a sample's bytes into arrays, in the loader's workers: picklable. train: with augmentation."""
+        """What turns a sample's bytes into arrays, in the loader's workers: picklable.
+
+        train: with augmentation.
+        """
         raise NotImplementedError("an objective needs a reader")
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and numbers to log by name.
 
-        The trainer divides the sum by the global count; what is logged are means over these slots, which it averages over
-        micro-batches and ranks.
+        The trainer divides the sum by the global count; what is logged are means over these slots,
+        which it averages over micro-batches and ranks.
         """
         raise NotImplementedError("an objective needs a forward")
 
@@ -106,7 +118,9 @@ class Objective(nn.Module):
         return batch.valid.sum()
 
     def prepare(self, batch: Batch, step: int) -> Batch:
-        """What is done once a step to this rank's whole batch before it is cut into micro-batches (mixing of samples)."""
+        """What is done once a step to this rank's whole batch before it is cut into micro-batches
+        (mixing of samples).
+        """
         return batch
 
     def followers(self) -> Iterable[Follower]:
@@ -114,9 +128,13 @@ class Objective(nn.Module):
         return ()
 
     def call(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        """function(*rows): a method of the whole, so that a strategy can put its hooks around it."""
+        """function(*rows): a method of the whole, so that a strategy can put its
+        hooks around it.
+        """
         return function(*rows)
 
     def update_buffers(self, step: int) -> dict[str, Tensor]:
-        """What else moves after a step that counted (a centre); what to log of it, the same on every rank."""
+        """What else moves after a step that counted (a centre);
+        what to log of it, the same on every rank.
+        """
         return {}

@@ -1,11 +1,13 @@
 """CLIP (Radford et al. 2021, arXiv:2103.00020): images and their captions meet in one space.
 
-n slots of this rank, A = W n of all ranks, E embedding. Every rank computes the rows of its own slots in both
-directions against all A columns; a masked slot is nobody's negative and weighs nothing. The loss couples the whole
-batch, so the towers run in micro-batches under recomputation: memory is one micro-batch's, the loss the batch's.
-A ResNet's images go through in one pass, because its statistics are over the whole batch.
+n slots of this rank, A = W n of all ranks, E embedding. Every rank computes the rows of its own
+slots in both directions against all A columns; a masked slot is nobody's negative and weighs
+nothing. The loss couples the whole batch, so the towers run in micro-batches under recomputation:
+memory is one micro-batch's, the loss the batch's. A ResNet's images go through in one pass, because
+its statistics are over the whole batch.
 Departs from the paper: the logit scale is clamped after the step to [0, ln 100], as open_clip does.
-The sigmoid loss is SigLIP's (Zhai et al. 2023, arXiv:2303.15343), after the authors' code where it differs from Eq. 1.
+The sigmoid loss is SigLIP's (Zhai et al. 2023, arXiv:2303.15343), after the authors' code where it
+differs from Eq. 1.
 """
 
 import math
@@ -36,14 +38,18 @@ class Clip(Objective):
         super().__init__(spec, context)
         self.spec: ClipConfig = spec
         self.image = build_network(spec.image)
-        self.image_proj = None if spec.image.projects else nn.Parameter(torch.empty(spec.image.width, spec.embed))
+        self.image_proj = (
+            None if spec.image.projects else nn.Parameter(torch.empty(spec.image.width, spec.embed))
+        )
         self.text = Text(spec.text)
         self.text_proj = nn.Parameter(torch.empty(spec.text.width, spec.embed))
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1)) if spec.loss == "sigmoid" else None
-        self.master: dict[str, Tensor | None] = {}  # scale and bias before mixed precision, of this step
+        # scale and bias before mixed precision, of this step
+        self.master: dict[str, Tensor | None] = {}
         self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
-        if self.image_proj is not None:  # a linear probe sees what comes before the projection (section 3.2 of the paper)
+        # a linear probe sees what comes before the projection (section 3.2 of the paper)
+        if self.image_proj is not None:
             self.probes["features_linear"] = probe(self, "clip", self.image.features)
         limits = (0.0, math.log(spec.scale_limit)) if spec.loss == "softmax" else None
         self.parameter_rules = (
@@ -56,14 +62,24 @@ class Clip(Objective):
 
     @staticmethod
     def reader(spec: ClipConfig, data: Any, train: bool) -> ClipReader:
-        return ClipReader(spec.image.resolution, spec.text.context, data.crop, data.ratio, data.flip, data.tokenizer, train,
-                          data.bicubic)
+        return ClipReader(
+            spec.image.resolution,
+            spec.text.context,
+            data.crop,
+            data.ratio,
+            data.flip,
+            data.tokenizer,
+            train,
+            data.bicubic,
+        )
 
     def units(self) -> Iterable[nn.Module]:
         return [*self.image.units(), *self.text.blocks]
 
     def encode_image(self, pixels: Tensor, slots: SlotContext | None = None) -> Tensor:
-        """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32; with rows by their batch statistics."""
+        """uint8 (n, S, S, 3) -> (n, E) of unit length, at least float32;
+        with rows by their batch statistics.
+        """
         x = self.image.features(normalised(pixels, "clip", self.text_proj.dtype), slots)
         return unit(x if self.image_proj is None else x @ self.image_proj)
 
@@ -72,24 +88,43 @@ class Clip(Objective):
         return unit(self.text(tokens.long()) @ self.text_proj)
 
     def prepare(self, batch: Any, step: int) -> Any:
-        self.master = {"scale": full_tensor(self.logit_scale), "bias": None if self.logit_bias is None else full_tensor(self.logit_bias)}
+        self.master = {
+            "scale": full_tensor(self.logit_scale),
+            "bias": None if self.logit_bias is None else full_tensor(self.logit_bias),
+        }
         return batch
 
     def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
-        micro, slots, ranks = self.context.micro_batch, self.context.slots(batch, step), self.context.ranks
+        micro, slots, ranks = (
+            self.context.micro_batch,
+            self.context.slots(batch, step),
+            self.context.ranks,
+        )
         whole_batch = self.spec.image.couples  # statistics of all of it
-        image_nE = checkpointed_chunks(self.encode_image, batch["image"], None if whole_batch else micro, slots)
-        text_nE = checkpointed_chunks(lambda tokens, _: self.encode_text(tokens), batch["tokens"], micro)
-        scale = with_master_value(self.logit_scale, self.master.pop("scale", None), image_nE.dtype).exp()
+        image_nE = checkpointed_chunks(
+            self.encode_image, batch["image"], None if whole_batch else micro, slots
+        )
+        text_nE = checkpointed_chunks(
+            lambda tokens, _: self.encode_text(tokens), batch["tokens"], micro
+        )
+        scale = with_master_value(
+            self.logit_scale, self.master.pop("scale", None), image_nE.dtype
+        ).exp()
         valid_A = ranks.gather_plain(batch.valid)
         text_AE = ranks.gather(text_nE)
         log = {"logit_scale": scale.detach()}
         if self.logit_bias is not None:
             bias = with_master_value(self.logit_bias, self.master.pop("bias", None), image_nE.dtype)
-            return sigmoid_loss(image_nE, text_AE, scale, bias, batch.valid, valid_A, ranks.rank).sum(), log
-        loss_n = (cross_entropy(image_nE, text_AE, scale, batch.valid, valid_A, ranks.rank)
-                  + cross_entropy(text_nE, ranks.gather(image_nE), scale, batch.valid, valid_A, ranks.rank)) / 2
+            return sigmoid_loss(
+                image_nE, text_AE, scale, bias, batch.valid, valid_A, ranks.rank
+            ).sum(), log
+        loss_n = (
+            cross_entropy(image_nE, text_AE, scale, batch.valid, valid_A, ranks.rank)
+            + cross_entropy(
+                text_nE, ranks.gather(image_nE), scale, batch.valid, valid_A, ranks.rank
+            )
+        ) / 2
         return loss_n.sum(), log
 
     @staticmethod
@@ -105,11 +140,15 @@ class Clip(Objective):
     def _probe_text(self, texts: list[str] | Tensor) -> Tensor:
         """Captions or token ids (N, T) -> (N, E) float32 of unit length, on the CPU."""
         if not isinstance(texts, Tensor):
-            texts = torch.from_numpy(tokenizer(self.context.tokenizer).encode_all(texts, self.spec.text.context))
+            texts = torch.from_numpy(
+                tokenizer(self.context.tokenizer).encode_all(texts, self.spec.text.context)
+            )
         return self.context.run_probe(self.encode_text, texts)
 
 
-def cross_entropy(x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor, rank: int) -> Tensor:
+def cross_entropy(
+    x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor, rank: int
+) -> Tensor:
     """(n,) of each valid row against its own column; 0 on rows that are not valid."""
     logits_nA = similar(scale * x_nE, y_AE).masked_fill(~valid_A, float("-inf"))
     logits_nA = torch.where(valid_n[:, None], logits_nA, torch.zeros_like(logits_nA))
@@ -118,5 +157,7 @@ def cross_entropy(x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, va
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of unit length, in at least float32: a dot product of many terms is too coarse in half precision."""
+    """Rows of unit length, in at least float32: a dot product of many terms is too coarse
+    in half precision.
+    """
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)

@@ -16,8 +16,8 @@ from vtx_scale.objectives.pairs import blank_pair
 class ClipReader:
     """image (S, S, 3) uint8, tokens (T,) int32, label () int64 (-1 where there is none).
 
-    Training: random resized crop and flip; else the short side resized and the centre cropped. The resize is
-    bicubic as CLIP's.
+    Training: random resized crop and flip; else the short side resized and the centre cropped. The
+    resize is bicubic as CLIP's.
     """
 
     size: int
@@ -32,7 +32,9 @@ class ClipReader:
     def blank(self) -> dict[str, np.ndarray]:
         return blank_pair(self.size, self.context)
 
-    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
+    ) -> dict[str, np.ndarray]:
         text, kind, pixels = caption(members), label(members), decode_image(image(members))
         h, w = pixels.shape[:2]
         if self.train:
@@ -43,5 +45,8 @@ class ClipReader:
         pixels = resize_crop(pixels, box, self.size, self.bicubic)
         if self.train and u[CROP_WORDS] < self.flip:
             pixels = pixels[:, ::-1]
-        return {"image": pixels, "tokens": tokenizer(self.tokenizer).encode(text, self.context),
-                "label": np.array(kind, np.int64)}
+        return {
+            "image": pixels,
+            "tokens": tokenizer(self.tokenizer).encode(text, self.context),
+            "label": np.array(kind, np.int64),
+        }

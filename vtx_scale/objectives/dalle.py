@@ -1,9 +1,11 @@
-"""DALL-E's second stage (Ramesh et al. 2021, arXiv:2102.12092): a caption and the codes of its picture, one after the other.
+"""DALL-E's second stage (Ramesh et al. 2021, arXiv:2102.12092):
+a caption and the codes of its picture, one after the other.
 
-B samples, T text places, G x G codes. The codes are the likeliest of a trained discrete VAE, which lies frozen in the
-checkpoint, so that a run goes on without the files that it came from. The loss is 1/8 of the text's mean cross-entropy and
-7/8 of the codes'. Places behind a caption count: each has its own learned input, and the end token for an answer.
-Departs: no gradient scale of a block's own and no PowerSGD; mixed precision is the strategy's, embeddings and outputs in
+B samples, T text places, G x G codes. The codes are the likeliest of a trained discrete VAE,
+which lies frozen in the checkpoint, so that a run goes on without the files that it came from.
+The loss is 1/8 of the text's mean cross-entropy and 7/8 of the codes'. Places behind a caption
+count: each has its own learned input, and the end token for an answer. Departs: no gradient scale
+of a block's own and no PowerSGD; mixed precision is the strategy's, embeddings and outputs in
 float32 as in the paper.
 """
 
@@ -34,13 +36,24 @@ class Dalle(Objective):
         self.spec: DalleConfig = spec
         self.net = dalle.TextToCodes(spec.net)
         self.codec = dvae.Codec(spec.codec).requires_grad_(False)
-        self.probes = {"codes": self.codes, "decode": self.decode, "loss": self._loss, "sample": self.sample}
+        self.probes = {
+            "codes": self.codes,
+            "decode": self.decode,
+            "loss": self._loss,
+            "sample": self.sample,
+        }
         codec = under("codec.", self.codec.parameter_rules)
         self.parameter_rules = (*under("net.", self.net.parameter_rules), *codec)
 
     @staticmethod
     def reader(spec: DalleConfig, data: Any, train: bool) -> DalleReader:
-        return DalleReader(ImageReader(spec.codec.resolution, data, train), spec.net.context, spec.merges_dropped, data, train)
+        return DalleReader(
+            ImageReader(spec.codec.resolution, data, train),
+            spec.net.context,
+            spec.merges_dropped,
+            data,
+            train,
+        )
 
     def units(self) -> Iterable[nn.Module]:
         return [*self.net.units(), *self.codec.units()]
@@ -50,8 +63,10 @@ class Dalle(Objective):
         tokens_BT = tokens_BT.long()
         text, code = self.net(tokens_BT, self.unused(length_B), codes)
         wide = torch.promote_types(text.dtype, torch.float32)
-        return tuple(F.cross_entropy(logits.to(wide).transpose(1, 2), wanted, reduction="none").mean(1)
-                     for logits, wanted in ((text, tokens_BT), (code, codes)))  # type: ignore[return-value]
+        return tuple(
+            F.cross_entropy(logits.to(wide).transpose(1, 2), wanted, reduction="none").mean(1)
+            for logits, wanted in ((text, tokens_BT), (code, codes))
+        )  # type: ignore[return-value]
 
     def unused(self, length_B: Tensor) -> Tensor:
         """(B, T) bool: places behind a caption."""
@@ -67,22 +82,35 @@ class Dalle(Objective):
             return torch.where(batch.valid, x_B, torch.zeros_like(x_B)).sum()
 
         share = self.spec.text_share
-        log = {"text_nats": counted(text_B).detach() / count, "code_nats": counted(code_B).detach() / count}
+        log = {
+            "text_nats": counted(text_B).detach() / count,
+            "code_nats": counted(code_B).detach() / count,
+        }
         return counted(share * text_B + (1 - share) * code_B), log
 
     def coded(self, pixels: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, G G) int64."""
-        return self.codec.encoder(mapped(pixels, self.codec.encoder.input.weight.dtype)).argmax(1).flatten(1)
+        return (
+            self.codec.encoder(mapped(pixels, self.codec.encoder.input.weight.dtype))
+            .argmax(1)
+            .flatten(1)
+        )
 
     def codes(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, G, G), whole numbers in 0..K-1."""
-        return self.context.run_probe(lambda x: self.coded(x).unflatten(1, (self.spec.net.grid,) * 2), torch.as_tensor(pixels))
+        return self.context.run_probe(
+            lambda x: self.coded(x).unflatten(1, (self.spec.net.grid,) * 2), torch.as_tensor(pixels)
+        )
 
     def decode(self, codes: np.ndarray | Tensor) -> Tensor:
         """(B, G, G) codes -> (B, S, S, 3) in 0..255."""
-        return self.context.run_probe(lambda c: unmapped(self.codec.decoder.of_codes(c.long())), torch.as_tensor(codes))
+        return self.context.run_probe(
+            lambda c: unmapped(self.codec.decoder.of_codes(c.long())), torch.as_tensor(codes)
+        )
 
-    def _loss(self, pixels: np.ndarray | Tensor, ids: Tensor, tokens: Tensor, length: Tensor) -> Tensor:
+    def _loss(
+        self, pixels: np.ndarray | Tensor, ids: Tensor, tokens: Tensor, length: Tensor
+    ) -> Tensor:
         """(B,) nats, weighted as in training."""
 
         def nats(x: Tensor, tokens: Tensor, length: Tensor) -> Tensor:
@@ -91,23 +119,37 @@ class Dalle(Objective):
 
         return self.context.run_probe(nats, torch.as_tensor(pixels), tokens, length)
 
-    def sample(self, texts: list[str] | tuple[Tensor, Tensor], seed: int = 0, temperature: float = 1.0,
-               first: int = 0) -> Tensor:
-        """Captions, or their tokens (B, T) and lengths (B,) -> a picture of each, (B, S, S, 3) in 0..255.
+    def sample(
+        self,
+        texts: list[str] | tuple[Tensor, Tensor],
+        seed: int = 0,
+        temperature: float = 1.0,
+        first: int = 0,
+    ) -> Tensor:
+        """Captions, or their tokens (B, T) and lengths (B,) -> a picture of each,
+        (B, S, S, 3) in 0..255.
 
-        A picture's random numbers belong to the seed and to its place among the captions, of which these are first, ...
+        A picture's random numbers belong to the seed and to its place among the captions, of which
+        these are first, ...
         """
         if isinstance(texts, list):
             words = tokenizer(self.context.tokenizer)
             framed_texts = [framed(words.ids(t), words.end, self.spec.net.context) for t in texts]
-            tokens, length = (torch.from_numpy(np.stack([m[k] for m in framed_texts])) for k in ("tokens", "length"))
+            tokens, length = (
+                torch.from_numpy(np.stack([m[k] for m in framed_texts]))
+                for k in ("tokens", "length")
+            )
         else:
             tokens, length = texts
 
         def draw(tokens: Tensor, length: Tensor) -> Tensor:
             B, G = len(tokens), self.spec.net.grid
-            u = random.uniform(random.step_key(seed, 0, tokens.device), "sample",
-                               first + torch.arange(B, device=tokens.device), G * G)
+            u = random.uniform(
+                random.step_key(seed, 0, tokens.device),
+                "sample",
+                first + torch.arange(B, device=tokens.device),
+                G * G,
+            )
             cache = self.net.prefill(tokens.long(), self.unused(length))
             codes = torch.zeros(B, G * G, dtype=torch.int64, device=tokens.device)
             for i in range(G * G):

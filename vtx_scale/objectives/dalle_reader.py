@@ -15,7 +15,8 @@ TEXT = 1 << 10  # the view whose random numbers belong to the text
 
 @dataclass
 class DalleReader:
-    """image (S, S, 3) uint8; tokens (T,) int32, the end token behind the caption's; length () int64 of the caption; label.
+    """image (S, S, 3) uint8; tokens (T,) int32, the end token behind the caption's;
+    length () int64 of the caption; label.
 
     dropped: the share of a caption's merges that are left out in training.
     """
@@ -27,9 +28,15 @@ class DalleReader:
     train: bool
 
     def blank(self) -> dict[str, np.ndarray]:
-        return {**self.images.blank(), "tokens": np.zeros(self.context, np.int32), "length": np.array(0, np.int64)}
+        return {
+            **self.images.blank(),
+            "tokens": np.zeros(self.context, np.int32),
+            "length": np.array(0, np.int64),
+        }
 
-    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
+    ) -> dict[str, np.ndarray]:
         text, words = caption(members), tokenizer(self.data.tokenizer)
         if self.train and self.dropped and words.rougher is not None:
             seed = int(draw(TEXT, 1)[0] * 2**53)

@@ -1,10 +1,13 @@
-"""DINO (Caron et al. 2021, arXiv:2104.14294): a student learns to match its own moving average across crops of a picture.
+"""DINO (Caron et al. 2021, arXiv:2104.14294): a student learns to match its own moving average
+across crops of a picture.
 
-n slots, G = 2 global and L local crops, V = G + L views, K prototypes. The student sees all crops, each size in one pass;
-the teacher the global ones. Targets are centred by a running mean of the teacher's answers over all ranks and sharpened.
-The rows are independent given the centre, so the batch may be cut into micro-batches, but not where batch statistics
-couple it (ResNets, batch norm in the head). A step that did not count moves neither centre nor teacher nor statistics.
-Departs from the authors' code: schedules go by steps throughout, where theirs change the temperature once an epoch.
+n slots, G = 2 global and L local crops, V = G + L views, K prototypes. The student sees all
+crops, each size in one pass; the teacher the global ones. Targets are centred by a running mean
+of the teacher's answers over all ranks and sharpened. The rows are independent given the centre,
+so the batch may be cut into micro-batches, but not where batch statistics couple it (ResNets,
+batch norm in the head). A step that did not count moves neither centre nor teacher nor
+statistics. Departs from the authors' code: schedules go by steps throughout, where theirs change
+the temperature once an epoch.
 """
 
 import math
@@ -41,17 +44,28 @@ class DinoReader:
 
     def blank(self) -> dict[str, np.ndarray]:
         S, s = self.crops.global_size, self.crops.local_size
-        return {"globals": np.zeros((2, S, S, 3), np.uint8), "locals": np.zeros((self.crops.locals, s, s, 3), np.uint8),
-                "label": np.array(-1, np.int64)}
+        return {
+            "globals": np.zeros((2, S, S, 3), np.uint8),
+            "locals": np.zeros((self.crops.locals, s, s, 3), np.uint8),
+            "label": np.array(-1, np.int64),
+        }
 
-    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
+    ) -> dict[str, np.ndarray]:
         large, small = self.crops(decode_image(member_of.image(members)), draw)
         known = member_of.labels(members)
-        return {"globals": large, "locals": small, "label": np.array(known[0] if known else -1, np.int64)}
+        return {
+            "globals": large,
+            "locals": small,
+            "label": np.array(known[0] if known else -1, np.int64),
+        }
 
 
 class Head(nn.Module):
-    """(B, C) -> (B, K): three layers, unit length, then prototypes of unit length or with a learned gain each."""
+    """(B, C) -> (B, K): three layers, unit length, then prototypes of unit length or with a
+    learned gain each.
+    """
 
     def __init__(self, width: int, spec: DinoConfig) -> None:
         super().__init__()
@@ -68,11 +82,15 @@ class Head(nn.Module):
             x = layer(x)
             x = F.gelu(norm(x, slots) if norm is not None else x)
         weight = F.normalize(self.prototypes, dim=-1)
-        return F.linear(F.normalize(self.fc3(x), dim=-1), weight if self.gain is None else weight * self.gain)
+        return F.linear(
+            F.normalize(self.fc3(x), dim=-1), weight if self.gain is None else weight * self.gain
+        )
 
 
 def head_rules(spec: DinoConfig) -> Rules:
-    """As the network's family has its dense layers, biases zero; the last layer as torch's default, and frozen at first."""
+    """As the network's family has its dense layers, biases zero;
+    the last layer as torch's default, and frozen at first.
+    """
     dense = normal(lambda shape: shape[1] ** -0.5) if spec.net.init == "xavier" else normal(0.02)
     return (
         Rule(r"prototypes", uniform(lambda shape: shape[1] ** -0.5), frozen_until=spec.frozen),
@@ -103,22 +121,42 @@ class Dino(Objective):
         self.teacher = Branch(spec, spec.net.calm()).requires_grad_(False)
         self.register_buffer("centre", torch.empty(spec.prototypes))
         self.centre: Tensor
-        self.answers: list[Tensor] = []  # (2 K + 1,) of each micro-batch: sums of raw and final answers, and their number
+        # (2 K + 1,) of each micro-batch: sums of raw and final answers, and their number
+        self.answers: list[Tensor] = []
         self.probes = {**image_probes(self, self.teacher.net, spec.pixels)}
         if spec.net.attends:
             self.probes |= {"features_linear": probe(self, spec.pixels, self.linear_probe_features)}
-        branch = (*under("net.", self.student.net.parameter_rules, decay=None), *under("head.", head_rules(spec), group="head"))
+        branch = (
+            *under("net.", self.student.net.parameter_rules, decay=None),
+            *under("head.", head_rules(spec), group="head"),
+        )
         self.parameter_rules = (
-            Rule(r"centre", zeros), *under("student.", branch), *under("teacher.", branch, frozen_until=0))
+            Rule(r"centre", zeros),
+            *under("student.", branch),
+            *under("teacher.", branch, frozen_until=0),
+        )
 
     @staticmethod
     def reader(spec: DinoConfig, data: Any, train: bool) -> Any:
         size, c = spec.net.resolution, spec.crops
         if not train:
             return ImageReader(size, data, train, masks=True)
-        return DinoReader(MultiCrop(global_size=size, local_size=c.local_size, locals=c.locals, global_scale=c.global_scale,
-                                    local_scale=c.local_scale, ratio=data.ratio, flip=c.flip, jitter=c.jitter,
-                                    jitter_p=c.jitter_share, grey=c.grey, blur=c.blur, solarise=c.solarise))
+        return DinoReader(
+            MultiCrop(
+                global_size=size,
+                local_size=c.local_size,
+                locals=c.locals,
+                global_scale=c.global_scale,
+                local_scale=c.local_scale,
+                ratio=data.ratio,
+                flip=c.flip,
+                jitter=c.jitter,
+                jitter_p=c.jitter_share,
+                grey=c.grey,
+                blur=c.blur,
+                solarise=c.solarise,
+            )
+        )
 
     def units(self) -> Iterable[nn.Module]:
         return [*self.student.units(), *self.teacher.units()]
@@ -128,7 +166,9 @@ class Dino(Objective):
 
     def momentum(self, step: int) -> float:
         """From the recipe's to 1 over the run, on half a cosine."""
-        return 1 - (1 - self.spec.momentum) * 0.5 * (1 + math.cos(math.pi * step / self.context.steps))
+        return 1 - (1 - self.spec.momentum) * 0.5 * (
+            1 + math.cos(math.pi * step / self.context.steps)
+        )
 
     def temperature(self, step: int) -> float:
         """The teacher's."""
@@ -152,26 +192,44 @@ class Dino(Objective):
 
         with torch.no_grad():
             teacher_nGK = see(self.teacher, batch["globals"], "teacher").unflatten(0, (n, 2))
-        parts = [see(self.student, batch[name], name, head=False).unflatten(0, (n, -1)) for name in ("globals", "locals")
-                 if batch[name].shape[1]]
+        parts = [
+            see(self.student, batch[name], name, head=False).unflatten(0, (n, -1))
+            for name in ("globals", "locals")
+            if batch[name].shape[1]
+        ]
         student_nVC = torch.cat(parts, dim=1)  # one call of the head for all crops
         V = student_nVC.shape[1]
-        student_nVK = self.student.head(student_nVC.flatten(0, 1), self.context.slots(batch, step, V, "head")).unflatten(0, (n, V))
+        student_nVK = self.student.head(
+            student_nVC.flatten(0, 1), self.context.slots(batch, step, V, "head")
+        ).unflatten(0, (n, V))
         with no_autocast(student_nVK.device):
             loss_n, sharp_n = self.matched(teacher_nGK, student_nVK, batch.valid, step)
         loss = torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum()
-        sharp = torch.where(batch.valid, sharp_n, torch.zeros_like(sharp_n)).sum() / batch.valid.sum().clamp(min=1)
+        sharp = torch.where(
+            batch.valid, sharp_n, torch.zeros_like(sharp_n)
+        ).sum() / batch.valid.sum().clamp(min=1)
         return loss, {"teacher_entropy": sharp, "centre_norm": self.centre.norm()}
 
-    def matched(self, teacher_nGK: Tensor, student_nVK: Tensor, valid_n: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """(n,) the loss, and the mean entropy of a slot's targets; the answers are summed for the centre. At least float32."""
+    def matched(
+        self, teacher_nGK: Tensor, student_nVK: Tensor, valid_n: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """(n,) the loss, and the mean entropy of a slot's targets;
+        the answers are summed for the centre.
+
+        At least float32.
+        """
         wide = torch.promote_types(teacher_nGK.dtype, torch.float32)
         with torch.no_grad():
             teacher_nGK = teacher_nGK.to(wide)
             target_nGK = ((teacher_nGK - self.centre) / self.temperature(step)).softmax(-1)
             weight_n = valid_n.to(wide)
             rows = (2 * weight_n.sum()).reshape(1)
-            self.answers.append(torch.cat([torch.einsum("ngk,n->k", x, weight_n) for x in (teacher_nGK, target_nGK)] + [rows]))
+            self.answers.append(
+                torch.cat(
+                    [torch.einsum("ngk,n->k", x, weight_n) for x in (teacher_nGK, target_nGK)]
+                    + [rows]
+                )
+            )
             sharp_n = entropy(target_nGK).mean(1)
         log_nVK = (student_nVK.to(wide) / self.spec.student_temperature).log_softmax(-1)
         cross_nGV = -torch.einsum("ngk,nvk->ngv", target_nGK, log_nVK)
@@ -180,9 +238,11 @@ class Dino(Objective):
 
     @torch.no_grad()
     def update_buffers(self, step: int) -> dict[str, Tensor]:
-        """The centre moves to the mean of the teacher's raw answers over all ranks and micro-batches.
+        """The centre moves to the mean of the teacher's raw answers over all
+        ranks and micro-batches.
 
-        Logged: the entropy of the mean of its final ones, in nats; ln K where all prototypes are used alike, 0 for one.
+        Logged: the entropy of the mean of its final ones, in nats; ln K where all prototypes are
+        used alike, 0 for one.
         """
         total = self.context.ranks.sum(torch.stack(self.answers).sum(0))
         self.answers.clear()
@@ -191,7 +251,9 @@ class Dino(Objective):
         return {"marginal_entropy": entropy(final)}
 
     def linear_probe_features(self, x: Tensor) -> Tensor:
-        """(B, F) for a linear probe: class tokens of the last blocks, and the mean of patches where the recipe says so."""
+        """(B, F) for a linear probe: class tokens of the last blocks,
+        and the mean of patches where the recipe says so.
+        """
         net = self.teacher.net
         kept = [net.norm(t) for t in net.tokens(x, keep=self.spec.last_blocks)]
         means = [kept[-1][:, net.extra :].mean(1)] if self.spec.patch_mean else []

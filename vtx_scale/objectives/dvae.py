@@ -1,8 +1,10 @@
-"""DALL-E's first stage (Ramesh et al. 2021, arXiv:2102.12092, A.1 to A.3): pictures as grids of discrete codes.
+"""DALL-E's first stage (Ramesh et al. 2021, arXiv:2102.12092, A.1 to A.3):
+pictures as grids of discrete codes.
 
-B pictures of S x S, K codes. The loss of a picture, a number a channel: minus its logarithmic likelihood under a Laplace law
-of the logits, plus kl times the divergence of the codes from equally likely. Codes are drawn by Gumbel-softmax, soft in both
-directions. Evaluations take the likeliest code, and the average of the weights.
+B pictures of S x S, K codes. The loss of a picture, a number a channel: minus its logarithmic
+likelihood under a Laplace law of the logits, plus kl times the divergence of the codes from equally
+likely. Codes are drawn by Gumbel-softmax, soft in both directions. Evaluations take the likeliest
+code, and the average of the weights.
 Departs: pictures are resized with antialiasing where the paper takes area means.
 """
 
@@ -38,9 +40,16 @@ def unmapped(out: Tensor) -> Tensor:
 
 
 def logit_laplace(x: Tensor, out: Tensor) -> Tensor:
-    """(B,) minus the logarithm of the likelihood of x (B, 3, S, S), in nats; out (B, 6, S, S): locations, log scales."""
+    """(B,) minus the logarithm of the likelihood of x (B, 3, S, S), in nats; out (B, 6, S, S):
+    locations, log scales.
+    """
     location, log_scale = out.chunk(2, dim=1)
-    nats = math.log(2) + log_scale + torch.log(x * (1 - x)) + (torch.logit(x) - location).abs() * torch.exp(-log_scale)
+    nats = (
+        math.log(2)
+        + log_scale
+        + torch.log(x * (1 - x))
+        + (torch.logit(x) - location).abs() * torch.exp(-log_scale)
+    )
     return nats.sum((1, 2, 3))
 
 
@@ -70,7 +79,11 @@ class Dvae(Objective):
         return [unit for part in self.parts() for unit in part.units()]
 
     def followers(self) -> Iterable[Follower]:
-        return [] if self.average is None else [Follower(self.average, self.net, lambda step: self.spec.average)]
+        return (
+            []
+            if self.average is None
+            else [Follower(self.average, self.net, lambda step: self.spec.average)]
+        )
 
     def mapped_input(self, pixels: Tensor) -> Tensor:
         """As the networks take pictures, in the type that they are computed in."""
@@ -80,7 +93,12 @@ class Dvae(Objective):
         spec = self.spec
         logits_BKhh = self.net.encoder(self.mapped_input(batch["image"]))
         log_q = logits_BKhh.log_softmax(1)
-        u = self.context.slots(batch, step).uniform("gumbel", *logits_BKhh.shape[1:]).clamp(min=TINY).to(log_q.dtype)
+        u = (
+            self.context.slots(batch, step)
+            .uniform("gumbel", *logits_BKhh.shape[1:])
+            .clamp(min=TINY)
+            .to(log_q.dtype)
+        )
         warm = half_cosine(1.0, spec.temperature, step, spec.temperature_steps)
         out = self.net.decoder(((logits_BKhh - torch.log(-torch.log(u))) / warm).softmax(1))
         x = mapped(batch["image"], out.dtype)
@@ -93,7 +111,10 @@ class Dvae(Objective):
         def counted(y_B: Tensor) -> Tensor:
             return torch.where(batch.valid, y_B, torch.zeros_like(y_B)).sum()
 
-        log = {"nats": counted(nats_B) / count / x[0].numel(), "kl": counted(kl_B) / count / log_q[0, 0].numel()}
+        log = {
+            "nats": counted(nats_B) / count / x[0].numel(),
+            "kl": counted(kl_B) / count / log_q[0, 0].numel(),
+        }
         return counted(loss_B), {k: v.detach() for k, v in log.items()}
 
     @property
@@ -102,12 +123,18 @@ class Dvae(Objective):
 
     def codes(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, h, h), whole numbers in 0..K-1: the likeliest."""
-        return self.context.run_probe(lambda x: self.best.encoder(self.mapped_input(x)).argmax(1), torch.as_tensor(pixels))
+        return self.context.run_probe(
+            lambda x: self.best.encoder(self.mapped_input(x)).argmax(1), torch.as_tensor(pixels)
+        )
 
     def reconstruct(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> the same shape in 0..255: through the likeliest codes."""
-        return self.context.run_probe(lambda x: unmapped(self.best(self.mapped_input(x))), torch.as_tensor(pixels))
+        return self.context.run_probe(
+            lambda x: unmapped(self.best(self.mapped_input(x))), torch.as_tensor(pixels)
+        )
 
     def decode(self, codes: np.ndarray | Tensor) -> Tensor:
         """(B, h, h) codes -> (B, S, S, 3) in 0..255."""
-        return self.context.run_probe(lambda c: unmapped(self.best.decoder.of_codes(c.long())), torch.as_tensor(codes))
+        return self.context.run_probe(
+            lambda c: unmapped(self.best.decoder.of_codes(c.long())), torch.as_tensor(codes)
+        )

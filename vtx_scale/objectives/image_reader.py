@@ -8,13 +8,26 @@ import numpy as np
 from PIL import Image
 
 from vtx_scale.data_pipeline import members as member_of
-from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box, zoomed_box
+from vtx_scale.data_pipeline.augment.crop import (
+    CROP_WORDS,
+    centre_box,
+    random_resized_crop_box,
+    zoomed_box,
+)
 from vtx_scale.data_pipeline.augment.randaug import RandAugment
 from vtx_scale.data_pipeline.decode import Box, Pixels, decode_image, resize_crop
 from vtx_scale.data_pipeline.errors import BadSample
 
 GREY = (128, 128, 128)  # what the plain form of RandAugment fills with
-PICTURES = ("crop", "ratio", "zoom", "spread", "flip", "bicubic", "centre")  # fields of `data` that this reader heeds
+PICTURES = (
+    "crop",
+    "ratio",
+    "zoom",
+    "spread",
+    "flip",
+    "bicubic",
+    "centre",
+)  # fields of `data` that this reader heeds
 
 
 def middle(height: int, width: int, share: float) -> Box:
@@ -26,10 +39,12 @@ def middle(height: int, width: int, share: float) -> Box:
 
 @dataclass
 class ImageReader:
-    """image (S, S, 3) uint8, or (views, S, S, 3) in training where a slot holds several; label () int64, -1 for none.
+    """image (S, S, 3) uint8, or (views, S, S, 3) in training where a slot holds several;
+    label () int64, -1 for none.
 
-    With `labels` above 1 also labels (labels,) int64, -1 behind the last. With `masks` also mask (S, S) uint8, 0 where
-    there is none. A training sample must have a label below `classes`, where there are classes.
+    With `labels` above 1 also labels (labels,) int64, -1 behind the last. With `masks` also mask
+    (S, S) uint8, 0 where there is none. A training sample must have a label below `classes`, where
+    there are classes.
     """
 
     size: int
@@ -42,14 +57,20 @@ class ImageReader:
     def __post_init__(self) -> None:
         augment = self.data.augment
         self.views = augment.repeats if self.train else 1
-        self.randaug = RandAugment(layers=augment.randaug_layers, magnitude=augment.randaug_magnitude,
-                                   noise=augment.randaug_noise, increasing=augment.randaug_increasing,
-                                   **({} if augment.randaug_increasing else {"fill": GREY}))
+        self.randaug = RandAugment(
+            layers=augment.randaug_layers,
+            magnitude=augment.randaug_magnitude,
+            noise=augment.randaug_noise,
+            increasing=augment.randaug_increasing,
+            **({} if augment.randaug_increasing else {"fill": GREY}),
+        )
 
     def blank(self) -> dict[str, np.ndarray]:
         square = (self.size, self.size)
-        out = {"image": np.zeros((*((self.views,) if self.views > 1 else ()), *square, 3), np.uint8),
-               "label": np.array(-1, np.int64)}
+        out = {
+            "image": np.zeros((*((self.views,) if self.views > 1 else ()), *square, 3), np.uint8),
+            "label": np.array(-1, np.int64),
+        }
         if self.labels > 1:
             out["labels"] = np.full(self.labels, -1, np.int64)
         if self.masks:
@@ -57,7 +78,10 @@ class ImageReader:
         return out
 
     def known(self, members: dict[str, bytes]) -> list[int]:
-        """The labels. Raises BadSample: label where there are too many or one is out of range, member_missing."""
+        """The labels.
+
+        Raises BadSample: label where there are too many or one is out of range, member_missing.
+        """
         found = list(dict.fromkeys(member_of.labels(members)))  # one that stands twice counts once
         if self.classes and any(n >= self.classes for n in found):
             raise BadSample("label", f"{max(found)} of {self.classes} classes")
@@ -67,15 +91,22 @@ class ImageReader:
             raise BadSample("member_missing", "cls")
         return found
 
-    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
+    ) -> dict[str, np.ndarray]:
         known, pixels = self.known(members), decode_image(member_of.image(members))
         out: dict[str, np.ndarray] = {"label": np.array(known[0] if known else -1, np.int64)}
         h, w = pixels.shape[:2]
         if self.train:
-            views = [self.view(pixels, draw(v, CROP_WORDS + 1 + self.randaug.words)) for v in range(self.views)]
+            views = [
+                self.view(pixels, draw(v, CROP_WORDS + 1 + self.randaug.words))
+                for v in range(self.views)
+            ]
             out["image"] = np.stack(views) if self.views > 1 else views[0]
         else:
-            out["image"] = resize_crop(pixels, middle(h, w, self.data.centre), self.size, self.data.bicubic)
+            out["image"] = resize_crop(
+                pixels, middle(h, w, self.data.centre), self.size, self.data.bicubic
+            )
         if self.labels > 1:
             out["labels"] = np.array(known + [-1] * (self.labels - len(known)), np.int64)
         if self.masks:

@@ -1,8 +1,10 @@
-"""Masked patches (Dosovitskiy et al. 2021, appendix B.1.2): what colour has a patch that was hidden?
+"""Masked patches (Dosovitskiy et al. 2021, appendix B.1.2):
+what colour has a patch that was hidden?
 
-B pictures, P patches, C width. Of each picture the `corrupted` share of the patches is chosen, exactly; of these most
-become a learned embedding, some another patch's of the same picture, the rest stays; the network says, at the chosen ones,
-which of 512 colours (3 bits a channel) the patch's mean is. The loss is the mean over chosen patches.
+B pictures, P patches, C width. Of each picture the `corrupted` share of the patches is chosen,
+exactly; of these most become a learned embedding, some another patch's of the same picture, the
+rest stays; the network says, at the chosen ones, which of 512 colours (3 bits a channel) the
+patch's mean is. The loss is the mean over chosen patches.
 Departs from the paper, which says nothing of it, in choosing a fixed number of patches a picture.
 """
 
@@ -28,7 +30,9 @@ COLOURS = 512
 
 
 def mean_colours(pixels: Tensor, patch: int) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, P) int64 in 0..511: red, green, blue of a patch's mean, 3 bits each, red highest."""
+    """(B, S, S, 3) uint8 -> (B, P) int64 in 0..511: red, green, blue of a patch's mean,
+    3 bits each, red highest.
+    """
     B, S, _, _ = pixels.shape
     g = S // patch
     mean = pixels.to(torch.int64).view(B, g, patch, g, patch, 3).sum((2, 4)) // (patch * patch * 32)
@@ -61,13 +65,20 @@ class Masked(Objective):
         """Chosen patches of valid slots."""
         return batch.valid.sum() * self.chosen
 
-    def patches(self, pixels: Tensor, slots: SlotContext, train: bool = True) -> tuple[Tensor, Tensor]:
-        """(B, S, S, 3) -> the cross-entropy (B, P) in nats, 0 at patches that were not chosen; which were right there."""
+    def patches(
+        self, pixels: Tensor, slots: SlotContext, train: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """(B, S, S, 3) -> the cross-entropy (B, P) in nats, 0 at patches that were not chosen;
+        which were right there.
+        """
         spec, P = self.spec, self.net.grid**2
         order = slots.uniform("chosen", P).argsort(dim=1, stable=True)
         rank = order.argsort(dim=1)
         chosen = rank < self.chosen
-        how, where = slots.uniform("how", P), (slots.uniform("where", P) * P).long().clamp(max=P - 1)
+        how, where = (
+            slots.uniform("how", P),
+            (slots.uniform("where", P) * P).long().clamp(max=P - 1),
+        )
 
         def corrupt(x: Tensor) -> Tensor:
             other = x.gather(1, where[..., None].expand_as(x))
@@ -76,25 +87,38 @@ class Masked(Objective):
             return torch.where((chosen & swapped)[..., None], other, x)
 
         x = normalised(pixels, spec.pixels, self.mask.dtype)
-        y = self.net.norm(self.net.tokens(x, slots if train else None, corrupt)[-1])[:, self.net.extra :]
+        y = self.net.norm(self.net.tokens(x, slots if train else None, corrupt)[-1])[
+            :, self.net.extra :
+        ]
         logits = self.colours(y)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         wanted = mean_colours(pixels, self.net.cell)
         loss = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        return torch.where(chosen, loss, torch.zeros_like(loss)), (logits.argmax(2) == wanted) & chosen
+        return torch.where(chosen, loss, torch.zeros_like(loss)), (
+            logits.argmax(2) == wanted
+        ) & chosen
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         loss_BP, right_BP = self.patches(batch["image"], self.context.slots(batch, step))
         loss_B = torch.where(batch.valid, loss_BP.sum(1), torch.zeros_like(loss_BP[:, 0]))
-        right = (right_BP.sum(1) * batch.valid).sum() / (batch.valid.sum() * self.chosen).clamp(min=1)
+        right = (right_BP.sum(1) * batch.valid).sum() / (batch.valid.sum() * self.chosen).clamp(
+            min=1
+        )
         return loss_B.sum(), {"accuracy": right}
 
     def _loss(self, pixels: np.ndarray | Tensor, ids: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) and the samples' numbers -> (N,) mean nats of the chosen patches, the same for every world."""
+        """uint8 (N, S, S, 3) and the samples' numbers -> (N,) mean nats of the chosen patches,
+        the same for every world.
+        """
 
         def nats(x: Tensor, ids: Tensor) -> Tensor:
-            slots = SlotContext(torch.ones_like(ids, dtype=torch.bool), ids, torch.zeros((), dtype=torch.int64, device=ids.device),
-                                self.context.ranks, "evaluation")
+            slots = SlotContext(
+                torch.ones_like(ids, dtype=torch.bool),
+                ids,
+                torch.zeros((), dtype=torch.int64, device=ids.device),
+                self.context.ranks,
+                "evaluation",
+            )
             return self.patches(x, slots, train=False)[0].sum(1) / self.chosen
 
         return self.context.run_probe(nats, torch.as_tensor(pixels), ids)

@@ -1,4 +1,5 @@
-"""What CLIP and SigLIP share: what a sample is, towers in micro-batches, similarities, and the sigmoid loss.
+"""What CLIP and SigLIP share: what a sample is, towers in micro-batches, similarities,
+and the sigmoid loss.
 
 n slots of this rank, A of all, E embedding.
 """
@@ -16,14 +17,25 @@ from vtx_scale.blocks.slots import SlotContext
 
 
 def blank_pair(size: int, context: int) -> dict[str, np.ndarray]:
-    """What a reader of pairs gives for a masked slot: image (size, size, 3) uint8, tokens (context,) int32, label () int64."""
-    return {"image": np.zeros((size, size, 3), np.uint8), "tokens": np.zeros(context, np.int32),
-            "label": np.array(-1, np.int64)}
+    """What a reader of pairs gives for a masked slot:
+    image (size, size, 3) uint8, tokens (context,) int32, label () int64.
+    """
+    return {
+        "image": np.zeros((size, size, 3), np.uint8),
+        "tokens": np.zeros(context, np.int32),
+        "label": np.array(-1, np.int64),
+    }
 
 
-def checkpointed_chunks(function: Callable[[Tensor, SlotContext | None], Tensor], x: Tensor, micro: int | None,
-                        slots: SlotContext | None = None) -> Tensor:
-    """function(x, slots), `micro` rows at a time, whose activations are computed again in the backward pass."""
+def checkpointed_chunks(
+    function: Callable[[Tensor, SlotContext | None], Tensor],
+    x: Tensor,
+    micro: int | None,
+    slots: SlotContext | None = None,
+) -> Tensor:
+    """function(x, slots), `micro` rows at a time, whose activations are computed again in
+    the backward pass.
+    """
     if micro is None or micro >= len(x):
         return function(x, slots)
 
@@ -32,7 +44,8 @@ def checkpointed_chunks(function: Callable[[Tensor, SlotContext | None], Tensor]
         out: Tensor = checkpoint(function, x[a : a + micro], some, use_reentrant=False)  # type: ignore[assignment]
         return out
 
-    with set_checkpoint_early_stop(False):  # a forward cut short would leave a sharded unit half done
+    # a forward cut short would leave a sharded unit half done
+    with set_checkpoint_early_stop(False):
         return torch.cat([part(a) for a in range(0, len(x), micro)])
 
 
@@ -47,12 +60,20 @@ def similar(x_nE: Tensor, y_AE: Tensor) -> Tensor:
         return x_nE @ y_AE.T
 
 
-def sigmoid_loss(x_nE: Tensor, y_AE: Tensor, scale: Tensor, bias: Tensor, valid_n: Tensor, valid_A: Tensor,
-                 rank: int) -> Tensor:
-    """(n,): SigLIP's loss (Zhai et al. 2023, arXiv:2303.15343) of each slot against all; 0 where it is not valid.
+def sigmoid_loss(
+    x_nE: Tensor,
+    y_AE: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    valid_n: Tensor,
+    valid_A: Tensor,
+    rank: int,
+) -> Tensor:
+    """(n,): SigLIP's loss (Zhai et al. 2023, arXiv:2303.15343) of each slot against all;
+    0 where it is not valid.
 
-    A pair is yes on the diagonal, no elsewhere; a masked slot is nobody's negative. After the authors' code, where the
-    bias is added; Eq. 1 of the paper subtracts it.
+    A pair is yes on the diagonal, no elsewhere; a masked slot is nobody's negative. After the
+    authors' code, where the bias is added; Eq. 1 of the paper subtracts it.
     """
     logits_nA = similar(scale * x_nE, y_AE) + bias
     sign_nA = -torch.ones_like(logits_nA)

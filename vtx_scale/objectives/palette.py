@@ -1,7 +1,9 @@
-"""Pictures as colours of a palette, a token a pixel (Chen et al. 2020, section 2): nearest by squared distance.
+"""Pictures as colours of a palette, a token a pixel (Chen et al. 2020, section 2):
+nearest by squared distance.
 
-Colours are of 8 bits, so that distances are whole numbers that float32 holds exactly: a token is the same on every device
-and in every batch. A palette of numbers in [-1, 1], such as the released one, is rounded as its authors decode it.
+Colours are of 8 bits, so that distances are whole numbers that float32 holds exactly: a token is
+the same on every device and in every batch. A palette of numbers in [-1, 1], such as the released
+one, is rounded as its authors decode it.
 """
 
 import torch
@@ -29,7 +31,10 @@ class Palette:
         """uint8 (B, S, S, 3) -> int64 (B, S S); of colours that are equally near the first."""
         table = self.table(pixels.device).float()
         with torch.autocast(pixels.device.type, enabled=False):
-            parts = [(table.square().sum(1) - 2 * (x.float() @ table.T)).argmin(1) for x in pixels.reshape(-1, 3).split(ROWS)]
+            parts = [
+                (table.square().sum(1) - 2 * (x.float() @ table.T)).argmin(1)
+                for x in pixels.reshape(-1, 3).split(ROWS)
+            ]
         return torch.cat(parts).view(len(pixels), -1)
 
     def pixels(self, tokens: Tensor) -> Tensor:

@@ -16,25 +16,39 @@ Probe = Callable[[np.ndarray | Tensor], Tensor]
 
 
 def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor]) -> Probe:
-    """uint8 (N, S, S, 3) at the model's size -> `function` of the normalised (N, 3, S, S), float32 on the CPU."""
+    """uint8 (N, S, S, 3) at the model's size -> `function` of the normalised (N, 3, S, S),
+    float32 on the CPU.
+    """
 
     def ask(pixels: np.ndarray | Tensor) -> Tensor:
-        def inside(x: Tensor) -> Tensor:  # where a sharded objective has its parameters, in the type they are computed in
+        def inside(
+            x: Tensor,
+        ) -> (
+            Tensor
+        ):  # where a sharded objective has its parameters, in the type they are computed in
             return function(normalised(x, kind, next(objective.parameters()).dtype))
 
         images = torch.as_tensor(pixels)
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
-            raise UserError(f"A probe takes square pictures, uint8 (N, S, S, 3), and was given {tuple(images.shape)}.")
+            raise UserError(
+                "A probe takes square pictures, uint8 (N, S, S, 3), "
+                f"and was given {tuple(images.shape)}."
+            )
         return objective.context.run_probe(inside, images)
 
     return ask
 
 
 def image_probes(objective: Objective, net: Any, kind: str) -> dict[str, Probe]:
-    """features (N, C): what a classifier sees; encode_image: the same at unit length; classify (N, K): logits, where there
-    is a classifier; attention (N, H, grid, grid): how much the class token looks at each patch in the last block."""
+    """features (N, C): what a classifier sees; encode_image: the same at unit length; classify
+    (N, K): logits, where there is a classifier; attention (N, H, grid, grid): how much the class
+    token looks at each patch in the last block.
+    """
     features = probe(objective, kind, net.features)
-    probes = {"features": features, "encode_image": lambda pixels: F.normalize(features(pixels), dim=-1)}
+    probes = {
+        "features": features,
+        "encode_image": lambda pixels: F.normalize(features(pixels), dim=-1),
+    }
     if net.spec.classes:
         probes["classify"] = probe(objective, kind, net)
     if net.spec.attends:

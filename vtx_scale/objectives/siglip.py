@@ -1,11 +1,13 @@
-"""SigLIP (Zhai et al. 2023, arXiv:2303.15343): each pair of an image and a text is a question of yes or no.
+"""SigLIP (Zhai et al. 2023, arXiv:2303.15343): each pair of an image and a text is a question
+of yes or no.
 
-n slots of this rank, A = W n of all ranks, E embedding. A rank holds the rows of its own images and gathers the texts of
-all, with gradient; a masked slot is nobody's negative and weighs nothing. The loss couples the whole batch, so the towers
-run in micro-batches under recomputation: memory is one micro-batch's, the loss the batch's.
-Departs from the authors' code: texts are gathered at once where theirs travel around a ring. Their vocabulary is a
-SentencePiece one, which is not built in: `data.tokenizer` takes a tokenizer.json, whose end token fills a text up as
-their id 1 does; a probe takes token ids as they are.
+n slots of this rank, A = W n of all ranks, E embedding. A rank holds the rows of its own images and
+gathers the texts of all, with gradient; a masked slot is nobody's negative and weighs nothing. The
+loss couples the whole batch, so the towers run in micro-batches under recomputation: memory is one
+micro-batch's, the loss the batch's.
+Departs from the authors' code: texts are gathered at once where theirs travel around a ring. Their
+vocabulary is a SentencePiece one, which is not built in: `data.tokenizer` takes a tokenizer.json,
+whose end token fills a text up as their id 1 does; a probe takes token ids as they are.
 """
 
 import math
@@ -37,7 +39,8 @@ class Siglip(Objective):
         self.text = SiglipText(spec.text)
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1))
-        self.master: dict[str, Tensor | None] = {}  # scale and bias before mixed precision, of this step
+        # scale and bias before mixed precision, of this step
+        self.master: dict[str, Tensor | None] = {}
         self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
         self.parameter_rules = (
             Rule(r"logit_scale", constant(math.log(spec.scale))),
@@ -50,7 +53,9 @@ class Siglip(Objective):
 
     @staticmethod
     def reader(spec: SiglipConfig, data: Any, train: bool) -> SiglipReader:
-        return SiglipReader(spec.image.resolution, spec.text.context, data.flip, data.tokenizer, train, data.bicubic)
+        return SiglipReader(
+            spec.image.resolution, spec.text.context, data.flip, data.tokenizer, train, data.bicubic
+        )
 
     def units(self) -> Iterable[nn.Module]:
         return [*self.image.units(), *self.text.blocks]
@@ -75,12 +80,25 @@ class Siglip(Objective):
     def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
         micro, ranks = self.context.micro_batch, self.context.ranks
-        image_nE = checkpointed_chunks(self.encode_image, batch["image"], micro, self.context.slots(batch, step))
-        text_nE = checkpointed_chunks(lambda tokens, _: self.encode_text(tokens), batch["tokens"], micro)
-        scale = with_master_value(self.logit_scale, self.master.pop("scale", None), image_nE.dtype).exp()
+        image_nE = checkpointed_chunks(
+            self.encode_image, batch["image"], micro, self.context.slots(batch, step)
+        )
+        text_nE = checkpointed_chunks(
+            lambda tokens, _: self.encode_text(tokens), batch["tokens"], micro
+        )
+        scale = with_master_value(
+            self.logit_scale, self.master.pop("scale", None), image_nE.dtype
+        ).exp()
         bias = with_master_value(self.logit_bias, self.master.pop("bias", None), image_nE.dtype)
-        loss_n = sigmoid_loss(image_nE, ranks.gather(text_nE), scale, bias, batch.valid,
-                              ranks.gather_plain(batch.valid), ranks.rank)
+        loss_n = sigmoid_loss(
+            image_nE,
+            ranks.gather(text_nE),
+            scale,
+            bias,
+            batch.valid,
+            ranks.gather_plain(batch.valid),
+            ranks.rank,
+        )
         # a copy, because the bias itself lies in memory that a strategy may take back
         return loss_n.sum(), {"logit_scale": scale.detach(), "logit_bias": bias.detach().clone()}
 
@@ -91,7 +109,9 @@ class Siglip(Objective):
     def _probe_text(self, texts: list[str] | Tensor) -> Tensor:
         """Captions or token ids (N, T) -> (N, E) float32 of unit length, on the CPU."""
         if not isinstance(texts, Tensor):
-            texts = torch.from_numpy(encode_all(tokenizer(self.context.tokenizer), texts, self.spec.text.context))
+            texts = torch.from_numpy(
+                encode_all(tokenizer(self.context.tokenizer), texts, self.spec.text.context)
+            )
         return self.context.run_probe(self.encode_text, texts)
 
 

@@ -21,7 +21,9 @@ def canonical(text: str) -> str:
 
 
 def encode(words: Tokenizer, text: str, context: int) -> NDArray[np.int32]:
-    """(context,) int32: a canonical text, then end tokens to the last position, which always is one."""
+    """(context,) int32: a canonical text, then end tokens to the last position,
+    which always is one.
+    """
     if not text.isascii():  # half a surrogate pair, which JSON can spell, is no text
         text = text.encode("utf-8", "replace").decode()
     out = np.full(context, words.end, np.int32)
@@ -51,10 +53,15 @@ class SiglipReader:
     def blank(self) -> dict[str, np.ndarray]:
         return blank_pair(self.size, self.context)
 
-    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
+    ) -> dict[str, np.ndarray]:
         text, kind, pixels = caption(members), label(members), decode_image(image(members))
         pixels = resize_crop(pixels, (0, 0, *pixels.shape[:2]), self.size, self.bicubic)
         if self.train and self.flip and draw(0, 1)[0] < self.flip:
             pixels = pixels[:, ::-1]
-        return {"image": pixels, "tokens": encode(tokenizer(self.tokenizer), text, self.context),
-                "label": np.array(kind, np.int64)}
+        return {
+            "image": pixels,
+            "tokens": encode(tokenizer(self.tokenizer), text, self.context),
+            "label": np.array(kind, np.int64),
+        }

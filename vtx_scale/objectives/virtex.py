@@ -1,9 +1,11 @@
-"""VirTex (Desai & Johnson 2021, arXiv:2006.06666): a ResNet from scratch by writing captions, forwards and backwards.
+"""VirTex (Desai & Johnson 2021, arXiv:2006.06666): a ResNet from scratch by writing captions,
+forwards and backwards.
 
-B samples, T tokens, V words. The loss is the cross-entropy of the forward direction plus that of the backward one, each a mean
-over all tokens of the batch that follow another. The trunk has its own rate (`optim.trunk_lr`).
-Departs: batch statistics are over the global batch, where the authors' were a GPU's own 32; the vocabulary is a tokenizer.json
-of ours (byte-level BPE), which keeps accents.
+B samples, T tokens, V words. The loss is the cross-entropy of the forward direction plus that of
+the backward one, each a mean over all tokens of the batch that follow another. The trunk has its
+own rate (`optim.trunk_lr`).
+Departs: batch statistics are over the global batch, where the authors' were a GPU's own 32; the
+vocabulary is a tokenizer.json of ours (byte-level BPE), which keeps accents.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,8 +34,13 @@ class Virtex(Objective):
         self.spec: VirtexConfig = spec
         self.net = build_network(spec.net)
         self.text = captioner.Captioner(spec)
-        self.probes = {**image_probes(self, self.net, "imagenet"), "caption_ids": self.caption_ids, "caption": self.caption}
-        # decay leaves norms and biases of the textual transformer alone, the trunk's not: as the authors' pattern has it
+        self.probes = {
+            **image_probes(self, self.net, "imagenet"),
+            "caption_ids": self.caption_ids,
+            "caption": self.caption,
+        }
+        # decay leaves norms and biases of the textual transformer alone, the trunk's not: as the
+        # authors' pattern has it
         trunk = under("net.", self.net.parameter_rules, group="trunk", decay=True)
         self.parameter_rules = (*trunk, *under("text.", self.text.parameter_rules))
 
@@ -55,17 +62,30 @@ class Virtex(Objective):
         tokens, length = batch["tokens"].long(), batch["length"]
         log = {"forward_nats": self.nats(tokens, length, memory, batch.valid, slots)}
         if self.text.backwards is not None:
-            log["backward_nats"] = self.nats(backwards(tokens, length), length, memory, batch.valid, slots, back=True)
+            log["backward_nats"] = self.nats(
+                backwards(tokens, length), length, memory, batch.valid, slots, back=True
+            )
         count = self.count(batch).clamp(min=1)
-        return torch.stack(list(log.values())).sum(), {k: v.detach() / count for k, v in log.items()}
+        return torch.stack(list(log.values())).sum(), {
+            k: v.detach() / count for k, v in log.items()
+        }
 
-    def nats(self, tokens_BT: Tensor, length_B: Tensor, memory: Tensor, valid_B: Tensor, slots: SlotContext,
-             back: bool = False) -> Tensor:
+    def nats(
+        self,
+        tokens_BT: Tensor,
+        length_B: Tensor,
+        memory: Tensor,
+        valid_B: Tensor,
+        slots: SlotContext,
+        back: bool = False,
+    ) -> Tensor:
         """The summed cross-entropy of every token that follows another, of valid samples."""
         logits = self.text(tokens_BT, length_B, memory, back, slots)[:, :-1]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = F.cross_entropy(logits.transpose(1, 2), tokens_BT[:, 1:], reduction="none")
-        there = (torch.arange(1, tokens_BT.shape[1], device=nats.device) < length_B[:, None]) & valid_B[:, None]
+        there = (
+            torch.arange(1, tokens_BT.shape[1], device=nats.device) < length_B[:, None]
+        ) & valid_B[:, None]
         return torch.where(there, nats, torch.zeros_like(nats)).sum()
 
     @staticmethod
@@ -80,26 +100,37 @@ class Virtex(Objective):
         return count(spec.net) + count(text.project, picture) + decoders
 
     def caption_ids(self, pixels: np.ndarray | Tensor) -> Tensor:
-        """uint8 (B, S, S, 3) -> (B, T) token ids of the likeliest caption that beam search finds, zeros behind the end."""
+        """uint8 (B, S, S, 3) -> (B, T) token ids of the likeliest caption that beam search finds,
+        zeros behind the end.
+        """
         start, end = tokenizer(self.context.tokenizer).start, tokenizer(self.context.tokenizer).end
 
         def search(x: Tensor) -> Tensor:
-            memory = self.text.project(self.net.pyramid(normalised(x, "imagenet", self.text.bias.dtype))[-1])
+            memory = self.text.project(
+                self.net.pyramid(normalised(x, "imagenet", self.text.bias.dtype))[-1]
+            )
             return torch.stack([self.written(one[None], start, end) for one in memory])
 
         return self.context.run_probe(search, torch.as_tensor(pixels)).long()
 
     def written(self, memory: Tensor, start: int, end: int) -> Tensor:
-        """(T,) by the forward direction: of `beam` captions at a time the sum of the words' logarithms decides."""
+        """(T,) by the forward direction: of `beam` captions at a time the sum of the
+        words' logarithms decides.
+        """
         spec, device = self.spec, memory.device
         tokens = torch.zeros(1, spec.context, dtype=torch.int64, device=device)
         tokens[0, 0] = start
         score, done = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.bool, device=device)
         for t in range(1, spec.context):
             length = torch.full((len(tokens),), t, device=device)
-            log = self.text(tokens, length, memory.expand(len(tokens), -1, -1))[:, t - 1].float().log_softmax(1)
+            log = (
+                self.text(tokens, length, memory.expand(len(tokens), -1, -1))[:, t - 1]
+                .float()
+                .log_softmax(1)
+            )
             log = torch.where(done[:, None], torch.full_like(log, float("-inf")), log)
-            log[:, 0] = torch.where(done, torch.zeros_like(score), log[:, 0])  # one that has ended goes on as it is
+            # one that has ended goes on as it is
+            log[:, 0] = torch.where(done, torch.zeros_like(score), log[:, 0])
             total = (score[:, None] + log).flatten()
             score, place = total.topk(min(spec.beam, len(total)))
             parent, word = place // spec.vocab, place % spec.vocab
@@ -112,11 +143,16 @@ class Virtex(Objective):
 
     def caption(self, pixels: np.ndarray | Tensor) -> list[str]:
         """uint8 (B, S, S, 3) -> a caption each."""
-        return [tokenizer(self.context.tokenizer).decode(ids) for ids in self.caption_ids(pixels).tolist()]
+        return [
+            tokenizer(self.context.tokenizer).decode(ids)
+            for ids in self.caption_ids(pixels).tolist()
+        ]
 
 
 def backwards(tokens_BT: Tensor, length_B: Tensor) -> Tensor:
     """(B, T): what counts in reverse order, zeros behind it."""
     place = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
     at = (length_B[:, None] - 1 - place).clamp(min=0)
-    return torch.where(place < length_B[:, None], tokens_BT.gather(1, at), torch.zeros_like(tokens_BT))
+    return torch.where(
+        place < length_B[:, None], tokens_BT.gather(1, at), torch.zeros_like(tokens_BT)
+    )

@@ -25,7 +25,10 @@ def turned(text: str) -> str:
 
 
 def framed(words: Tokenizer, text: str, context: int) -> dict[str, np.ndarray]:
-    """tokens (T,) int32: start, words, end, then zeros; length () int64 of what counts. What is cut off takes the end along."""
+    """tokens (T,) int32: start, words, end, then zeros; length () int64 of what counts.
+
+    What is cut off takes the end along.
+    """
     ids = [words.start, *words.ids(text), words.end][:context]
     out = np.zeros(context, np.int32)
     out[: len(ids)] = ids
@@ -34,7 +37,8 @@ def framed(words: Tokenizer, text: str, context: int) -> dict[str, np.ndarray]:
 
 @dataclass
 class VirtexReader:
-    """image (S, S, 3) uint8, tokens (T,) int32, length () int64, label () int64 (-1 where there is none).
+    """image (S, S, 3) uint8, tokens (T,) int32, length () int64,
+    label () int64 (-1 where there is none).
 
     In training one of a sample's captions, at random; else the first.
     """
@@ -45,15 +49,24 @@ class VirtexReader:
 
     def blank(self) -> dict[str, np.ndarray]:
         side = self.spec.net.resolution
-        return {"image": np.zeros((side, side, 3), np.uint8), "tokens": np.zeros(self.spec.context, np.int32),
-                "length": np.array(0, np.int64), "label": np.array(-1, np.int64)}
+        return {
+            "image": np.zeros((side, side, 3), np.uint8),
+            "tokens": np.zeros(self.spec.context, np.int32),
+            "length": np.array(0, np.int64),
+            "label": np.array(-1, np.int64),
+        }
 
-    def __call__(self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
+    ) -> dict[str, np.ndarray]:
         texts, kind, pixels = captions(members), label(members), decode_image(image(members))
         spec, (h, w) = self.spec, pixels.shape[:2]
         side = spec.net.resolution
         if not self.train:
-            text, pixels = texts[0], resize_crop(pixels, middle(h, w, self.data.centre), side, self.data.bicubic)
+            text, pixels = (
+                texts[0],
+                resize_crop(pixels, middle(h, w, self.data.centre), side, self.data.bicubic),
+            )
         else:
             u = draw(0, CROP_WORDS + JITTER_WORDS + 3)
             which, flips, jitters = u[CROP_WORDS : CROP_WORDS + 3].tolist()
@@ -61,8 +74,14 @@ class VirtexReader:
             box = random_resized_crop_box(h, w, u, self.data.crop, self.data.ratio)
             pixels = resize_crop(pixels, box, side, self.data.bicubic)
             if flips < self.data.flip:
-                pixels, text = np.ascontiguousarray(pixels[:, ::-1]), turned(text) if spec.mirrored else text
+                pixels, text = (
+                    np.ascontiguousarray(pixels[:, ::-1]),
+                    turned(text) if spec.mirrored else text,
+                )
             if jitters < spec.jitter_share:
                 pixels = jitter(pixels, u[CROP_WORDS + 3 :], *spec.jitter)
-        return {"image": pixels, "label": np.array(kind, np.int64),
-                **framed(tokenizer(self.data.tokenizer), text, spec.context)}
+        return {
+            "image": pixels,
+            "label": np.array(kind, np.int64),
+            **framed(tokenizer(self.data.tokenizer), text, spec.context),
+        }

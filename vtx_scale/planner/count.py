@@ -1,8 +1,9 @@
-"""Parameters and multiply-accumulates of a model, on the meta device: no value is computed, no memory taken.
+"""Parameters and multiply-accumulates of a model, on the meta device:
+no value is computed, no memory taken.
 
-Counted are the products of matrices, of convolutions and the two of attention, for one sample forward; norms,
-activations and look-ups are free. Scaling ViT and open_clip print twice this number as FLOPs; DeiT, DINO and ResNet
-print this number.
+Counted are the products of matrices, of convolutions and the two of attention, for one sample
+forward; norms, activations and look-ups are free. Scaling ViT and open_clip print twice this number
+as FLOPs; DeiT, DINO and ResNet print this number.
 """
 
 import functools
@@ -36,7 +37,8 @@ def parameters(spec: Spec) -> int:
 def macs(spec: Spec) -> int:
     """Multiply-accumulates of one sample forward, at the resolution and context of the spec.
 
-    A class with a static `macs(spec, count)` says them itself; of a network whose blocks are alike the second tells of the rest.
+    A class with a static `macs(spec, count)` says them itself; of a network whose blocks are alike
+    the second tells of the rest.
     """
     own = getattr(import_object(type(spec).build), "macs", None)
     if own is not None:
@@ -56,7 +58,10 @@ def count(target: Any, *inputs: Any) -> int:
 
 def counted(model: Any, *inputs: Any) -> int:
     """Multiply-accumulates of `model(*inputs)`, by torch's counter."""
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # without gradients the counter trips
+    with (
+        torch.enable_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):  # without gradients the counter trips
         model(*inputs)
     return counter.get_total_flops() // 2
 
@@ -64,12 +69,17 @@ def counted(model: Any, *inputs: Any) -> int:
 def sample(spec: Any) -> list[torch.Tensor]:
     """One sample as a network takes it, on the meta device."""
     dtypes = {"pixels": torch.get_default_dtype(), "ids": torch.int64, "flags": torch.bool}
-    return [torch.empty(1, *shape, dtype=dtypes[kind], device="meta") for shape, kind in spec.inputs()]
+    return [
+        torch.empty(1, *shape, dtype=dtypes[kind], device="meta") for shape, kind in spec.inputs()
+    ]
 
 
 def count_published() -> dict[str, dict[str, int]]:
     """What `stored.FILE` holds."""
-    return {name: {"parameters": parameters(spec), "macs": macs(spec)} for name, (spec, _) in published().items()}
+    return {
+        name: {"parameters": parameters(spec), "macs": macs(spec)}
+        for name, (spec, _) in published().items()
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Parameters and multiply-accumulates of the published models, as `count` found them: a listing needs no torch.
+"""Parameters and multiply-accumulates of the published models, as `count` found them:
+a listing needs no torch.
 
-    python -m vtx_scale.planner.count    makes counts.json anew; tests/test_counts.py holds it against the count
+python -m vtx_scale.planner.count    makes counts.json anew; tests/test_counts.py holds it
+                                     against the count
 """
 
 import json

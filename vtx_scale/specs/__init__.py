@@ -1,1 +1,4 @@
-"""What can be configured: frozen dataclasses and size tables, standard library only. Begin with `run`."""
+"""What can be configured: frozen dataclasses and size tables, standard library only.
+
+Begin with `run`.
+"""

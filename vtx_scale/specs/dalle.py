@@ -1,4 +1,7 @@
-"""DALL-E's transformer (Ramesh et al. 2021, arXiv:2102.12092, B) and its sizes. Standard library only."""
+"""DALL-E's transformer (Ramesh et al. 2021, arXiv:2102.12092, B) and its sizes.
+
+Standard library only.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +11,20 @@ from vtx_scale.specs.dvae import CodecConfig
 from vtx_scale.specs.network import Input, Network
 from vtx_scale.specs.objective import PICTURES, ObjectiveSpec, Pretrained
 
-# name: width, heads of 64, layers; those of 2.8B and 5.6B are not published as such, and fit what is
-DALLE_SIZES: dict[str, tuple[int, int, int]] = {"2.8B": (1920, 30, 64), "5.6B": (2688, 42, 64), "12B": (3968, 62, 64)}
+# name: width, heads of 64, layers; those of 2.8B and 5.6B are not published as such,
+# and fit what is
+DALLE_SIZES: dict[str, tuple[int, int, int]] = {
+    "2.8B": (1920, 30, 64),
+    "5.6B": (2688, 42, 64),
+    "12B": (3968, 62, 64),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextToCodesConfig(Network):
-    """A transformer over a caption's tokens and then a picture's codes, whose image attention is sparse."""
+    """A transformer over a caption's tokens and then a picture's codes,
+    whose image attention is sparse.
+    """
 
     build: ClassVar[str] = "vtx_scale.backbones.dalle:TextToCodes"
 
@@ -29,7 +39,9 @@ class TextToCodesConfig(Network):
 
     @property
     def resolution(self) -> int:
-        """Of the pictures behind its codes, each of which stands for 8 pixels of a side as published."""
+        """Of the pictures behind its codes, each of which stands for 8 pixels of a
+        side as published.
+        """
         return 8 * self.grid
 
     def inputs(self) -> tuple[Input, ...]:
@@ -46,25 +58,34 @@ class TextToCodesConfig(Network):
         if self.heads < 1 or self.width % self.heads:
             found.append(f"heads={self.heads}: the width, {self.width}, must divide into them.")
         if min(self.context, self.grid, self.codes, self.depth) < 1 or self.reach < 0:
-            found.append(f"context={self.context}: give context, grid, codes and depth of 1 or more, reach of 0 or more.")
+            found.append(
+                f"context={self.context}: give context, grid, codes and depth of 1 or more, "
+                "reach of 0 or more."
+            )
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class DalleConfig(ObjectiveSpec):
-    """Captions and the codes that a trained discrete VAE gives their pictures, one after the other."""
+    """Captions and the codes that a trained discrete VAE gives their pictures,
+    one after the other.
+    """
 
     build: ClassVar[str] = "vtx_scale.objectives.dalle:Dalle"
     data_fields: ClassVar[tuple[str, ...]] = (*PICTURES, "tokenizer")
     pretrained: ClassVar[tuple[Pretrained, ...]] = (Pretrained("codec", smoke="dvae_dalle"),)
     vocabulary: ClassVar[str] = "net.vocab"
     needs: ClassVar[Mapping[str, str]] = {
-        "codec_from": "learns from the codes of a discrete VAE: add objective.codec_from=RUN, a run folder or exported "
-                      "weights."}
+        "codec_from": "learns from the codes of a discrete VAE: add objective.codec_from=RUN, "
+        "a run folder or exported weights."
+    }
 
     net: TextToCodesConfig
     codec: CodecConfig
-    codec_from: str = "required"  # run folder of a dVAE, which says its network itself, or exported weights
+    codec_from: str = (
+        # run folder of a dVAE, which says its network itself, or exported weights
+        "required"
+    )
     text_share: float = 1 / 8  # of the loss; the rest is the codes'
     merges_dropped: float = 0.1  # of a caption's merges in training (Provilkov et al. 2020)
 
@@ -86,8 +107,10 @@ class DalleConfig(ObjectiveSpec):
         if have == takes:
             return []
         gives, wants = (f"{g} x {g} of {k} codes" for g, k in (have, takes))
-        return [f"net.grid={self.net.grid}: the codec gives {gives} and the network takes {wants}: set objective.net.grid={have[0]} "
-                f"objective.net.codes={have[1]}."]
+        return [
+            f"net.grid={self.net.grid}: the codec gives {gives} and the network takes {wants}: "
+            f"set objective.net.grid={have[0]} objective.net.codes={have[1]}."
+        ]
 
 
 PUBLISHED = {"dalle_2b8": "2.8B", "dalle_5b6": "5.6B", "dalle_12b": "12B"}

@@ -13,17 +13,28 @@ from vtx_scale.specs.vit import ViTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Crops(Spec):
-    """Two global crops and `locals` local ones of one decode, each with its own flips and colours."""
+    """Two global crops and `locals` local ones of one decode,
+    each with its own flips and colours.
+    """
 
     local_size: int = 96
     locals: int = 8
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.4)
     flip: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter: tuple[float, float, float, float] = (
+        0.4,
+        0.4,
+        0.2,
+        0.1,
+    )  # brightness, contrast, saturation, hue
     jitter_share: float = 0.8
     grey: float = 0.2
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # shares: first global crop, second, local ones
+    blur: tuple[float, float, float] = (
+        1.0,
+        0.1,
+        0.5,
+    )  # shares: first global crop, second, local ones
     solarise: float = 0.2  # of the second global crop
 
     def faults(self) -> list[str]:
@@ -33,7 +44,9 @@ class Crops(Spec):
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
-                found.append(f"{name}={low},{high}: give two shares of the area, the smaller first.")
+                found.append(
+                    f"{name}={low},{high}: give two shares of the area, the smaller first."
+                )
         return found
 
 
@@ -75,24 +88,46 @@ class DinoConfig(ObjectiveSpec):
         return "teacher.net.", self.net
 
     def faults(self) -> list[str]:
-        found = [f"{n}={getattr(self, n)}: give 1 or more." for n in ("prototypes", "hidden", "bottleneck", "last_blocks")
-                 if getattr(self, n) < 1]
-        found += [f"{n}={getattr(self, n)}: give a temperature above 0."
-                  for n in ("student_temperature", "teacher_temperature", "warm_temperature") if getattr(self, n) <= 0]
-        found += [f"{n}={getattr(self, n)}: give a share from 0 to 1." for n in ("momentum", "centre_momentum")
-                  if not 0 <= getattr(self, n) <= 1]
+        found = [
+            f"{n}={getattr(self, n)}: give 1 or more."
+            for n in ("prototypes", "hidden", "bottleneck", "last_blocks")
+            if getattr(self, n) < 1
+        ]
+        found += [
+            f"{n}={getattr(self, n)}: give a temperature above 0."
+            for n in ("student_temperature", "teacher_temperature", "warm_temperature")
+            if getattr(self, n) <= 0
+        ]
+        found += [
+            f"{n}={getattr(self, n)}: give a share from 0 to 1."
+            for n in ("momentum", "centre_momentum")
+            if not 0 <= getattr(self, n) <= 1
+        ]
         if self.net.attends and self.last_blocks > self.net.depth:
             found.append(f"last_blocks={self.last_blocks}: the network has {self.net.depth}.")
         if self.crops.locals and self.crops.local_size < self.net.least:
-            found.append(f"crops.local_size={self.crops.local_size}: a crop must hold a patch of {self.net.least} pixels.")
+            found.append(
+                f"crops.local_size={self.crops.local_size}: "
+                f"a crop must hold a patch of {self.net.least} pixels."
+            )
         if self.net.classes:
-            found.append(f"net.classes={self.net.classes}: DINO learns without classes, leave it out.")
+            found.append(
+                f"net.classes={self.net.classes}: DINO learns without classes, leave it out."
+            )
         return found
 
 
-PUBLISHED = {"dino_vit_s16": "S/16", "dino_vit_s8": "S/8", "dino_vit_b16": "B/16", "dino_vit_b8": "B/8"}
+PUBLISHED = {
+    "dino_vit_s16": "S/16",
+    "dino_vit_s8": "S/8",
+    "dino_vit_b16": "B/16",
+    "dino_vit_b8": "B/8",
+}
 
 
 def published() -> dict[str, Backbone]:
     """Name -> spec of the network: they were released without a head."""
-    return {**{name: ViTConfig.size(size) for name, size in PUBLISHED.items()}, "dino_resnet50": ResNetConfig.size("50")}
+    return {
+        **{name: ViTConfig.size(size) for name, size in PUBLISHED.items()},
+        "dino_resnet50": ResNetConfig.size("50"),
+    }

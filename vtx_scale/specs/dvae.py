@@ -1,4 +1,7 @@
-"""The discrete VAE of DALL-E (Ramesh et al. 2021, arXiv:2102.12092, A.1, A.2). Standard library only."""
+"""The discrete VAE of DALL-E (Ramesh et al. 2021, arXiv:2102.12092, A.1, A.2).
+
+Standard library only.
+"""
 
 import math
 from dataclasses import dataclass
@@ -32,20 +35,28 @@ class CodecConfig(Network):
         return (((3, self.resolution, self.resolution), "pixels"),)
 
     def faults(self) -> list[str]:
-        found = [f"{n}={getattr(self, n)}: give 1 or more." for n in ("groups", "blocks", "vocab", "stem")
-                 if getattr(self, n) < 1]
+        found = [
+            f"{n}={getattr(self, n)}: give 1 or more."
+            for n in ("groups", "blocks", "vocab", "stem")
+            if getattr(self, n) < 1
+        ]
         if self.width < 4 or self.width % 4:
             found.append(f"width={self.width}: give a multiple of 4.")
         if not found and self.resolution % (1 << (self.groups - 1)):
-            found.append(f"resolution={self.resolution}: give a multiple of {1 << (self.groups - 1)}.")
+            found.append(
+                f"resolution={self.resolution}: give a multiple of {1 << (self.groups - 1)}."
+            )
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class DvaeConfig(ObjectiveSpec):
-    """Pictures through codes: their likelihood, and how far the codes are from equally likely. Schedules count steps.
+    """Pictures through codes: their likelihood, and how far the codes are from equally likely.
 
-    `average` is the momentum of the weights' moving average, which evaluations and exports use; 0 for none.
+    Schedules count steps.
+
+    `average` is the momentum of the weights' moving average, which evaluations and exports
+    use; 0 for none.
     """
 
     build: ClassVar[str] = "vtx_scale.objectives.dvae:Dvae"

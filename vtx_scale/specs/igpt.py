@@ -45,7 +45,9 @@ class PixelGPTConfig(Network):
     def size(name: str, **changes: Any) -> "PixelGPTConfig":
         """`PixelGPTConfig.size("S")`, `PixelGPTConfig.size("L@48")`."""
         width, depth, heads, side = IGPT_SIZES[name]
-        return PixelGPTConfig(**{"width": width, "depth": depth, "heads": heads, "side": side, **changes})
+        return PixelGPTConfig(
+            **{"width": width, "depth": depth, "heads": heads, "side": side, **changes}
+        )
 
     def faults(self) -> list[str]:
         found = []
@@ -58,17 +60,21 @@ class PixelGPTConfig(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class IgptConfig(ObjectiveSpec):
-    """Which colour comes next (a causal net), or which one was hidden (a net that is not causal, as BERT)?"""
+    """Which colour comes next (a causal net), or which one was hidden (a net that is not
+    causal, as BERT)?
+    """
 
     build: ClassVar[str] = "vtx_scale.objectives.igpt:Igpt"
     interop: ClassVar[str] = "vtx_scale.interop.igpt"
     data_fields: ClassVar[tuple[str, ...]] = PICTURES
     needs: ClassVar[Mapping[str, str]] = {
-        "palette": "sees pictures in the colours of a palette: add objective.palette=FILE ('vtx data palette' finds one) or "
-                   "objective.palette=cube."}
+        "palette": "sees pictures in the colours of a palette: "
+        "add objective.palette=FILE ('vtx data palette' finds one) or objective.palette=cube."
+    }
 
     net: PixelGPTConfig
-    palette: str = "cube"  # 8 x 8 x 8 colours; or a file of `vtx data palette`, which run.json holds in hexadecimal
+    # 8 x 8 x 8 colours; or a file of `vtx data palette`, which run.json holds in hexadecimal
+    palette: str = "cube"
     hidden: float = 0.15  # the chance of a pixel to be hidden from a net that is not causal
     generative: float = 1.0  # the weight of the colours' loss beside the classifier's
     layer: int | None = None  # whose input `features` are: None for the middle of the net
@@ -77,17 +83,30 @@ class IgptConfig(ObjectiveSpec):
         found = []
         have = count_colours(self.palette)
         if have is not None and have != self.net.colours:
-            found.append(f"net.colours={self.net.colours}: the palette has {have} colours: add objective.net.colours={have}.")
+            found.append(
+                f"net.colours={self.net.colours}: the palette has {have} colours: "
+                f"add objective.net.colours={have}."
+            )
         if not 0 < self.hidden <= 1:
             found.append(f"hidden={self.hidden}: give a chance above 0, up to 1.")
         if self.generative < 0 or (not self.generative and not self.net.classes):
-            found.append(f"generative={self.generative}: give a weight of 0 or more, and 0 only beside a classifier.")
+            found.append(
+                f"generative={self.generative}: give a weight of 0 or more, "
+                "and 0 only beside a classifier."
+            )
         if self.layer is not None and not 0 <= self.layer <= self.net.depth:
             found.append(f"layer={self.layer}: give a number from 0 to {self.net.depth}.")
         return found
 
 
-PUBLISHED = {"igpt_s": "S", "igpt_m": "M", "igpt_l": "L", "igpt_l48": "L@48", "igpt_l64": "L@64", "igpt_xl": "XL"}
+PUBLISHED = {
+    "igpt_s": "S",
+    "igpt_m": "M",
+    "igpt_l": "L",
+    "igpt_l48": "L@48",
+    "igpt_l64": "L@64",
+    "igpt_xl": "XL",
+}
 
 
 def published() -> dict[str, PixelGPTConfig]:

@@ -1,4 +1,7 @@
-"""Published models by name, whole: classifiers of 1000 classes, both towers and the scale. Standard library only."""
+"""Published models by name, whole: classifiers of 1000 classes, both towers and the scale.
+
+Standard library only.
+"""
 
 import importlib
 import pkgutil

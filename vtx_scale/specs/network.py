@@ -1,4 +1,7 @@
-"""What a spec says of a network: what goes in, what comes out, where its weights go. Standard library only."""
+"""What a spec says of a network: what goes in, what comes out, where its weights go.
+
+Standard library only.
+"""
 
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -11,21 +14,26 @@ Input = tuple[tuple[int, ...], Literal["pixels", "ids", "flags"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Spec):
-    """A module that is built from its spec alone: `build` names its class, `interop` the module of its name tables.
+    """A module that is built from its spec alone: `build` names its class,
+    `interop` the module of its name tables.
 
-    An interop module has `export_network(spec, state, to, out, pixels)` and `import_network(path, spec)`; see
-    `vtx_scale.interop`. "" for a network that leaves as plain safetensors alone.
+    An interop module has `export_network(spec, state, to, out, pixels)` and
+    `import_network(path, spec)`; see `vtx_scale.interop`. "" for a network that leaves as
+    plain safetensors alone.
     """
 
     interop: ClassVar[str] = ""
-    training_only: ClassVar[tuple[str, ...]] = ()  # fields that change nothing of what given weights compute
+    # fields that change nothing of what given weights compute
+    training_only: ClassVar[tuple[str, ...]] = ()
     alike: ClassVar[bool] = False  # `depth` blocks that cost alike: two of them tell of all
 
     if TYPE_CHECKING:
 
         @property
         def resolution(self) -> int:
-            """Pixels of a side of its pictures, of those it makes or of those it was published for."""
+            """Pixels of a side of its pictures, of those it makes or of those it
+            was published for.
+            """
 
     def inputs(self) -> tuple[Input, ...]:
         """Of one sample, as `forward` takes them."""
@@ -41,7 +49,9 @@ class Network(Spec):
         return self
 
     def position_grid(self) -> tuple[int, int] | None:
-        """(grid, tokens before the patches) of `positions`, learned places of a picture; None where there are none."""
+        """(grid, tokens before the patches) of `positions`, learned places of a picture;
+        None where there are none.
+        """
         return None
 
 
@@ -49,19 +59,28 @@ class Network(Spec):
 class Backbone(Network):
     """A network that turns images into features. Its module has
 
-    forward(x, slots=None)   (B, *input) -> (B, width), or (B, classes) where there are classes; with slots it trains
+    forward(x, slots=None)   (B, *input) -> (B, width), or (B, classes) where there are classes;
+                             with slots it trains
     features(x, slots=None)  (B, *input) -> (B, width): what a classifier sees
     pyramid(x, slots=None)   maps (B, widths[k], H / strides[k], W / strides[k]), the finest first
     units()                  blocks that are sharded, compiled and recomputed as one
     parameter_rules          a table of `vtx_scale.blocks.rules.Rule`
-    layer(name)              how deep a parameter lies, 0 for what meets the picture: for a rate that falls with depth
+    layer(name)              how deep a parameter lies, 0 for what meets the picture: for a rate
+                             that falls with depth
 
-    and, where `attends`, tokens(x, slots, keep=n), norm, extra and attention(x), as `vtx_scale.backbones.vit` has them.
+    and, where `attends`, tokens(x, slots, keep=n), norm, extra and attention(x), as
+    `vtx_scale.backbones.vit` has them.
     """
 
     classes: int = 0  # of a linear classifier; 0 for none
-    clip_tower: ClassVar[Literal["", "vit", "resnet"]] = ""  # which of the image towers it is that CLIP's libraries have
-    projects: ClassVar[bool] = False  # its features are an embedding already: no projection comes after it
+    clip_tower: ClassVar[Literal["", "vit", "resnet"]] = (
+        # which of the image towers it is that CLIP's libraries have
+        ""
+    )
+    projects: ClassVar[bool] = (
+        # its features are an embedding already: no projection comes after it
+        False
+    )
     init = "truncated"  # the family of its initial values: "xavier", or N(0, 0.02)
     distilled = False  # whether it gives two answers in training, (2, B, classes): DeiT's
 

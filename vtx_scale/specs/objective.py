@@ -14,9 +14,9 @@ PICTURES = ("crop", "ratio", "zoom", "spread", "flip", "bicubic", "centre")
 class Pretrained:
     """A part whose values come from another run or from exported weights.
 
-    part: the field that holds its network, and the name of the module. `PART_from` names where it comes from; a run folder
-    says the network itself, and `PART_pixels` where there is such a field. smoke: the recipe whose tiny size stands for one,
-    `PART_from=smoke`.
+    part: the field that holds its network, and the name of the module. `PART_from` names where it
+    comes from; a run folder says the network itself, and `PART_pixels` where there is such a field.
+    smoke: the recipe whose tiny size stands for one, `PART_from=smoke`.
     """
 
     part: str
@@ -30,10 +30,17 @@ class Pretrained:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec(Spec):
-    """Hyperparameters of model and loss; `build` names the objective's class. What is a fact about it stands here."""
+    """Hyperparameters of model and loss; `build` names the objective's class.
 
-    data_fields: ClassVar[tuple[str, ...] | None] = None  # of `data`, beside what all use; None: it does not say
-    augmentations: ClassVar[tuple[str, ...]] = ()  # patterns of the fields of `data.augment` that it makes
+    What is a fact about it stands here.
+    """
+
+    data_fields: ClassVar[tuple[str, ...] | None] = (
+        # of `data`, beside what all use; None: it does not say
+        None
+    )
+    # patterns of the fields of `data.augment` that it makes
+    augmentations: ClassVar[tuple[str, ...]] = ()
     pretrained: ClassVar[tuple[Pretrained, ...]] = ()
     vocabulary: ClassVar[str] = ""  # the field, "text.vocab", that is the tokenizer's number of ids
     interop: ClassVar[str] = ""  # the module of its name tables, where it leaves as a whole
@@ -66,7 +73,10 @@ class ObjectiveSpec(Spec):
         return []
 
     def exported(self) -> tuple[str, Network]:
-        """What `vtx export` writes: the prefix of its names, and its network. Raises LookupError where nothing leaves."""
+        """What `vtx export` writes: the prefix of its names, and its network.
+
+        Raises LookupError where nothing leaves.
+        """
         if "net" not in self.networks():
             raise LookupError(f"{self.title()} has no network `net` to export")
         return "net.", self.networks()["net"]
@@ -76,4 +86,7 @@ def objective_fault(value: Any) -> str | None:
     """What is wrong with something that should be the spec of an objective."""
     if isinstance(value, ObjectiveSpec):
         return None
-    return f"{type(value).__name__} is no ObjectiveSpec: derive it from the class of that name in vtx_scale.specs.objective."
+    return (
+        f"{type(value).__name__} is no ObjectiveSpec: "
+        "derive it from the class of that name in vtx_scale.specs.objective."
+    )

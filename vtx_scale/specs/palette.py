@@ -1,4 +1,7 @@
-"""Palettes of iGPT: colours of 8 bits as a recipe names them, and as a file holds them. Standard library only."""
+"""Palettes of iGPT: colours of 8 bits as a recipe names them, and as a file holds them.
+
+Standard library only.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,10 @@ KEY = "clusters"  # as transformers names it in preprocessor_config.json
 
 
 def colours_of(palette: str) -> list[tuple[int, int, int]]:
-    """What a recipe's `palette` names: "cube", or colours of six hexadecimal digits each. Raises UserError."""
+    """What a recipe's `palette` names: "cube", or colours of six hexadecimal digits each.
+
+    Raises UserError.
+    """
     if palette == "cube":
         level = [256 // CUBE * i + 128 // CUBE for i in range(CUBE)]
         return [(r, g, b) for r in level for g in level for b in level]
@@ -19,13 +25,17 @@ def colours_of(palette: str) -> list[tuple[int, int, int]]:
     except ValueError:
         body = b""
     if not body or len(body) % 3:
-        raise UserError(f"objective.palette={palette[:40]} is neither cube nor a palette's file: make one with "
-                        "'vtx data palette'.")
+        raise UserError(
+            f"objective.palette={palette[:40]} is neither cube nor a palette's file: make one with "
+            "'vtx data palette'."
+        )
     return [(body[i], body[i + 1], body[i + 2]) for i in range(0, len(body), 3)]
 
 
 def count_colours(palette: str) -> int | None:
-    """How many colours a recipe's `palette` has; None where it names a file that is still to be read, or nothing yet."""
+    """How many colours a recipe's `palette` has; None where it names a file that is still to be
+    read, or nothing yet.
+    """
     if palette == "cube":
         return CUBE**3
     try:
@@ -35,15 +45,20 @@ def count_colours(palette: str) -> int | None:
 
 
 def read_palette(path: Path) -> str:
-    """A JSON file whose "clusters" are K colours of numbers in [-1, 1] -> 6 K hexadecimal digits. Raises UserError."""
+    """A JSON file whose "clusters" are K colours of numbers in [-1, 1] -> 6 K hexadecimal digits.
+
+    Raises UserError.
+    """
     try:
         rows = json.loads(path.read_text())[KEY]
         body = bytes(round(127.5 * (float(c) + 1)) for row in rows for c in row)
         if not body or any(len(row) != 3 for row in rows):
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"objective.palette={path} is no palette ({KEY}: rows of three numbers from -1 to 1): make one with "
-                        "'vtx data palette'.") from None
+        raise UserError(
+            f"objective.palette={path} is no palette ({KEY}: rows of three numbers from -1 to 1): "
+            "make one with 'vtx data palette'."
+        ) from None
     return body.hex()
 
 

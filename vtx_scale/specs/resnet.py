@@ -50,7 +50,9 @@ class ResNetConfig(Backbone):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return tuple((64 << k) * (4 if self.kind == "bottleneck" else 1) for k in range(len(self.blocks)))
+        return tuple(
+            (64 << k) * (4 if self.kind == "bottleneck" else 1) for k in range(len(self.blocks))
+        )
 
     @property
     def couples(self) -> bool:
@@ -65,7 +67,9 @@ class ResNetConfig(Backbone):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResNetConfig(Backbone):
-    """CLIP's ResNet with attention pooling (Radford et al. 2021), into the embedding space of `embed` dimensions."""
+    """CLIP's ResNet with attention pooling (Radford et al. 2021),
+    into the embedding space of `embed` dimensions.
+    """
 
     build: ClassVar[str] = "vtx_scale.backbones.clip_resnet:ClipResNet"
 
@@ -99,19 +103,34 @@ class ClipResNetConfig(Backbone):
         return self.resolution // 32, 1  # of its pool, whose first entry is the mean's
 
     def faults(self) -> list[str]:
-        return [f"classes={self.classes}: this network embeds, leave it out."] if self.classes else []
+        return (
+            [f"classes={self.classes}: this network embeds, leave it out."] if self.classes else []
+        )
 
     @staticmethod
     def size(name: str, **changes: Any) -> "ClipResNetConfig":
         """`ClipResNetConfig.size("RN50x4")`."""
         blocks, stem, resolution, embed = CLIP_RESNET_SIZES[name]
-        return ClipResNetConfig(**{"blocks": blocks, "stem": stem, "heads": stem // 2, "resolution": resolution,
-                                   "embed": embed, **changes})
+        return ClipResNetConfig(
+            **{
+                "blocks": blocks,
+                "stem": stem,
+                "heads": stem // 2,
+                "resolution": resolution,
+                "embed": embed,
+                **changes,
+            }
+        )
 
 
 PUBLISHED = {
-    "resnet18": "18", "resnet34": "34", "resnet50": "50", "resnet101": "101", "resnet152": "152",
-    "wide_resnet50_2": "wide 50-2", "wide_resnet101_2": "wide 101-2",
+    "resnet18": "18",
+    "resnet34": "34",
+    "resnet50": "50",
+    "resnet101": "101",
+    "resnet152": "152",
+    "wide_resnet50_2": "wide 50-2",
+    "wide_resnet101_2": "wide 101-2",
 }
 
 

@@ -1,8 +1,8 @@
 """What a run is: frozen dataclasses, standard library only, so that help and refusals are quick.
 
 Reading order: `Data`, `Optimizer`, `Schedule`, `Init` say what is learned; `System`, `Checkpoint`,
-`Evaluation` say how it is computed and watched; `Run` holds them all. A field whose name is a Python
-keyword carries a trailing underscore here and none on the command line (`init.from`).
+`Evaluation` say how it is computed and watched; `Run` holds them all. A field whose name is a
+Python keyword carries a trailing underscore here and none on the command line (`init.from`).
 """
 
 import math
@@ -19,8 +19,8 @@ from vtx_scale.specs.spec import Spec
 class Augment(Spec):
     """What is done to training pixels beside crop and flip, in this order; nothing by default.
 
-    RandAugment (Cubuk et al. 2020); then on the batch: erasing (Zhong et al. 2020), and mixup (Zhang et al. 2018) or
-    CutMix (Yun et al. 2019) with the neighbouring slot.
+    RandAugment (Cubuk et al. 2020); then on the batch: erasing (Zhong et al. 2020), and mixup
+    (Zhang et al. 2018) or CutMix (Yun et al. 2019) with the neighbouring slot.
     """
 
     randaug_layers: int = 0  # operations on a picture; 0 for none
@@ -36,10 +36,19 @@ class Augment(Spec):
 
     def faults(self) -> list[str]:
         shares = ("erase", "mix_share", "cutmix_share")
-        return [*(f"{n}={getattr(self, n)}: give a share from 0 to 1." for n in shares if not 0 <= getattr(self, n) <= 1),
-                *(f"{n}={getattr(self, n)}: give 0 or more." for n in ("mixup", "cutmix", "randaug_layers", "randaug_noise")
-                  if getattr(self, n) < 0),
-                *([f"repeats={self.repeats}: give 1 or more."] if self.repeats < 1 else [])]
+        return [
+            *(
+                f"{n}={getattr(self, n)}: give a share from 0 to 1."
+                for n in shares
+                if not 0 <= getattr(self, n) <= 1
+            ),
+            *(
+                f"{n}={getattr(self, n)}: give 0 or more."
+                for n in ("mixup", "cutmix", "randaug_layers", "randaug_noise")
+                if getattr(self, n) < 0
+            ),
+            *([f"repeats={self.repeats}: give 1 or more."] if self.repeats < 1 else []),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +56,19 @@ class Data(Spec):
     """The samples. Shards: a folder, a brace pattern, a glob, a comma list, or "toy"."""
 
     # what not every objective uses: one that is set in vain is refused
-    optional: ClassVar[tuple[str, ...]] = ("crop", "ratio", "zoom", "spread", "flip", "bicubic", "centre", "tokenizer")
+    optional: ClassVar[tuple[str, ...]] = (
+        "crop",
+        "ratio",
+        "zoom",
+        "spread",
+        "flip",
+        "bicubic",
+        "centre",
+        "tokenizer",
+    )
     needs: ClassVar[Mapping[str, str]] = {
-        "shards": "needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards."}
+        "shards": "needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards."
+    }
 
     shards: str = "toy"
     val_shards: str = ""
@@ -58,22 +77,41 @@ class Data(Spec):
     window: int | None = None  # V of the order; automatic when None
     crop: tuple[float, float] = (0.9, 1.0)  # area range of RandomResizedCrop
     ratio: tuple[float, float] = (0.75, 4 / 3)
-    zoom: tuple[float, float] | None = None  # instead: a square; how many times as long the picture's short side may be
-    spread: float | None = None  # of the square along the long side: 0 the middle, 1 all of it; None: anywhere at all
+    zoom: tuple[float, float] | None = (
+        # instead: a square; how many times as long the picture's short side may be
+        None
+    )
+    spread: float | None = (
+        # of the square along the long side: 0 the middle, 1 all of it; None: anywhere at all
+        None
+    )
     flip: float = 0.0
     bicubic: bool = True  # how pictures are resized; else bilinear
     centre: float = 1.0  # the share of the short side that an evaluation looks at
     augment: Augment = field(default_factory=Augment)
     tokenizer: str = "bytes"  # "bytes", "clip", or the path of a tokenizer.json or a merges file
-    bad_limit: float = 0.01  # share of bad samples in the last 10,000 slots beyond which the run stops
+    bad_limit: float = (
+        # share of bad samples in the last 10,000 slots beyond which the run stops
+        0.01
+    )
 
     def faults(self) -> list[str]:
         found = []
-        for name, low, high in (("crop", 0.0, 1.0), ("ratio", 0.0, math.inf), ("zoom", 0.999, math.inf)):
+        for name, low, high in (
+            ("crop", 0.0, 1.0),
+            ("ratio", 0.0, math.inf),
+            ("zoom", 0.999, math.inf),
+        ):
             pair = getattr(self, name)
             if pair is not None and not low < pair[0] <= pair[1] <= high:
-                found.append(f"{name}={pair[0]:g},{pair[1]:g}: give two numbers, the smaller first" + {
-                    "crop": ", shares of the area above 0, up to 1.", "ratio": ", above 0.", "zoom": ", from 1 on."}[name])
+                found.append(
+                    f"{name}={pair[0]:g},{pair[1]:g}: give two numbers, the smaller first"
+                    + {
+                        "crop": ", shares of the area above 0, up to 1.",
+                        "ratio": ", above 0.",
+                        "zoom": ", from 1 on.",
+                    }[name]
+                )
         for name in ("flip", "spread"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 found.append(f"{name}={getattr(self, name)}: give a share from 0 to 1.")
@@ -84,10 +122,11 @@ class Data(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Spec):
-    """AdamW (Loshchilov & Hutter 2019), SGD with momentum, with Lookahead around it, or ViT-g's Adafactor.
+    """AdamW (Loshchilov & Hutter 2019), SGD with momentum, with Lookahead around it,
+    or ViT-g's Adafactor.
 
-    `lr` is the peak; `clip` the global gradient norm, None for none. SGD's momentum is betas[0], and its decay is added to
-    the gradient.
+    `lr` is the peak; `clip` the global gradient norm, None for none. SGD's momentum is betas[0],
+    and its decay is added to the gradient.
     """
 
     kind: Literal["adamw", "sgd", "lookahead", "adafactor"] = "adamw"
@@ -97,7 +136,10 @@ class Optimizer(Spec):
     decay: float = 0.0
     decay_end: float | None = None  # where the decay goes, on half a cosine
     head_decay: float | None = None  # of a classifier's matrix, where it differs
-    trunk_lr: float | None = None  # the peak of what the objective calls its trunk, where it differs
+    trunk_lr: float | None = (
+        # the peak of what the objective calls its trunk, where it differs
+        None
+    )
     lookahead: int = 5  # of lookahead: every so many steps ...
     lookahead_share: float = 0.5  # ... the slow weights move so far to the fast ones
     clip: float | None = None
@@ -106,17 +148,24 @@ class Optimizer(Spec):
     def decay_at(self, step: int, steps: int) -> float:
         if self.decay_end is None:
             return self.decay
-        return self.decay_end + (self.decay - self.decay_end) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        return self.decay_end + (self.decay - self.decay_end) * 0.5 * (
+            1 + math.cos(math.pi * step / steps)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Spec):
-    """The shape of the learning rate: a factor in [0, 1] of the peak, by the number of finished steps."""
+    """The shape of the learning rate: a factor in [0, 1] of the peak,
+    by the number of finished steps.
+    """
 
     kind: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
     warmup: int = 0
     floor: float = 0.0
-    length: int | None = None  # of cosine and linear: the step at which the floor is reached; None for the last
+    length: int | None = (
+        # of cosine and linear: the step at which the floor is reached; None for the last
+        None
+    )
     timescale: int = 10_000  # of rsqrt
     cooldown: int = 0  # of rsqrt
 
@@ -136,13 +185,15 @@ class Schedule(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Spec):
-    """Where the values start: keyed by seed and parameter name, or `from` a run folder or exported weights.
+    """Where the values start: keyed by seed and parameter name,
+    or `from` a run folder or exported weights.
 
     `head` "new": the classifier starts anew (fine-tuning on other classes).
     """
 
     needs: ClassVar[Mapping[str, str]] = {
-        "from_": "goes on from trained weights: add init.from=RUN, a run folder or exported weights."}
+        "from_": "goes on from trained weights: add init.from=RUN, a run folder or exported weights."
+    }
 
     from_: str = ""
     head: Literal["kept", "new"] = "kept"
@@ -164,7 +215,10 @@ class System(Spec):
     threads: int = 1  # intra-op threads a rank on CPU
     deterministic: bool = True
     timeout: int = 120  # seconds a collective may take
-    leave_after: int | None = None  # steps after which this start saves and leaves with 75: for slots of a queue
+    leave_after: int | None = (
+        # steps after which this start saves and leaves with 75: for slots of a queue
+        None
+    )
     skip_limit: int = 10  # steps in a row that may be skipped for not being finite
 
 
@@ -178,7 +232,9 @@ class Checkpoint(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Spec):
-    """One evaluator in the loop: its name in `vtx_scale.evaluators` and how often (0: at the end)."""
+    """One evaluator in the loop: its name in `vtx_scale.evaluators` and how often (0:
+    at the end).
+    """
 
     name: str = "zero_shot"
     every: int = 0

@@ -1,4 +1,7 @@
-"""SigLIP's hyperparameters (Zhai et al. 2023, arXiv:2303.15343) and its published sizes. Standard library only."""
+"""SigLIP's hyperparameters (Zhai et al. 2023, arXiv:2303.15343) and its published sizes.
+
+Standard library only.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -45,7 +48,9 @@ class SiglipTextConfig(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class SiglipConfig(ObjectiveSpec):
-    """Two towers, every pair a yes or no. The image has attention pooling and no projection: its width is the embedding's."""
+    """Two towers, every pair a yes or no. The image has attention pooling and no projection:
+    its width is the embedding's.
+    """
 
     build: ClassVar[str] = "vtx_scale.objectives.siglip:Siglip"
     interop: ClassVar[str] = "vtx_scale.interop.siglip"
@@ -65,23 +70,47 @@ class SiglipConfig(ObjectiveSpec):
     def faults(self) -> list[str]:
         if self.image.width == self.text.embed and not self.image.classes:
             return []
-        return [f"image.width={self.image.width}: it and text.embed={self.text.embed} are one space, and the image has no "
-                "classes: set both to the same number, image.classes=0."]
+        return [
+            f"image.width={self.image.width}: it and text.embed={self.text.embed} are one space, "
+            "and the image has no classes: set both to the same number, image.classes=0."
+        ]
 
     @staticmethod
     def size(name: str) -> "SiglipConfig":
         """`SiglipConfig.size("B/16")`, `SiglipConfig.size("So400m/14@384")`."""
         letters, patch, pixels, context, vocab = SIGLIP_SIZES[name]
         width, depth, mlp, heads = VIT_SIZES[letters]
-        image = ViTConfig.size(f"{letters}/{patch}", resolution=pixels, pool="map", class_token=False, activation="gelu_tanh")
-        return SiglipConfig(image=image, text=SiglipTextConfig(width=width, depth=depth, mlp=mlp, heads=heads, context=context,
-                                                               vocab=vocab, embed=width))
+        image = ViTConfig.size(
+            f"{letters}/{patch}",
+            resolution=pixels,
+            pool="map",
+            class_token=False,
+            activation="gelu_tanh",
+        )
+        return SiglipConfig(
+            image=image,
+            text=SiglipTextConfig(
+                width=width,
+                depth=depth,
+                mlp=mlp,
+                heads=heads,
+                context=context,
+                vocab=vocab,
+                embed=width,
+            ),
+        )
 
 
 PUBLISHED = {
-    "siglip_vit_b16": "B/16", "siglip_vit_b16_256": "B/16@256", "siglip_vit_b16_384": "B/16@384",
-    "siglip_vit_b16_512": "B/16@512", "siglip_vit_l16_256": "L/16@256", "siglip_vit_l16_384": "L/16@384",
-    "siglip_so400m14": "So400m/14", "siglip_so400m14_384": "So400m/14@384", "siglip_vit_b16_i18n_256": "B/16-i18n@256",
+    "siglip_vit_b16": "B/16",
+    "siglip_vit_b16_256": "B/16@256",
+    "siglip_vit_b16_384": "B/16@384",
+    "siglip_vit_b16_512": "B/16@512",
+    "siglip_vit_l16_256": "L/16@256",
+    "siglip_vit_l16_384": "L/16@384",
+    "siglip_so400m14": "So400m/14",
+    "siglip_so400m14_384": "So400m/14@384",
+    "siglip_vit_b16_i18n_256": "B/16-i18n@256",
     "siglip2_vit_b16": "2-B/16",
 }
 

@@ -1,4 +1,6 @@
-"""What every spec is: a frozen dataclass, standard library alone, so that help and refusals are quick."""
+"""What every spec is: a frozen dataclass, standard library alone,
+so that help and refusals are quick.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,14 +9,20 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """Anything configurable. `build` is the dotted path "package.module:Class" of what it configures."""
+    """Anything configurable.
+
+    `build` is the dotted path "package.module:Class" of what it configures.
+    """
 
     build: ClassVar[str] = ""
-    # a field that only its user can give, "required" until then -> what to say: "learns from a teacher: add ..."
+    # a field that only its user can give, "required" until then -> what to say: "learns from a
+    # teacher: add ..."
     needs: ClassVar[Mapping[str, str]] = {}
 
     def faults(self) -> list[str]:
-        """What types cannot say and would not work: "field=value: a sentence", fields from here on down."""
+        """What types cannot say and would not work: "field=value:
+        a sentence", fields from here on down.
+        """
         return []
 
     @classmethod

@@ -1,4 +1,7 @@
-"""Classification, plain and distilled, and the masked patches of the ViT paper. Standard library only."""
+"""Classification, plain and distilled, and the masked patches of the ViT paper.
+
+Standard library only.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +11,15 @@ from vtx_scale.specs.network import Backbone
 from vtx_scale.specs.objective import PICTURES, ObjectiveSpec, Pretrained
 from vtx_scale.specs.vit import ViTConfig
 
-Pixels = Literal["half", "imagenet"]  # how pixels are normalised: to [-1, 1], or by ImageNet's mean and deviation
+# how pixels are normalised: to [-1, 1], or by ImageNet's mean and deviation
+Pixels = Literal["half", "imagenet"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(ObjectiveSpec):
-    """A network with `classes` learns labels: one a sample (softmax), or several (sigmoid, as on JFT)."""
+    """A network with `classes` learns labels: one a sample (softmax),
+    or several (sigmoid, as on JFT).
+    """
 
     build: ClassVar[str] = "vtx_scale.objectives.supervised:Supervised"
     data_fields: ClassVar[tuple[str, ...]] = PICTURES
@@ -31,11 +37,18 @@ class SupervisedConfig(ObjectiveSpec):
         if self.net.classes < 1:
             found.append(f"net.classes={self.net.classes}: give the number of classes.")
         if self.net.distilled:
-            found.append("net.distilled=True: a distillation token needs a teacher; use a distilled recipe.")
+            found.append(
+                "net.distilled=True: a distillation token needs a teacher; use a distilled recipe."
+            )
         if self.labels < 1 or (self.loss == "softmax" and self.labels > 1):
-            found.append(f"labels={self.labels}: softmax takes one label a sample, sigmoid one or more.")
+            found.append(
+                f"labels={self.labels}: softmax takes one label a sample, sigmoid one or more."
+            )
         if not 0 <= self.smoothing < 1 or (self.loss == "sigmoid" and self.smoothing):
-            found.append(f"smoothing={self.smoothing}: give a share from 0 to below 1, and none with loss=sigmoid.")
+            found.append(
+                f"smoothing={self.smoothing}: give a share from 0 to below 1, "
+                "and none with loss=sigmoid."
+            )
         return found
 
 
@@ -46,13 +59,22 @@ class DistillConfig(ObjectiveSpec):
     build: ClassVar[str] = "vtx_scale.objectives.distill:Distill"
     data_fields: ClassVar[tuple[str, ...]] = PICTURES
     augmentations: ClassVar[tuple[str, ...]] = ("*",)
-    pretrained: ClassVar[tuple[Pretrained, ...]] = (Pretrained("teacher", smoke="resnet18_imagenet"),)
+    pretrained: ClassVar[tuple[Pretrained, ...]] = (
+        Pretrained("teacher", smoke="resnet18_imagenet"),
+    )
     needs: ClassVar[Mapping[str, str]] = {
-        "teacher_from": "learns from a teacher: add objective.teacher_from=RUN, a run folder or exported weights."}
+        "teacher_from": (
+            "learns from a teacher: add objective.teacher_from=RUN, "
+            "a run folder or exported weights."
+        )
+    }
 
     net: Backbone
     teacher: Backbone
-    teacher_from: str = "required"  # run folder or exported weights; a run folder says its network itself
+    teacher_from: str = (
+        # run folder or exported weights; a run folder says its network itself
+        "required"
+    )
     teacher_pixels: Pixels = "imagenet"
     kind: Literal["hard", "soft"] = "hard"
     alpha: float = 0.5  # the teacher's share of the loss
@@ -75,13 +97,17 @@ class DistillConfig(ObjectiveSpec):
         have, wanted = self.teacher.classes, self.net.classes
         if have == wanted:
             return []
-        return [f"teacher.classes={have}: the teacher knows {have} classes and the student {wanted}: give a teacher that was "
-                "trained on the same classes, or set objective.net.classes."]
+        return [
+            f"teacher.classes={have}: the teacher knows {have} classes and the student {wanted}: "
+            "give a teacher that was trained on the same classes, or set objective.net.classes."
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedConfig(ObjectiveSpec):
-    """Masked patches (Dosovitskiy et al. 2021, B.1.2): which of 512 colours is the mean of a patch that was hidden?"""
+    """Masked patches (Dosovitskiy et al. 2021, B.1.2):
+    which of 512 colours is the mean of a patch that was hidden?
+    """
 
     build: ClassVar[str] = "vtx_scale.objectives.masked:Masked"
     data_fields: ClassVar[tuple[str, ...]] = PICTURES
@@ -98,25 +124,44 @@ class MaskedConfig(ObjectiveSpec):
         if not 0 < self.corrupted <= 1:
             found.append(f"corrupted={self.corrupted}: give a share above 0, up to 1.")
         if min(self.hidden, self.swapped) < 0 or self.hidden + self.swapped > 1:
-            found.append(f"hidden={self.hidden}: hidden and swapped are shares whose sum is at most 1.")
+            found.append(
+                f"hidden={self.hidden}: hidden and swapped are shares whose sum is at most 1."
+            )
         if self.net.classes:
-            found.append(f"net.classes={self.net.classes}: colours are the classes here, leave it out.")
+            found.append(
+                f"net.classes={self.net.classes}: colours are the classes here, leave it out."
+            )
         if self.net.resolution % self.net.cell:
-            found.append(f"net.resolution={self.net.resolution}: masked patches must cover the picture, give a multiple of the "
-                         f"{self.net.cell} pixels of a patch.")
+            found.append(
+                f"net.resolution={self.net.resolution}: masked patches must cover the picture, "
+                f"give a multiple of the {self.net.cell} pixels of a patch."
+            )
         return found
 
 
 # DeiT's, with 1000 classes: size and pixels
-PUBLISHED_DEITS = {"deit_ti16_distilled": ("Ti/16", 224), "deit_s16_distilled": ("S/16", 224),
-                   "deit_b16_distilled": ("B/16", 224), "deit_b16_distilled_384": ("B/16", 384)}
-PUBLISHED_PLAIN = {"deit_ti16": ("Ti/16", 224), "deit_s16": ("S/16", 224), "deit_b16": ("B/16", 224),
-                   "deit_b16_384": ("B/16", 384)}
+PUBLISHED_DEITS = {
+    "deit_ti16_distilled": ("Ti/16", 224),
+    "deit_s16_distilled": ("S/16", 224),
+    "deit_b16_distilled": ("B/16", 224),
+    "deit_b16_distilled_384": ("B/16", 384),
+}
+PUBLISHED_PLAIN = {
+    "deit_ti16": ("Ti/16", 224),
+    "deit_s16": ("S/16", 224),
+    "deit_b16": ("B/16", 224),
+    "deit_b16_384": ("B/16", 384),
+}
 
 
 def published() -> dict[str, ViTConfig]:
     """Name -> spec, with classifiers of 1000 classes."""
-    vits = {name: ViTConfig.size(size, classes=1000, distilled=True, resolution=pixels)
-            for name, (size, pixels) in PUBLISHED_DEITS.items()}
-    plain = {name: ViTConfig.size(size, classes=1000, resolution=pixels) for name, (size, pixels) in PUBLISHED_PLAIN.items()}
+    vits = {
+        name: ViTConfig.size(size, classes=1000, distilled=True, resolution=pixels)
+        for name, (size, pixels) in PUBLISHED_DEITS.items()
+    }
+    plain = {
+        name: ViTConfig.size(size, classes=1000, resolution=pixels)
+        for name, (size, pixels) in PUBLISHED_PLAIN.items()
+    }
     return vits | plain

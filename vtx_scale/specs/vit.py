@@ -21,7 +21,8 @@ VIT_SIZES: dict[str, tuple[int, int, int, int]] = {
 }
 
 
-# name: blocks of each stage of the ResNet stem, patch on its feature map (Dosovitskiy et al. 2021, Steiner et al. 2022)
+# name: blocks of each stage of the ResNet stem, patch on its feature map (Dosovitskiy
+# et al. 2021, Steiner et al. 2022)
 HYBRIDS: dict[str, tuple[tuple[int, ...], int]] = {
     "R+Ti/16": ((), 8),
     "R26+S/32": ((2, 2, 2, 2), 1),
@@ -35,7 +36,9 @@ HYBRIDS: dict[str, tuple[tuple[int, ...], int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(Backbone):
-    """Vision transformer (Dosovitskiy et al. 2021); CLIP's has no patch bias and a norm before the blocks."""
+    """Vision transformer (Dosovitskiy et al. 2021); CLIP's has no patch bias and a norm
+    before the blocks.
+    """
 
     build: ClassVar[str] = "vtx_scale.backbones.vit:ViT"
     interop: ClassVar[str] = "vtx_scale.interop.vit"
@@ -59,26 +62,42 @@ class ViTConfig(Backbone):
     representation: bool = False  # a layer with tanh before the classifier
     distilled: bool = False  # DeiT's second token, with a classifier of its own
     position_kind: Literal["learned", "sincos2d"] = "learned"
-    stem: tuple[int, ...] | None = None  # blocks of each stage of a hybrid's ResNet stem; () is its root alone
+    stem: tuple[int, ...] | None = (
+        # blocks of each stage of a hybrid's ResNet stem; () is its root alone
+        None
+    )
     dropout: float = 0.0
     drop_path: float = 0.0  # of the last block; rises linearly from 0
     init: Literal["xavier", "truncated", "clip"] = "xavier"
 
     def faults(self) -> list[str]:
-        found = [f"{n}={getattr(self, n)}: give 1 or more." for n in ("width", "depth", "mlp", "heads", "patch", "resolution")
-                 if getattr(self, n) < 1]
+        found = [
+            f"{n}={getattr(self, n)}: give 1 or more."
+            for n in ("width", "depth", "mlp", "heads", "patch", "resolution")
+            if getattr(self, n) < 1
+        ]
         if 0 < self.resolution < self.cell:
-            found.append(f"resolution={self.resolution}: a picture must hold a patch of {self.cell} pixels.")
+            found.append(
+                f"resolution={self.resolution}: a picture must hold a patch of {self.cell} pixels."
+            )
         if self.heads > 0 and self.width % self.heads:
             found.append(f"heads={self.heads}: give a divisor of the width, {self.width}.")
         if self.pool == "tok" and not self.class_token:
-            found.append("class_token=False: pool=tok takes the class token; set pool=gap or pool=map.")
+            found.append(
+                "class_token=False: pool=tok takes the class token; set pool=gap or pool=map."
+            )
         if self.pool == "none" and self.classes:
-            found.append("pool=none: a classifier needs one vector a picture; give tok, gap or map.")
+            found.append(
+                "pool=none: a classifier needs one vector a picture; give tok, gap or map."
+            )
         if self.distilled and (self.pool != "tok" or self.representation):
-            found.append("distilled=True: it goes with pool=tok and without a representation layer.")
+            found.append(
+                "distilled=True: it goes with pool=tok and without a representation layer."
+            )
         if not 0 <= self.dropout < 1 or not 0 <= self.drop_path < 1:
-            found.append(f"drop_path={self.drop_path}: give a share from 0 to below 1, as for dropout.")
+            found.append(
+                f"drop_path={self.drop_path}: give a share from 0 to below 1, as for dropout."
+            )
         if self.position_kind == "sincos2d" and self.width % 4:
             found.append(f"width={self.width}: sincos2d positions need a multiple of 4.")
         return found
@@ -116,32 +135,64 @@ class ViTConfig(Backbone):
         return replace(self, classes=0, representation=False)
 
     def position_grid(self) -> tuple[int, int] | None:
-        return (self.resolution // self.cell, self.extra) if self.position_kind == "learned" else None
+        return (
+            (self.resolution // self.cell, self.extra) if self.position_kind == "learned" else None
+        )
 
     @staticmethod
     def size(name: str, **changes: Any) -> "ViTConfig":
-        """`ViTConfig.size("B/16")`, `ViTConfig.size("L/14", resolution=336)`, `ViTConfig.size("R50+L/32")`."""
+        """`ViTConfig.size("B/16")`, `ViTConfig.size("L/14", resolution=336)`,
+        `ViTConfig.size("R50+L/32")`.
+        """
         letters, _, patch = name.rpartition("+")[2].partition("/")
         width, depth, mlp, heads = VIT_SIZES[letters]
         stem, cut = HYBRIDS[name] if "+" in name else (None, int(patch))
-        return ViTConfig(**{"width": width, "depth": depth, "mlp": mlp, "heads": heads, "patch": cut, "stem": stem, **changes})
+        return ViTConfig(
+            **{
+                "width": width,
+                "depth": depth,
+                "mlp": mlp,
+                "heads": heads,
+                "patch": cut,
+                "stem": stem,
+                **changes,
+            }
+        )
 
 
 # The papers tell small from large by case (s and S, g and G); a name must do without.
 PUBLISHED = {
-    "vit_xs28": "s/28", "vit_xs16": "s/16",  # "s" of Zhai et al. 2022: between Ti and S
+    "vit_xs28": "s/28",
+    "vit_xs16": "s/16",  # "s" of Zhai et al. 2022: between Ti and S
     "vit_ti16": "Ti/16",
-    "vit_s32": "S/32", "vit_s16": "S/16", "vit_s14": "S/14", "vit_s8": "S/8",
+    "vit_s32": "S/32",
+    "vit_s16": "S/16",
+    "vit_s14": "S/14",
+    "vit_s8": "S/8",
     "vit_m16": "M/16",
-    "vit_b32": "B/32", "vit_b28": "B/28", "vit_b16": "B/16", "vit_b14": "B/14", "vit_b8": "B/8",
-    "vit_l32": "L/32", "vit_l16": "L/16", "vit_l14": "L/14",
+    "vit_b32": "B/32",
+    "vit_b28": "B/28",
+    "vit_b16": "B/16",
+    "vit_b14": "B/14",
+    "vit_b8": "B/8",
+    "vit_l32": "L/32",
+    "vit_l16": "L/16",
+    "vit_l14": "L/14",
     "vit_so400m14": "So400m/14",
-    "vit_h16": "H/16", "vit_h14": "H/14",
-    "vit_g14": "g/14", "vit_bigg14": "G/14", "vit_e14": "e/14",
+    "vit_h16": "H/16",
+    "vit_h14": "H/14",
+    "vit_g14": "g/14",
+    "vit_bigg14": "G/14",
+    "vit_e14": "e/14",
 }
 PUBLISHED_HYBRIDS = {
-    "vit_r_ti16": "R+Ti/16", "vit_r26_s32": "R26+S/32", "vit_r26_b32": "R26+B/32", "vit_r50_b16": "R50+B/16",
-    "vit_r50_b32": "R50+B/32", "vit_r50_l16": "R50+L/16", "vit_r50_l32": "R50+L/32",
+    "vit_r_ti16": "R+Ti/16",
+    "vit_r26_s32": "R26+S/32",
+    "vit_r26_b32": "R26+B/32",
+    "vit_r50_b16": "R50+B/16",
+    "vit_r50_b32": "R50+B/32",
+    "vit_r50_l16": "R50+L/16",
+    "vit_r50_l32": "R50+L/32",
 }
 
 

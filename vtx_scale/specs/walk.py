@@ -48,4 +48,8 @@ def walk(spec: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 def differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
     """Key -> (value in a, value in b) where they differ."""
     one, two = ({k: v for k, v, _ in walk(r)} for r in (a, b))
-    return {k: (one.get(k), two.get(k)) for k in [*one, *(k for k in two if k not in one)] if one.get(k) != two.get(k)}
+    return {
+        k: (one.get(k), two.get(k))
+        for k in [*one, *(k for k in two if k not in one)]
+        if one.get(k) != two.get(k)
+    }

@@ -1,1 +1,4 @@
-"""How modules, gradients and optimizer state lie on the ranks. Reading order: base, single, ddp, fsdp, apply."""
+"""How modules, gradients and optimizer state lie on the ranks.
+
+Reading order: base, single, ddp, fsdp, apply.
+"""

@@ -14,13 +14,20 @@ from vtx_scale.strategies.fsdp import FSDP
 from vtx_scale.strategies.single import Single
 
 
-def strategy_of(system: System, world: int, device: torch.device, compute: torch.dtype | None) -> Base:
-    """The strategy that `system` names; automatic: single for one process, else fsdp on GPUs and ddp on CPU."""
+def strategy_of(
+    system: System, world: int, device: torch.device, compute: torch.dtype | None
+) -> Base:
+    """The strategy that `system` names; automatic: single for one process,
+    else fsdp on GPUs and ddp on CPU.
+    """
     name = system.strategy
     if name == "auto":
         name = "single" if world == 1 else "fsdp" if device.type == "cuda" else "ddp"
     if name == "single" and world > 1:
-        raise UserError(f"system.strategy=single runs on one process, the world is {world}: choose ddp, fsdp or hsdp.")
+        raise UserError(
+            f"system.strategy=single runs on one process, the world is {world}: "
+            "choose ddp, fsdp or hsdp."
+        )
     if name == "single":
         return Single(device)
     if name == "ddp":

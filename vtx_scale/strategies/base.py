@@ -1,7 +1,8 @@
 """What the loop needs of a strategy, and what all of them share.
 
-Gradients are sums over ranks: the loop divides by the global count once, and no factor of the world appears.
-The step is norm -> verdict -> step: the norm is ours under every strategy, the same number on every rank.
+Gradients are sums over ranks: the loop divides by the global count once, and no factor of the world
+appears. The step is norm -> verdict -> step: the norm is ours under every strategy, the same number
+on every rank.
 """
 
 import contextlib
@@ -27,7 +28,9 @@ class Strategy(Protocol):
     world: int  # ranks that share a batch
     rank: int
 
-    def prepare(self, objective: Objective) -> None: ...  # on the meta device; afterwards empty tensors on the device
+    def prepare(
+        self, objective: Objective
+    ) -> None: ...  # on the meta device; afterwards empty tensors on the device
     def micro(self, last: bool) -> contextlib.AbstractContextManager: ...
     def backward(self, loss: Tensor) -> None: ...
     def norms(self) -> Tensor: ...
@@ -83,9 +86,13 @@ class Base:
 
     @torch.no_grad()
     def norms(self) -> Tensor:
-        """(P,) float64: the gradient's norm of each trained parameter, 0 where it has none; the same on every rank."""
+        """(P,) float64: the gradient's norm of each trained parameter, 0 where it has none;
+        the same on every rank.
+        """
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        squares = torch.stack([zero if p.grad is None else square_sum(local(p.grad)) for p in self.trained()])
+        squares = torch.stack(
+            [zero if p.grad is None else square_sum(local(p.grad)) for p in self.trained()]
+        )
         if self.shard_group() is not None:  # then every parameter is cut
             dist.all_reduce(squares, group=self.shard_group())
         return squares.sqrt()
@@ -95,7 +102,9 @@ class Base:
 
     @torch.no_grad()
     def scale(self, factor: Tensor | float | list[float]) -> None:
-        """Multiply all gradients; by a factor each, in the order of `norms`, where a list is given."""
+        """Multiply all gradients; by a factor each, in the order of `norms`,
+        where a list is given.
+        """
         having = [(k, local(p.grad)) for k, p in enumerate(self.trained()) if p.grad is not None]
         grads = [g for _, g in having]
         if isinstance(factor, list):
@@ -116,12 +125,16 @@ class Base:
         return [(p, limits) for name, p in named if (limits := rules[name].limits) is not None]
 
     def frozen(self, step: int) -> list[nn.Parameter]:
-        """Trained parameters that the optimizer leaves alone at this step; once let go, never frozen again."""
+        """Trained parameters that the optimizer leaves alone at this step;
+        once let go, never frozen again.
+        """
         return [p for p, until in self.late if step < until]
 
     @functools.cached_property
     def late(self) -> list[tuple[nn.Parameter, int]]:
-        named = [(self.rules[name].frozen_until, p) for name, p in self.objective.named_parameters()]
+        named = [
+            (self.rules[name].frozen_until, p) for name, p in self.objective.named_parameters()
+        ]
         return [(p, until) for until, p in named if until and p.requires_grad]
 
     @torch.no_grad()
@@ -157,7 +170,9 @@ class Base:
                 copies = (self.world, self.rank) if everywhere else (replicas, replica)
                 yield Slice(f"{kind}/{name}", shape, box, local(tensor.detach()), *copies)
         for name, b in self.objective.named_buffers():
-            yield Slice(f"buffer/{name}", tuple(b.shape), box_of(b), local(b), self.world, self.rank)
+            yield Slice(
+                f"buffer/{name}", tuple(b.shape), box_of(b), local(b), self.world, self.rank
+            )
 
 
 def square_sum(t: Tensor) -> Tensor:

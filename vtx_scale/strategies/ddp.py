@@ -1,8 +1,8 @@
 """Whole copies on every rank; gradients are summed while the backward pass goes on.
 
-Not torch's DistributedDataParallel: that one rebuilds its buckets after its first step, so that with three ranks
-or more a resumed run would add in another order than an undisturbed one. Here the buckets are fixed by the order
-of the parameters, last first, and leave in that order on every rank.
+Not torch's DistributedDataParallel: that one rebuilds its buckets after its first step, so that
+with three ranks or more a resumed run would add in another order than an undisturbed one. Here the
+buckets are fixed by the order of the parameters, last first, and leave in that order on every rank.
 """
 
 import contextlib
@@ -43,7 +43,8 @@ class DDP(Base):
         self.sent: list[tuple[dist.Work, Tensor, list[nn.Parameter]]] = []
         yield
         if self.live:
-            while len(self.sent) < len(self.buckets):  # parameters without a gradient: their bucket goes now
+            # parameters without a gradient: their bucket goes now
+            while len(self.sent) < len(self.buckets):
                 self._send(len(self.sent))
             for work, flat, bucket in self.sent:
                 work.wait()

@@ -1,5 +1,8 @@
-"""FSDP2: each unit's parameters, gradients and optimizer state are sharded over the ranks (`fsdp`), or over the
-ranks of one replica while replicas hold copies (`hsdp`). Gradients are summed, never averaged."""
+"""FSDP2: each unit's parameters, gradients and optimizer state are sharded over the ranks (`fsdp`),
+or over the ranks of one replica while replicas hold copies (`hsdp`).
+
+Gradients are summed, never averaged.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,7 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from vtx_scale.blocks.rules import float32_units, table_of
 from vtx_scale.data_pipeline.errors import UserError
@@ -19,17 +27,30 @@ from vtx_scale.strategies.base import Base
 class FSDP(Base):
     name = "fsdp"
 
-    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None,
-                 compute: torch.dtype | None = None, replicas: int = 1) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        group: dist.ProcessGroup | None = None,
+        compute: torch.dtype | None = None,
+        replicas: int = 1,
+    ) -> None:
         super().__init__(device, group)
         if self.world % replicas:
-            raise UserError(f"hsdp with system.replicas={replicas} needs a world that it divides, not {self.world}.")
+            raise UserError(
+                f"hsdp with system.replicas={replicas} needs a world that it divides, "
+                f"not {self.world}."
+            )
         self.copies = replicas
-        self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
+        self.policy = MixedPrecisionPolicy(
+            param_dtype=compute, reduce_dtype=torch.float32 if compute else None
+        )
         self.mesh: DeviceMesh
         if replicas > 1:
-            self.mesh = init_device_mesh(device.type, (replicas, self.world // replicas),
-                                         mesh_dim_names=("replicate", "shard"))
+            self.mesh = init_device_mesh(
+                device.type,
+                (replicas, self.world // replicas),
+                mesh_dim_names=("replicate", "shard"),
+            )
         else:
             self.mesh = init_device_mesh(device.type, (self.world,), mesh_dim_names=("shard",))
 
@@ -39,7 +60,8 @@ class FSDP(Base):
         for unit in [*objective.units(), objective]:
             if not isinstance(unit, FSDPModule):  # a unit that keeps float32 is sharded already
                 fully_shard(unit, mesh=self.mesh, mp_policy=self.policy)
-        register_fsdp_forward_method(objective, "call")  # a probe is a forward pass of the whole, which gathers and casts
+        # a probe is a forward pass of the whole, which gathers and casts
+        register_fsdp_forward_method(objective, "call")
         self.parts = [m for m in objective.modules() if isinstance(m, FSDPModule)]
         for part in self.parts:  # both are needed for a sum on gloo
             part.set_gradient_divide_factor(1.0)

@@ -1,9 +1,12 @@
-"""Adafactor (Shazeer & Stern 2018) in the form that trained ViT-g/14 (Zhai et al. 2022): memory of 1.5 parameters.
+"""Adafactor (Shazeer & Stern 2018) in the form that trained ViT-g/14 (Zhai et al. 2022):
+memory of 1.5 parameters.
 
-The second moment of a tensor whose two largest dimensions have 32 or more is kept as the means over each of them. No
-relative step, no scaling by the parameter, no clipping of updates; a first moment, a plain average stored in bfloat16,
-comes last. Departs from the authors' code in that q, k and v, one tensor here, are factored together.
-Parameters may be cut along their first dimension: what must be added up over the ranks goes in one message.
+The second moment of a tensor whose two largest dimensions have 32 or more is kept as the means over
+each of them. No relative step, no scaling by the parameter, no clipping of updates; a first moment,
+a plain average stored in bfloat16, comes last. Departs from the authors' code in that q, k and v,
+one tensor here, are factored together.
+Parameters may be cut along their first dimension: what must be added up over the ranks goes
+in one message.
 """
 
 from collections.abc import Iterable
@@ -28,36 +31,59 @@ def factored(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 class Adafactor(torch.optim.Optimizer):
-    """betas: of the first moment, and the cap of the second's, which is min(cap, 1 - t^-0.8) at step t = 1, 2, ..."""
+    """betas: of the first moment, and the cap of the second's, which is min(cap,
+    1 - t^-0.8) at step t = 1, 2, ...
+    """
 
-    def __init__(self, params: Iterable[Any], lr: float, betas: tuple[float, float] = (0.9, 0.999), shards: Any = None) -> None:
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        shards: Any = None,
+    ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
         self.shards = shards
         for p in (p for group in self.param_groups for p in group["params"]):
             here = local(p)
-            state: dict[str, Any] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p, dtype=torch.bfloat16)}
+            state: dict[str, Any] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(p, dtype=torch.bfloat16),
+            }
             dims = factored(p.shape)
             if dims is None:
                 state["exp_avg_sq"] = torch.zeros_like(p)
             else:
                 a, b = dims
-                state["exp_avg_sq_row"] = here.new_zeros([n for d, n in enumerate(here.shape) if d != b])
-                column = here.shape if a else p.shape  # the mean over a cut dimension is whole on every rank
-                state["exp_avg_sq_col"] = here.new_zeros([n for d, n in enumerate(column) if d != a])
+                state["exp_avg_sq_row"] = here.new_zeros(
+                    [n for d, n in enumerate(here.shape) if d != b]
+                )
+                # the mean over a cut dimension is whole on every rank
+                column = here.shape if a else p.shape
+                state["exp_avg_sq_col"] = here.new_zeros(
+                    [n for d, n in enumerate(column) if d != a]
+                )
             self.state[p] = state
 
     def place(self, p: nn.Parameter, kind: str) -> tuple[tuple[int, ...], Box, bool]:
-        """Shape, this rank's box, and whether every rank holds all of it: where a tensor of the state lies."""
+        """Shape, this rank's box, and whether every rank holds all of it:
+        where a tensor of the state lies.
+        """
         dims, shape, box = factored(p.shape), tuple(p.shape), box_of(p)
         if dims is None or kind == "exp_avg":
             return shape, box, False
         gone = dims[1] if kind == "exp_avg_sq_row" else dims[0]
-        return (tuple(n for d, n in enumerate(shape) if d != gone), tuple(x for d, x in enumerate(box) if d != gone),
-                gone == 0)
+        return (
+            tuple(n for d, n in enumerate(shape) if d != gone),
+            tuple(x for d, x in enumerate(box) if d != gone),
+            gone == 0,
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        moved = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        moved = [
+            (group, p) for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
         over_first: list[tuple[nn.Parameter, Tensor]] = []  # sums over the cut dimension
         for _, p in moved:
             dims = factored(p.shape)
@@ -67,7 +93,9 @@ class Adafactor(torch.optim.Optimizer):
             flat = torch.cat([t.reshape(-1) for _, t in over_first])
             dist.all_reduce(flat, group=self.shards)
             parts = flat.split([t.numel() for _, t in over_first])
-            over_first = [(p, part.view_as(t)) for (p, t), part in zip(over_first, parts, strict=True)]
+            over_first = [
+                (p, part.view_as(t)) for (p, t), part in zip(over_first, parts, strict=True)
+            ]
         columns = {id(p): t for p, t in over_first}
         for group, p in moved:
             self.move(group, p, columns.get(id(p)))
@@ -97,7 +125,8 @@ class Adafactor(torch.optim.Optimizer):
             row.lerp_(square.mean(b), 1 - keep)
             if a:
                 col.lerp_(square.mean(a), 1 - keep)
-            mean = col.mean(b - 1, keepdim=True)  # equals the mean of the row, and lies whole on every rank
+            # equals the mean of the row, and lies whole on every rank
+            mean = col.mean(b - 1, keepdim=True)
             update = g * row.rsqrt().unsqueeze(b) * (col / mean).rsqrt().unsqueeze(a)
         first = local(state["exp_avg"])
         update = first.to(update.dtype).lerp(update, 1 - beta)

@@ -15,7 +15,9 @@ class NotFinite(Exception):
 
 
 class Control:
-    """Requests to leave (signals, `control/stop` in the run folder) and the count of skipped steps."""
+    """Requests to leave (signals, `control/stop` in the run folder) and the count
+    of skipped steps.
+    """
 
     def __init__(self, folder: Path, rank: int, skip_limit: int = 10) -> None:
         self.folder, self.rank, self.skip_limit = folder, rank, skip_limit
@@ -35,7 +37,9 @@ class Control:
             if self.asked and number == signal.SIGINT:
                 os._exit(130)
             if not self.asked and self.rank == 0:
-                os.write(2, b"leaving after this step, with a checkpoint; Ctrl-C again ends at once\n")
+                os.write(
+                    2, b"leaving after this step, with a checkpoint; Ctrl-C again ends at once\n"
+                )
             self.asked = True
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -49,8 +53,10 @@ class Control:
         """Count a skipped step. Raises NotFinite beyond the limit."""
         self.skipped += 1
         if self.skipped > self.skip_limit:
-            raise NotFinite(f"{self.skipped} steps in a row up to step {step} were not finite: "
-                            "lower optim.lr or look at the samples that ledger.jsonl names.")
+            raise NotFinite(
+                f"{self.skipped} steps in a row up to step {step} were not finite: "
+                "lower optim.lr or look at the samples that ledger.jsonl names."
+            )
 
 
 class BadLimit:
@@ -75,9 +81,16 @@ class BadLimit:
             self.recent.pop(0)
         masked, total = sum(b for b, _ in self.recent), sum(s for _, s in self.recent)
         if masked > self.share * self.WINDOW:
-            raise UserError(f"{masked} of the last {total} samples were bad, more than data.bad_limit={self.share}: "
-                            f"ledger.jsonl names them{self.why()}; 'vtx data verify' finds those that cannot be read.")
+            raise UserError(
+                f"{masked} of the last {total} samples were bad, more than "
+                f"data.bad_limit={self.share}: ledger.jsonl names them{self.why()}; 'vtx data "
+                "verify' finds those that cannot be read."
+            )
 
     def why(self) -> str:
         """What this rank has seen most."""
-        return f", most often for {max(self.reasons, key=self.reasons.__getitem__)}" if self.reasons else ""
+        return (
+            f", most often for {max(self.reasons, key=self.reasons.__getitem__)}"
+            if self.reasons
+            else ""
+        )

@@ -1,7 +1,8 @@
-"""Initial values keyed by parameter name: a sharded build on the meta device equals a whole one, in every world.
+"""Initial values keyed by parameter name: a sharded build on the meta device equals a whole one,
+in every world.
 
-A tensor is cut in C order into blocks of BLOCK elements; each block has its own generator, seeded by
-(run seed, name, block). A rank makes the blocks that its slice touches and no others.
+A tensor is cut in C order into blocks of BLOCK elements; each block has its own generator, seeded
+by (run seed, name, block). A rank makes the blocks that its slice touches and no others.
 """
 
 import hashlib
@@ -30,7 +31,9 @@ def keyed_flat(name: str, lo: int, hi: int, initial: Values, seed: int) -> Tenso
             block = (torch.rand(BLOCK, generator=generator) * 2 - 1) * number
         elif kind == "normal":
             block = torch.randn(BLOCK, generator=generator) * number
-        elif kind == "truncated":  # within two standard deviations, by inverting the distribution function
+        elif (
+            kind == "truncated"
+        ):  # within two standard deviations, by inverting the distribution function
             low = math.erf(-2 / math.sqrt(2))
             u = torch.rand(BLOCK, generator=generator, dtype=torch.float64) * (-2 * low) + low
             block = (torch.erfinv(u.clamp(-1 + 1e-12, 1 - 1e-12)) * math.sqrt(2) * number).float()
@@ -42,10 +45,15 @@ def keyed_flat(name: str, lo: int, hi: int, initial: Values, seed: int) -> Tenso
 
 
 def sources(objective: nn.Module) -> dict[str, str]:
-    """Name of a follower's parameter -> name of the one that it follows, whose initial values it shares."""
+    """Name of a follower's parameter -> name of the one that it follows,
+    whose initial values it shares.
+    """
     names = {id(p): n for n, p in objective.named_parameters()}
-    return {names[id(t)]: names[id(s)] for f in objective.followers()  # type: ignore[operator]
-            for t, s in zip(f.teacher.parameters(), f.student.parameters(), strict=True)}
+    return {
+        names[id(t)]: names[id(s)]
+        for f in objective.followers()  # type: ignore[operator]
+        for t, s in zip(f.teacher.parameters(), f.student.parameters(), strict=True)
+    }
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""What rank 0 tells of a run: `metrics.jsonl`, TensorBoard, a live line for people and plain lines for logs."""
+"""What rank 0 tells of a run: `metrics.jsonl`, TensorBoard,
+a live line for people and plain lines for logs.
+"""
 
 import json
 import resource
@@ -18,9 +20,25 @@ from vtx_scale.trainer.output import append, append_text, say
 class Log:
     """Written at every step; TensorBoard at most 200 times a run unless the run is short."""
 
-    def __init__(self, folder: Path, steps: int, *, on: bool = True, device: torch.device, slot_share: float = 0.0) -> None:
-        """slot_share: of all devices' peak, what one sample a second uses; 0 where it is not known."""
-        self.folder, self.steps, self.on, self.device, self.slot_share = folder, steps, on, device, slot_share
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        *,
+        on: bool = True,
+        device: torch.device,
+        slot_share: float = 0.0,
+    ) -> None:
+        """slot_share: of all devices' peak, what one sample a second uses;
+        0 where it is not known.
+        """
+        self.folder, self.steps, self.on, self.device, self.slot_share = (
+            folder,
+            steps,
+            on,
+            device,
+            slot_share,
+        )
         self.every = max(1, min(10, steps // 200))
         self.board: Any = None
         self.live: Progress | None = None
@@ -46,7 +64,10 @@ class Log:
         """One finished step (1..N)."""
         if not self.on:
             return
-        append(self.folder / "metrics.jsonl", json.dumps({"step": step, **values, "time": time.time()}).encode())
+        append(
+            self.folder / "metrics.jsonl",
+            json.dumps({"step": step, **values, "time": time.time()}).encode(),
+        )
         if step % self.every == 0 or step == self.steps:
             self._board_step(step, values)
         line = (
@@ -61,7 +82,9 @@ class Log:
 
     def _writer(self) -> Any:
         if self.board is None:
-            from torch.utils.tensorboard import SummaryWriter  # a second of imports, for rank 0 alone
+            from torch.utils.tensorboard import (
+                SummaryWriter,
+            )  # a second of imports, for rank 0 alone
 
             self.board = SummaryWriter(str(self.folder / "tensorboard"))
         return self.board
@@ -73,7 +96,9 @@ class Log:
         if values["seconds"] > 0:
             board.add_scalar("train/data_wait_share", values["data_wait"] / values["seconds"], step)
         if self.slot_share:
-            board.add_scalar("train/model_flop_utilisation", values["samples_per_second"] * self.slot_share, step)
+            board.add_scalar(
+                "train/model_flop_utilisation", values["samples_per_second"] * self.slot_share, step
+            )
         if self.device.type == "cuda":
             board.add_scalar("system/memory_gib", torch.cuda.max_memory_allocated() / 2**30, step)
         else:
@@ -90,11 +115,18 @@ class Log:
                 self._writer().add_scalar(f"{name}/{key}", value, step)
             else:
                 self._writer().add_image(f"{name}/{key}", value, step, dataformats="HWC")
-        append(self.folder / "evaluations.jsonl", json.dumps({"step": step, "name": name, **numbers}).encode())
-        self.message(f"step {step}  {name}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
+        append(
+            self.folder / "evaluations.jsonl",
+            json.dumps({"step": step, "name": name, **numbers}).encode(),
+        )
+        self.message(
+            f"step {step}  {name}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+        )
 
     def pictures(self, step: int, batch: Batch, captions: list[str]) -> None:
-        """Grids of inputs as they leave the loader (all views of a sample stand in a row), and captions."""
+        """Grids of inputs as they leave the loader (all views of a sample stand in a
+        row), and captions.
+        """
         if not self.on:
             return
         for name in ("image", "globals", "locals"):
@@ -114,7 +146,9 @@ class Log:
 
 
 def picture_grid(images: torch.Tensor, columns: int = 4) -> torch.Tensor | None:
-    """(N, S, S, 3), or (N, V, S, S, 3) with a sample's V views in a row -> one (H, W, 3); None where no row is full."""
+    """(N, S, S, 3), or (N, V, S, S, 3) with a sample's V views in a row -> one (H, W, 3);
+    None where no row is full.
+    """
     if images.ndim == 5:
         columns = max(1, images.shape[1])
         images = images[: max(1, 16 // columns)].flatten(0, 1)

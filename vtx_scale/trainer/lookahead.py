@@ -1,4 +1,6 @@
-"""Lookahead (Zhang et al. 2019, arXiv:1907.08610) around SGD with momentum, as VirTex was trained."""
+"""Lookahead (Zhang et al. 2019, arXiv:1907.08610) around SGD with momentum,
+as VirTex was trained.
+"""
 
 from typing import Any
 
@@ -7,21 +9,33 @@ from torch import Tensor
 
 
 class Lookahead(torch.optim.SGD):
-    """After every k-th step the weights go back to the slow ones and `alpha` of the way from there; SGD's momentum stays.
+    """After every k-th step the weights go back to the slow ones and `alpha` of the way from there;
+    SGD's momentum stays.
 
-    Slow weights are state as any other, so that a run resumes between two of these steps. state["step"] counts them and is set
-    by the trainer (`vtx_scale.trainer.optim.set_applied`).
+    Slow weights are state as any other, so that a run resumes between two of these steps.
+    state["step"] counts them and is set by the trainer (`vtx_scale.trainer.optim.set_applied`).
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float, k: int, alpha: float, foreach: bool | None = None) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float,
+        k: int,
+        alpha: float,
+        foreach: bool | None = None,
+    ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, foreach=foreach)
         self.k, self.alpha = k, alpha
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        pairs: list[tuple[Tensor, dict[str, Any]]] = [(p, self.state[p]) for g in self.param_groups for p in g["params"]]
+        pairs: list[tuple[Tensor, dict[str, Any]]] = [
+            (p, self.state[p]) for g in self.param_groups for p in g["params"]
+        ]
         for p, state in pairs:
-            if int(state["step"]) == 0:  # values may have come from elsewhere since the optimizer was made
+            # values may have come from elsewhere since the optimizer was made
+            if int(state["step"]) == 0:
                 state["slow"].copy_(p)
         loss = super().step(closure)
         for p, state in pairs:

@@ -29,12 +29,19 @@ class Progress:
     step: int = 0  # finished steps
     applied: int = 0  # of them, those that moved the weights
     samples: int = 0  # valid samples seen
-    frozen: int = 0  # of the applied steps, those at which the objective kept some parameters frozen
+    frozen: int = (
+        # of the applied steps, those at which the objective kept some parameters frozen
+        0
+    )
 
 
 def due(run: Run, step: int) -> list[str]:
     """The evaluators that look at the model after `step` finished steps."""
-    return [e.name for e in run.evaluate if step == run.steps or (e.every and step and step % e.every == 0)]
+    return [
+        e.name
+        for e in run.evaluate
+        if step == run.steps or (e.every and step and step % e.every == 0)
+    ]
 
 
 @dataclass
@@ -81,21 +88,31 @@ class Trainer:
             for module in self.statistics:
                 module.discard_statistics()  # what a step that did not count has left behind
             batch = self.objective.prepare(batch, p.step)
-            counts = self.objective.count(batch)  # known before the forward pass: a masked slot weighs nothing
+            # known before the forward pass: a masked slot weighs nothing
+            counts = self.objective.count(batch)
             masked = (~batch.valid & (batch.ids >= 0)).sum()
             heads = torch.stack([counts.double(), batch.valid.sum().double(), masked.double()])
             total, valid, bad = self.strategy.sum(heads).tolist()
             limit.add(int(bad), int(valid + bad))
 
             loss, logged = self.forward_backward(batch, total)
-            flags = torch.tensor([self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64)
+            flags = torch.tensor(
+                [self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64
+            )
             failpoint(f"backward-{p.step + 1}")
-            common = self.strategy.sum(torch.cat([loss.double().reshape(1), flags.to(loss.device), *logged.values()]))
+            common = self.strategy.sum(
+                torch.cat([loss.double().reshape(1), flags.to(loss.device), *logged.values()])
+            )
             for frozen in self.strategy.frozen(p.step):
                 frozen.grad = None
             norms = self.strategy.norms() / self.precision.scale
-            (loss_value, leave, failed, *means), norm_value = common.tolist(), torch.linalg.vector_norm(norms).float().item()
-            metrics = {name: value / max(valid, 1.0) for name, value in zip(logged, means, strict=True)}
+            (loss_value, leave, failed, *means), norm_value = (
+                common.tolist(),
+                torch.linalg.vector_norm(norms).float().item(),
+            )
+            metrics = {
+                name: value / max(valid, 1.0) for name, value in zip(logged, means, strict=True)
+            }
             leaving = leave > 0 or p.step + 1 - first == run.system.leave_after
             if failed:
                 self.save_failed()
@@ -108,10 +125,22 @@ class Trainer:
 
             failpoint(f"step-{p.step}")
             seconds = time.perf_counter() - began
-            self.log.step(p.step, samples=p.samples, loss=loss_value, lr=rate, grad_norm=norm_value,
-                          samples_per_second=valid / seconds, data_wait=waited, seconds=seconds,
-                          **metrics)
-            if p.step == run.steps or leaving or (run.checkpoint.every and p.step % run.checkpoint.every == 0):
+            self.log.step(
+                p.step,
+                samples=p.samples,
+                loss=loss_value,
+                lr=rate,
+                grad_norm=norm_value,
+                samples_per_second=valid / seconds,
+                data_wait=waited,
+                seconds=seconds,
+                **metrics,
+            )
+            if (
+                p.step == run.steps
+                or leaving
+                or (run.checkpoint.every and p.step % run.checkpoint.every == 0)
+            ):
                 self.save()
             if names := due(run, p.step):
                 self.evaluate(names, p.step)
@@ -121,7 +150,8 @@ class Trainer:
     def forward_backward(self, batch: Any, total: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradients of the sum over the global batch divided by its count.
 
-        Returns this rank's part of the loss, and what the objective has seen, (1,) each, times the valid slots that saw it.
+        Returns this rank's part of the loss, and what the objective has seen, (1,) each, times the
+        valid slots that saw it.
         """
         micros = batch.split(self.run.system.micro_batch if self.run.objective.separable else None)
         loss = torch.zeros((), device=self.strategy.device)
@@ -131,14 +161,21 @@ class Trainer:
                 with self.precision.cast(self.strategy.device):
                     part, log = self.objective(micro, self.progress.step)
                 part = part / max(total, 1.0)
-                self.strategy.backward(part * self.precision.scale if self.precision.scale != 1 else part)
+                self.strategy.backward(
+                    part * self.precision.scale if self.precision.scale != 1 else part
+                )
                 loss = loss + part.detach()
                 for name, value in log.items():
-                    logged[name] = logged.get(name, 0.0) + value.detach().double().reshape(1) * micro.valid.sum()
+                    logged[name] = (
+                        logged.get(name, 0.0)
+                        + value.detach().double().reshape(1) * micro.valid.sum()
+                    )
         return loss, logged
 
     def sound(self, batch: Any, mine: Tensor, loss: float, norm: float, valid: float) -> bool:
-        """The same verdict on every rank; a step that is not finite is skipped and its samples are named."""
+        """The same verdict on every rank; a step that is not finite is skipped and its
+        samples are named.
+        """
         step = self.progress.step + 1
         if not valid:
             if self.strategy.rank == 0:
@@ -151,9 +188,17 @@ class Trainer:
             return True
         if not math.isfinite(mine.item()) or math.isfinite(loss):
             ids = batch.ids[batch.valid].tolist()
-            self.ledger.write(kind="skip", reason="loss" if not math.isfinite(loss) else "gradient", step=step,
-                              rank=self.strategy.rank, samples=ids)
-        self.log.message(f"step {step} is not finite (loss {loss}, gradient norm {norm}): skipped, see ledger.jsonl")
+            self.ledger.write(
+                kind="skip",
+                reason="loss" if not math.isfinite(loss) else "gradient",
+                step=step,
+                rank=self.strategy.rank,
+                samples=ids,
+            )
+        self.log.message(
+            f"step {step} is not finite (loss {loss}, gradient norm {norm}): "
+            "skipped, see ledger.jsonl"
+        )
         self.control.skip(step)
         return False
 
@@ -182,21 +227,34 @@ class Trainer:
         self.saved = self.progress.step
 
     def save_failed(self) -> None:
-        """On every rank at the same step: drop the save, say so, go on; the last good checkpoint stays."""
+        """On every rank at the same step: drop the save, say so, go on;
+        the last good checkpoint stays.
+        """
         self.writer.abandon()
         if self.writer.error:
-            self.ledger.write(kind="save_failed", reason=self.writer.error, step=self.saved, rank=self.strategy.rank)
-            self.log.message(f"saving step {self.saved} failed ({self.writer.error}): the checkpoint before it stays")
+            self.ledger.write(
+                kind="save_failed",
+                reason=self.writer.error,
+                step=self.saved,
+                rank=self.strategy.rank,
+            )
+            self.log.message(
+                f"saving step {self.saved} failed ({self.writer.error}): "
+                "the checkpoint before it stays"
+            )
         self.writer.error = None
 
     def settle(self) -> str | None:
         """Wait for the save under way on every rank; why it failed, or None.
 
-        The ranks ask each other while they wait: one that failed must not keep the others waiting for its part.
+        The ranks ask each other while they wait: one that failed must not keep the others waiting
+        for its part.
         """
         while True:
             busy = self.writer.busy  # read before the error: a writer sets its error and then ends
-            now = torch.tensor([float(busy), float(self.writer.error is not None)], device=self.strategy.device)
+            now = torch.tensor(
+                [float(busy), float(self.writer.error is not None)], device=self.strategy.device
+            )
             some_busy, some_failed = self.strategy.sum(now).tolist()
             if some_failed:
                 reason = self.writer.error or "another rank's part failed"
@@ -211,4 +269,7 @@ class Trainer:
         """See that the last save is there. Raises OSError where it is not."""
         reason = self.settle()
         if reason:
-            raise OSError(f"The last checkpoint could not be saved ({reason}): make room and run the same command again.")
+            raise OSError(
+                f"The last checkpoint could not be saved ({reason}): "
+                "make room and run the same command again."
+            )

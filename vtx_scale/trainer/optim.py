@@ -13,33 +13,54 @@ from vtx_scale.trainer.lookahead import Lookahead
 
 
 def groups(module: nn.Module, rules: dict[str, Rule]) -> list[dict[str, Any]]:
-    """Groups of kind "body", "head" and "undecayed", of the trunk or not, of one `lr_scale` each; none is empty."""
+    """Groups of kind "body", "head" and "undecayed", of the trunk or not, of one `lr_scale` each;
+    none is empty.
+    """
     kinds = [(kind, trunk) for trunk in (False, True) for kind in ("body", "head", "undecayed")]
-    grouped: dict[tuple[str, bool, float], list[nn.Parameter]] = {(*kind, 1.0): [] for kind in kinds}
+    grouped: dict[tuple[str, bool, float], list[nn.Parameter]] = {
+        (*kind, 1.0): [] for kind in kinds
+    }
     for name, p in module.named_parameters():
         if p.requires_grad:
             rule = rules[name]
-            kind = "undecayed" if not rule.decays(p.ndim) else "head" if rule.group == "head" else "body"
+            kind = (
+                "undecayed"
+                if not rule.decays(p.ndim)
+                else "head"
+                if rule.group == "head"
+                else "body"
+            )
             grouped.setdefault((kind, rule.group == "trunk", rule.lr_scale), []).append(p)
-    return [{"kind": kind, "trunk": trunk, "lr_scale": scale, "params": part} for (kind, trunk, scale), part in grouped.items() if part]
+    return [
+        {"kind": kind, "trunk": trunk, "lr_scale": scale, "params": part}
+        for (kind, trunk, scale), part in grouped.items()
+        if part
+    ]
 
 
-def set_rates(optimizer: torch.optim.Optimizer, spec: Optimizer, rate: float, step: int, steps: int) -> None:
+def set_rates(
+    optimizer: torch.optim.Optimizer, spec: Optimizer, rate: float, step: int, steps: int
+) -> None:
     """The learning rate and weight decay of a step."""
     decay = spec.decay_at(step, steps)
     for group in optimizer.param_groups:
-        own = rate if spec.trunk_lr is None or not group["trunk"] else rate * spec.trunk_lr / spec.lr
+        own = (
+            rate if spec.trunk_lr is None or not group["trunk"] else rate * spec.trunk_lr / spec.lr
+        )
         group["lr"] = own * group["lr_scale"]
         group["weight_decay"] = {"body": decay, "undecayed": 0.0}.get(
-            group["kind"], decay if spec.head_decay is None else spec.head_decay)
+            group["kind"], decay if spec.head_decay is None else spec.head_decay
+        )
 
 
 def optimizer_of(
     objective: nn.Module, rules: dict[str, Rule], spec: Optimizer, shards: Any = None
 ) -> torch.optim.Optimizer:
-    """The optimizer with its state made at once, so that a checkpoint can be read into it before the first step.
+    """The optimizer with its state made at once, so that a checkpoint can be read into it before
+    the first step.
 
-    rules: as `table_of` gives them. shards: the process group over which parameters are cut, None where they are whole.
+    rules: as `table_of` gives them. shards: the process group over which parameters are cut, None
+    where they are whole.
     """
     grouped = groups(objective, rules)
     cuda = any(p.is_cuda for g in grouped for p in g["params"])
@@ -50,16 +71,28 @@ def optimizer_of(
     elif spec.kind == "sgd":
         optimizer = torch.optim.SGD(grouped, lr=spec.lr, momentum=spec.betas[0], foreach=each)
         for p in parameters(optimizer):
-            optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format)}
+            optimizer.state[p] = {
+                "momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format)
+            }
     elif spec.kind == "lookahead":
-        optimizer = Lookahead(grouped, spec.lr, spec.betas[0], spec.lookahead, spec.lookahead_share, foreach=each)
+        optimizer = Lookahead(
+            grouped, spec.lr, spec.betas[0], spec.lookahead, spec.lookahead_share, foreach=each
+        )
         for p in parameters(optimizer):
-            optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32),
-                                  "momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format),
-                                  "slow": p.detach().clone(memory_format=torch.preserve_format)}
+            optimizer.state[p] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "slow": p.detach().clone(memory_format=torch.preserve_format),
+            }
     else:
-        optimizer = torch.optim.AdamW(grouped, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True if cuda else None,
-                                      foreach=each)
+        optimizer = torch.optim.AdamW(
+            grouped,
+            lr=spec.lr,
+            betas=spec.betas,
+            eps=spec.eps,
+            fused=True if cuda else None,
+            foreach=each,
+        )
         for p in parameters(optimizer):
             optimizer.state[p] = {
                 "step": torch.zeros((), dtype=torch.float32, device=p.device if cuda else "cpu"),
@@ -74,8 +107,12 @@ def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def set_applied(optimizer: torch.optim.Optimizer, steps: int, late: Iterable[nn.Parameter] = (), missed: int = 0) -> None:
-    """Tell every parameter how many steps were applied to it; `late` ones were frozen for `missed` of them."""
+def set_applied(
+    optimizer: torch.optim.Optimizer, steps: int, late: Iterable[nn.Parameter] = (), missed: int = 0
+) -> None:
+    """Tell every parameter how many steps were applied to it;
+    `late` ones were frozen for `missed` of them.
+    """
     behind = {id(p) for p in late}
     for p, state in optimizer.state.items():
         if "step" in state:

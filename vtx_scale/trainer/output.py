@@ -1,7 +1,9 @@
-"""The one place where a run writes for those who watch it: lines on stderr, and files that grow in its folder.
+"""The one place where a run writes for those who watch it:
+lines on stderr, and files that grow in its folder.
 
-What stands in `metrics.jsonl`, `evaluations.jsonl`, `ledger.jsonl` and `log.txt` goes through `append` and `Ledger`; what a
-terminal shows goes through `say`. Standard library alone, so that a launcher has them without torch.
+What stands in `metrics.jsonl`, `evaluations.jsonl`, `ledger.jsonl` and `log.txt` goes through
+`append` and `Ledger`; what a terminal shows goes through `say`. Standard library alone, so that a
+launcher has them without torch.
 """
 
 import json
@@ -38,13 +40,18 @@ def append_text(folder: Path, line: str) -> None:
 
 
 class Ledger:
-    """`ledger.jsonl`: one line for everything masked, skipped, retried, repaired. Every rank appends."""
+    """`ledger.jsonl`: one line for everything masked, skipped, retried, repaired.
+
+    Every rank appends.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "ledger.jsonl"
 
     def write(self, **entry: Any) -> None:
-        append(self.path, json.dumps(entry, separators=(",", ":"), default=str).encode()[:LINE_BYTES])
+        append(
+            self.path, json.dumps(entry, separators=(",", ":"), default=str).encode()[:LINE_BYTES]
+        )
 
 
 def truncate_logs_after(folder: Path, step: int) -> None:

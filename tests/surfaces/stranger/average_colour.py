@@ -1,4 +1,7 @@
-"""A stranger's objective: say an image's mean colour, and agree with one's own moving average. One file, no tree."""
+"""A stranger's objective: say an image's mean colour, and agree with one's own moving average.
+
+One file, no tree.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -75,11 +78,17 @@ class ColourObjective(Objective):
     def forward(self, batch, step=0):
         x = batch["image"].to(self.student.last.weight.dtype).flatten(1) / 127.5 - 1
         answer, kept = self.student(x), self.teacher(x).detach()
-        loss_n = (answer - batch["target"].to(x.dtype)).square().sum(1) + 0.1 * (answer - kept).square().sum(1)
-        return torch.where(batch.valid, loss_n, 0).sum(), {"apart": (answer - kept).detach().abs().max()}
+        loss_n = (answer - batch["target"].to(x.dtype)).square().sum(1) + 0.1 * (
+            answer - kept
+        ).square().sum(1)
+        return torch.where(batch.valid, loss_n, 0).sum(), {
+            "apart": (answer - kept).detach().abs().max()
+        }
 
     def colour(self, pixels):
-        return self.context.run_probe(lambda x: self.teacher(x.float().flatten(1) / 127.5 - 1), torch.as_tensor(pixels))
+        return self.context.run_probe(
+            lambda x: self.teacher(x.float().flatten(1) / 127.5 - 1), torch.as_tensor(pixels)
+        )
 
 
 def colour_error(probes, batches, classes, ranks):
@@ -94,9 +103,16 @@ def colour_error(probes, batches, classes, ranks):
 
 def average_colour():
     """The mean colour of shapes."""
-    return Run(objective=Colour(), data=Data(shards="toy"), optim=Optimizer(lr=3e-3, clip=1.0), steps=300, global_batch=16,
-               system=System(workers=0), checkpoint=Checkpoint(every=100),
-               evaluate=(Evaluation(name="average_colour:colour_error"),))
+    return Run(
+        objective=Colour(),
+        data=Data(shards="toy"),
+        optim=Optimizer(lr=3e-3, clip=1.0),
+        steps=300,
+        global_batch=16,
+        system=System(workers=0),
+        checkpoint=Checkpoint(every=100),
+        evaluate=(Evaluation(name="average_colour:colour_error"),),
+    )
 
 
 def average_colour_smoke():

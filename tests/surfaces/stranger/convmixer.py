@@ -1,7 +1,11 @@
-"""A stranger's backbone: ConvMixer (Trockman & Kolter 2022, arXiv:2201.09792), with its name table and recipes. One file, no tree.
+"""A stranger's backbone: ConvMixer (Trockman & Kolter 2022, arXiv:2201.09792),
+with its name table and recipes.
 
-B images, C width. Patches, then blocks of a depthwise convolution beside a residual path and a pointwise one, each followed by
-GELU and batch norm; the mean over places. Goes to and from timm's ConvMixer.
+One file, no tree.
+
+B images, C width. Patches, then blocks of a depthwise convolution beside a residual path
+and a pointwise one, each followed by GELU and batch norm; the mean over places. Goes to and
+from timm's ConvMixer.
 """
 
 import math
@@ -85,7 +89,13 @@ class ConvMixer(nn.Module):
 
     def layer(self, name):
         part, _, rest = name.partition(".")
-        return 1 + int(rest.partition(".")[0]) if part == "blocks" else 0 if part != "head" else 1 + self.spec.depth
+        return (
+            1 + int(rest.partition(".")[0])
+            if part == "blocks"
+            else 0
+            if part != "head"
+            else 1 + self.spec.depth
+        )
 
     def pyramid(self, x, slots=None):
         x = self.norm(F.gelu(self.patch(x)), slots)

@@ -67,6 +67,13 @@ class Ruled(Objective):
 
 def ruled_smoke():
     """Four steps."""
-    return Run(objective=RuledSpec(), data=Data(shards="toy"), system=System(workers=0),
-               optim=Optimizer(lr=1e-2, decay=0.1, clip=1.0), schedule=Schedule(warmup=0),
-               steps=4, global_batch=8, checkpoint=Checkpoint(every=0))
+    return Run(
+        objective=RuledSpec(),
+        data=Data(shards="toy"),
+        system=System(workers=0),
+        optim=Optimizer(lr=1e-2, decay=0.1, clip=1.0),
+        schedule=Schedule(warmup=0),
+        steps=4,
+        global_batch=8,
+        checkpoint=Checkpoint(every=0),
+    )
