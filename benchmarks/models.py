@@ -492,8 +492,10 @@ FAMILIES: dict[str, Callable[[torch.device, int], Family]] = {
 
 NOTES = {  # "family kind": why ours is slower there
     "clip_loss loss": "masked slots are left out of rows and columns: about a millisecond a step",
-    "siglip_loss loss": "masked slots are left out of rows and columns: less than a millisecond a step",
-    "softmax_loss loss": "labels that are absent, masked slots and the accuracy: less than a millisecond a step",
+    "siglip_loss loss": "masked slots are left out of rows and columns: "
+    "less than a millisecond a step",
+    "softmax_loss loss": "labels that are absent, masked slots and the accuracy: "
+    "less than a millisecond a step",
 }
 
 

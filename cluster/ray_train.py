@@ -187,9 +187,8 @@ class TorchrunVariables(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         assert isinstance(backend_config, Torchrun)
         if backend_config.meet:
-            where = {
-                "VTX_MEET": f"file://{tempfile.mkdtemp(prefix='meet-', dir=backend_config.meet)}/store"
-            }
+            folder = tempfile.mkdtemp(prefix="meet-", dir=backend_config.meet)
+            where = {"VTX_MEET": f"file://{folder}/store"}
         else:
             where = worker_group.execute_single(0, master)
         workers = worker_group.get_workers()

@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vtx_scale.blocks.slots import SlotContext
 
 from vtx_scale.blocks.rules import Rule, fan_in, normal, ones, zeros
+from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.launch import recipes
 from vtx_scale.specs.network import Backbone
 from vtx_scale.specs.run import Run

@@ -118,9 +118,9 @@ def features(run: Run, objective: Any, probe: str, bad: list[dict[str, Any]]) ->
     parts = []
     for train, key in ((True, "data.shards"), (False, "data.val_shards")):
         data = open_data(run, train)
-        batches, count = eval_batches(
-            run, data, objective.context.ranks.rank, objective.context.ranks.world
-        )  # type: ignore[arg-type]
+        assert data is not None  # `each` has seen that there are validation samples
+        ranks = objective.context.ranks
+        batches, count = eval_batches(run, data, ranks.rank, ranks.world)
         loader = Loader(batches, stop=count, workers=run.system.workers if count >= AHEAD else 0)
         try:
             parts.append(

@@ -123,8 +123,8 @@ class Codec(nn.Module):
             block
             for part in (self.encoder, self.decoder)
             for blocks in part.groups
-            for block in blocks
-        ]  # type: ignore[attr-defined]
+            for block in blocks.children()
+        ]
 
     @staticmethod
     def macs(spec: CodecConfig, count: Callable[..., int]) -> int:

@@ -297,20 +297,7 @@ def export_clip(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path) 
             f"{to} has no CLIP with a {spec.image.title()}: export to safetensors instead."
         )
     if spec.image.clip_tower == "resnet":
-        blocks = len(spec.image.strides)
-        if to != "open_clip":
-            raise UserError(
-                f"{to} has no CLIP with a ResNet: export to open_clip or safetensors instead."
-            )
-        if blocks != 4:
-            raise UserError(
-                f"open_clip's ResNets have four stages, this one {blocks}: export to safetensors."
-            )
-        return write_folder(
-            out,
-            {"open_clip_model.safetensors": with_counts(to_foreign(OPEN_CLIP_RESNET, state))},
-            open_clip_config(spec),
-        )
+        return export_resnet_clip(spec, state, to, out)
     image = cast(ViTConfig, spec.image)
     if (
         image.pool != "tok"
@@ -341,6 +328,26 @@ def export_clip(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path) 
     )
     tower["head.bias"] = tower["head.weight"].new_zeros(spec.embed)
     return write_folder(out, {"model.safetensors": tower}, texts)
+
+
+def export_resnet_clip(
+    spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path
+) -> list[Path]:
+    """The same of one with a ResNet, which open_clip alone has."""
+    blocks = len(spec.image.strides)
+    if to != "open_clip":
+        raise UserError(
+            f"{to} has no CLIP with a ResNet: export to open_clip or safetensors instead."
+        )
+    if blocks != 4:
+        raise UserError(
+            f"open_clip's ResNets have four stages, this one {blocks}: export to safetensors."
+        )
+    return write_folder(
+        out,
+        {"open_clip_model.safetensors": with_counts(to_foreign(OPEN_CLIP_RESNET, state))},
+        open_clip_config(spec),
+    )
 
 
 def import_clip(path: Path) -> dict[str, Tensor]:

@@ -192,7 +192,8 @@ class Init(Spec):
     """
 
     needs: ClassVar[Mapping[str, str]] = {
-        "from_": "goes on from trained weights: add init.from=RUN, a run folder or exported weights."
+        "from_": "goes on from trained weights: add init.from=RUN, a run folder or "
+        "exported weights."
     }
 
     from_: str = ""

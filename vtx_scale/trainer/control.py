@@ -69,7 +69,7 @@ class BadLimit:
         self.recent: list[tuple[int, int]] = []
         self.reasons: Counter[str] = Counter()
 
-    def saw(self, bad: dict[str, Any]) -> None:
+    def add_reason(self, bad: dict[str, Any]) -> None:
         """A ledger entry of this rank's."""
         detail = f" ({bad['detail']})" if bad.get("detail") else ""
         self.reasons[f"{bad.get('reason')}{detail}"[:80]] += 1

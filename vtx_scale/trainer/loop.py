@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vtx_scale.blocks.slots import with_running_statistics
 from vtx_scale.checkpoints.write import Writer
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.specs.run import Run
@@ -78,74 +79,80 @@ class Trainer:
             waited = time.perf_counter() - began
             rate = peak * run.schedule(p.step, run.steps)
             set_rates(self.optimizer, run.optim, rate, p.step, run.steps)
-            for bad in batch.bad:
-                self.ledger.write(**bad, step=p.step + 1)
-                if bad["kind"] != "retry":
-                    limit.saw(bad)
-            for reason, count in batch.notes.items():
-                self.ledger.write(kind="note", reason=reason, count=count, step=p.step + 1)
-
+            self.note(batch, limit)
             for module in self.statistics:
                 module.discard_statistics()  # what a step that did not count has left behind
             batch = self.objective.prepare(batch, p.step)
-            # known before the forward pass: a masked slot weighs nothing
-            counts = self.objective.count(batch)
-            masked = (~batch.valid & (batch.ids >= 0)).sum()
-            heads = torch.stack([counts.double(), batch.valid.sum().double(), masked.double()])
-            total, valid, bad = self.strategy.sum(heads).tolist()
-            limit.add(int(bad), int(valid + bad))
+            total, valid = self.count(batch, limit)
 
             loss, logged = self.forward_backward(batch, total)
-            flags = torch.tensor(
-                [self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64
-            )
             failpoint(f"backward-{p.step + 1}")
-            common = self.strategy.sum(
-                torch.cat([loss.double().reshape(1), flags.to(loss.device), *logged.values()])
-            )
+            loss_value, leave, failed, means = self.share(loss, logged)
             for frozen in self.strategy.frozen(p.step):
                 frozen.grad = None
             norms = self.strategy.norms() / self.precision.scale
-            (loss_value, leave, failed, *means), norm_value = (
-                common.tolist(),
-                torch.linalg.vector_norm(norms).float().item(),
-            )
-            metrics = {
-                name: value / max(valid, 1.0) for name, value in zip(logged, means, strict=True)
-            }
-            leaving = leave > 0 or p.step + 1 - first == run.system.leave_after
+            norm = torch.linalg.vector_norm(norms).float().item()
+            metrics = {name: value / max(valid, 1.0) for name, value in means.items()}
+            leaving = leave or p.step + 1 - first == run.system.leave_after
             if failed:
                 self.save_failed()
 
-            if self.sound(batch, loss, loss_value, norm_value, valid):
-                metrics |= self.apply(norm_value, norms)
+            if self.sound(batch, loss, loss_value, norm, valid):
+                metrics |= self.apply(norm, norms)
             self.optimizer.zero_grad(set_to_none=True)
             p.step += 1
             p.samples += int(valid)
 
             failpoint(f"step-{p.step}")
             seconds = time.perf_counter() - began
-            self.log.step(
-                p.step,
-                samples=p.samples,
-                loss=loss_value,
-                lr=rate,
-                grad_norm=norm_value,
-                samples_per_second=valid / seconds,
-                data_wait=waited,
-                seconds=seconds,
-                **metrics,
-            )
-            if (
-                p.step == run.steps
-                or leaving
-                or (run.checkpoint.every and p.step % run.checkpoint.every == 0)
-            ):
+            step = {"loss": loss_value, "lr": rate, "grad_norm": norm}
+            speed = {"samples_per_second": valid / seconds, "data_wait": waited, "seconds": seconds}
+            self.log.step(p.step, samples=p.samples, **step, **speed, **metrics)
+            if leaving or self.save_is_due():
                 self.save()
             if names := due(run, p.step):
                 self.evaluate(names, p.step)
         self.finish()
         return "left" if leaving and p.step < run.steps else "finished"
+
+    def note(self, batch: Batch, limit: BadLimit) -> None:
+        """What could not be used, and what was let pass, in the ledger."""
+        step = self.progress.step + 1
+        for bad in batch.bad:
+            self.ledger.write(**bad, step=step)
+            if bad["kind"] != "retry":
+                limit.add_reason(bad)
+        for reason, count in batch.notes.items():
+            self.ledger.write(kind="note", reason=reason, count=count, step=step)
+
+    def count(self, batch: Batch, limit: BadLimit) -> tuple[float, float]:
+        """(what the loss is divided by, valid slots) of the global batch: known before the forward
+        pass, so that a masked slot weighs nothing. Raises UserError beyond the limit of bad ones.
+        """
+        counts = self.objective.count(batch)
+        masked = (~batch.valid & (batch.ids >= 0)).sum()
+        heads = torch.stack([counts.double(), batch.valid.sum().double(), masked.double()])
+        total, valid, bad = self.strategy.sum(heads).tolist()
+        limit.add(int(bad), int(valid + bad))
+        return total, valid
+
+    def share(
+        self, loss: Tensor, logged: dict[str, Tensor]
+    ) -> tuple[float, bool, bool, dict[str, float]]:
+        """Over all ranks, in one message: the loss, whether to leave, whether a save failed, and
+        the sums of what is logged.
+        """
+        flags = torch.tensor(
+            [self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64
+        )
+        parts = [loss.double().reshape(1), flags.to(loss.device), *logged.values()]
+        loss_value, leave, failed, *sums = self.strategy.sum(torch.cat(parts)).tolist()
+        return loss_value, leave > 0, failed > 0, dict(zip(logged, sums, strict=True))
+
+    def save_is_due(self) -> bool:
+        """At the end, and every `checkpoint.every` steps."""
+        step, every = self.progress.step, self.run.checkpoint.every
+        return step == self.run.steps or bool(every and step % every == 0)
 
     def forward_backward(self, batch: Any, total: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradients of the sum over the global batch divided by its count.
