@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: install demo test test-full lint house
+.PHONY: install demo test test-full lint house docs
 
 install: $(STAMP)
 
@@ -35,3 +35,6 @@ lint: $(STAMP)
 
 house: $(STAMP)
 	$(BIN)/python tests/house.py --write
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build -q
