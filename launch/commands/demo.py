@@ -2,6 +2,8 @@
 
 import argparse
 
+from vtx_scale.data_pipeline.errors import UserError
+
 HELP = (
     "train a small CLIP on digits with two processes, kill one, resume, score, export; "
     "minutes on two cores"
@@ -19,6 +21,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vtx_scale.launch.demo import run
+    try:
+        from vtx_scale.launch.demo import run
+    except ImportError as e:
+        raise UserError(
+            f"vtx demo needs {e.name}: pip install 'vtx-scale[demo,interop]' first."
+        ) from None
 
     return run(args)

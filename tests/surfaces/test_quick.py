@@ -1,7 +1,9 @@
 """What help and refusals import is the standard library alone."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +50,41 @@ def test_recipes_and_models_are_made_without_torch():
 
 def test_the_question_can_be_answered_otherwise():
     assert found_after("import vtx_scale.planner.count")[:2] == ["torch", "numpy"]
+
+
+# where an import stands inside a function, and why
+LAZY = {
+    "launch/commands/*.py": "help and refusals are quick: a command's work is loaded when it runs",
+    "vtx_scale/__init__.py": "`import vtx_scale` is light: the door to Python is opened when it is used",
+    "launch/train.py": "a launcher of many ranks, and a refusal, do without torch",
+    "launch/submit.py": "Ray reads its settings when it is imported",
+    "launch/show.py": "a file of recipes alone needs a count",
+    "vtx_scale/trainer/log.py": "TensorBoard is a second of imports, for rank 0 alone",
+    "data_pipeline/text.py": "captions as bytes need no library",
+    "data_pipeline/wds.py": "webdataset is loaded where a pipeline of it is built",
+    "data_pipeline/tools/*.py": "scikit-learn is an extra, the tokenizers' trainer for one command",
+}
+ROOT = Path(__file__).parents[2]
+
+
+def lazy_imports(file: Path) -> list[str]:
+    """The imports of a file that stand inside its functions."""
+    functions = (n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef))
+    found = (
+        n for f in functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)
+    )
+    return [ast.unparse(n) for n in found]
+
+
+def test_imports_stand_at_the_head_of_a_file():
+    """But for those that are listed here with their reason; a command's head has one line."""
+    seen = set()
+    for folder in ("launch", "cluster", "data_pipeline", "vtx_scale"):
+        for file in (ROOT / folder).rglob("*.py"):
+            name, found = file.relative_to(ROOT), lazy_imports(file)
+            why = [pattern for pattern in LAZY if name.match(pattern)]
+            assert not found or why, f"{name}: {found}"
+            if name.parent.name == "commands" and name.name != "__init__.py":
+                assert len(found) == 1, f"{name}: {found}"
+            seen |= set(why) if found else set()
+    assert seen == set(LAZY), "a reason without a use"
