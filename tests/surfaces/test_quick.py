@@ -55,7 +55,7 @@ def test_the_question_can_be_answered_otherwise():
 # where an import stands inside a function, and why
 LAZY = {
     "launch/commands/*.py": "help and refusals are quick: a command's work is loaded when it runs",
-    "vtx_scale/__init__.py": "`import vtx_scale` is light: the door to Python is opened when it is used",
+    "vtx_scale/__init__.py": "`import vtx_scale` is light: its door is opened when it is used",
     "launch/train.py": "a launcher of many ranks, and a refusal, do without torch",
     "launch/submit.py": "Ray reads its settings when it is imported",
     "launch/show.py": "a file of recipes alone needs a count",
