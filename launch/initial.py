@@ -1,5 +1,5 @@
 """Where values come from at a run's first start: `init.from`,
-and networks that an objective borrows (a teacher).
+and the networks that an objective takes from elsewhere (its pretrained parts, such as a teacher).
 """
 
 import re

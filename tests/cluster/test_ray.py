@@ -199,7 +199,7 @@ def test_the_names_of_ray_that_may_change_are_there():
     ) and "RAY_USAGE_STATS_ENABLED" in QUIET
     for ours, theirs in ((Watch, WorkerGroupCallback), (TorchrunVariables, Backend)):
         for name in vars(ours):
-            assert hasattr(theirs, name) or name in ("tell", "__module__", "__doc__", "__init__"), (
+            assert hasattr(theirs, name) or name in ("send", "__module__", "__doc__", "__init__"), (
                 name
             )
     for name in ("execute_single", "execute_single_async", "get_workers"):
