@@ -41,14 +41,17 @@ def test_jpeg_equals_pillow(quality, subsampling):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(8, 160), st.integers(8, 160), st.integers(4, 64), st.data())
 def test_resize_equals_pillow(height, width, size, data):
-    """Crop, then bilinear with antialiasing: within one level, up and down."""
+    """Crop, then bilinear with antialiasing: within one level, up and down; both round after
+    each direction, so that very seldom the two roundings add up to two."""
     h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
     top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
     image = photo(height * width, height, width)
     cropped = Image.fromarray(image).crop((left, top, left + w, top + h))
     known = np.asarray(cropped.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
     ours = resize_crop(image, (top, left, h, w), size)
-    assert ours.shape == (size, size, 3) and np.abs(ours - known).max() <= 1
+    off = np.abs(ours - known)
+    assert ours.shape == (size, size, 3)
+    assert off.max() <= 2 and (off > 1).sum() <= max(1, off.size / 1000)
 
 
 def test_bicubic_resize_is_near_pillow():
