@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from tests.ranks import on_ranks
-from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from tests.vtx_scale.shares import (
+    PATTERNS,
+    SLOTS,
+    alone,
+    assert_equal,
+    by_pattern,
+    on_this_rank,
+    share,
+    whole,
+    whole_grads,
+)
 from vtx_scale.blocks.slots import with_running_statistics
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.launch.recipes.clip import clip_rn50_smoke, clip_vit_b32_smoke
@@ -181,3 +191,26 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
                 assert norm == pytest.approx(length, rel=1e-6), where
                 count += 1
     assert count == world * len(WAYS) * len(PATTERNS)
+
+
+def dropped(strategy, micro):
+    """On a rank: as `by_pattern`, of towers that drop a part of their numbers."""
+    run = recipe("softmax", strategy, micro)
+    image = replace(run.objective.image, dropout=0.2, drop_path=0.4)
+    return by_pattern(
+        replace(run, objective=replace(run.objective, image=image)), samples, values, step=3
+    )
+
+
+@pytest.mark.parametrize(("strategy", "world", "micro"), [("ddp", 2, 2), ("fsdp", 3, 1)])
+def test_what_a_tower_drops_belongs_to_the_slot(strategy, world, micro):
+    """Not to its place in a micro-batch or on a rank."""
+    (one,) = on_ranks(1, dropped, "ddp", None)
+    known = {
+        p: (value, {k: torch.tensor(g, dtype=torch.float64) for k, g in grads.items()})
+        for p, (value, grads) in one.items()
+    }
+    for found in on_ranks(world, dropped, strategy, micro):
+        assert_equal(found, known, strategy)
+    (plain,) = on_ranks(1, cell, "ddp")
+    assert plain["softmax", None]["all valid"][0] != pytest.approx(known["all valid"][0], rel=1e-3)
