@@ -73,9 +73,14 @@ def train_on_ranks(
     the worker itself, without the start of a new Python.
     """
     run = smoke(f"system.strategy={strategy}", *keys, recipe=recipe, small=small)
-    prepare_folder(run, folder, refuse(run, folder, world))
-    codes = on_ranks(world, one_rank, override.to_dict(run), folder, recipes.STRANGERS)
+    codes = run_on_ranks(run, folder, world)
     assert codes == [code] * world, (codes, (folder / "log.txt").read_text())
+
+
+def run_on_ranks(run: Run, folder: Path, world: int) -> list[int]:
+    """The codes with which the worker ends on each rank of this test's server."""
+    prepare_folder(run, folder, refuse(run, folder, world))
+    return on_ranks(world, one_rank, override.to_dict(run), folder, recipes.STRANGERS)
 
 
 def one_rank(recipe: dict, folder: Path, paths: list[str]) -> int:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.promises.harness import lines, one_rank, smoke, train, vtx
+from tests.promises.harness import lines, run_on_ranks, smoke, train, vtx
 from tests.ranks import gathered, on_ranks
 from tests.require import need
 from vtx_scale import evaluators
@@ -30,9 +30,7 @@ from vtx_scale.evaluators.few_shot import few_shot
 from vtx_scale.evaluators.knn import knn, pack, unpack
 from vtx_scale.evaluators.linear import linear
 from vtx_scale.evaluators.linear_sgd import linear_sgd
-from vtx_scale.launch import override, recipes
 from vtx_scale.launch.evaluate import evaluator, scores
-from vtx_scale.launch.prepare import prepare_folder
 from vtx_scale.objectives.base import Context
 from vtx_scale.specs.run import Evaluation
 
@@ -468,8 +466,7 @@ def test_bad_validation_samples_are_counted_and_named(tmp_path):
         evaluate=(Evaluation(name="accuracy"), Evaluation(name="knn")),
     )
     folder = tmp_path / "run"
-    prepare_folder(run, folder)
-    assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
+    assert run_on_ranks(run, folder, 2) == [0, 0]
     for row in lines(folder / "evaluations.jsonl"):
         assert row["samples"] == 19 and row["bad"] == 5, row
     rows = [r for r in lines(folder / "ledger.jsonl") if r.get("where") == "evaluation"]
@@ -491,8 +488,7 @@ def test_in_the_loop_one_failure_leaves_the_others(tmp_path):
         smoke("system.strategy=fsdp", "steps=2"), evaluate=tuple(Evaluation(name=n) for n in wanted)
     )
     folder = tmp_path / "run"
-    prepare_folder(run, folder)
-    assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
+    assert run_on_ranks(run, folder, 2) == [0, 0]
     rows = {r["name"]: r for r in lines(folder / "evaluations.jsonl")}
     assert (
         list(rows) == ["linear", "knn", WHERE]
@@ -508,5 +504,5 @@ def test_in_the_loop_one_failure_leaves_the_others(tmp_path):
     # as if it had ended before that line
     kept = [r for r in lines(folder / "evaluations.jsonl") if r["name"] != "knn"]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-    assert on_ranks(2, one_rank, override.to_dict(run), folder, recipes.STRANGERS) == [0, 0]
+    assert run_on_ranks(run, folder, 2) == [0, 0]
     assert {r["name"]: r for r in lines(folder / "evaluations.jsonl")} == rows

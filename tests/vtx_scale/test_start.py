@@ -7,12 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.promises.harness import losses, one_rank, smoke, tensors, train, train_on_ranks
-from tests.ranks import on_ranks
+from tests.promises.harness import losses, run_on_ranks, smoke, tensors, train, train_on_ranks
 from vtx_scale import open_run
 from vtx_scale.interop import export
-from vtx_scale.launch import override, recipes
-from vtx_scale.launch.prepare import prepare_folder
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +155,7 @@ def test_a_teacher_comes_from_a_run_or_from_exported_weights(trained, tmp_path, 
         )
     assert run.objective.teacher == open_run(folder).recipe.objective.net
     run = replace(run, steps=2, system=replace(run.system, strategy="fsdp"))
-    prepare_folder(run, tmp_path / "run")
-    assert on_ranks(2, one_rank, override.to_dict(run), tmp_path / "run", recipes.STRANGERS) == [
-        0,
-        0,
-    ]
+    assert run_on_ranks(run, tmp_path / "run", 2) == [0, 0]
     before, after = tensors(folder), tensors(tmp_path / "run")
     names = [k for k in before if k.startswith("param/")]
     assert all(torch.equal(before[k], after[k.replace("net.", "teacher.")]) for k in names)
