@@ -39,10 +39,8 @@ from vtx_scale.trainer.init import initialise
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-FILES = (
-    "objective.teacher_from=",
-    "objective.palette=",
-)  # keys that name what lies on this machine
+# keys that name what lies on this machine
+FILES = ("objective.teacher_from=", "objective.palette=")
 CURVE = 12  # points of the training's curve that are kept
 
 

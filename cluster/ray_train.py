@@ -81,11 +81,8 @@ def knock(address: str) -> None:
     """Raises OSError where nobody listens, which Ray takes half a minute to find out."""
     host, _, port = address.rpartition(":")
     if host:
-        local = host in (
-            "localhost",
-            "127.0.0.1",
-            "[::1]",
-        )  # Ray means this machine's address by that
+        # Ray means this machine's address by that
+        local = host in ("localhost", "127.0.0.1", "[::1]")
         socket.create_connection(
             (ray.util.get_node_ip_address() if local else host.strip("[]"), int(port)), 5
         ).close()

@@ -78,9 +78,8 @@ def decode_other(body: bytes, limit: float) -> Pixels:
             return np.array(image.convert("RGB"))
     except BadSample:
         raise
-    except (
-        Image.DecompressionBombError
-    ) as e:  # Pillow's own limit lies above ours, and it looks first
+    except Image.DecompressionBombError as e:
+        # Pillow's own limit lies above ours, and it looks first
         raise BadSample("image_bomb", str(e)) from None
     except Exception as e:  # Pillow raises many kinds for broken files
         raise BadSample("image_format", f"{type(e).__name__}: {e}") from None

@@ -29,12 +29,8 @@ CHUNK, CAP = 256, 8 << 20
 EXTENT_LIMIT = 1 << 32
 VERSION = "1"
 TAG = 32  # bytes a shard
-REASONS = (
-    "",
-    "tar_truncated",
-    "member_size",
-    "empty",
-)  # known from headers alone; numbered in the file
+# known from headers alone; numbered in the file
+REASONS = ("", "tar_truncated", "member_size", "empty")
 PROBLEMS_SHOWN = 20  # lines a reason, then counts
 
 

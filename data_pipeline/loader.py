@@ -351,11 +351,8 @@ class Loader:
             batch = Batch(**next(self._it))
         except UserError as e:  # from a worker it comes with a traceback in its text
             raise UserError(str(e).rpartition("UserError: ")[2].strip()) from None
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-        ) as e:  # the last two where it died while a tensor was handed over
+        except (RuntimeError, OSError, EOFError) as e:
+            # the last two where it died while a tensor was handed over
             if not self._worker_died():
                 raise
             batch = self._without_worker(str(e))

@@ -167,19 +167,13 @@ def moved(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         path == "vtx_scale.specs.clip:Clip"
         and body["image"]["spec"] == "vtx_scale.specs.backbones:ViT"
     ):
-        body["image"] = {
-            **body["image"],
-            "init": "clip",
-        }  # CLIP's own initial values, whatever the tower's field said
+        # CLIP's own initial values, whatever the tower's field said
+        body["image"] = {**body["image"], "init": "clip"}
     return MOVED.get(path, path), body
 
 
-UNCOUNTED = (
-    "data.shards",
-    "data.val_shards",
-    "data.bad_limit",
-    "data.centre",
-)  # of what stands beside the data in a recipe
+# of what stands beside the data in a recipe
+UNCOUNTED = ("data.shards", "data.val_shards", "data.bad_limit", "data.centre")
 
 
 def recipe_hash(run: Run, data: str = "", words: str = "") -> str:

@@ -61,10 +61,8 @@ def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None)
         return run
     folder = toy_run(part.smoke, say) if source == "smoke" else Path(source)
     objective = replace(objective, **{part.source: str(folder)})
-    known = {f.name for f in fields(objective)} & {
-        part.part,
-        f"{part.part}_pixels",
-    }  # what the run of the part knows better
+    # what the run of the part knows better
+    known = {f.name for f in fields(objective)} & {part.part, f"{part.part}_pixels"}
     if (folder / "run.json").exists():
         theirs = recipe_of(folder).objective
         network = theirs.networks().get("net")

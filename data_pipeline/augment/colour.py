@@ -249,17 +249,13 @@ def boxes(x: NDArray, axis: int, whole: int, part: float) -> NDArray[np.uint32]:
     padded = np.empty(shape, np.uint32)
     along = padded.swapaxes(0, axis)
     along[reach : reach + n] = x.swapaxes(0, axis)
-    step, flat = (
-        padded.strides[axis] // 4,
-        padded.reshape(-1),
-    )  # in one piece: what runs over an end falls on the margins
+    # in one piece: what runs over an end falls on the margins
+    step, flat = padded.strides[axis] // 4, padded.reshape(-1)
     near = [flat[step * i : len(flat) - step * (2 * reach - i)] for i in range(2 * reach + 1)]
     blurred, inside = np.empty_like(near[0]), np.empty_like(near[0])
     for _ in range(3):
-        along[:reach], along[reach + n :] = (
-            along[reach],
-            along[reach + n - 1],
-        )  # the border pixel goes on for ever
+        # the border pixel goes on for ever
+        along[:reach], along[reach + n :] = along[reach], along[reach + n - 1]
         middle = near[1]
         for other in near[2:-1]:
             middle = np.add(middle, other, out=inside)

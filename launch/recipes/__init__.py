@@ -110,5 +110,5 @@ def find(recipe: str, smoke: bool = False) -> Run:
 
 
 def summary(function: Callable[[], Run]) -> str:
-    """The first line of a recipe's docstring."""
-    return (function.__doc__ or "").strip().split("\n")[0]
+    """The first paragraph of a recipe's docstring, in one line."""
+    return " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())

@@ -370,9 +370,8 @@ def mutated(body, mutations):
             del body[at : at + how]
         elif kind == "double":
             body[at:at] = body[at : at + how]
-        elif kind == "header" and at + 512 <= len(
-            body
-        ):  # a field becomes something else, and the checksum right
+        elif kind == "header" and at + 512 <= len(body):
+            # a field becomes something else, and the checksum right
             start = at // 512 * 512
             begin, size = FIELDS[how % len(FIELDS)]
             field = [

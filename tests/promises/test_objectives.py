@@ -40,13 +40,8 @@ RELU = (
     "dalle_12b",
     "virtex_r50",
 )
-KINDS = (
-    "backward-{}",
-    "step-{}",
-    "before-table-{}",
-    "before-manifest-{}",
-    "before-rename-{}",
-)  # see vtx_scale.distributed.failpoint
+# see vtx_scale.distributed.failpoint
+KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")
 CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3)]
 
 

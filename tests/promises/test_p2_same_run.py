@@ -15,13 +15,8 @@ from tests.promises.harness import (
 from tests.surfaces.survivors import assert_none_survives
 
 STEPS = 12
-KINDS = (
-    "backward-{}",
-    "step-{}",
-    "before-table-{}",
-    "before-manifest-{}",
-    "before-rename-{}",
-)  # see vtx_scale.distributed.failpoint
+# see vtx_scale.distributed.failpoint
+KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")
 
 
 @pytest.fixture(scope="module")

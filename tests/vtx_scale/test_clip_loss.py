@@ -26,12 +26,8 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.launch.recipes.clip import clip_rn50_smoke, clip_vit_b32_smoke
 from vtx_scale.specs.run import System
 
-WAYS = [
-    ("softmax", None),
-    ("softmax", 2),
-    ("sigmoid", None),
-    ("resnet", None),
-]  # loss (or image tower), micro-batch
+# loss (or image tower), micro-batch
+WAYS = [("softmax", None), ("softmax", 2), ("sigmoid", None), ("resnet", None)]
 CELLS = [
     ("single", 1),
     ("ddp", 1),

@@ -96,8 +96,6 @@ def test_positions_at_another_resolution():
 def test_fixed_positions():
     x = sincos2d(3, 8)
     assert x.shape == (9, 8)
-    column, row = (
-        torch.tensor([2.0, 2e-4]),
-        torch.tensor([1.0, 1e-4]),
-    )  # of the sixth patch, times both frequencies
+    # of the sixth patch, times both frequencies
+    column, row = torch.tensor([2.0, 2e-4]), torch.tensor([1.0, 1e-4])
     assert torch.allclose(x[5], torch.cat([column.sin(), column.cos(), row.sin(), row.cos()]))

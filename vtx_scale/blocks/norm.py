@@ -124,11 +124,8 @@ class BatchNorm(nn.Module):
         numbers = count * x[0, 0].numel()
         var = var * (numbers / (numbers - 1).clamp(min=1)).to(var.dtype)
         share = self.momentum * (count > 0).to(count.dtype)
-        self.pending[slots.call] = (
-            mean,
-            var,
-            share,
-        )  # the same again where the pass is computed again
+        # the same again where the pass is computed again
+        self.pending[slots.call] = (mean, var, share)
         return y
 
     @torch.no_grad()

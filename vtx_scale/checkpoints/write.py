@@ -103,9 +103,8 @@ class Writer:
     ) -> None:
         try:
             self._write(step, data, table, state)
-        except (
-            Exception
-        ) as e:  # reported by the loop at the next step: a save must never end a training
+        except Exception as e:
+            # reported by the loop at the next step: a save must never end a training
             self.error = f"{type(e).__name__}: {e}"
 
     def _write(

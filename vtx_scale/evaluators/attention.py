@@ -18,13 +18,8 @@ from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS
 
 SHOWN = 8  # pictures
-COLOURS = (
-    (68, 1, 84),
-    (59, 82, 139),
-    (33, 145, 140),
-    (94, 201, 98),
-    (253, 231, 37),
-)  # viridis at 0, 1/4 .. 1
+# viridis at 0, 1/4 .. 1
+COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
 
 def attention(

@@ -21,11 +21,8 @@ from vtx_scale.specs.vit import ViTConfig
 
 Triple = tuple[float, ...]  # of the channels
 
-ACTIVATIONS = {
-    "quick_gelu": "quick_gelu",
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_pytorch_tanh",
-}  # transformers' names
+# transformers' names
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 TRANSFORMERS_STEM = [
     Line("patch.{p}", "embeddings.patch_embeddings.projection.{p}"),
     Line("cls_token", "embeddings.cls_token"),

@@ -58,10 +58,8 @@ def count(target: Any, *inputs: Any) -> int:
 
 def counted(model: Any, *inputs: Any) -> int:
     """Multiply-accumulates of `model(*inputs)`, by torch's counter."""
-    with (
-        torch.enable_grad(),
-        FlopCounterMode(display=False) as counter,
-    ):  # without gradients the counter trips
+    # without gradients the counter trips
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         model(*inputs)
     return counter.get_total_flops() // 2
 

@@ -19,13 +19,8 @@ CLIP_SIZES: dict[str, tuple[str, int, int, int, int, int, Literal["gelu", "quick
     "ViT-g/14": ("g/14", 224, 1024, 24, 16, 1024, "gelu"),
     "ViT-bigG/14": ("G/14", 224, 1280, 32, 20, 1280, "gelu"),
 }
-CLIP_RESNET_TEXTS = {
-    "RN50": 512,
-    "RN101": 512,
-    "RN50x4": 640,
-    "RN50x16": 768,
-    "RN50x64": 1024,
-}  # width of the text tower
+# width of the text tower
+CLIP_RESNET_TEXTS = {"RN50": 512, "RN101": 512, "RN50x4": 640, "RN50x16": 768, "RN50x64": 1024}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,19 +22,12 @@ class Crops(Spec):
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.4)
     flip: float = 0.5
-    jitter: tuple[float, float, float, float] = (
-        0.4,
-        0.4,
-        0.2,
-        0.1,
-    )  # brightness, contrast, saturation, hue
+    # brightness, contrast, saturation, hue
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     jitter_share: float = 0.8
     grey: float = 0.2
-    blur: tuple[float, float, float] = (
-        1.0,
-        0.1,
-        0.5,
-    )  # shares: first global crop, second, local ones
+    # shares: first global crop, second, local ones
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
     solarise: float = 0.2  # of the second global crop
 
     def faults(self) -> list[str]:

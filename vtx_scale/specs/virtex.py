@@ -49,12 +49,8 @@ class VirtexConfig(ObjectiveSpec):
     vocab: int = 10_000
     dropout: float = 0.1
     directions: Literal["both", "forward"] = "both"
-    jitter: tuple[float, float, float, float] = (
-        0.4,
-        0.4,
-        0.4,
-        0.1,
-    )  # brightness, contrast, saturation, hue
+    # brightness, contrast, saturation, hue
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_share: float = 0.8
     mirrored: bool = (
         # pictures may be flipped; then left and right change places in the caption

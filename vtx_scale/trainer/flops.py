@@ -40,9 +40,8 @@ def training_flops(build: Callable[[], nn.Module], batch: Any) -> float:
             loss, _ = objective(batch.to("meta"), 0)
             loss.backward()
         return counter.get_total_flops() / len(batch)
-    except (
-        Exception
-    ):  # a stranger's objective may look at values, which the meta device lacks: no figure then
+    except Exception:
+        # a stranger's objective may look at values, which the meta device lacks: no figure then
         return 0.0
 
 

@@ -31,9 +31,8 @@ def keyed_flat(name: str, lo: int, hi: int, initial: Values, seed: int) -> Tenso
             block = (torch.rand(BLOCK, generator=generator) * 2 - 1) * number
         elif kind == "normal":
             block = torch.randn(BLOCK, generator=generator) * number
-        elif (
-            kind == "truncated"
-        ):  # within two standard deviations, by inverting the distribution function
+        elif kind == "truncated":
+            # within two standard deviations, by inverting the distribution function
             low = math.erf(-2 / math.sqrt(2))
             u = torch.rand(BLOCK, generator=generator, dtype=torch.float64) * (-2 * low) + low
             block = (torch.erfinv(u.clamp(-1 + 1e-12, 1 - 1e-12)) * math.sqrt(2) * number).float()
