@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.promises.harness import SMALL, assert_same_bits, environment, lines, losses, train, vtx
 from tests.require import need
+from tests.runs import SMALL, assert_same_bits, environment, lines, losses, train, vtx
 from vtx_scale.cluster.guard import family, living, processes
 from vtx_scale.cluster.job import Died, Ended, Event, GaveUp
 from vtx_scale.cluster.policy import Failures, after_failure, give_up

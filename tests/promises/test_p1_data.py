@@ -23,7 +23,7 @@ from tests.data_pipeline.make import (
     small_index,
     small_set,
 )
-from tests.surfaces.survivors import mentioning
+from tests.survivors import mentioning
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.tools.shards import write_shard

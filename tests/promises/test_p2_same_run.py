@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.promises.harness import (
+from tests.runs import (
     COLOUR,
     assert_same_bits,
     ids,
@@ -12,7 +12,7 @@ from tests.promises.harness import (
     train,
     train_on_ranks,
 )
-from tests.surfaces.survivors import assert_none_survives
+from tests.survivors import assert_none_survives
 
 STEPS = 12
 # see vtx_scale.distributed.failpoint

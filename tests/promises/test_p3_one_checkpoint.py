@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import vtx_scale
-from tests.promises.harness import (
+from tests.ranks import on_ranks
+from tests.runs import (
     COLOUR,
     assert_same_bits,
     lines,
@@ -19,7 +20,6 @@ from tests.promises.harness import (
     train,
     train_on_ranks,
 )
-from tests.ranks import on_ranks
 from vtx_scale.checkpoints.format import Damaged, read_manifest, seal
 from vtx_scale.checkpoints.read import Tensors, listing, newest, verify
 from vtx_scale.launch import override, recipes, run_folder

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.promises.harness import lines, losses, train, vtx
+from tests.runs import lines, losses, train, vtx
 from vtx_scale.data_pipeline.tools.shards import write_shard
 
 

@@ -12,7 +12,8 @@ from collections import Counter
 
 import pytest
 
-from tests.promises.harness import (
+from tests.promises.shards import faulty
+from tests.runs import (
     COLOUR,
     assert_same_bits,
     environment,
@@ -23,8 +24,7 @@ from tests.promises.harness import (
     train_on_ranks,
     vtx,
 )
-from tests.promises.shards import faulty
-from tests.surfaces.survivors import assert_none_survives
+from tests.survivors import assert_none_survives
 
 SMOKE = ("train", "clip_vit_b32", "--smoke", "system.workers=0", "--run")
 

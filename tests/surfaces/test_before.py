@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.promises.harness import losses, vtx
+from tests.runs import losses, vtx
 from vtx_scale import open_run
 from vtx_scale.launch import override, recipes
 from vtx_scale.specs.clip import ClipConfig

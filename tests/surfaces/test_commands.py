@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.promises.harness import environment, lines, losses, train, train_on_ranks, vtx
-from tests.surfaces.survivors import assert_none_survives
+from tests.runs import environment, lines, losses, train, train_on_ranks, vtx
+from tests.survivors import assert_none_survives
 from vtx_scale import open_run
 
 

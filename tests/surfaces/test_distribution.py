@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.promises.harness import environment
+from tests.runs import environment
 
 TREE = Path(__file__).parents[2]
 LINKED = ("launch", "cluster", "data_pipeline")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises.harness import environment, losses, vtx
+from tests.runs import environment, losses, vtx
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

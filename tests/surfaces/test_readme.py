@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.promises.harness import environment
+from tests.runs import environment
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.promises.harness import environment
+from tests.runs import environment
 from vtx_scale.launch import recipes
 from vtx_scale.launch.resolve import resolve_data
 

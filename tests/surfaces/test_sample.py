@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.promises.harness import train, vtx
+from tests.runs import train, vtx
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises.harness import environment, losses
 from tests.require import need
+from tests.runs import environment, losses
 from tests.surfaces.test_readme import blocks
 
 TREE = Path(__file__).parents[2]

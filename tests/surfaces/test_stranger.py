@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.promises.harness import COLOUR, losses, train_on_ranks, vtx
 from tests.require import need
+from tests.runs import COLOUR, losses, train_on_ranks, vtx
 from vtx_scale import open_run
 from vtx_scale.interop import weights
 from vtx_scale.objectives.pixels import STATISTICS

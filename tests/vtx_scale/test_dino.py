@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.promises.harness import lines, tensors, train_on_ranks
+from tests.runs import lines, tensors, train_on_ranks
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
 from vtx_scale.strategies.single import Single

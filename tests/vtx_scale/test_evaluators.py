@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.promises.harness import lines, run_on_ranks, smoke, train, vtx
 from tests.ranks import gathered, on_ranks
 from tests.require import need
+from tests.runs import lines, run_on_ranks, smoke, train, vtx
 from vtx_scale import evaluators
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError

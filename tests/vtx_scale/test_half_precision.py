@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.promises.harness import lines, train_on_ranks
+from tests.runs import lines, train_on_ranks
 from tests.vtx_scale.shares import alone
 from vtx_scale.blocks.autocast import no_autocast, with_master_value
 from vtx_scale.data_pipeline.batch import Batch
@@ -36,7 +36,7 @@ def test_sharded_runs_evaluate(tmp_path, recipe):
     """Every evaluator of the recipe, in the loop, where parameters are bfloat16 inside a forward
     pass and float32 outside.
     """
-    from tests.promises.harness import smoke
+    from tests.runs import smoke
 
     folder = tmp_path / "run"
     train_on_ranks(folder, 2, "fsdp", *KEYS, recipe=recipe)
@@ -85,7 +85,7 @@ def test_similarities_are_in_float32_under_autocast():
 
 
 def test_dinos_loss_is_in_float32_under_autocast():
-    from tests.promises.harness import smoke
+    from tests.runs import smoke
 
     objective = alone(smoke(recipe="dino_vit_s16")).float()
     g = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.promises.harness import lines, tensors, train_on_ranks
+from tests.runs import lines, tensors, train_on_ranks
 from vtx_scale.blocks.rules import (
     Rule,
     constant,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.promises.harness import losses, run_on_ranks, smoke, tensors, train, train_on_ranks
+from tests.runs import losses, run_on_ranks, smoke, tensors, train, train_on_ranks
 from vtx_scale import open_run
 from vtx_scale.interop import export
 

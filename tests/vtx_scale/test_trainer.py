@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.promises.harness import COLOUR, losses, smoke, tensors, train_on_ranks
 from tests.require import need
+from tests.runs import COLOUR, losses, smoke, tensors, train_on_ranks
 from vtx_scale.blocks.rules import Rule, initial_values, normal, ones, table_of, zeros
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch import recipes

@@ -16,9 +16,7 @@ from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
 
 SMALL = ("system.workers=0",)
-COLOUR = (
-    f"{Path(__file__).parent.parent / 'surfaces' / 'stranger' / 'average_colour.py'}:average_colour"
-)
+COLOUR = f"{Path(__file__).parent / 'surfaces' / 'stranger' / 'average_colour.py'}:average_colour"
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
