@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class Batch:
     ids: Tensor
     epoch: Tensor
     slot: Tensor
-    bad: tuple[dict, ...] = ()
+    bad: tuple[dict[str, Any], ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:

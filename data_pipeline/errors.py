@@ -24,5 +24,5 @@ class BadSample(Exception):
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["BadSample"], tuple[str, str]]:
         return BadSample, (self.reason, self.detail)

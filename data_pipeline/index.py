@@ -47,17 +47,18 @@ class Index:
 
     root: Path
     names: list[str]
-    shard_bytes: NDArray  # (S,)
-    shard_first: NDArray  # (S,) offset of the first sample
-    shard_chunks: NDArray  # (S,)
-    shard_tag: NDArray  # (S, 32) uint8, mtime_ns and zeros: staleness only, not in the digest
-    chunk_samples_all: NDArray  # (K,)
-    chunk_bytes: NDArray  # (K,)
-    chunk_crc: NDArray  # (K,)
+    shard_bytes: NDArray[np.uint64]  # (S,)
+    shard_first: NDArray[np.uint64]  # (S,) offset of the first sample
+    shard_chunks: NDArray[np.uint32]  # (S,)
+    # (S, 32), mtime_ns and zeros: staleness only, not in the digest
+    shard_tag: NDArray[np.uint8]
+    chunk_samples_all: NDArray[np.uint16]  # (K,)
+    chunk_bytes: NDArray[np.uint32]  # (K,)
+    chunk_crc: NDArray[np.uint32]  # (K,)
     bad: dict[int, str] = field(default_factory=dict)  # sample number -> reason
     # sample number -> 2 for the second with its key in the shard
     again: dict[int, int] = field(default_factory=dict)
-    keep: NDArray | None = None  # sorted sample numbers
+    keep: NDArray[np.int64] | None = None  # sorted sample numbers
     file: Path | None = None  # where the index itself is stored
 
     def __post_init__(self) -> None:
@@ -89,7 +90,7 @@ class Index:
         return int(self.sample_first[-1]) if self.keep is None else len(self.keep)
 
     @property
-    def chunk_samples(self) -> NDArray:
+    def chunk_samples(self) -> NDArray[np.integer[Any]]:
         """Samples a chunk (those kept), without empty chunks: what an order is made from."""
         if self.keep is None:
             return self.chunk_samples_all
@@ -172,7 +173,7 @@ class Index:
 
 
 # the last: every evaluation asks again
-_splits: dict[tuple[bytes, float], tuple[NDArray, NDArray]] = {}
+_splits: dict[tuple[bytes, float], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,7 @@ def shown(name: str) -> str:
 def save(index: Index, path: Path) -> None:
     """Write whole or not at all."""
     bad, again = sorted(index.bad.items()), sorted(index.again.items())
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "names": np.frombuffer("\n".join(index.names).encode("utf-8", "surrogateescape"), np.uint8),
         "shard_bytes": index.shard_bytes,
         "shard_first": index.shard_first,

@@ -17,21 +17,24 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from multiprocessing.connection import Connection
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import BadSample, UserError, notes
-from vtx_scale.data_pipeline.index import CHUNK
-from vtx_scale.data_pipeline.order import AUGMENT, draws
-from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Members
+from vtx_scale.data_pipeline.index import CHUNK, Index
+from vtx_scale.data_pipeline.order import AUGMENT, Int, Order, Positions, draws
+from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Draw, Members, Row
 
 PR_SET_PDEATHSIG = 1
 FOREVER = 1 << 62  # steps
+T = TypeVar("T")
 
 
 class Reader(Protocol):
@@ -41,10 +44,8 @@ class Reader(Protocol):
     by itself. draw(view, n): n numbers in [0, 1) that belong to the seed, the epoch and the sample.
     """
 
-    def __call__(
-        self, members: Members, draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]: ...
-    def blank(self) -> dict[str, np.ndarray]: ...
+    def __call__(self, members: Members, draw: Draw) -> Row: ...
+    def blank(self) -> Row: ...
 
 
 class InOrder:
@@ -55,13 +56,13 @@ class InOrder:
     def __init__(self, n: int) -> None:
         self.n = n
 
-    def ids(self, positions: np.ndarray) -> np.ndarray:
+    def ids(self, positions: Int) -> Int:
         return positions
 
-    def epochs(self, positions: np.ndarray) -> np.ndarray:
+    def epochs(self, positions: Int) -> Int:
         return np.zeros_like(positions)
 
-    def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> np.ndarray:
+    def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> Int:
         cap = -(-batch // world)
         inside = np.arange(rank * cap, min(batch, (rank + 1) * cap))
         at = offset + step * batch + inside
@@ -70,10 +71,10 @@ class InOrder:
         return out
 
 
-def uniforms(seed: int, source: int, sample: int, epoch: int) -> Callable[[int, int], np.ndarray]:
+def uniforms(seed: int, source: int, sample: int, epoch: int) -> Draw:
     """draw(view, n): n float64 numbers in [0, 1) that belong to (seed, sample, epoch, view)."""
 
-    def draw(view: int, n: int) -> np.ndarray:
+    def draw(view: int, n: int) -> NDArray[np.float64]:
         words = np.asarray(
             draws(seed, AUGMENT + 256 * source, view, sample, epoch, n), dtype=np.uint64
         )
@@ -83,11 +84,11 @@ def uniforms(seed: int, source: int, sample: int, epoch: int) -> Callable[[int, 
 
 
 @dataclass
-class Batches(TorchDataset):
+class Batches(TorchDataset[dict[str, Any]]):
     """`batches[step]` is the share of one rank as plain arrays; see `Batch` for the shapes."""
 
-    index: Any
-    order: Any
+    index: Index
+    order: Positions
     reader: Reader
     global_batch: int
     rank: int
@@ -103,6 +104,7 @@ class Batches(TorchDataset):
     @property
     def fingerprint(self) -> str:
         """Names data and order."""
+        assert isinstance(self.order, Order), "an evaluation has no order to name"
         return self.order.fingerprint([self.index.digest])
 
     def chunk_reader(self) -> ChunkReader:
@@ -173,7 +175,7 @@ class Batches(TorchDataset):
         )
 
 
-def fill(rows: np.ndarray, i: int, value: np.ndarray) -> None:
+def fill(rows: NDArray[Any], i: int, value: NDArray[Any]) -> None:
     """rows[i] = value; a picture that lies in planes, as a resize leaves it, goes plane by plane:
     four times as fast.
     """
@@ -204,7 +206,7 @@ def arrays(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def same(x: Any) -> Any:
+def same(x: T) -> T:
     return x
 
 
@@ -281,7 +283,9 @@ def alone(batches: Batches, step: int) -> dict[str, Any]:
     raise OSError("A loader process cannot be started: look at the memory and at 'ulimit -u'.")
 
 
-def _make_alone(pipe: Any, batches: Batches, step: int, skip: Collection[int]) -> None:
+def _make_alone(
+    pipe: "Connection[Any, Any]", batches: Batches, step: int, skip: Collection[int]
+) -> None:
     start_worker()
     try:
         # a tensor is a descriptor of this process, which ends
@@ -316,9 +320,9 @@ class Loader:
             workers,
         )
         self.device = torch.device(device)
-        self._it: Iterator | None = None
+        self._it: Iterator[dict[str, Any]] | None = None
 
-    def _start(self) -> Iterator:
+    def _start(self) -> Iterator[dict[str, Any]]:
         extra: dict[str, Any] = {}
         if self.workers:
             preload("vtx_scale.data_pipeline.loader")
@@ -327,11 +331,10 @@ class Loader:
                 "worker_init_fn": start_worker,
                 "prefetch_factor": 2,
             }
-        steps: Any = range(self.step, self.stop)
         loader = DataLoader(
             self.batches,
             batch_size=None,
-            sampler=steps,
+            sampler=range(self.step, self.stop),
             num_workers=self.workers,
             collate_fn=same,
             pin_memory=self.device.type == "cuda",

@@ -9,7 +9,7 @@ import hashlib
 import struct
 import threading
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,22 @@ def defaults(n: int) -> tuple[int, int]:
     return min(1024, 1 << max(0, (n // 256).bit_length() - 1)), window
 
 
+class Positions(Protocol):
+    """What batches ask of an order, `Order` or `InOrder`: a sample at every global position."""
+
+    lanes: int
+    window: int
+
+    def ids(self, positions: Int) -> Int:
+        """Sample numbers of global positions, (n,)."""
+
+    def epochs(self, positions: Int) -> Int:
+        """The epochs that global positions lie in, (n,)."""
+
+    def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> Int:
+        """The positions of one rank's slots, ceil(B/W) of them, -1 for padding."""
+
+
 class Order:
     """Sample numbers by global position, over all epochs.
 
@@ -74,7 +90,7 @@ class Order:
 
     def __init__(
         self,
-        chunk_samples: NDArray,
+        chunk_samples: NDArray[np.integer[Any]],
         seed: int,
         lanes: int | None = None,
         window: int | None = None,
@@ -97,7 +113,7 @@ class Order:
         self._epoch = lru_cache(2)(self._make_epoch)
         self._window = lru_cache(4 * self.lanes + 64)(self._make_window)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {
             "chunk_samples": self.sizes,
             "seed": self.seed,
@@ -106,8 +122,8 @@ class Order:
             "source": self.source,
         }
 
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Order.__init__(self, **state)
 
     def _make_epoch(self, epoch: int) -> tuple[Int, Int]:
         pi = perm(draws(self.seed, CHUNKS + 256 * self.source, 0, 0, epoch, len(self.sizes)))

@@ -22,7 +22,7 @@ from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.loader import Reader, checked
 from vtx_scale.data_pipeline.order import Order
-from vtx_scale.data_pipeline.read import ChunkReader, Members
+from vtx_scale.data_pipeline.read import ChunkReader, Draw, Members, Row
 
 Stage = Callable[[Iterable[Any]], Iterable[Any]]
 # of the draws that seed a user's stages; a reader's own views are small numbers
@@ -47,14 +47,15 @@ def name_of(stage: Any) -> str:
 
 
 def through(stage: Any, data: Iterable[Any]) -> Iterable[Any]:
-    return stage.run(data) if hasattr(stage, "run") else stage(data)
+    out: Iterable[Any] = stage.run(data) if hasattr(stage, "run") else stage(data)
+    return out
 
 
 def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Source(IterableDataset):
+class Source(IterableDataset[dict[str, Any]]):
     """Raw samples {"__key__", "__url__", extension: bytes} of one rank in our order, without end.
 
     Worker k of n takes every n-th batch, and a loader with batch_size=None hands them out in turn,
@@ -204,9 +205,7 @@ class Stages:
                     "a time: leave it out; order and batches are the loader's."
                 )
 
-    def __call__(
-        self, raw: dict[str, Any], draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, Any]:
+    def __call__(self, raw: dict[str, Any], draw: Draw) -> dict[str, Any]:
         data: Iterable[Any] = iter([raw])
         try:
             with seeded(draw):
@@ -227,7 +226,7 @@ class Stages:
 
 
 @contextmanager
-def seeded(draw: Callable[[int, int], np.ndarray]) -> Iterator[None]:
+def seeded(draw: Draw) -> Iterator[None]:
     """The global generators begin where the sample says, and afterwards are as they were."""
     was = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     a, b, c = (int(u * 2**32) for u in draw(STAGE_VIEW, 3))
@@ -252,10 +251,8 @@ class Staged:
     def __init__(self, reader: Reader, stages: Iterable[Any]) -> None:
         self.reader, self.stages = reader, Stages(tuple(stages))
 
-    def blank(self) -> dict[str, np.ndarray]:
+    def blank(self) -> Row:
         return self.reader.blank()
 
-    def __call__(
-        self, members: Members, draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, members: Members, draw: Draw) -> Row:
         return self.reader(Members(self.stages(dict(members), draw)), draw)

@@ -90,7 +90,7 @@ class Objective(nn.Module):
 
     def __init__(self, spec: ObjectiveSpec, context: Context) -> None:
         super().__init__()
-        self.spec: Any = spec
+        self.spec: ObjectiveSpec = spec
         self.context = context
 
     @staticmethod

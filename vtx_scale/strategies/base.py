@@ -15,10 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vtx_scale.blocks.rules import Rule, table_of
-from vtx_scale.distributed.sharding import Slice, box_of, local
+from vtx_scale.distributed.sharding import Box, Slice, box_of, local
 from vtx_scale.objectives.base import Objective
 
 __all__ = ["Base", "Strategy"]
+
+# (parameter, kind of state) -> shape, this rank's box, whether every rank holds all of it
+Placement = Callable[[nn.Parameter, str], tuple[tuple[int, ...], Box, bool]]
 
 
 class Strategy(Protocol):
@@ -31,7 +34,7 @@ class Strategy(Protocol):
     def prepare(
         self, objective: Objective
     ) -> None: ...  # on the meta device; afterwards empty tensors on the device
-    def micro(self, last: bool) -> contextlib.AbstractContextManager: ...
+    def micro(self, last: bool) -> contextlib.AbstractContextManager[None]: ...
     def backward(self, loss: Tensor) -> None: ...
     def norms(self) -> Tensor: ...
     def scale(self, factor: Tensor | float | list[float]) -> None: ...
@@ -75,11 +78,11 @@ class Base:
         """Where the objective has its parameters."""
         return function(*rows)
 
-    def micro(self, last: bool) -> contextlib.AbstractContextManager:
+    def micro(self, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        torch.autograd.backward(loss)
 
     def trained(self) -> list[nn.Parameter]:
         return [p for p in self.objective.parameters() if p.requires_grad]
@@ -159,14 +162,15 @@ class Base:
 
     def slices(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Slice]:
         replicas, replica = self.replicas()
+        place: Placement | None = getattr(optimizer, "place", None)
         for name, p in self.objective.named_parameters():
             states = {"param": p}
             if optimizer is not None and p in optimizer.state:
                 states |= {k: v for k, v in optimizer.state[p].items() if k != "step"}
             for kind, tensor in states.items():
                 shape, box, everywhere = tuple(p.shape), box_of(p), False
-                if kind != "param" and hasattr(optimizer, "place"):
-                    shape, box, everywhere = optimizer.place(p, kind)  # type: ignore[union-attr]
+                if kind != "param" and place is not None:
+                    shape, box, everywhere = place(p, kind)
                 copies = (self.world, self.rank) if everywhere else (replicas, replica)
                 yield Slice(f"{kind}/{name}", shape, box, local(tensor.detach()), *copies)
         for name, b in self.objective.named_buffers():
@@ -177,4 +181,5 @@ class Base:
 
 def square_sum(t: Tensor) -> Tensor:
     """Sum of squares in float64, so that no strategy's order of addition shows in the norm."""
-    return torch.linalg.vector_norm(t, dtype=torch.float64).square()
+    norm: Tensor = torch.linalg.vector_norm(t, dtype=torch.float64)
+    return norm.square()
