@@ -40,9 +40,11 @@ PROBLEMS_SHOWN = 20  # lines a reason, then counts
 
 @dataclass
 class Index:
-    """S shards, K chunks, N samples; see docs/data.md for the tensors.
+    """S shards, K chunks, N samples; see docs/data.md for the tensors. `open_index` makes one.
 
-    `keep` restricts it to some samples.
+    root: the folder that `names`, the shards in order, are relative to. A chunk is consecutive
+    samples of one shard, chunks lie one behind the other; sizes and offsets are in bytes. bad: what
+    headers alone say of a sample. `keep` restricts it to some samples, which are numbered anew.
     """
 
     root: Path
@@ -91,23 +93,23 @@ class Index:
 
     @property
     def chunk_samples(self) -> NDArray[np.integer[Any]]:
-        """Samples a chunk (those kept), without empty chunks: what an order is made from."""
+        """(K,) samples a chunk (those kept), without empty chunks: what an order is made from."""
         if self.keep is None:
             return self.chunk_samples_all
         counts = np.diff(np.searchsorted(self.keep, self.sample_first))
         return counts[counts > 0]
 
     def number(self, g: int) -> int:
-        """The sample's number in the whole set."""
+        """The number in the whole set of sample g, which `keep` may number otherwise."""
         return g if self.keep is None else int(self.keep[g])
 
     def locate(self, g: int) -> tuple[int, int]:
-        """(chunk, place in the chunk) of a sample of the whole set."""
+        """(chunk, place in the chunk) of sample g of the whole set."""
         k = bisect_right(self._sample_first, g) - 1
         return k, g - self._sample_first[k]
 
     def extent(self, k: int) -> tuple[int, int]:
-        """(shard, offset) of a chunk."""
+        """(shard, offset in bytes) of chunk k."""
         return self._chunk_shard[k], self._chunk_offset[k]
 
     @property
@@ -150,7 +152,8 @@ class Index:
         """(training, validation): a sample is held out where the SHA-256 of its key, in [0, 1),
         is below `share`.
 
-        Raises UserError where one side would be empty.
+        Both are restrictions of this one, which must be whole; the keys are read from the headers
+        once. Raises UserError where one side would be empty.
         """
         which = (self.digest, share)
         if which not in _splits:
@@ -420,8 +423,10 @@ def open_index(
 ) -> Index:
     """The index of a shard list, made on first use; a stale one is made again with one line.
 
-    It lies in `.vtx` beside the data, or in the cache where that cannot be written.
-    Raises UserError where shards are missing, compressed or of a scheme that is not opened.
+    shards: a folder, a brace pattern, a glob, or a comma list of these. chunk: the most samples of
+    a chunk. say: takes a line for people. It lies in `.vtx` beside the data, or in the cache where
+    that cannot be written; an index that is read costs no look into the shards but their sizes and
+    times. Raises UserError where shards are missing, compressed or of a scheme that is not opened.
     """
     paths = expand(shards)
     root = common_root(paths)

@@ -40,12 +40,19 @@ T = TypeVar("T")
 class Reader(Protocol):
     """Sample bytes and keyed randomness in, arrays out; picklable.
 
-    members: extension -> bytes, with `__key__` and `__url__`; one that is missing raises BadSample
-    by itself. draw(view, n): n numbers in [0, 1) that belong to the seed, the epoch and the sample.
+    It runs in the loader's workers, on one sample at a time.
     """
 
-    def __call__(self, members: Members, draw: Draw) -> Row: ...
-    def blank(self) -> Row: ...
+    def __call__(self, members: Members, draw: Draw) -> Row:
+        """The arrays of one sample, by name, with the shapes and types of `blank`.
+
+        members: extension -> bytes, with `__key__` and `__url__`; one that is missing raises
+        BadSample by itself. draw(view, n): n float64 numbers in [0, 1) that belong to the seed, the
+        epoch, the sample and the view. Raises BadSample for a sample that cannot be used.
+        """
+
+    def blank(self) -> Row:
+        """The same names with arrays of the same shapes and types, whose values do not count."""
 
 
 class InOrder:
@@ -85,7 +92,13 @@ def uniforms(seed: int, source: int, sample: int, epoch: int) -> Draw:
 
 @dataclass
 class Batches(TorchDataset[dict[str, Any]]):
-    """`batches[step]` is the share of one rank as plain arrays; see `Batch` for the shapes."""
+    """`batches[step]` is the share of one rank: the fields of a `Batch` as a dict, which has the
+    shapes.
+
+    index, order: what there is, and where it stands. global_batch: slots of all ranks; a rank has
+    ceil(global_batch / world) of them. seed: of the reader's draws. source: told from another's by
+    its number. Picklable; descriptors are opened in the process that reads.
+    """
 
     index: Index
     order: Positions
@@ -103,11 +116,17 @@ class Batches(TorchDataset[dict[str, Any]]):
 
     @property
     def fingerprint(self) -> str:
-        """Names data and order."""
+        """32 hex digits that name data and order; see `Order.fingerprint`.
+
+        Raises AssertionError of an evaluation's order, which has none.
+        """
         assert isinstance(self.order, Order), "an evaluation has no order to name"
         return self.order.fingerprint([self.index.digest])
 
     def chunk_reader(self) -> ChunkReader:
+        """This process's reader of samples, made when first asked for; it keeps as many tables as
+        the order's lanes use at a time.
+        """
         if self.chunks is None:
             in_use = self.order.lanes * (self.order.window // CHUNK + 3)
             self.chunks = ChunkReader(self.index, max(CHUNKS_KEPT, in_use))
@@ -119,9 +138,11 @@ class Batches(TorchDataset[dict[str, Any]]):
     def make(
         self, step: int, skip: Collection[int] = (), before: Callable[[int], None] | None = None
     ) -> dict[str, Any]:
-        """The batch of a step.
+        """The batch of a step, counted from 0: the fields of a `Batch`, as tensors.
 
-        skip: slots masked unread. before: is called with each slot before it is read.
+        skip: slots masked unread. before: is called with each slot before it is read. A sample that
+        cannot be used is masked and stands in `bad`. Raises UserError where a shard is gone or
+        changed, or too much cannot be read.
         """
         chunks = self.chunk_reader()
         positions = self.order.share(step, self.global_batch, self.rank, self.world, self.offset)
@@ -299,9 +320,10 @@ class Loader:
     """Batches `start`, `start + 1`, ... `stop - 1` of one rank, on `device`;
     without `stop` they never end.
 
-    `workers` processes read ahead (0: in this process). Ids and pixels do not depend on their
-    number. Iterating goes on where it left off; `state_dict` names the next batch that was not
-    handed out, whatever was read ahead.
+    `workers` processes read ahead, two batches each (0: in this process). Ids and pixels do not
+    depend on their number. A sample at which a worker dies twice is masked. Iterating goes on
+    where it left off; `state_dict` names the next batch that was not handed out, whatever was
+    read ahead.
     """
 
     def __init__(
@@ -344,9 +366,10 @@ class Loader:
         return iter(loader)
 
     def next(self) -> Batch:
-        """The next batch; StopIteration after the last.
+        """The next batch, on the device.
 
-        Raises UserError where the data can no longer be read.
+        Raises StopIteration after the last, UserError where the data can no longer be read, OSError
+        where no worker can be started.
         """
         if self._it is None:
             self._it = self._start()
@@ -417,7 +440,7 @@ class Loader:
         self.step, self.batches.offset = divmod(position, self.batches.global_batch)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; the next batch starts them anew."""
         stop = getattr(self._it, "_shutdown_workers", None)
         if stop is not None:
             stop()

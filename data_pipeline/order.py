@@ -83,9 +83,12 @@ class Positions(Protocol):
 
 
 class Order:
-    """Sample numbers by global position, over all epochs.
+    """Sample numbers by global position, over all epochs: position p lies in epoch p // N.
 
     chunk_samples (K,): samples a chunk, in tar order. Sample numbers are 0..N-1 through the chunks.
+    seed: of all draws. lanes, window: L and V (samples), by `defaults` where None. source: tells
+    the draws of one source from another's. Golden vectors fix it to the byte (docs/data.md). Raises
+    ValueError where there is no sample.
     """
 
     def __init__(
@@ -142,10 +145,11 @@ class Order:
         return a, self.first[pi[k]] + x - sums[k]
 
     def epochs(self, positions: Int) -> Int:
+        """The epochs, from 0, that global positions (n,) lie in."""
         return np.asarray(positions, np.int64) // self.n
 
     def ids(self, positions: Int) -> Int:
-        """Sample numbers of global positions (any shape (n,), any order)."""
+        """Sample numbers (n,) of global positions (n,), which may stand in any order."""
         positions = np.asarray(positions, np.int64)
         epoch, p = positions // self.n, positions % self.n
         lane, j = p % self.lanes, p // self.lanes
@@ -160,17 +164,20 @@ class Order:
         return out
 
     def slots(self, step: int, batch: int, offset: int = 0) -> Int:
-        """The positions of a global batch in the order of its slots:
+        """The positions (B,) of global batch t = `step` in the order of its slots:
         by reversed lane, then position.
 
-        Batch t is the positions offset + [tB, (t+1)B); the offset is 0 unless the batch size
-        changed on the way.
+        batch: B. Batch t is the positions offset + [tB, (t+1)B); the offset is 0 unless the batch
+        size changed on the way.
         """
         at = np.arange(offset + step * batch, offset + (step + 1) * batch, dtype=np.int64)
         return at[np.argsort(self.reversed[(at % self.n) % self.lanes], kind="stable")]
 
     def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> Int:
-        """The positions of one rank's slots, ceil(B/W) of them, -1 for padding."""
+        """The positions of one rank's slots in a batch of B, ceil(B/W) of them, -1 for padding.
+
+        step, batch, offset: as in `slots`. world: W.
+        """
         cap = -(-batch // world)
         mine = self.slots(step, batch, offset)[rank * cap : (rank + 1) * cap]
         out = np.full(cap, -1, np.int64)
@@ -180,6 +187,8 @@ class Order:
     def fingerprint(self, digests: list[bytes]) -> str:
         """32 hex digits that name data and order; world, batch size,
         workers and paths are not in it.
+
+        digests: `Index.digest` of each source.
         """
         head = b"vtx-order-1\0" + struct.pack(
             "<QIII", self.seed, self.lanes, self.window, len(digests)

@@ -62,6 +62,10 @@ class Source(IterableDataset[dict[str, Any]]):
     so that the number of workers changes nothing. A batch of this rank has `size` samples, and the
     pipeline ends in `wds.batched(source.size)`. A sample that cannot be used keeps its place:
     {"__key__", "__url__", "__bad__": reason}.
+
+    shards: as in `open_index`. global_batch: samples of all ranks. seed, lanes, window: as in
+    `Order`. say: takes a line for people. Raises UserError where there are no samples, or where
+    the rank would have none of a batch.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class Source(IterableDataset[dict[str, Any]]):
 
     def pipeline(self, *stages: Any) -> Any:
         """`wds.DataPipeline(self, *stages)`, with a check that each sample comes through once and
-        in its turn.
+        in its turn, up to the first stage whose name begins with "batch".
 
         Raises UserError for a stage known to do otherwise, and while iterating for one that
         is found to.
@@ -141,7 +145,7 @@ class Source(IterableDataset[dict[str, Any]]):
 
     def watch(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches of a loader, counted where they leave it:
-        `for batch in source.watch(loader)`.
+        `for batch in source.watch(loader)`. `state_dict` knows of these alone.
         """
         begin = self.step
         for done, batch in enumerate(batches, 1):
@@ -149,8 +153,8 @@ class Source(IterableDataset[dict[str, Any]]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that `watch` handed out,
-        whatever the loader read ahead.
+        """{"version", "position" in samples, "fingerprint"} after the last batch that `watch`
+        handed out, whatever the loader read ahead: JSON, and the same on every rank.
         """
         return {
             "version": 1,
@@ -159,7 +163,8 @@ class Source(IterableDataset[dict[str, Any]]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next loader over this source begins there.
+        """The next loader over this source begins there, also under another batch size, world or
+        number of workers.
 
         Raises UserError for the state of other data or order.
         """
@@ -245,6 +250,9 @@ class Staged:
     """A `Reader` behind webdataset stages: what an objective's
     `reader(spec, data, train)` may return.
 
+    Stages see one raw sample at a time; what they draw belongs to the sample. Raises UserError for
+    one that shuffles or batches.
+
     return Staged(ClipReader(...), [wds.rename(jpg="png"), wds.map(clean)])
     """
 
@@ -252,7 +260,13 @@ class Staged:
         self.reader, self.stages = reader, Stages(tuple(stages))
 
     def blank(self) -> Row:
+        """The reader's."""
         return self.reader.blank()
 
     def __call__(self, members: Members, draw: Draw) -> Row:
+        """The reader's arrays of what the stages make of a sample.
+
+        Raises BadSample: what the reader raises, stage for a sample that a stage drops, stage_error
+        for one at which a stage fails.
+        """
         return self.reader(Members(self.stages(dict(members), draw)), draw)

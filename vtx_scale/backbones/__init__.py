@@ -60,7 +60,8 @@ class AttendingNetwork(ImageNetwork, Protocol):
 def build_network(spec: Network) -> ImageNetwork:
     """The module that a spec names, with what `vtx_scale.specs.network.Backbone` says of it.
 
-    Raises UserError where it cannot be imported.
+    It lies where torch's default device is, with torch's default values or none: `parameter_rules`
+    says where it starts. Raises UserError where it cannot be imported.
     """
     network: ImageNetwork = import_object(type(spec).build)(spec)
     return network
