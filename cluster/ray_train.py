@@ -36,6 +36,11 @@ GRACE = 10.0  # seconds that the other ranks have to follow one that ended by de
 LOOK = 0.3  # seconds between two looks of the driver
 
 
+# Ray says no types of these
+own_address: Callable[[], str] = ray.util.get_node_ip_address
+resources: Callable[[], dict[str, float]] = ray.cluster_resources
+
+
 @contextmanager
 def connected(address: str, home: Path | None, cpus: int, env: Mapping[str, str]) -> Iterator[None]:
     """This process in a given cluster, or in one of its own (loopback;
@@ -83,9 +88,8 @@ def knock(address: str) -> None:
     if host:
         # Ray means this machine's address by that
         local = host in ("localhost", "127.0.0.1", "[::1]")
-        socket.create_connection(
-            (ray.util.get_node_ip_address() if local else host.strip("[]"), int(port)), 5
-        ).close()
+        where = own_address() if local else host.strip("[]")
+        socket.create_connection((where, int(port)), 5).close()
 
 
 @contextmanager
@@ -103,7 +107,7 @@ def run(job: Job, home: Path | None) -> Iterator[Event | None]:
 
     Raises GaveUp.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if job.gpus else 0
+    gpus = int(resources().get("GPU", 0)) if job.gpus else 0
     world = job.world or max(1, gpus)
     if home is not None and 0 < gpus < world:
         raise UserError(
@@ -210,7 +214,7 @@ def master() -> dict[str, Any]:
     """
     with socket.socket() as s:
         s.bind(("", 0))
-        return {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": s.getsockname()[1]}
+        return {"MASTER_ADDR": own_address(), "MASTER_PORT": s.getsockname()[1]}
 
 
 def set_variables(variables: Mapping[str, Any]) -> None:

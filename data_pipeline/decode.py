@@ -47,7 +47,8 @@ def decode_jpeg(body: bytes, limit: float) -> Pixels:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(body)
         check(height, width, limit)
-        return simplejpeg.decode_jpeg(body)
+        pixels: Pixels = simplejpeg.decode_jpeg(body)
+        return pixels
     except ValueError as e:
         message = str(e)
         short = "Premature end" in message or (

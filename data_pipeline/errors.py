@@ -14,9 +14,10 @@ class UserError(Exception):
 
 
 class BadSample(Exception):
-    """A sample that cannot be used.
+    """A sample that cannot be used: its slot is masked, and the ledger says why.
 
-    `reason` is a short word of the detection table (docs/data.md).
+    `reason` is a short word of the detection table (docs/data.md), `detail` what was found, for
+    people. A `Reader` raises it; it goes from process to process.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -24,5 +25,5 @@ class BadSample(Exception):
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["BadSample"], tuple[str, str]]:
         return BadSample, (self.reason, self.detail)

@@ -36,24 +36,27 @@ PROBLEMS_SHOWN = 20  # lines a reason, then counts
 
 @dataclass
 class Index:
-    """S shards, K chunks, N samples; see docs/data.md for the tensors.
+    """S shards, K chunks, N samples; see docs/data.md for the tensors. `open_index` makes one.
 
-    `keep` restricts it to some samples.
+    root: the folder that `names`, the shards in order, are relative to. A chunk is consecutive
+    samples of one shard, chunks lie one behind the other; sizes and offsets are in bytes. bad: what
+    headers alone say of a sample. `keep` restricts it to some samples, which are numbered anew.
     """
 
     root: Path
     names: list[str]
-    shard_bytes: NDArray  # (S,)
-    shard_first: NDArray  # (S,) offset of the first sample
-    shard_chunks: NDArray  # (S,)
-    shard_tag: NDArray  # (S, 32) uint8, mtime_ns and zeros: staleness only, not in the digest
-    chunk_samples_all: NDArray  # (K,)
-    chunk_bytes: NDArray  # (K,)
-    chunk_crc: NDArray  # (K,)
+    shard_bytes: NDArray[np.uint64]  # (S,)
+    shard_first: NDArray[np.uint64]  # (S,) offset of the first sample
+    shard_chunks: NDArray[np.uint32]  # (S,)
+    # (S, 32), mtime_ns and zeros: staleness only, not in the digest
+    shard_tag: NDArray[np.uint8]
+    chunk_samples_all: NDArray[np.uint16]  # (K,)
+    chunk_bytes: NDArray[np.uint32]  # (K,)
+    chunk_crc: NDArray[np.uint32]  # (K,)
     bad: dict[int, str] = field(default_factory=dict)  # sample number -> reason
     # sample number -> 2 for the second with its key in the shard
     again: dict[int, int] = field(default_factory=dict)
-    keep: NDArray | None = None  # sorted sample numbers
+    keep: NDArray[np.int64] | None = None  # sorted sample numbers
     file: Path | None = None  # where the index itself is stored
 
     def __post_init__(self) -> None:
@@ -85,24 +88,24 @@ class Index:
         return int(self.sample_first[-1]) if self.keep is None else len(self.keep)
 
     @property
-    def chunk_samples(self) -> NDArray:
-        """Samples a chunk (those kept), without empty chunks: what an order is made from."""
+    def chunk_samples(self) -> NDArray[np.integer[Any]]:
+        """(K,) samples a chunk (those kept), without empty chunks: what an order is made from."""
         if self.keep is None:
             return self.chunk_samples_all
         counts = np.diff(np.searchsorted(self.keep, self.sample_first))
         return counts[counts > 0]
 
     def number(self, g: int) -> int:
-        """The sample's number in the whole set."""
+        """The number in the whole set of sample g, which `keep` may number otherwise."""
         return g if self.keep is None else int(self.keep[g])
 
     def locate(self, g: int) -> tuple[int, int]:
-        """(chunk, place in the chunk) of a sample of the whole set."""
+        """(chunk, place in the chunk) of sample g of the whole set."""
         k = bisect_right(self._sample_first, g) - 1
         return k, g - self._sample_first[k]
 
     def extent(self, k: int) -> tuple[int, int]:
-        """(shard, offset) of a chunk."""
+        """(shard, offset in bytes) of chunk k."""
         return self._chunk_shard[k], self._chunk_offset[k]
 
     @property
@@ -145,7 +148,8 @@ class Index:
         """(training, validation): a sample is held out where the SHA-256 of its key, in [0, 1),
         is below `share`.
 
-        Raises UserError where one side would be empty.
+        Both are restrictions of this one, which must be whole; the keys are read from the headers
+        once. Raises UserError where one side would be empty.
         """
         which = (self.digest, share)
         if which not in _splits:
@@ -168,7 +172,7 @@ class Index:
 
 
 # the last: every evaluation asks again
-_splits: dict[tuple[bytes, float], tuple[NDArray, NDArray]] = {}
+_splits: dict[tuple[bytes, float], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
 
 @dataclass(frozen=True)
@@ -331,7 +335,7 @@ def shown(name: str) -> str:
 def save(index: Index, path: Path) -> None:
     """Write whole or not at all."""
     bad, again = sorted(index.bad.items()), sorted(index.again.items())
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "names": np.frombuffer("\n".join(index.names).encode("utf-8", "surrogateescape"), np.uint8),
         "shard_bytes": index.shard_bytes,
         "shard_first": index.shard_first,
@@ -415,8 +419,10 @@ def open_index(
 ) -> Index:
     """The index of a shard list, made on first use; a stale one is made again with one line.
 
-    It lies in `.vtx` beside the data, or in the cache where that cannot be written.
-    Raises UserError where shards are missing, compressed or of a scheme that is not opened.
+    shards: a folder, a brace pattern, a glob, or a comma list of these. chunk: the most samples of
+    a chunk. say: takes a line for people. It lies in `.vtx` beside the data, or in the cache where
+    that cannot be written; an index that is read costs no look into the shards but their sizes and
+    times. Raises UserError where shards are missing, compressed or of a scheme that is not opened.
     """
     paths = expand(shards)
     root = common_root(paths)

@@ -17,34 +17,42 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from multiprocessing.connection import Connection
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import BadSample, UserError, notes
-from vtx_scale.data_pipeline.index import CHUNK
-from vtx_scale.data_pipeline.order import AUGMENT, draws
-from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Members
+from vtx_scale.data_pipeline.index import CHUNK, Index
+from vtx_scale.data_pipeline.order import AUGMENT, Int, Order, Positions, draws
+from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Draw, Members, Row
 
 PR_SET_PDEATHSIG = 1
 FOREVER = 1 << 62  # steps
+T = TypeVar("T")
 
 
 class Reader(Protocol):
     """Sample bytes and keyed randomness in, arrays out; picklable.
 
-    members: extension -> bytes, with `__key__` and `__url__`; one that is missing raises BadSample
-    by itself. draw(view, n): n numbers in [0, 1) that belong to the seed, the epoch and the sample.
+    It runs in the loader's workers, on one sample at a time.
     """
 
-    def __call__(
-        self, members: Members, draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]: ...
-    def blank(self) -> dict[str, np.ndarray]: ...
+    def __call__(self, members: Members, draw: Draw) -> Row:
+        """The arrays of one sample, by name, with the shapes and types of `blank`.
+
+        members: extension -> bytes, with `__key__` and `__url__`; one that is missing raises
+        BadSample by itself. draw(view, n): n float64 numbers in [0, 1) that belong to the seed, the
+        epoch, the sample and the view. Raises BadSample for a sample that cannot be used.
+        """
+
+    def blank(self) -> Row:
+        """The same names with arrays of the same shapes and types, whose values do not count."""
 
 
 class InOrder:
@@ -55,13 +63,13 @@ class InOrder:
     def __init__(self, n: int) -> None:
         self.n = n
 
-    def ids(self, positions: np.ndarray) -> np.ndarray:
+    def ids(self, positions: Int) -> Int:
         return positions
 
-    def epochs(self, positions: np.ndarray) -> np.ndarray:
+    def epochs(self, positions: Int) -> Int:
         return np.zeros_like(positions)
 
-    def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> np.ndarray:
+    def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> Int:
         cap = -(-batch // world)
         inside = np.arange(rank * cap, min(batch, (rank + 1) * cap))
         at = offset + step * batch + inside
@@ -70,10 +78,10 @@ class InOrder:
         return out
 
 
-def uniforms(seed: int, source: int, sample: int, epoch: int) -> Callable[[int, int], np.ndarray]:
+def uniforms(seed: int, source: int, sample: int, epoch: int) -> Draw:
     """draw(view, n): n float64 numbers in [0, 1) that belong to (seed, sample, epoch, view)."""
 
-    def draw(view: int, n: int) -> np.ndarray:
+    def draw(view: int, n: int) -> NDArray[np.float64]:
         words = np.asarray(
             draws(seed, AUGMENT + 256 * source, view, sample, epoch, n), dtype=np.uint64
         )
@@ -83,11 +91,17 @@ def uniforms(seed: int, source: int, sample: int, epoch: int) -> Callable[[int, 
 
 
 @dataclass
-class Batches(TorchDataset):
-    """`batches[step]` is the share of one rank as plain arrays; see `Batch` for the shapes."""
+class Batches(TorchDataset[dict[str, Any]]):
+    """`batches[step]` is the share of one rank: the fields of a `Batch` as a dict, which has the
+    shapes.
 
-    index: Any
-    order: Any
+    index, order: what there is, and where it stands. global_batch: slots of all ranks; a rank has
+    ceil(global_batch / world) of them. seed: of the reader's draws. source: told from another's by
+    its number. Picklable; descriptors are opened in the process that reads.
+    """
+
+    index: Index
+    order: Positions
     reader: Reader
     global_batch: int
     rank: int
@@ -102,10 +116,17 @@ class Batches(TorchDataset):
 
     @property
     def fingerprint(self) -> str:
-        """Names data and order."""
+        """32 hex digits that name data and order; see `Order.fingerprint`.
+
+        Raises AssertionError of an evaluation's order, which has none.
+        """
+        assert isinstance(self.order, Order), "an evaluation has no order to name"
         return self.order.fingerprint([self.index.digest])
 
     def chunk_reader(self) -> ChunkReader:
+        """This process's reader of samples, made when first asked for; it keeps as many tables as
+        the order's lanes use at a time.
+        """
         if self.chunks is None:
             in_use = self.order.lanes * (self.order.window // CHUNK + 3)
             self.chunks = ChunkReader(self.index, max(CHUNKS_KEPT, in_use))
@@ -117,9 +138,11 @@ class Batches(TorchDataset):
     def make(
         self, step: int, skip: Collection[int] = (), before: Callable[[int], None] | None = None
     ) -> dict[str, Any]:
-        """The batch of a step.
+        """The batch of a step, counted from 0: the fields of a `Batch`, as tensors.
 
-        skip: slots masked unread. before: is called with each slot before it is read.
+        skip: slots masked unread. before: is called with each slot before it is read. A sample that
+        cannot be used is masked and stands in `bad`. Raises UserError where a shard is gone or
+        changed, or too much cannot be read.
         """
         chunks = self.chunk_reader()
         positions = self.order.share(step, self.global_batch, self.rank, self.world, self.offset)
@@ -173,7 +196,7 @@ class Batches(TorchDataset):
         )
 
 
-def fill(rows: np.ndarray, i: int, value: np.ndarray) -> None:
+def fill(rows: NDArray[Any], i: int, value: NDArray[Any]) -> None:
     """rows[i] = value; a picture that lies in planes, as a resize leaves it, goes plane by plane:
     four times as fast.
     """
@@ -204,7 +227,7 @@ def arrays(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def same(x: Any) -> Any:
+def same(x: T) -> T:
     return x
 
 
@@ -281,7 +304,9 @@ def alone(batches: Batches, step: int) -> dict[str, Any]:
     raise OSError("A loader process cannot be started: look at the memory and at 'ulimit -u'.")
 
 
-def _make_alone(pipe: Any, batches: Batches, step: int, skip: Collection[int]) -> None:
+def _make_alone(
+    pipe: "Connection[Any, Any]", batches: Batches, step: int, skip: Collection[int]
+) -> None:
     start_worker()
     try:
         # a tensor is a descriptor of this process, which ends
@@ -295,9 +320,10 @@ class Loader:
     """Batches `start`, `start + 1`, ... `stop - 1` of one rank, on `device`;
     without `stop` they never end.
 
-    `workers` processes read ahead (0: in this process). Ids and pixels do not depend on their
-    number. Iterating goes on where it left off; `state_dict` names the next batch that was not
-    handed out, whatever was read ahead.
+    `workers` processes read ahead, two batches each (0: in this process). Ids and pixels do not
+    depend on their number. A sample at which a worker dies twice is masked. Iterating goes on
+    where it left off; `state_dict` names the next batch that was not handed out, whatever was
+    read ahead.
     """
 
     def __init__(
@@ -316,9 +342,9 @@ class Loader:
             workers,
         )
         self.device = torch.device(device)
-        self._it: Iterator | None = None
+        self._it: Iterator[dict[str, Any]] | None = None
 
-    def _start(self) -> Iterator:
+    def _start(self) -> Iterator[dict[str, Any]]:
         extra: dict[str, Any] = {}
         if self.workers:
             preload("vtx_scale.data_pipeline.loader")
@@ -327,11 +353,10 @@ class Loader:
                 "worker_init_fn": start_worker,
                 "prefetch_factor": 2,
             }
-        steps: Any = range(self.step, self.stop)
         loader = DataLoader(
             self.batches,
             batch_size=None,
-            sampler=steps,
+            sampler=range(self.step, self.stop),
             num_workers=self.workers,
             collate_fn=same,
             pin_memory=self.device.type == "cuda",
@@ -341,9 +366,10 @@ class Loader:
         return iter(loader)
 
     def next(self) -> Batch:
-        """The next batch; StopIteration after the last.
+        """The next batch, on the device.
 
-        Raises UserError where the data can no longer be read.
+        Raises StopIteration after the last, UserError where the data can no longer be read, OSError
+        where no worker can be started.
         """
         if self._it is None:
             self._it = self._start()
@@ -411,7 +437,7 @@ class Loader:
         self.step, self.batches.offset = divmod(position, self.batches.global_batch)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; the next batch starts them anew."""
         stop = getattr(self._it, "_shutdown_workers", None)
         if stop is not None:
             stop()

@@ -15,7 +15,7 @@ DEPTH = 50
 LABEL_LIMIT = 1 << 31
 
 
-def image(members: Mapping[str, Any]) -> bytes:
+def image(members: Mapping[str, bytes]) -> bytes:
     """The bytes of the picture. Raises BadSample member_missing."""
     for extension in IMAGES:
         if extension in members:
@@ -41,7 +41,7 @@ def text(body: bytes) -> str:
     return out
 
 
-def about(members: Mapping[str, Any]) -> Any:
+def about(members: Mapping[str, bytes]) -> Any:
     """The value of the JSON member. Raises BadSample member_missing or json."""
     if "json" not in members:
         raise BadSample("member_missing", "json")
@@ -62,7 +62,7 @@ def about(members: Mapping[str, Any]) -> Any:
     raise BadSample("json", f"nested more than {DEPTH} deep")
 
 
-def caption(members: Mapping[str, Any]) -> str:
+def caption(members: Mapping[str, bytes]) -> str:
     """txt, else "caption" of the JSON. Raises BadSample member_missing, text or json."""
     if "txt" in members:
         return text(members["txt"])
@@ -75,7 +75,7 @@ def caption(members: Mapping[str, Any]) -> str:
     return text(found.encode("utf-8", "replace"))
 
 
-def captions(members: Mapping[str, Any]) -> list[str]:
+def captions(members: Mapping[str, bytes]) -> list[str]:
     """All of a sample's: "captions" of the JSON where there is such a list, else its one.
 
     Raises as `caption` does.
@@ -88,7 +88,7 @@ def captions(members: Mapping[str, Any]) -> list[str]:
     return [caption(members)]
 
 
-def label(members: Mapping[str, Any]) -> int:
+def label(members: Mapping[str, bytes]) -> int:
     """The class number, -1 where there is none.
 
     Raises BadSample label for what is no number below 2^31.
@@ -101,7 +101,7 @@ def label(members: Mapping[str, Any]) -> int:
     return int(body)
 
 
-def labels(members: Mapping[str, Any]) -> list[int]:
+def labels(members: Mapping[str, bytes]) -> list[int]:
     """The class numbers of a sample that may have several, apart by blanks or commas;
     [] where there is no cls member.
 
@@ -111,6 +111,6 @@ def labels(members: Mapping[str, Any]) -> list[int]:
     return [label({"cls": word}) for word in body]
 
 
-def mask(members: Mapping[str, Any]) -> bytes | None:
+def mask(members: Mapping[str, bytes]) -> bytes | None:
     """The bytes of the picture that says what is object (not 0), None where there is none."""
     return members.get("mask.png")

@@ -9,7 +9,7 @@ import hashlib
 import struct
 import threading
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,15 +66,34 @@ def defaults(n: int) -> tuple[int, int]:
     return min(1024, 1 << max(0, (n // 256).bit_length() - 1)), window
 
 
+class Positions(Protocol):
+    """What batches ask of an order, `Order` or `InOrder`: a sample at every global position."""
+
+    lanes: int
+    window: int
+
+    def ids(self, positions: Int) -> Int:
+        """Sample numbers of global positions, (n,)."""
+
+    def epochs(self, positions: Int) -> Int:
+        """The epochs that global positions lie in, (n,)."""
+
+    def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> Int:
+        """The positions of one rank's slots, ceil(B/W) of them, -1 for padding."""
+
+
 class Order:
-    """Sample numbers by global position, over all epochs.
+    """Sample numbers by global position, over all epochs: position p lies in epoch p // N.
 
     chunk_samples (K,): samples a chunk, in tar order. Sample numbers are 0..N-1 through the chunks.
+    seed: of all draws. lanes, window: L and V (samples), by `defaults` where None. source: tells
+    the draws of one source from another's. Golden vectors fix it to the byte (docs/data.md). Raises
+    ValueError where there is no sample.
     """
 
     def __init__(
         self,
-        chunk_samples: NDArray,
+        chunk_samples: NDArray[np.integer[Any]],
         seed: int,
         lanes: int | None = None,
         window: int | None = None,
@@ -97,7 +116,7 @@ class Order:
         self._epoch = lru_cache(2)(self._make_epoch)
         self._window = lru_cache(4 * self.lanes + 64)(self._make_window)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {
             "chunk_samples": self.sizes,
             "seed": self.seed,
@@ -106,8 +125,8 @@ class Order:
             "source": self.source,
         }
 
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Order.__init__(self, **state)
 
     def _make_epoch(self, epoch: int) -> tuple[Int, Int]:
         pi = perm(draws(self.seed, CHUNKS + 256 * self.source, 0, 0, epoch, len(self.sizes)))
@@ -126,10 +145,11 @@ class Order:
         return a, self.first[pi[k]] + x - sums[k]
 
     def epochs(self, positions: Int) -> Int:
+        """The epochs, from 0, that global positions (n,) lie in."""
         return np.asarray(positions, np.int64) // self.n
 
     def ids(self, positions: Int) -> Int:
-        """Sample numbers of global positions (any shape (n,), any order)."""
+        """Sample numbers (n,) of global positions (n,), which may stand in any order."""
         positions = np.asarray(positions, np.int64)
         epoch, p = positions // self.n, positions % self.n
         lane, j = p % self.lanes, p // self.lanes
@@ -144,17 +164,20 @@ class Order:
         return out
 
     def slots(self, step: int, batch: int, offset: int = 0) -> Int:
-        """The positions of a global batch in the order of its slots:
+        """The positions (B,) of global batch t = `step` in the order of its slots:
         by reversed lane, then position.
 
-        Batch t is the positions offset + [tB, (t+1)B); the offset is 0 unless the batch size
-        changed on the way.
+        batch: B. Batch t is the positions offset + [tB, (t+1)B); the offset is 0 unless the batch
+        size changed on the way.
         """
         at = np.arange(offset + step * batch, offset + (step + 1) * batch, dtype=np.int64)
         return at[np.argsort(self.reversed[(at % self.n) % self.lanes], kind="stable")]
 
     def share(self, step: int, batch: int, rank: int, world: int, offset: int = 0) -> Int:
-        """The positions of one rank's slots, ceil(B/W) of them, -1 for padding."""
+        """The positions of one rank's slots in a batch of B, ceil(B/W) of them, -1 for padding.
+
+        step, batch, offset: as in `slots`. world: W.
+        """
         cap = -(-batch // world)
         mine = self.slots(step, batch, offset)[rank * cap : (rank + 1) * cap]
         out = np.full(cap, -1, np.int64)
@@ -164,6 +187,8 @@ class Order:
     def fingerprint(self, digests: list[bytes]) -> str:
         """32 hex digits that name data and order; world, batch size,
         workers and paths are not in it.
+
+        digests: `Index.digest` of each source.
         """
         head = b"vtx-order-1\0" + struct.pack(
             "<QIII", self.seed, self.lanes, self.window, len(digests)

@@ -7,8 +7,12 @@ import time
 import zlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import Index, shown
@@ -20,6 +24,9 @@ FILES_KEPT = 128
 READS = 4  # of a chunk whose CRC differs or that cannot be read, before its samples are masked
 UNREADABLE, SECONDS = 3, 60.0  # so many chunks that cannot be read in so short a time end the run
 NAMES_ONLY = 1 << 20
+
+Draw = Callable[[int, int], NDArray[np.float64]]  # (view, n) -> n numbers in [0, 1)
+Row = dict[str, NDArray[Any]]  # what a reader makes of a sample
 
 
 class Members(dict[str, Any]):
@@ -42,11 +49,11 @@ class Chunk:
 
     reason: str = ""
     keys: str = ""
-    key_end: array = field(default_factory=lambda: array("I", [0]))
-    starts: array = field(default_factory=lambda: array("I"))
-    first: array = field(default_factory=lambda: array("I", [0]))
-    kind: array = field(default_factory=lambda: array("I"))
-    spots: array = field(default_factory=lambda: array("I"))
+    key_end: "array[int]" = field(default_factory=lambda: array("I", [0]))
+    starts: "array[int]" = field(default_factory=lambda: array("I"))
+    first: "array[int]" = field(default_factory=lambda: array("I", [0]))
+    kind: "array[int]" = field(default_factory=lambda: array("I"))
+    spots: "array[int]" = field(default_factory=lambda: array("I"))
 
     def __len__(self) -> int:
         return len(self.starts)

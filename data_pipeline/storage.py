@@ -25,18 +25,38 @@ class Head:
 
 
 class Storage(Protocol):
-    """Objects by name.
+    """Objects by name, which may hold slashes.
 
-    `put_if_absent` and `replace_if` are atomic; a reader never sees half an object.
+    `put_if_absent` and `replace_if` are atomic; a reader never sees half an object. Where bytes
+    cannot be read or written each raises an OSError.
     """
 
-    def get_range(self, name: str, offset: int, length: int) -> bytes: ...
-    def put(self, name: str, body: bytes) -> None: ...
-    def put_if_absent(self, name: str, body: bytes) -> bool: ...
-    def replace_if(self, name: str, body: bytes, tag: str) -> str | None: ...
-    def list(self, prefix: str) -> Iterator[str]: ...
-    def head(self, name: str) -> Head | None: ...
-    def delete(self, name: str) -> None: ...
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        """`length` bytes from byte `offset` on, fewer where the object ends before.
+
+        Raises FileNotFoundError where there is no such object.
+        """
+
+    def put(self, name: str, body: bytes) -> None:
+        """Store an object whole, in place of one of that name."""
+
+    def put_if_absent(self, name: str, body: bytes) -> bool:
+        """Store an object where there is none of that name; whether it was stored."""
+
+    def replace_if(self, name: str, body: bytes, tag: str) -> str | None:
+        """Store an object in place of the one that has this tag (see `Head`); the new tag.
+
+        None, and nothing is stored, where the object is gone or has another tag.
+        """
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The names that begin with `prefix`, in order."""
+
+    def head(self, name: str) -> Head | None:
+        """Size and tag of an object, None where there is none."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is not there is no error."""
 
 
 @contextmanager
@@ -55,21 +75,27 @@ def whole(path: Path, publish: Callable[[Path, Path], None] = os.replace) -> Ite
 
 
 class Folder:
-    """A local folder as a `Storage`."""
+    """A local folder as a `Storage`: a name is the path of a file below `root`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
+        """`length` bytes of a file from byte `offset` on, fewer where it ends before.
+
+        Raises FileNotFoundError where there is no such file.
+        """
         with (self.root / name).open("rb") as f:
             f.seek(offset)
             return f.read(length)
 
     def put(self, name: str, body: bytes) -> None:
+        """Write a file whole; folders on the way are made."""
         with whole(self.root / name) as part:
             part.write_bytes(body)
 
     def put_if_absent(self, name: str, body: bytes) -> bool:
+        """Write a file where there is none of that name; whether it was written."""
         try:
             # a link is exclusive on local disks and NFS
             with whole(self.root / name, os.link) as part:
@@ -79,7 +105,11 @@ class Folder:
         return True
 
     def replace_if(self, name: str, body: bytes, tag: str) -> str | None:
-        """Only the holder of an object may call it: a local replace compares, but does not lock."""
+        """Write a file in place of the one that has this tag; the new tag, or None where it is gone
+        or has another.
+
+        Only the holder of an object may call it: a local replace compares, but does not lock.
+        """
         head = self.head(name)
         if head is None or head.tag != tag:
             return None
@@ -88,12 +118,14 @@ class Folder:
         return stored.tag if stored else None
 
     def list(self, prefix: str) -> Iterator[str]:
+        """The names of files, in all folders below, that begin with `prefix`, in order."""
         for path in sorted(self.root.rglob("*")):
             name = path.relative_to(self.root).as_posix()
             if path.is_file() and name.startswith(prefix):
                 yield name
 
     def head(self, name: str) -> Head | None:
+        """Size and tag of a file, None where there is none; the tag is time and size."""
         try:
             stat = (self.root / name).stat()
         except FileNotFoundError:
@@ -101,6 +133,7 @@ class Folder:
         return Head(stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
 
     def delete(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
         (self.root / name).unlink(missing_ok=True)
 
 

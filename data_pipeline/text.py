@@ -24,7 +24,11 @@ from vtx_scale.data_pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """vocab: ids are 0..vocab-1. `ids` and `words` turn text to ids and back, without the frame.
+    """Text to ids and back; `tokenizer` makes one by name.
+
+    vocab: ids are 0..vocab-1. start, end: the ids of the frame, the end's the largest. fingerprint:
+    of the vocabulary, counted in a run's hash. `ids` and `words` turn text to ids and back, without
+    the frame.
 
     rougher(text, share, generator): the same with a share of the merges left out (Provilkov
     et al. 2020); None where there are no merges.
@@ -40,7 +44,9 @@ class Tokenizer:
     rougher: Callable[[str, float, np.random.Generator], list[int]] | None = None
 
     def encode(self, text: str, context: int) -> NDArray[np.int32]:
-        """(context,) int32; a longer text is cut and still ends with the end token."""
+        """(context,) int32: start, ids, end, then zeros; a longer text is cut and still ends with
+        the end token.
+        """
         out = np.zeros(context, np.int32)
         if not text.isascii():  # half a surrogate pair, which JSON can spell, is no text
             text = text.encode("utf-8", "replace").decode()
@@ -49,10 +55,11 @@ class Tokenizer:
         return out
 
     def encode_all(self, texts: Iterable[str], context: int) -> NDArray[np.int32]:
+        """(texts, context) int32: `encode` of each. Raises ValueError where there is no text."""
         return np.stack([self.encode(t, context) for t in texts])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text between start and end."""
+        """The text between start and end; what stands behind the first end does not count."""
         kept = []
         for i in ids:
             if i == self.end:
@@ -239,9 +246,10 @@ def open_clip_merges() -> Path:
 
 @lru_cache(8)
 def tokenizer(name: str) -> Tokenizer:
-    """ "bytes", "clip", or the path of a tokenizer.json or of CLIP's merges.
+    """The tokenizer of a name: "bytes", "clip" (Radford et al. 2021, with the merges that open_clip
+    brings), or the path of a tokenizer.json or of CLIP's merges.
 
-    Raises UserError for what is none.
+    The last 8 are kept. Raises UserError for what is none.
     """
     if name == "bytes":
         return of_bytes()

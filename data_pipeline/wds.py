@@ -22,7 +22,7 @@ from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.loader import Reader, checked
 from vtx_scale.data_pipeline.order import Order
-from vtx_scale.data_pipeline.read import ChunkReader, Members
+from vtx_scale.data_pipeline.read import ChunkReader, Draw, Members, Row
 
 Stage = Callable[[Iterable[Any]], Iterable[Any]]
 # of the draws that seed a user's stages; a reader's own views are small numbers
@@ -47,20 +47,25 @@ def name_of(stage: Any) -> str:
 
 
 def through(stage: Any, data: Iterable[Any]) -> Iterable[Any]:
-    return stage.run(data) if hasattr(stage, "run") else stage(data)
+    out: Iterable[Any] = stage.run(data) if hasattr(stage, "run") else stage(data)
+    return out
 
 
 def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Source(IterableDataset):
+class Source(IterableDataset[dict[str, Any]]):
     """Raw samples {"__key__", "__url__", extension: bytes} of one rank in our order, without end.
 
     Worker k of n takes every n-th batch, and a loader with batch_size=None hands them out in turn,
     so that the number of workers changes nothing. A batch of this rank has `size` samples, and the
     pipeline ends in `wds.batched(source.size)`. A sample that cannot be used keeps its place:
     {"__key__", "__url__", "__bad__": reason}.
+
+    shards: as in `open_index`. global_batch: samples of all ranks. seed, lanes, window: as in
+    `Order`. say: takes a line for people. Raises UserError where there are no samples, or where
+    the rank would have none of a batch.
     """
 
     def __init__(
@@ -121,7 +126,7 @@ class Source(IterableDataset):
 
     def pipeline(self, *stages: Any) -> Any:
         """`wds.DataPipeline(self, *stages)`, with a check that each sample comes through once and
-        in its turn.
+        in its turn, up to the first stage whose name begins with "batch".
 
         Raises UserError for a stage known to do otherwise, and while iterating for one that
         is found to.
@@ -140,7 +145,7 @@ class Source(IterableDataset):
 
     def watch(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches of a loader, counted where they leave it:
-        `for batch in source.watch(loader)`.
+        `for batch in source.watch(loader)`. `state_dict` knows of these alone.
         """
         begin = self.step
         for done, batch in enumerate(batches, 1):
@@ -148,8 +153,8 @@ class Source(IterableDataset):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that `watch` handed out,
-        whatever the loader read ahead.
+        """{"version", "position" in samples, "fingerprint"} after the last batch that `watch`
+        handed out, whatever the loader read ahead: JSON, and the same on every rank.
         """
         return {
             "version": 1,
@@ -158,7 +163,8 @@ class Source(IterableDataset):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next loader over this source begins there.
+        """The next loader over this source begins there, also under another batch size, world or
+        number of workers.
 
         Raises UserError for the state of other data or order.
         """
@@ -204,9 +210,7 @@ class Stages:
                     "a time: leave it out; order and batches are the loader's."
                 )
 
-    def __call__(
-        self, raw: dict[str, Any], draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, Any]:
+    def __call__(self, raw: dict[str, Any], draw: Draw) -> dict[str, Any]:
         data: Iterable[Any] = iter([raw])
         try:
             with seeded(draw):
@@ -227,7 +231,7 @@ class Stages:
 
 
 @contextmanager
-def seeded(draw: Callable[[int, int], np.ndarray]) -> Iterator[None]:
+def seeded(draw: Draw) -> Iterator[None]:
     """The global generators begin where the sample says, and afterwards are as they were."""
     was = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     a, b, c = (int(u * 2**32) for u in draw(STAGE_VIEW, 3))
@@ -246,16 +250,23 @@ class Staged:
     """A `Reader` behind webdataset stages: what an objective's
     `reader(spec, data, train)` may return.
 
+    Stages see one raw sample at a time; what they draw belongs to the sample. Raises UserError for
+    one that shuffles or batches.
+
     return Staged(ClipReader(...), [wds.rename(jpg="png"), wds.map(clean)])
     """
 
     def __init__(self, reader: Reader, stages: Iterable[Any]) -> None:
         self.reader, self.stages = reader, Stages(tuple(stages))
 
-    def blank(self) -> dict[str, np.ndarray]:
+    def blank(self) -> Row:
+        """The reader's."""
         return self.reader.blank()
 
-    def __call__(
-        self, members: Members, draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, members: Members, draw: Draw) -> Row:
+        """The reader's arrays of what the stages make of a sample.
+
+        Raises BadSample: what the reader raises, stage for a sample that a stage drops, stage_error
+        for one at which a stage fails.
+        """
         return self.reader(Members(self.stages(dict(members), draw)), draw)

@@ -1,7 +1,5 @@
 """From a recipe to live parts: specs become modules, readers and batches."""
 
-from typing import Any
-
 import torch
 
 from vtx_scale.data_pipeline.loader import Batches, InOrder, Reader
@@ -37,9 +35,8 @@ def build_objective(run: Run, dtype: torch.dtype, ranks: Ranks | None = None) ->
 
 def reader_of(run: Run, train: bool) -> Reader:
     """What turns the recipe's samples into arrays. train: with augmentation."""
-    kind: Any = import_object(type(run.objective).build)
-    reader: Reader = kind.reader(run.objective, run.data, train)
-    return reader
+    kind: type[Objective] = import_object(type(run.objective).build)
+    return kind.reader(run.objective, run.data, train)
 
 
 def train_batches(run: Run, data: DataSet, rank: int, world: int) -> Batches:

@@ -8,8 +8,9 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -24,6 +25,7 @@ from vtx_scale.launch.build import eval_batches
 from vtx_scale.launch.datasets import open_data
 from vtx_scale.launch.open_run import OpenRun, open_run
 from vtx_scale.launch.tables import print_table
+from vtx_scale.specs.clip import ClipConfig
 
 WORLD, WANTED = 2, 0.90
 
@@ -87,18 +89,20 @@ def difference(opened: OpenRun, exported: Path, shards: Path) -> float:
     """The largest difference of image and text features here and in transformers,
     relative to the largest feature.
     """
-    recipe: Any = opened.recipe
+    recipe, spec = opened.recipe, cast(ClipConfig, opened.recipe.objective)
     data = open_data(recipe, False)
     assert data is not None
     batches, _ = eval_batches(recipe, data)
     pixels = batches[0]["data"]["image"]
     tokens = torch.from_numpy(
         tokenizer(recipe.data.tokenizer).encode_all(
-            [f"a handwritten {c}" for c in data.classes or []], recipe.objective.text.context
+            [f"a handwritten {c}" for c in data.classes or []], spec.text.context
         )
     )
-    transformers.utils.logging.disable_progress_bar()
-    model: Any = transformers.CLIPModel.from_pretrained(exported).eval()
+    silence: Callable[[], None] = transformers.utils.logging.disable_progress_bar
+    silence()
+    model: Any = transformers.CLIPModel.from_pretrained(exported)
+    model.eval()
     with torch.no_grad():
         normal = ((pixels / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
         outputs = model(input_ids=tokens.long(), pixel_values=normal)
@@ -106,7 +110,8 @@ def difference(opened: OpenRun, exported: Path, shards: Path) -> float:
         (opened.probes["encode_image"](pixels), outputs.image_embeds),
         (opened.probes["encode_text"](tokens), outputs.text_embeds),
     )
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    worst: float = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    return worst
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -171,7 +176,8 @@ def recovered_step(folder: Path) -> int:
     return int(next((folder / "killed").glob("backward-*")).name.split("-")[1].split(".")[0])
 
 
-def digests(found: Any) -> tuple[tuple[str, str], ...]:
+def digests(found: tuple[Path, dict[str, Any]] | None) -> tuple[tuple[str, str], ...]:
+    assert found is not None
     _, manifest = found
     return tuple(
         sorted(

@@ -9,36 +9,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
-from vtx_scale.evaluators.features import extract
+from vtx_scale.evaluators.features import Features, extract
 from vtx_scale.launch import checks, override
 from vtx_scale.launch.build import eval_batches
 from vtx_scale.launch.datasets import open_data
 from vtx_scale.launch.open_run import open_run
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.tables import print_json, print_table
+from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import Run
 
 AHEAD = 16  # batches of a rank from which on loader processes are worth their start
 
 
-def evaluator(name: str) -> Any:
+def evaluator(name: str) -> Callable[..., dict[str, Any]]:
     """The function `name` of `vtx_scale.evaluators.name`,
     or of a stranger's "package.module:function".
 
     Raises UserError where there is none.
     """
     checks.check_evaluator(name)
-    return import_object(name if ":" in name else f"vtx_scale.evaluators.{name}:{name}")
+    function: Callable[..., dict[str, Any]] = import_object(
+        name if ":" in name else f"vtx_scale.evaluators.{name}:{name}"
+    )
+    return function
 
 
 def each(
     run: Run,
-    objective: Any,
+    objective: Objective,
     names: list[str],
     note: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
@@ -55,7 +61,9 @@ def each(
         return
     was, ranks = objective.training, objective.context.ranks
     objective.eval()
-    shared: dict[str, Any] = {}  # by the probe whose features they are
+    shared: dict[
+        str, tuple[Features, Features] | UserError
+    ] = {}  # by the probe whose features they are
     bad: list[dict[str, Any]] = []
 
     def counted(values: dict[str, Any]) -> dict[str, Any]:
@@ -73,9 +81,10 @@ def each(
                     probe = probe_for(name, objective)
                     if probe not in shared:
                         shared[probe] = features(run, objective, probe, bad)
-                    if isinstance(shared[probe], UserError):
-                        raise shared[probe]
-                    yield name, counted(function(*shared[probe], data.classes, ranks))
+                    both = shared[probe]
+                    if isinstance(both, UserError):
+                        raise both
+                    yield name, counted(function(*both, data.classes, ranks))
                 else:
                     batches, count = eval_batches(run, data, ranks.rank, ranks.world)
                     looked = watched(Loader(batches, stop=count), bad)
@@ -86,7 +95,7 @@ def each(
         objective.train(was)
 
 
-def probe_for(name: str, objective: Any) -> str:
+def probe_for(name: str, objective: Objective) -> str:
     """The probe whose features an evaluator gets: an objective may have richer ones for
     linear probes (DINO's).
     """
@@ -104,14 +113,16 @@ def probe_for(name: str, objective: Any) -> str:
     return found
 
 
-def watched(batches: Iterable[Any], bad: list[dict[str, Any]]) -> Iterator[Any]:
+def watched(batches: Iterable[Batch], bad: list[dict[str, Any]]) -> Iterator[Batch]:
     """The batches; ledger entries of samples that cannot be read are added to `bad`."""
     for batch in batches:
         bad += batch.bad
         yield batch
 
 
-def features(run: Run, objective: Any, probe: str, bad: list[dict[str, Any]]) -> Any:
+def features(
+    run: Run, objective: Objective, probe: str, bad: list[dict[str, Any]]
+) -> tuple[Features, Features] | UserError:
     """(train, val) `Features` of this rank's shares, in tar order and as the evaluation reads them;
     or the UserError.
     """
@@ -130,10 +141,11 @@ def features(run: Run, objective: Any, probe: str, bad: list[dict[str, Any]]) ->
             return e
         finally:
             loader.close()
-    return tuple(parts)
+    train_features, val_features = parts
+    return train_features, val_features
 
 
-def scores(run: Run, objective: Any, names: list[str]) -> dict[str, dict[str, Any]]:
+def scores(run: Run, objective: Objective, names: list[str]) -> dict[str, dict[str, Any]]:
     """All that `each` yields; empty where the run names no validation samples.
 
     Raises UserError where an evaluator lacks what it needs.
@@ -176,7 +188,7 @@ def evaluate(
         )
 
 
-def keep_picture(folder: Path, name: str, key: str, step: int, pixels: Any) -> str:
+def keep_picture(folder: Path, name: str, key: str, step: int, pixels: NDArray[np.uint8]) -> str:
     """uint8 (H, W, 3) as RUN/pictures/NAME-STEP.png; NAME-KEY-STEP.png where its key is
     not plainly "picture".
     """

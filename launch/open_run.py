@@ -22,8 +22,8 @@ class OpenRun:
     """A finished or running training, ready to be used:
     `probes["encode_image"](uint8 (N, H, W, 3))`.
 
-    folder, recipe: the run's. step: of the checkpoint. model: the objective, on the CPU,
-    in evaluation mode.
+    folder, recipe: the run's. step: of the checkpoint, in finished steps. model: the objective, on
+    the CPU, in evaluation mode.
     """
 
     folder: Path
@@ -33,14 +33,17 @@ class OpenRun:
 
     @property
     def probes(self) -> dict[str, Callable[..., Any]]:
-        """What the model can be asked, by name; `docs/objectives.md` lists what
-        each objective has.
+        """What the model can be asked, by name; answers lie on the CPU. docs/objectives.md lists
+        what each objective has, with shapes.
+
+        A probe raises UserError for what it does not take.
         """
         return self.model.probes
 
 
 def open_run(folder: str | Path) -> OpenRun:
-    """The newest whole checkpoint of a run folder, on this process and device.
+    """The newest whole checkpoint of a run folder, in this process, on the CPU; of any strategy and
+    world. A training that goes on is not disturbed.
 
     Raises UserError where the folder is no run folder or has no whole checkpoint.
     """

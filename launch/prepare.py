@@ -4,7 +4,6 @@ run.json is written.
 No torch.
 """
 
-from functools import reduce
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
@@ -58,10 +57,10 @@ def check_vocabulary(run: Run) -> None:
     field = run.objective.vocabulary
     if not field:
         return
-    have, wanted = (
-        tokenizer(run.data.tokenizer).vocab,
-        reduce(getattr, field.split("."), run.objective),
-    )
+    have = tokenizer(run.data.tokenizer).vocab
+    wanted: object = run.objective
+    for name in field.split("."):
+        wanted = getattr(wanted, name)
     if have != wanted:
         key = f"objective.{field}"
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.specs.run import System
@@ -56,8 +57,8 @@ def init_process_group(system: System, device: torch.device, rank: int, world: i
         # torchrun keeps one store over its restarts, where a new rank may find the address
         # of a dead one
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        agents = dist.TCPStore(address, port, world, False, limit)
-        store = dist.PrefixStore(f"vtx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", agents)
+        agents = dist.TCPStore(address, port, world, False, limit)  # type: ignore[attr-defined]
+        store = PrefixStore(f"vtx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", agents)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, init_method=where, store=store, rank=rank, world_size=world, timeout=limit

@@ -12,7 +12,6 @@ import typing
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch.run_folder import recipe_of
@@ -85,9 +84,9 @@ def resolve_palette(run: Run) -> Run:
     """`objective.palette` that names a file becomes the colours in it,
     so that they count in the hash and not their path.
     """
-    objective: Any = run.objective
+    objective = run.objective
     path = Path(getattr(objective, "palette", ""))
     # colours in hexadecimal are longer than any path
     if len(str(path)) > 1_000 or not path.is_file():
         return run
-    return replace(run, objective=replace(objective, palette=read_palette(path)))
+    return replace(run, objective=replace(objective, **{"palette": read_palette(path)}))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from vtx_scale.cluster.job import Died, Ended, Event, GaveUp, Job
@@ -128,7 +129,7 @@ def requests() -> Iterator[list[int]]:
 def listen(asked: list[int]) -> dict[int, Any]:
     """Keep signals in `asked`; returns the handlers that were there."""
 
-    def ask(number: int, _: Any) -> None:
+    def ask(number: int, _: FrameType | None) -> None:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)

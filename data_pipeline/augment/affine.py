@@ -5,6 +5,8 @@ Equal to Pillow's affine transforms within one level. A slide along one axis, by
 taps where Pillow takes sixteen.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -57,7 +59,7 @@ def nearest(pixels: Pixels, matrix: tuple[float, ...], fill: Colour) -> Pixels:
     return np.array(image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=fill))
 
 
-def slide(pixels: Pixels, shift: NDArray, fill: Colour) -> Pixels:
+def slide(pixels: Pixels, shift: NDArray[np.floating[Any]], fill: Colour) -> Pixels:
     """Row y at column x is row y at x + shift[y], by bicubic interpolation. shift: (H,) pixels."""
     x = planes(pixels)
     _, height, width = x.shape

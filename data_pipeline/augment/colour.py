@@ -8,6 +8,7 @@ that came out of a resize does so already.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,11 +59,12 @@ def luma(x: Floats) -> Floats:
 
     Sixteen-bit weights of whole numbers are exact in float32.
     """
-    grey = x[0] * np.float32(19595 / 65536)
+    grey: Floats = x[0] * np.float32(19595 / 65536)
     grey += x[1] * np.float32(38470 / 65536)
     grey += x[2] * np.float32(7471 / 65536)
     grey += 0.5
-    return np.floor(grey, out=grey)
+    np.floor(grey, out=grey)
+    return grey
 
 
 def scale_brightness(x: Floats, factor: float) -> Floats:
@@ -234,7 +236,9 @@ def blur(pixels: Pixels, radius: float) -> Pixels:
     return boxes(x, 1, whole, part).astype(np.uint8).transpose(1, 2, 0)
 
 
-def boxes(x: NDArray, axis: int, whole: int, part: float) -> NDArray[np.uint32]:
+def boxes(
+    x: NDArray[np.unsignedinteger[Any]], axis: int, whole: int, part: float
+) -> NDArray[np.uint32]:
     """(3, H, W) levels to the same: three boxes of 2 whole + 1 pixels and a part of one more
     at each end.
 

@@ -19,7 +19,7 @@ def make_digits(folder: Path, size: int = 32, shard: int = 256) -> Path:
     Raises UserError without scikit-learn.
     """
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError:
         raise UserError(
             "The digits come with scikit-learn: pip install 'vtx-scale[demo]'."

@@ -1,6 +1,7 @@
 """`vtx data palette`: the colours that the pictures of shards have, by k-means."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vtx_scale.data_pipeline.augment.crop import centre_box
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
@@ -15,7 +16,7 @@ PIXELS = 1_000_000  # of all pictures together
 
 def find_palette(
     shards: str, colours: int = 512, side: int = 32, pictures: int = 10_000, seed: int = 0
-) -> np.ndarray:
+) -> NDArray[np.uint8]:
     """(colours, 3) uint8, by lightness.
 
     Looks at some pictures, chosen by the seed, resized to side x side.
@@ -24,7 +25,7 @@ def find_palette(
     and without scikit-learn.
     """
     try:
-        from sklearn.cluster import MiniBatchKMeans  # type: ignore[import-untyped]
+        from sklearn.cluster import MiniBatchKMeans
     except ImportError:
         raise UserError(
             "A palette is found by scikit-learn: pip install 'vtx-scale[demo]'."
@@ -51,4 +52,6 @@ def find_palette(
         .cluster_centers_
     )
     table = np.clip(np.rint(means), 0, 255).astype(np.uint8)
-    return table[(table @ np.array([299, 587, 114])).argsort(kind="stable")]
+    turn = (table @ np.array([299, 587, 114])).argsort(kind="stable")
+    ordered: NDArray[np.uint8] = table[turn]
+    return ordered

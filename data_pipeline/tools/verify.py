@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from vtx_scale.data_pipeline import members as sample
 from vtx_scale.data_pipeline.decode import decode_image
@@ -42,7 +41,7 @@ def verify(shards: str) -> Iterator[dict[str, str]]:
                     }
 
 
-def fault(members: Mapping[str, Any]) -> str:
+def fault(members: Mapping[str, bytes]) -> str:
     """Why a sample with these members cannot be used, or ""."""
     try:
         decode_image(sample.image(members))

@@ -7,6 +7,7 @@ xavier-uniform: at these widths 0.02 is too small a deviation.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from vtx_scale.specs.dino import Crops, DinoConfig
 from vtx_scale.specs.igpt import IgptConfig, PixelGPTConfig
@@ -17,7 +18,7 @@ from vtx_scale.specs.supervised import DistillConfig, MaskedConfig, SupervisedCo
 from vtx_scale.specs.vit import ViTConfig
 
 
-def _net(**changes) -> ViTConfig:
+def _net(**changes: Any) -> ViTConfig:
     return ViTConfig(
         **{
             "width": 128,

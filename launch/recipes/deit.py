@@ -10,7 +10,7 @@ its network itself.
 """
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.run import (
@@ -75,10 +75,10 @@ def _distilled(size: str) -> Run:
 
 
 def _with(
-    objective: SupervisedConfig | DistillConfig, **changes: int
+    objective: SupervisedConfig | DistillConfig, **changes: Any
 ) -> SupervisedConfig | DistillConfig:
     """The objective with another network."""
-    return replace(objective, net=replace(cast(ViTConfig, objective.net), **changes))  # type: ignore[arg-type]
+    return replace(objective, net=replace(cast(ViTConfig, objective.net), **changes))
 
 
 def _384(run: Run) -> Run:

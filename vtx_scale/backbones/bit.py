@@ -122,7 +122,7 @@ class BitStem(nn.Module):
 
     def units(self) -> Iterable[nn.Module]:
         """Blocks that are sharded, compiled and recomputed as one."""
-        return [unit for stage in self.stages for unit in stage]  # type: ignore[attr-defined]
+        return [unit for stage in self.stages for unit in stage.children()]
 
     def forward(self, image: Tensor) -> Tensor:
         x = F.relu_(self.norm(self.conv(image)))

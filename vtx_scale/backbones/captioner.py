@@ -43,7 +43,8 @@ class Attention(nn.Module):
             later = torch.ones(T, T, dtype=torch.bool, device=x_BTH.device).triu(1)
             score = score.masked_fill(later, float("-inf"))
         share = dropout(score.softmax(-1), self.drop, slots, self.name, "weights")
-        return self.proj((share @ v).transpose(1, 2).reshape(B, T, H))
+        out: Tensor = self.proj((share @ v).transpose(1, 2).reshape(B, T, H))
+        return out
 
 
 class Layer(nn.Module):
@@ -64,7 +65,8 @@ class Layer(nn.Module):
 
         x = self.norm1(x + drop(self.own(x, x, True, slots), "drop1"))
         x = self.norm2(x + drop(self.map(x, map_BPH, False, slots), "drop2"))
-        return self.norm3(x + drop(self.fc2(drop(F.gelu(self.fc1(x)), "fc1")), "drop3"))
+        out: Tensor = self.norm3(x + drop(self.fc2(drop(F.gelu(self.fc1(x)), "fc1")), "drop3"))
+        return out
 
 
 class Captioner(nn.Module):
@@ -92,7 +94,8 @@ class Captioner(nn.Module):
 
     def project(self, map_BChw: Tensor) -> Tensor:
         """(B, h w, H)."""
-        return self.projection(map_BChw.flatten(2).transpose(1, 2))
+        out: Tensor = self.projection(map_BChw.flatten(2).transpose(1, 2))
+        return out
 
     def forward(
         self,

@@ -62,7 +62,8 @@ class AttentionPool(nn.Module):
         B, N, C = x_BNC.shape
         q = self.q(x_BNC[:, :1]).view(B, 1, self.heads, -1).transpose(1, 2)
         k, v = (f(x_BNC).view(B, N, self.heads, -1).transpose(1, 2) for f in (self.k, self.v))
-        return self.c(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, C))
+        out: Tensor = self.c(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, C))
+        return out
 
 
 class ClipResNet(nn.Module):
@@ -100,7 +101,7 @@ class ClipResNet(nn.Module):
 
     def units(self) -> Iterable[nn.Module]:
         """Blocks that are sharded, compiled and recomputed as one."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        return [block for stage in self.stages for block in stage.children()]
 
     def pyramid(self, image: Tensor, slots: SlotContext | None = None) -> list[Tensor]:
         """(B, 3, S, S) -> (B, widths[k], S/4/2^k, S/4/2^k) of each stage."""
@@ -109,14 +110,15 @@ class ClipResNet(nn.Module):
         x = F.avg_pool2d(F.relu_(self.norm3(self.conv3(x), slots)), 2)
         maps = []
         for stage in self.stages:
-            for block in stage:  # type: ignore[attr-defined]
+            for block in stage.children():
                 x = block(x, slots)
             maps.append(x)
         return maps
 
     def features(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
         """(B, embed): pooled by attention."""
-        return self.pool(self.pyramid(image, slots)[-1])
+        pooled: Tensor = self.pool(self.pyramid(image, slots)[-1])
+        return pooled
 
     def forward(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
         return self.features(image, slots)

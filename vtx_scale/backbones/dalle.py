@@ -74,7 +74,8 @@ class Attention(nn.Module):
                 q[:, :, :T], k[:, :, :T], v[:, :, :T], is_causal=True
             )
             y = torch.cat([text, self.of_codes(q[:, :, T:], k, v)], dim=2)
-        return self.proj(y.transpose(1, 2).reshape(B, N, C))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(B, N, C))
+        return out
 
     def seen_from(self, place: int, device: torch.device) -> Tensor | None:
         """(1, place + 1) bool, for one place at a time."""
@@ -89,7 +90,7 @@ class Attention(nn.Module):
         spec, G, T = self.spec, self.spec.grid, 1 + self.spec.context
         text_k, text_v = k[:, :, :T], v[:, :, :T]
         # (B, H, G, G, D): rows of codes, or columns
-        q, code_k, code_v = (t.unflatten(2, (G, G)) for t in (q, k[:, :, T:], v[:, :, T:]))
+        q, code_k, code_v = (torch.unflatten(t, 2, (G, G)) for t in (q, k[:, :, T:], v[:, :, T:]))
         pattern = sees(self.kind, G, spec.reach, q.device)
         if self.kind == "column":
             q, code_k, code_v = (t.transpose(2, 3) for t in (q, code_k, code_v))
@@ -109,9 +110,10 @@ class Attention(nn.Module):
             mask = mask[rows, :, rows].permute(0, 1, 3, 2).flatten(2)  # (G, G, (up + 1) G)
         scale = q.shape[-1] ** -0.5
         near = (q @ code_k.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf"))
-        far = (q.flatten(2, 3) @ text_k.transpose(-1, -2) * scale).unflatten(2, (G, G))
+        far = torch.unflatten(q.flatten(2, 3) @ text_k.transpose(-1, -2) * scale, 2, (G, G))
         share = torch.cat([far, near], dim=-1).softmax(-1)
-        y = (share[..., :T].flatten(2, 3) @ text_v).unflatten(2, (G, G)) + share[..., T:] @ code_v
+        of_text = torch.unflatten(share[..., :T].flatten(2, 3) @ text_v, 2, (G, G))
+        y = of_text + share[..., T:] @ code_v
         return (y.transpose(2, 3) if self.kind == "column" else y).flatten(2, 3)
 
 
@@ -127,7 +129,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), cache)
-        return x + self.mlp(self.norm2(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class TextToCodes(nn.Module):
@@ -184,7 +187,8 @@ class TextToCodes(nn.Module):
     def logits(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Logits in at least float32."""
         with no_autocast(x.device):
-            return layer(x.to(torch.promote_types(x.dtype, torch.float32)))
+            out: Tensor = layer(x.to(torch.promote_types(x.dtype, torch.float32)))
+            return out
 
     def prefill(self, tokens_BT: Tensor, unused_BT: Tensor) -> list[KVCache]:
         """What the blocks keep of a caption, for `step`."""

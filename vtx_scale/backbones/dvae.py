@@ -72,12 +72,13 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.input(x)
         for g, blocks in enumerate(self.groups):
-            for block in blocks:  # type: ignore[attr-defined]
+            for block in blocks.children():
                 x = block(x)
             if g < len(self.groups) - 1:
                 x = F.max_pool2d(x, 2)
         with no_autocast(x.device):
-            return self.output(F.relu(x).to(wide(x)))
+            out: Tensor = self.output(F.relu(x).to(wide(x)))
+            return out
 
 
 class Decoder(nn.Module):
@@ -97,16 +98,19 @@ class Decoder(nn.Module):
         with no_autocast(shares.device):
             x = self.input(shares.to(wide(shares)))
         for g, blocks in enumerate(self.groups):
-            for block in blocks:  # type: ignore[attr-defined]
+            for block in blocks.children():
                 x = block(x)
             if g < len(self.groups) - 1:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         with no_autocast(x.device):
-            return self.output(F.relu(x).to(wide(x)))
+            out: Tensor = self.output(F.relu(x).to(wide(x)))
+            return out
 
     def of_codes(self, codes: Tensor) -> Tensor:
         """(B, h, h) int64: the answer to whole codes."""
-        return self(F.one_hot(codes, self.vocab).permute(0, 3, 1, 2).to(self.input.weight.dtype))
+        shares = F.one_hot(codes, self.vocab).permute(0, 3, 1, 2).to(self.input.weight.dtype)
+        out: Tensor = self(shares)
+        return out
 
 
 class Codec(nn.Module):

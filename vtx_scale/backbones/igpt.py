@@ -36,9 +36,11 @@ class Block(nn.Module):
         what a linear probe sees.
         """
         if peek:
-            return self.norm1(x)
+            seen: Tensor = self.norm1(x)
+            return seen
         x = x + self.attn(self.norm1(x), cache)
-        return x + self.mlp(self.norm2(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class PixelGPT(nn.Module):
@@ -67,17 +69,20 @@ class PixelGPT(nn.Module):
             x = x.masked_fill(hidden_BN[..., None], 0)
         if self.start is not None:
             x = torch.cat([self.start.expand(len(x), -1, -1).to(x.dtype), x[:, :-1]], dim=1)
-        return x + self.positions
+        placed: Tensor = x + self.positions
+        return placed
 
     def states(self, tokens_BN: Tensor, hidden_BN: Tensor | None = None) -> Tensor:
         """(B, N, C), after the final norm."""
         x = self.embed(tokens_BN, hidden_BN)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
     def forward(self, tokens_BN: Tensor, hidden_BN: Tensor | None = None) -> Tensor:
-        return self.out(self.states(tokens_BN, hidden_BN))
+        logits: Tensor = self.out(self.states(tokens_BN, hidden_BN))
+        return logits
 
     def features(self, tokens_BN: Tensor, layers: Sequence[int]) -> Tensor:
         """(B, len(layers) C): of each layer the mean over pixels of its normed input;
@@ -103,7 +108,8 @@ class PixelGPT(nn.Module):
         x = x + self.positions[:, place : place + 1]
         for block, p in zip(self.blocks, cache, strict=True):
             x = block(x, cache=p)
-        return self.out(self.norm(x))[:, 0]
+        logits: Tensor = self.out(self.norm(x))[:, 0]
+        return logits
 
 
 def rules(spec: PixelGPTConfig) -> Rules:

@@ -90,14 +90,14 @@ class ResNet(nn.Module):
 
     def units(self) -> Iterable[nn.Module]:
         """Blocks that are sharded, compiled and recomputed as one."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        return [block for stage in self.stages for block in stage.children()]
 
     def pyramid(self, image: Tensor, slots: SlotContext | None = None) -> list[Tensor]:
         """(B, 3, S, S) -> (B, widths[k], S/4/2^k, S/4/2^k) of each stage."""
         x = F.max_pool2d(F.relu_(self.norm(self.conv(image), slots)), 3, 2, 1)
         maps = []
         for stage in self.stages:
-            for block in stage:  # type: ignore[attr-defined]
+            for block in stage.children():
                 x = block(x, slots)
             maps.append(x)
         return maps

@@ -36,7 +36,8 @@ class Text(nn.Module):
         for block in self.blocks:
             x = block(x)
         end = tokens_BT.argmax(1)
-        return self.norm(x[torch.arange(len(x), device=x.device), end])
+        pooled: Tensor = self.norm(x[torch.arange(len(x), device=x.device), end])
+        return pooled
 
 
 class SiglipText(nn.Module):
@@ -58,7 +59,8 @@ class SiglipText(nn.Module):
         x = self.embedding(tokens_BT) + self.positions
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x[:, -1]))
+        pooled: Tensor = self.head(self.norm(x[:, -1]))
+        return pooled
 
 
 def clip_rules(spec: TextTowerConfig) -> Rules:

@@ -47,7 +47,8 @@ class MapHead(nn.Module):
         )
         k, v = self.kv(x_BNC).view(B, N, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         y = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, C))
-        return y + self.mlp(self.norm(y))
+        out: Tensor = y + self.mlp(self.norm(y))
+        return out
 
 
 class ViT(nn.Module):
@@ -110,11 +111,8 @@ class ViT(nn.Module):
 
     def embed(self, image: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, grid * grid, C): patches, without positions."""
-        return (
-            self.patch(self.stem(image) if self.stem is not None else image)
-            .flatten(2)
-            .transpose(1, 2)
-        )
+        patches: Tensor = self.patch(self.stem(image) if self.stem is not None else image)
+        return patches.flatten(2).transpose(1, 2)
 
     def place(self, x: Tensor) -> Tensor:
         """(B, grid * grid, C) patches -> (B, N, C): class and distillation tokens in front,
@@ -162,7 +160,8 @@ class ViT(nn.Module):
     def pooled(self, x: Tensor) -> Tensor:
         """(B, N, C) before the final norm -> (B, C), or (2, B, C) of a distilled one."""
         if self.spec.distilled:
-            return self.norm(x[:, :2]).transpose(0, 1)
+            both: Tensor = self.norm(x[:, :2])
+            return both.transpose(0, 1)
         if self.spec.pool == "tok":
             y = self.norm(x[:, 0])
         else:
@@ -198,15 +197,17 @@ class ViT(nn.Module):
 
     def attention(self, image: Tensor) -> Tensor:
         """(B, H, grid, grid): how much the class token looks at each patch in the last block."""
-        row = self.blocks[-1](self.tokens(image, leave=1)[-1], look=True)[:, :, 0, self.extra :]
-        return row.unflatten(2, (math.isqrt(row.shape[2]),) * 2)
+        look: Tensor = self.blocks[-1](self.tokens(image, leave=1)[-1], look=True)
+        row = look[:, :, 0, self.extra :]
+        return torch.unflatten(row, 2, (math.isqrt(row.shape[2]),) * 2)
 
     def forward(self, image: Tensor, slots: SlotContext | None = None) -> Tensor:
         y = self.pooled(self.tokens(image, slots)[-1])
         if self.head is None:
             return y
         if self.dist_head is None:
-            return self.head(y)
+            logits: Tensor = self.head(y)
+            return logits
         both = torch.stack([self.head(y[0]), self.dist_head(y[1])])
         return both if slots is not None else both.mean(0)
 

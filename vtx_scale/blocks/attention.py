@@ -77,7 +77,8 @@ class Attention(nn.Module):
     def split(self, x_BNC: Tensor) -> Tensor:
         """(3, B, H, N, C / H): q, k, v."""
         B, N, C = x_BNC.shape
-        return self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        qkv: Tensor = self.qkv(x_BNC)
+        return qkv.view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
 
     def forward(self, x_BNC: Tensor, cache: KVCache | None = None) -> Tensor:
         """cache: x is one token, which sees those of before and itself."""
@@ -85,7 +86,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.add(k, v)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and cache is None)
-        return self.proj(y.transpose(1, 2).reshape(x_BNC.shape))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(x_BNC.shape))
+        return out
 
 
 class MLP(nn.Module):
@@ -142,7 +144,8 @@ class Block(nn.Module):
         """
         if look:
             q, k, _ = self.attn.split(self.norm1(x))
-            return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+            share: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+            return share.softmax(-1)
         y = dropout(self.attn(self.norm1(x)), self.dropout, slots, self.name, "attn")
         x = x + drop_path(y, self.drop_path, slots, self.name, "path1")
         return x + drop_path(

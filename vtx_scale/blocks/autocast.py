@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """A region in which products keep their operands' type under autocast too (on the meta device
     there is none).
     """

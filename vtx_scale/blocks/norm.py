@@ -6,6 +6,7 @@ row weighs nothing, and the running statistics move after a step that counted, n
 pass, which recomputation runs twice.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor, ranks: Ranks, eps: float
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide, own_B1 = x.to(at_least_float(x)), valid[:, None]
         sums = ranks.sum(
             torch.cat([row_sum(flat(wide).mean(2), own_B1), valid.sum().double().reshape(1)])
@@ -55,7 +56,7 @@ class Normalise(torch.autograd.Function):
         return y.to(x.dtype), mean, var, count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, valid, mean, inverse, count = ctx.saved_tensors
         grad, own_B1 = grad.to(at_least_float(x)), valid[:, None]
         normal = (x - along(mean, x)).mul_(along(inverse, x))
@@ -75,6 +76,10 @@ class Normalise(torch.autograd.Function):
             dx.view(bits).bitwise_and_(-valid.to(bits).view(-1, *[1] * (x.ndim - 1)))
             dx = dx.to(x.dtype)
         return dx, mine[1].to(weight.dtype), mine[0].to(weight.dtype), None, None, None
+
+
+# Function.apply has no types
+normalise: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = Normalise.apply
 
 
 def flat(x: Tensor) -> Tensor:
@@ -118,7 +123,7 @@ class BatchNorm(nn.Module):
                 t.to(dtype) for t in (self.running_mean, self.running_var, self.weight, self.bias)
             )
             return F.batch_norm(x.to(dtype), mean, var, weight, bias, eps=self.eps).to(x.dtype)
-        y, mean, var, count = Normalise.apply(
+        y, mean, var, count = normalise(
             x, self.weight, self.bias, slots.valid, slots.ranks, self.eps
         )
         numbers = count * x[0, 0].numel()

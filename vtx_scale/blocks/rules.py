@@ -17,11 +17,11 @@ table into that of the whole.
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 Shape = tuple[int, ...]
 # kind and its number: ("normal", std), ("uniform", bound), ("truncated", std), ("constant", value)
@@ -94,6 +94,18 @@ class Rule:
 Rules = tuple[Rule, ...]
 
 
+class Ruled(Protocol):
+    """A module that says by a table where its parameters start, and how they are trained."""
+
+    parameter_rules: Rules
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As torch has it."""
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """As torch has it."""
+
+
 def under(prefix: str, rules: Iterable[Rule], **changes: Any) -> Rules:
     """A part's table for names with `prefix` before them; changes:
     fields that all its lines get.
@@ -116,7 +128,7 @@ def rule_of(rules: Rules, name: str) -> Rule:
     raise LookupError(f"no parameter rule says where {name} starts: add a line to parameter_rules")
 
 
-def table_of(module: Any) -> dict[str, Rule]:
+def table_of(module: Ruled) -> dict[str, Rule]:
     """Name -> its line, of every trained, frozen or following parameter and every buffer.
 
     Raises LookupError, ValueError.
@@ -128,7 +140,7 @@ def table_of(module: Any) -> dict[str, Rule]:
     return table
 
 
-def initial_values(module: Any) -> Callable[[str, Shape], Values]:
+def initial_values(module: Ruled) -> Callable[[str, Shape], Values]:
     """(name, shape) -> where a parameter or buffer of `module` starts."""
     rules = module.parameter_rules
     return lambda name, shape: rule_of(rules, name).initial(tuple(shape))

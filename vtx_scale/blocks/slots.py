@@ -3,7 +3,7 @@ which of them count, and what their randomness hangs on.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
@@ -64,8 +64,16 @@ def drop_path(x: Tensor, rate: float, slots: SlotContext | None, *purpose: str) 
     return x * (keep.to(x.dtype) / (1 - rate)).view(-1, *[1] * (x.ndim - 1))
 
 
-def with_running_statistics(module: nn.Module) -> list[Any]:
-    """The modules that keep running statistics: `discard_statistics()` before a step,
-    `update_statistics()` after one that counted.
-    """
-    return [m for m in module.modules() if hasattr(m, "update_statistics")]
+class Running(Protocol):
+    """A module that keeps running statistics."""
+
+    def discard_statistics(self) -> None:
+        """Before a step: what one that did not count has left behind goes."""
+
+    def update_statistics(self) -> None:
+        """After a step that counted: they take in what it saw."""
+
+
+def with_running_statistics(module: nn.Module) -> list[Running]:
+    """The modules that keep running statistics."""
+    return [cast(Running, m) for m in module.modules() if hasattr(m, "update_statistics")]

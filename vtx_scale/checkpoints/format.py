@@ -60,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for another format.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
         body = {k: v for k, v in manifest.items() if k != "sum"}
         if manifest["sum"] != hashlib.sha256(canonical(body)).hexdigest():
             raise Damaged("manifest.json does not match its own digest")

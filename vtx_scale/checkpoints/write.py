@@ -99,7 +99,11 @@ class Writer:
                 shutil.rmtree(torn, ignore_errors=True)
 
     def _guarded(
-        self, step: int, data: dict[str, torch.Tensor], table: list[dict], state: dict[str, Any]
+        self,
+        step: int,
+        data: dict[str, torch.Tensor],
+        table: list[dict[str, Any]],
+        state: dict[str, Any],
     ) -> None:
         try:
             self._write(step, data, table, state)
@@ -108,7 +112,11 @@ class Writer:
             self.error = f"{type(e).__name__}: {e}"
 
     def _write(
-        self, step: int, data: dict[str, torch.Tensor], table: list[dict], state: dict[str, Any]
+        self,
+        step: int,
+        data: dict[str, torch.Tensor],
+        table: list[dict[str, Any]],
+        state: dict[str, Any],
     ) -> None:
         open_folder = self.folder / f".{folder_name(step)}.{self.attempt}"
         open_folder.mkdir(parents=True, exist_ok=True)

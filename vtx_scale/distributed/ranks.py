@@ -1,5 +1,6 @@
 """What an objective sees of the other ranks: sums, and gathers with gradient."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class GroupRanks(Ranks):
         return out
 
     def gather(self, tensor: Tensor) -> Tensor:
-        return Gather.apply(tensor, self.group)
+        return with_gradient(tensor, self.group)
 
     def gather_plain(self, tensor: Tensor) -> Tensor:
         bits = tensor.dtype is torch.bool
@@ -68,8 +69,12 @@ class Gather(torch.autograd.Function):
         return gathered(tensor, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         world = dist.get_world_size(ctx.group)
         out = grad.new_empty((len(grad) // world, *grad.shape[1:]))
         reduce_scatter(out, grad.contiguous(), group=ctx.group)
         return out, None
+
+
+# Function.apply has no types
+with_gradient: Callable[[Tensor, dist.ProcessGroup | None], Tensor] = Gather.apply

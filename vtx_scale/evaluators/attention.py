@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.order import draws
 from vtx_scale.distributed.ranks import Ranks
@@ -24,7 +26,7 @@ COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231,
 
 def attention(
     probes: dict[str, Callable[..., Any]],
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     classes: list[str] | None,
     ranks: Ranks,
     share: float = 0.6,
@@ -111,7 +113,7 @@ def coloured(x: Tensor) -> Tensor:
     return torch.lerp(stops[low], stops[low + 1], (at - low)[..., None]).round().to(torch.uint8)
 
 
-def attention_pictures(pixels: Tensor, attention: Tensor) -> np.ndarray:
+def attention_pictures(pixels: Tensor, attention: Tensor) -> NDArray[np.uint8]:
     """uint8 (N S, (1 + heads) S, 3): a row an image, first itself,
     then each head's mass over its largest.
 
@@ -120,4 +122,6 @@ def attention_pictures(pixels: Tensor, attention: Tensor) -> np.ndarray:
     scaled = attention / attention.amax((2, 3), keepdim=True).clamp(min=1e-12)
     heads = coloured(enlarged(scaled, pixels.shape[1]))  # (N, heads, S, S, 3)
     rows = torch.cat([pixels[:, None].cpu(), heads], dim=1)
-    return rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).contiguous().numpy()
+    whole = rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
+    pictures: NDArray[np.uint8] = whole.contiguous().numpy()
+    return pictures

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
@@ -16,7 +17,7 @@ GREY = 128
 
 def completions(
     probes: dict[str, Callable[..., Any]],
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     classes: list[str] | None,
     ranks: Ranks,
 ) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
@@ -36,7 +37,10 @@ def on_features(function: Evaluator) -> Evaluator:
 
 
 def extract(
-    probe: Callable[..., Tensor], batches: Iterable[Any], ranks: Ranks, key: str = "data.val_shards"
+    probe: Callable[..., Tensor],
+    batches: Iterable[Batch],
+    ranks: Ranks,
+    key: str = "data.val_shards",
 ) -> Features:
     """probe: uint8 (N, S, S, 3) -> (N, C).
 

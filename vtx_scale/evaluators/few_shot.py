@@ -29,7 +29,7 @@ def few_shot(
     """
     ids, labels = table(train, ranks)
     kinds = int(labels.max()) + 1
-    least = int(labels.unique(return_counts=True)[1].min())
+    least = int(torch.unique(labels, return_counts=True)[1].min())
     scores: dict[str, float] = {}
     for s in (s for s in shots if s <= least):
         results = [
@@ -45,7 +45,7 @@ def drawn(ids: Tensor, labels: Tensor, shots: int, seed: int) -> Tensor:
     keyed by seed and class, so that no world changes them.
     """
     picked = []
-    for kind in labels.unique().tolist():
+    for kind in torch.unique(labels).tolist():
         own = (labels == kind).nonzero().flatten()
         picked.append(
             own[torch.from_numpy(draws(seed, DRAWS, 2, kind, 0, len(own)).argsort(kind="stable"))][
@@ -87,5 +87,7 @@ def ridge(x: Tensor, y: Tensor, l2: float) -> Tensor:
     """
     m, c = x.shape
     if c <= m:
-        return torch.linalg.solve(x.T @ x + l2 * torch.eye(c, dtype=x.dtype), x.T @ y)
-    return x.T @ torch.linalg.solve(x @ x.T + l2 * torch.eye(m, dtype=x.dtype), y)
+        small: Tensor = torch.linalg.solve(x.T @ x + l2 * torch.eye(c, dtype=x.dtype), x.T @ y)
+        return small
+    dual: Tensor = torch.linalg.solve(x @ x.T + l2 * torch.eye(m, dtype=x.dtype), y)
+    return x.T @ dual

@@ -40,9 +40,8 @@ def knn(
         mine = val.x[a : a + share]
         # (W share, k)
         near = nearest(unit(ranks.gather_plain(padded(mine, share))), bank, train.id, max(ks))
-        parts = ranks.gather_plain(near).unflatten(0, (ranks.world, ranks.world, share))[
-            :, ranks.rank, : len(mine)
-        ]
+        parts = torch.unflatten(ranks.gather_plain(near), 0, (ranks.world, ranks.world, share))
+        parts = parts[:, ranks.rank, : len(mine)]
         # (m, k), nearest first
         merged = parts.transpose(0, 1).flatten(1).topk(max(ks), dim=1).values
         similar, number = unpack(merged)

@@ -2,6 +2,8 @@
 on standardised features.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -80,7 +82,7 @@ def logits(weight: Tensor, x: Tensor) -> Tensor:
 def loss_and_gradient(weight: Tensor, x: Tensor, label: Tensor) -> Tensor:
     """(1 + K (C + 1),) float64: the sum over rows of the cross-entropy, and its gradient, flat."""
     loss, gradient = torch.zeros(1, dtype=torch.float64), torch.zeros_like(weight)
-    for x_nC, label_n in zip(x.split(ROWS), label.split(ROWS), strict=True):
+    for x_nC, label_n in zip(torch.split(x, ROWS), torch.split(label, ROWS), strict=True):
         log_nK, own = logits(weight, x_nC).log_softmax(1), torch.arange(len(x_nC))
         loss -= log_nK[own, label_n].sum().double()
         error_nK = log_nK.exp()
@@ -119,5 +121,6 @@ def fit(
         weight.grad = both[1:].view_as(weight) + penalty * free * weight
         return both[0] + penalty / 2 * (free * weight).square().sum()
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    step: Callable[[Callable[[], Tensor]], object] = optimizer.step
+    step(closure)
     return weight.detach()

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
@@ -13,7 +14,7 @@ SHOWN, DRAWS = 4, 4
 
 def samples(
     probes: dict[str, Callable[..., Any]],
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     classes: list[str] | None,
     ranks: Ranks,
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
@@ -37,7 +38,7 @@ def class_embeddings(
 
 def zero_shot(
     probes: dict[str, Callable[..., Any]],
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     classes: list[str] | None,
     ranks: Ranks,
     templates: tuple[str, ...] = TEMPLATES,

@@ -3,7 +3,7 @@
 import importlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pixels import STATISTICS
-from vtx_scale.specs.network import Network, networks_of
+from vtx_scale.specs.network import Backbone, Network, networks_of
 from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.spec import Spec
 
@@ -38,7 +38,7 @@ def export(
     spec: ObjectiveSpec = objective.spec
     prefix, network, state = leaving(objective)
     if not head:
-        network = network.headless()
+        network = cast(Backbone, network).headless()
         rules = objective.parameter_rules
         state = {k: v for k, v in state.items() if rule_of(rules, prefix + k).group != "head"}
     if to == "safetensors":
@@ -50,7 +50,7 @@ def export(
     return files
 
 
-def leaving(objective: Objective) -> tuple[str, Any, dict[str, Tensor]]:
+def leaving(objective: Objective) -> tuple[str, Network | ObjectiveSpec, dict[str, Tensor]]:
     """(prefix of its names, spec, state by its own names) of what leaves."""
     spec: ObjectiveSpec = objective.spec
     state = {k: v.detach() for k, v in objective.state_dict().items()}
@@ -67,10 +67,22 @@ def leaving(objective: Objective) -> tuple[str, Any, dict[str, Tensor]]:
     )
 
 
-def tables(interop: str) -> Any:
+class Tables(Protocol):
+    """The module of a spec's name tables, as `vtx_scale.interop` describes it."""
+
+    def export_network(
+        self, spec: Spec, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm
+    ) -> list[Path]:
+        """Write the state as the library `to` has it; the files."""
+
+    def import_network(self, path: Path, spec: Spec) -> dict[str, Tensor]:
+        """The weights in a file or folder, by the names of the spec's module."""
+
+
+def tables(interop: str) -> Tables:
     """The module of a spec's name tables. Raises UserError where it cannot be imported."""
     try:
-        return importlib.import_module(interop)
+        return cast(Tables, importlib.import_module(interop))
     except ImportError as e:
         raise UserError(
             f"{interop!r} cannot be imported ({e}): put its folder on PYTHONPATH."

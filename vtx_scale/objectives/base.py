@@ -32,8 +32,8 @@ class Context:
     """What a run tells its objective, once, at construction.
 
     ranks: sums and gathers over the ranks that share a batch. seed, steps: the run's. micro_batch:
-    slots at once, None for all; an objective that is not separable cuts its batch itself.
-    tokenizer, augment: the recipe's `data`.
+    slots of this rank at once, None for all; an objective that is not separable cuts its batch
+    itself. tokenizer, augment: the recipe's `data`, the tokenizer by its name.
     run_probe(function, *rows): function(*rows) without gradient, evaluated where a sharded model
     has its parameters, float32 on the CPU; the strategy fills it. What a probe does.
     """
@@ -48,7 +48,10 @@ class Context:
 
     def slots(self, batch: Batch, step: int, views: int = 1, call: str = "") -> SlotContext:
         """What networks in training are told of batch rows of which each slot stands `views` times,
-        view after view.
+        view after view: n views rows for n slots.
+
+        step: of the run, from 0; it keys what is drawn. call: names the pass where a network runs
+        more than once in a step.
         """
         device = batch.valid.device
         view = torch.arange(views, device=device)
@@ -62,10 +65,10 @@ class Follower:
     """An average of another module's parameters, moved after each step that counted and never
     by the optimizer.
 
-    Its buffers (running statistics) are its own.
+    Its buffers (running statistics) are its own. DINO's teacher is one (Caron et al. 2021).
 
-    teacher, student: submodules of one layout; momentum(step) is the share of its own value
-    that the teacher keeps. The teacher starts from the student's values, and its units belong
+    teacher, student: submodules of one layout; momentum(step), in [0, 1], is the share of its own
+    value that the teacher keeps. The teacher starts from the student's values, and its units belong
     in `Objective.units` too.
     """
 
@@ -83,6 +86,10 @@ class Objective(nn.Module):
     fact about the configuration (used fields of `data`, augmentations, pretrained parts) stands in
     the spec. Trained parameters have at least one dimension (a scale has shape (1,)), because FSDP
     shards no scalars. Nothing here writes to a parameter.
+
+    probes: what evaluators and users may ask, by name; docs/objectives.md lists names and shapes.
+    parameter_rules: where each parameter and buffer starts, and how it is trained, a table of
+    `vtx_scale.blocks.rules.Rule`.
     """
 
     probes: dict[str, Callable[..., Any]]
@@ -90,27 +97,33 @@ class Objective(nn.Module):
 
     def __init__(self, spec: ObjectiveSpec, context: Context) -> None:
         super().__init__()
-        self.spec: Any = spec
+        self.spec: ObjectiveSpec = spec
         self.context = context
 
     @staticmethod
     def reader(spec: Any, data: Data, train: bool) -> Reader:
         """What turns a sample's bytes into arrays, in the loader's workers: picklable.
 
-        train: with augmentation.
+        spec: of the class that names this objective. data: the recipe's. train: with augmentation;
+        else as an evaluation sees a sample.
         """
         raise NotImplementedError("an objective needs a reader")
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the loss over this rank's valid slots, and numbers to log by name.
+        """() the sum of the loss over this rank's valid slots, and tensors of one number each to
+        log, by name.
 
-        The trainer divides the sum by the global count; what is logged are means over these slots,
-        which it averages over micro-batches and ranks.
+        batch: this rank's on the device, or a part of it; what is masked weighs nothing. step: of
+        the run, from 0. The trainer divides the sum by the global count; what is logged are means
+        over these slots, which it averages over micro-batches and ranks.
         """
         raise NotImplementedError("an objective needs a forward")
 
     def units(self) -> Iterable[nn.Module]:
-        """Blocks that are sharded, compiled and recomputed as one."""
+        """Blocks, submodules of this one, that are sharded, compiled and recomputed as one.
+
+        What lies outside of them is sharded with the whole.
+        """
         raise NotImplementedError("an objective needs units")
 
     def count(self, batch: Batch) -> Tensor:
@@ -119,12 +132,14 @@ class Objective(nn.Module):
 
     def prepare(self, batch: Batch, step: int) -> Batch:
         """What is done once a step to this rank's whole batch before it is cut into micro-batches
-        (mixing of samples).
+        (mixing of samples); the batch that `forward` gets.
         """
         return batch
 
     def followers(self) -> Iterable[Follower]:
-        """Modules that follow others; the strategy moves them on its local shards."""
+        """Modules that follow others; the strategy moves them on its local shards, after each step
+        that counted.
+        """
         return ()
 
     def call(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
@@ -134,7 +149,9 @@ class Objective(nn.Module):
         return function(*rows)
 
     def update_buffers(self, step: int) -> dict[str, Tensor]:
-        """What else moves after a step that counted (a centre);
-        what to log of it, the same on every rank.
+        """What else moves after a step that counted (a centre); what to log of it by name, one
+        number each, the same on every rank.
+
+        step: the one that is done, from 0.
         """
         return {}

@@ -14,9 +14,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vtx_scale.backbones import build_network
@@ -24,6 +24,7 @@ from vtx_scale.backbones.text import Text
 from vtx_scale.blocks.autocast import full_tensor, with_master_value
 from vtx_scale.blocks.rules import Rule, constant, normal, under
 from vtx_scale.blocks.slots import SlotContext
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.clip_reader import ClipReader
@@ -31,6 +32,7 @@ from vtx_scale.objectives.pairs import checkpointed_chunks, own, sigmoid_loss, s
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import probe
 from vtx_scale.specs.clip import ClipConfig
+from vtx_scale.specs.run import Data
 
 
 class Clip(Objective):
@@ -61,7 +63,7 @@ class Clip(Objective):
         )
 
     @staticmethod
-    def reader(spec: ClipConfig, data: Any, train: bool) -> ClipReader:
+    def reader(spec: ClipConfig, data: Data, train: bool) -> ClipReader:
         return ClipReader(
             spec.image.resolution,
             spec.text.context,
@@ -87,14 +89,14 @@ class Clip(Objective):
         """(n, T) -> (n, E) of unit length, at least float32."""
         return unit(self.text(tokens.long()) @ self.text_proj)
 
-    def prepare(self, batch: Any, step: int) -> Any:
+    def prepare(self, batch: Batch, step: int) -> Batch:
         self.master = {
             "scale": full_tensor(self.logit_scale),
             "bias": None if self.logit_bias is None else full_tensor(self.logit_bias),
         }
         return batch
 
-    def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
         micro, slots, ranks = (
             self.context.micro_batch,
@@ -133,7 +135,7 @@ class Clip(Objective):
         image = 0 if spec.image.projects else spec.image.width * spec.embed
         return count(spec.image) + count(spec.text) + image + spec.text.width * spec.embed
 
-    def _probe_image(self, pixels: np.ndarray | Tensor) -> Tensor:
+    def _probe_image(self, pixels: NDArray[Any] | Tensor) -> Tensor:
         """uint8 (N, S, S, 3) at the model's size -> (N, E) float32 of unit length, on the CPU."""
         return self.context.run_probe(self.encode_image, torch.as_tensor(pixels))
 

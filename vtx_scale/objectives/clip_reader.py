@@ -1,6 +1,5 @@
 """Image-text samples to arrays: what CLIP's loader workers do."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.members import caption, image, label
+from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.pairs import blank_pair
 
@@ -29,12 +29,10 @@ class ClipReader:
     train: bool
     bicubic: bool = True
 
-    def blank(self) -> dict[str, np.ndarray]:
+    def blank(self) -> Row:
         return blank_pair(self.size, self.context)
 
-    def __call__(
-        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
         text, kind, pixels = caption(members), label(members), decode_image(image(members))
         h, w = pixels.shape[:2]
         if self.train:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vtx_scale.backbones import dalle, dvae
@@ -28,6 +29,7 @@ from vtx_scale.objectives.dvae import mapped, unmapped
 from vtx_scale.objectives.igpt import drawn
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.specs.dalle import DalleConfig
+from vtx_scale.specs.run import Data
 
 
 class Dalle(Objective):
@@ -46,7 +48,7 @@ class Dalle(Objective):
         self.parameter_rules = (*under("net.", self.net.parameter_rules), *codec)
 
     @staticmethod
-    def reader(spec: DalleConfig, data: Any, train: bool) -> DalleReader:
+    def reader(spec: DalleConfig, data: Data, train: bool) -> DalleReader:
         return DalleReader(
             ImageReader(spec.codec.resolution, data, train),
             spec.net.context,
@@ -63,10 +65,12 @@ class Dalle(Objective):
         tokens_BT = tokens_BT.long()
         text, code = self.net(tokens_BT, self.unused(length_B), codes)
         wide = torch.promote_types(text.dtype, torch.float32)
-        return tuple(
-            F.cross_entropy(logits.to(wide).transpose(1, 2), wanted, reduction="none").mean(1)
-            for logits, wanted in ((text, tokens_BT), (code, codes))
-        )  # type: ignore[return-value]
+
+        def mean(logits: Tensor, wanted: Tensor) -> Tensor:
+            logits = logits.to(wide).transpose(1, 2)
+            return F.cross_entropy(logits, wanted, reduction="none").mean(1)
+
+        return mean(text, tokens_BT), mean(code, codes)
 
     def unused(self, length_B: Tensor) -> Tensor:
         """(B, T) bool: places behind a caption."""
@@ -90,26 +94,25 @@ class Dalle(Objective):
 
     def coded(self, pixels: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, G G) int64."""
-        return (
-            self.codec.encoder(mapped(pixels, self.codec.encoder.input.weight.dtype))
-            .argmax(1)
-            .flatten(1)
-        )
+        encoder = self.codec.encoder
+        logits: Tensor = encoder(mapped(pixels, encoder.input.weight.dtype))
+        return logits.argmax(1).flatten(1)
 
-    def codes(self, pixels: np.ndarray | Tensor) -> Tensor:
+    def codes(self, pixels: NDArray[Any] | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, G, G), whole numbers in 0..K-1."""
         return self.context.run_probe(
-            lambda x: self.coded(x).unflatten(1, (self.spec.net.grid,) * 2), torch.as_tensor(pixels)
+            lambda x: torch.unflatten(self.coded(x), 1, (self.spec.net.grid,) * 2),
+            torch.as_tensor(pixels),
         )
 
-    def decode(self, codes: np.ndarray | Tensor) -> Tensor:
+    def decode(self, codes: NDArray[Any] | Tensor) -> Tensor:
         """(B, G, G) codes -> (B, S, S, 3) in 0..255."""
         return self.context.run_probe(
             lambda c: unmapped(self.codec.decoder.of_codes(c.long())), torch.as_tensor(codes)
         )
 
     def _loss(
-        self, pixels: np.ndarray | Tensor, ids: Tensor, tokens: Tensor, length: Tensor
+        self, pixels: NDArray[Any] | Tensor, ids: Tensor, tokens: Tensor, length: Tensor
     ) -> Tensor:
         """(B,) nats, weighted as in training."""
 
@@ -155,6 +158,6 @@ class Dalle(Objective):
             for i in range(G * G):
                 logits = self.net.step(codes[:, i - 1] if i else None, i, cache, B)
                 codes[:, i] = drawn(logits, u[:, i], temperature)
-            return unmapped(self.codec.decoder.of_codes(codes.unflatten(1, (G, G))))
+            return unmapped(self.codec.decoder.of_codes(torch.unflatten(codes, 1, (G, G))))
 
         return self.context.run_probe(draw, tokens, length)

@@ -1,14 +1,14 @@
 """Captions and pictures to arrays: what DALL-E's loader workers do."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from vtx_scale.data_pipeline.members import caption
+from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.image_reader import ImageReader
+from vtx_scale.specs.run import Data
 
 TEXT = 1 << 10  # the view whose random numbers belong to the text
 
@@ -24,19 +24,17 @@ class DalleReader:
     images: ImageReader
     context: int
     dropped: float
-    data: Any  # a recipe's `data`
+    data: Data
     train: bool
 
-    def blank(self) -> dict[str, np.ndarray]:
+    def blank(self) -> Row:
         return {
             **self.images.blank(),
             "tokens": np.zeros(self.context, np.int32),
             "length": np.array(0, np.int64),
         }
 
-    def __call__(
-        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
         text, words = caption(members), tokenizer(self.data.tokenizer)
         if self.train and self.dropped and words.rougher is not None:
             seed = int(draw(TEXT, 1)[0] * 2**53)
@@ -46,7 +44,7 @@ class DalleReader:
         return {**self.images(members, draw), **framed(ids, words.end, self.context)}
 
 
-def framed(ids: list[int], end: int, context: int) -> dict[str, np.ndarray]:
+def framed(ids: list[int], end: int, context: int) -> Row:
     """tokens (T,) int32 and length () int64 of a caption, cut at the context."""
     tokens = np.full(context, end, np.int32)
     kept = ids[:context]

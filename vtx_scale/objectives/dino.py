@@ -11,16 +11,16 @@ the temperature once an epoch.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.backbones import build_network
+from vtx_scale.backbones import AttendingNetwork, build_network
 from vtx_scale.blocks.autocast import no_autocast
 from vtx_scale.blocks.norm import NORMS, BatchNorm
 from vtx_scale.blocks.rules import Rule, Rules, normal, ones, under, uniform, zeros
@@ -29,11 +29,14 @@ from vtx_scale.data_pipeline import members as member_of
 from vtx_scale.data_pipeline.augment.multicrop import MultiCrop
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.decode import decode_image
+from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.objectives.base import Context, Follower, Objective
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes, probe
 from vtx_scale.specs.dino import DinoConfig
+from vtx_scale.specs.network import Backbone
+from vtx_scale.specs.run import Data
 
 
 @dataclass
@@ -42,7 +45,7 @@ class DinoReader:
 
     crops: MultiCrop
 
-    def blank(self) -> dict[str, np.ndarray]:
+    def blank(self) -> Row:
         S, s = self.crops.global_size, self.crops.local_size
         return {
             "globals": np.zeros((2, S, S, 3), np.uint8),
@@ -50,9 +53,7 @@ class DinoReader:
             "label": np.array(-1, np.int64),
         }
 
-    def __call__(
-        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
         large, small = self.crops(decode_image(member_of.image(members)), draw)
         known = member_of.labels(members)
         return {
@@ -104,7 +105,7 @@ def head_rules(spec: DinoConfig) -> Rules:
 class Branch(nn.Module):
     """A network and its head."""
 
-    def __init__(self, spec: DinoConfig, net: Any) -> None:
+    def __init__(self, spec: DinoConfig, net: Backbone) -> None:
         super().__init__()
         self.net = build_network(net)
         self.head = Head(net.width, spec)
@@ -137,7 +138,7 @@ class Dino(Objective):
         )
 
     @staticmethod
-    def reader(spec: DinoConfig, data: Any, train: bool) -> Any:
+    def reader(spec: DinoConfig, data: Data, train: bool) -> ImageReader | DinoReader:
         size, c = spec.net.resolution, spec.crops
         if not train:
             return ImageReader(size, data, train, masks=True)
@@ -188,12 +189,14 @@ class Dino(Objective):
             """(n, v, S, S, 3) -> (n v, K), or (n v, C) without the head."""
             slots = self.context.slots(batch, step, crops.shape[1], call)
             y = branch.net(normalised(crops.flatten(0, 1), spec.pixels, dtype), slots)
-            return branch.head(y, slots) if head else y
+            out: Tensor = branch.head(y, slots) if head else y
+            return out
 
         with torch.no_grad():
-            teacher_nGK = see(self.teacher, batch["globals"], "teacher").unflatten(0, (n, 2))
+            seen = see(self.teacher, batch["globals"], "teacher")
+            teacher_nGK = torch.unflatten(seen, 0, (n, 2))
         parts = [
-            see(self.student, batch[name], name, head=False).unflatten(0, (n, -1))
+            torch.unflatten(see(self.student, batch[name], name, head=False), 0, (n, -1))
             for name in ("globals", "locals")
             if batch[name].shape[1]
         ]
@@ -254,7 +257,7 @@ class Dino(Objective):
         """(B, F) for a linear probe: class tokens of the last blocks,
         and the mean of patches where the recipe says so.
         """
-        net = self.teacher.net
+        net = cast(AttendingNetwork, self.teacher.net)
         kept = [net.norm(t) for t in net.tokens(x, keep=self.spec.last_blocks)]
         means = [kept[-1][:, net.extra :].mean(1)] if self.spec.patch_mean else []
         return torch.cat([t[:, 0] for t in kept] + means, dim=1)
@@ -262,4 +265,5 @@ class Dino(Objective):
 
 def entropy(p: Tensor) -> Tensor:
     """Of distributions along the last dimension, in nats."""
-    return torch.special.entr(p).sum(-1)
+    out: Tensor = torch.special.entr(p).sum(-1)
+    return out

@@ -10,7 +10,6 @@ divergence from the teacher's, divided, as in the authors' code, by classes as w
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from vtx_scale.objectives.mixing import mix
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
 from vtx_scale.objectives.supervised import flat, shared, softmax_loss
+from vtx_scale.specs.run import Data
 from vtx_scale.specs.supervised import DistillConfig
 
 
@@ -49,7 +49,7 @@ class Distill(Objective):
         self.parameter_rules = (*under("net.", self.net.parameter_rules), *teacher)
 
     @staticmethod
-    def reader(spec: DistillConfig, data: Any, train: bool) -> ImageReader:
+    def reader(spec: DistillConfig, data: Data, train: bool) -> ImageReader:
         return ImageReader(
             spec.net.resolution, data, train, classes=spec.net.classes, masks=not train
         )
@@ -81,7 +81,7 @@ class Distill(Objective):
             kd_B = F.cross_entropy(distill_logits_BK, teacher_BK.argmax(1), reduction="none")
         else:
             kd_B = soft_loss(distill_logits_BK, teacher_BK.to(wide), spec.temperature)
-        kd_n = kd_B.unflatten(0, (-1, V)).mean(1)
+        kd_n = torch.unflatten(kd_B, 0, (-1, V)).mean(1)
         loss_n = (1 - spec.alpha) * base_n + spec.alpha * kd_n
         valid = batch.valid.sum().clamp(min=1)
         first = [

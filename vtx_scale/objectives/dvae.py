@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vtx_scale.backbones import dvae
@@ -23,6 +23,7 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.base import Context, Follower, Objective
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.specs.dvae import DvaeConfig, half_cosine
+from vtx_scale.specs.run import Data
 
 EPS = 0.1  # pixels are mapped into [EPS, 1 - EPS]
 TINY = 2.0**-25  # below any uniform number but zero
@@ -69,7 +70,7 @@ class Dvae(Objective):
         self.parameter_rules = (*under("net.", rules), *under("average.", rules))
 
     @staticmethod
-    def reader(spec: DvaeConfig, data: Any, train: bool) -> ImageReader:
+    def reader(spec: DvaeConfig, data: Data, train: bool) -> ImageReader:
         return ImageReader(spec.net.resolution, data, train)
 
     def parts(self) -> list[dvae.Codec]:
@@ -121,19 +122,19 @@ class Dvae(Objective):
     def best(self) -> dvae.Codec:
         return self.net if self.average is None else self.average
 
-    def codes(self, pixels: np.ndarray | Tensor) -> Tensor:
+    def codes(self, pixels: NDArray[Any] | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, h, h), whole numbers in 0..K-1: the likeliest."""
         return self.context.run_probe(
             lambda x: self.best.encoder(self.mapped_input(x)).argmax(1), torch.as_tensor(pixels)
         )
 
-    def reconstruct(self, pixels: np.ndarray | Tensor) -> Tensor:
+    def reconstruct(self, pixels: NDArray[Any] | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> the same shape in 0..255: through the likeliest codes."""
         return self.context.run_probe(
             lambda x: unmapped(self.best(self.mapped_input(x))), torch.as_tensor(pixels)
         )
 
-    def decode(self, codes: np.ndarray | Tensor) -> Tensor:
+    def decode(self, codes: NDArray[Any] | Tensor) -> Tensor:
         """(B, h, h) codes -> (B, S, S, 3) in 0..255."""
         return self.context.run_probe(
             lambda c: unmapped(self.best.decoder.of_codes(c.long())), torch.as_tensor(codes)

@@ -12,9 +12,9 @@ five draws: ours see all.
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vtx_scale.backbones import igpt
@@ -27,8 +27,9 @@ from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.palette import Palette
 from vtx_scale.specs.igpt import IgptConfig
+from vtx_scale.specs.run import Data
 
-Pictures = np.ndarray | Tensor
+Pictures = NDArray[Any] | Tensor
 
 
 class Igpt(Objective):
@@ -50,7 +51,7 @@ class Igpt(Objective):
         self.parameter_rules = under("net.", self.net.parameter_rules)
 
     @staticmethod
-    def reader(spec: IgptConfig, data: Any, train: bool) -> ImageReader:
+    def reader(spec: IgptConfig, data: Data, train: bool) -> ImageReader:
         return ImageReader(spec.net.side, data, train, classes=spec.net.classes)
 
     def units(self) -> Iterable[nn.Module]:
@@ -98,7 +99,8 @@ class Igpt(Objective):
     def classified(self, states_BNC: Tensor) -> Tensor:
         """(B, classes) logits, of the mean over pixels."""
         assert self.net.head is not None
-        return self.net.head(states_BNC.mean(1))
+        logits: Tensor = self.net.head(states_BNC.mean(1))
+        return logits
 
     def features(self, pixels: Pictures) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, C): the mean over pixels of what enters the

@@ -1,10 +1,9 @@
 """Labelled images to arrays: what the loader workers of image objectives do."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vtx_scale.data_pipeline import members as member_of
@@ -17,6 +16,8 @@ from vtx_scale.data_pipeline.augment.crop import (
 from vtx_scale.data_pipeline.augment.randaug import RandAugment
 from vtx_scale.data_pipeline.decode import Box, Pixels, decode_image, resize_crop
 from vtx_scale.data_pipeline.errors import BadSample
+from vtx_scale.data_pipeline.read import Draw, Row
+from vtx_scale.specs.run import Data
 
 GREY = (128, 128, 128)  # what the plain form of RandAugment fills with
 PICTURES = (
@@ -48,7 +49,7 @@ class ImageReader:
     """
 
     size: int
-    data: Any  # a recipe's `data`
+    data: Data
     train: bool
     classes: int = 0
     labels: int = 1
@@ -65,7 +66,7 @@ class ImageReader:
             **({} if augment.randaug_increasing else {"fill": GREY}),
         )
 
-    def blank(self) -> dict[str, np.ndarray]:
+    def blank(self) -> Row:
         square = (self.size, self.size)
         out = {
             "image": np.zeros((*((self.views,) if self.views > 1 else ()), *square, 3), np.uint8),
@@ -91,11 +92,9 @@ class ImageReader:
             raise BadSample("member_missing", "cls")
         return found
 
-    def __call__(
-        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
         known, pixels = self.known(members), decode_image(member_of.image(members))
-        out: dict[str, np.ndarray] = {"label": np.array(known[0] if known else -1, np.int64)}
+        out: Row = {"label": np.array(known[0] if known else -1, np.int64)}
         h, w = pixels.shape[:2]
         if self.train:
             views = [
@@ -113,7 +112,7 @@ class ImageReader:
             out["mask"] = self.mask(members, h, w)
         return out
 
-    def view(self, pixels: Pixels, u: np.ndarray) -> Pixels:
+    def view(self, pixels: Pixels, u: NDArray[np.float64]) -> Pixels:
         """A random crop, flipped and augmented by the numbers u."""
         h, w = pixels.shape[:2]
         if self.data.zoom is not None:
@@ -125,7 +124,7 @@ class ImageReader:
             out = np.ascontiguousarray(out[:, ::-1])
         return self.randaug(out, u[CROP_WORDS + 1 :]) if self.randaug.layers else out
 
-    def mask(self, members: dict[str, bytes], height: int, width: int) -> np.ndarray:
+    def mask(self, members: dict[str, bytes], height: int, width: int) -> NDArray[np.uint8]:
         body = member_of.mask(members)
         if body is None:
             return np.zeros((self.size, self.size), np.uint8)

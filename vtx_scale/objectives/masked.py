@@ -11,9 +11,9 @@ Departs from the paper, which says nothing of it, in choosing a fixed number of 
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vtx_scale.backbones import vit
@@ -24,6 +24,7 @@ from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
+from vtx_scale.specs.run import Data
 from vtx_scale.specs.supervised import MaskedConfig
 
 COLOURS = 512
@@ -55,7 +56,7 @@ class Masked(Objective):
         )
 
     @staticmethod
-    def reader(spec: MaskedConfig, data: Any, train: bool) -> ImageReader:
+    def reader(spec: MaskedConfig, data: Data, train: bool) -> ImageReader:
         return ImageReader(spec.net.resolution, data, train, masks=not train)
 
     def units(self) -> Iterable[nn.Module]:
@@ -106,7 +107,7 @@ class Masked(Objective):
         )
         return loss_B.sum(), {"accuracy": right}
 
-    def _loss(self, pixels: np.ndarray | Tensor, ids: Tensor) -> Tensor:
+    def _loss(self, pixels: NDArray[Any] | Tensor, ids: Tensor) -> Tensor:
         """uint8 (N, S, S, 3) and the samples' numbers -> (N,) mean nats of the chosen patches,
         the same for every world.
         """

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vtx_scale.blocks.random import step_key
@@ -35,7 +36,9 @@ def partners(x: Tensor, ranks: Ranks) -> Tensor:
     return out
 
 
-def erase(images: Tensor, u: np.ndarray, share: float, kind: str, slots: SlotContext) -> None:
+def erase(
+    images: Tensor, u: NDArray[np.float64], share: float, kind: str, slots: SlotContext
+) -> None:
     """In place, (n V, S, S, 3) float: in a `share` of the pictures a box of noise,
     standard normal after normalisation.
 

@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from vtx_scale.blocks.autocast import no_autocast
 from vtx_scale.blocks.slots import SlotContext
+from vtx_scale.data_pipeline.read import Row
 
 
-def blank_pair(size: int, context: int) -> dict[str, np.ndarray]:
+def blank_pair(size: int, context: int) -> Row:
     """What a reader of pairs gives for a masked slot:
     image (size, size, 3) uint8, tokens (context,) int32, label () int64.
     """
@@ -41,7 +42,7 @@ def checkpointed_chunks(
 
     def part(a: int) -> Tensor:
         some = None if slots is None else slots.part(a, a + micro)
-        out: Tensor = checkpoint(function, x[a : a + micro], some, use_reentrant=False)  # type: ignore[assignment]
+        out: Tensor = checkpoint(function, x[a : a + micro], some, use_reentrant=False)
         return out
 
     # a forward cut short would leave a sharded unit half done

@@ -33,11 +33,11 @@ class Palette:
         with torch.autocast(pixels.device.type, enabled=False):
             parts = [
                 (table.square().sum(1) - 2 * (x.float() @ table.T)).argmin(1)
-                for x in pixels.reshape(-1, 3).split(ROWS)
+                for x in torch.split(pixels.reshape(-1, 3), ROWS)
             ]
         return torch.cat(parts).view(len(pixels), -1)
 
     def pixels(self, tokens: Tensor) -> Tensor:
         """int64 (B, S S) -> uint8 (B, S, S, 3)."""
         side = int(tokens.shape[1] ** 0.5)
-        return self.table(tokens.device)[tokens].unflatten(1, (side, side))
+        return torch.unflatten(self.table(tokens.device)[tokens], 1, (side, side))

@@ -1,18 +1,19 @@
 """What evaluators and users may ask an objective whose network sees images."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from vtx_scale.backbones import AttendingNetwork, ImageNetwork
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pixels import normalised
 
-Probe = Callable[[np.ndarray | Tensor], Tensor]
+Probe = Callable[[NDArray[Any] | Tensor], Tensor]
 
 
 def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor]) -> Probe:
@@ -20,7 +21,7 @@ def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor])
     float32 on the CPU.
     """
 
-    def ask(pixels: np.ndarray | Tensor) -> Tensor:
+    def ask(pixels: NDArray[Any] | Tensor) -> Tensor:
         def inside(
             x: Tensor,
         ) -> (
@@ -39,7 +40,7 @@ def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor])
     return ask
 
 
-def image_probes(objective: Objective, net: Any, kind: str) -> dict[str, Probe]:
+def image_probes(objective: Objective, net: ImageNetwork, kind: str) -> dict[str, Probe]:
     """features (N, C): what a classifier sees; encode_image: the same at unit length; classify
     (N, K): logits, where there is a classifier; attention (N, H, grid, grid): how much the class
     token looks at each patch in the last block.
@@ -52,5 +53,5 @@ def image_probes(objective: Objective, net: Any, kind: str) -> dict[str, Probe]:
     if net.spec.classes:
         probes["classify"] = probe(objective, kind, net)
     if net.spec.attends:
-        probes["attention"] = probe(objective, kind, net.attention)
+        probes["attention"] = probe(objective, kind, cast(AttendingNetwork, net).attention)
     return probes

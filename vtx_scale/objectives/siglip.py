@@ -14,8 +14,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vtx_scale.backbones import vit
@@ -23,11 +23,13 @@ from vtx_scale.backbones.text import SiglipText
 from vtx_scale.blocks.autocast import full_tensor, with_master_value
 from vtx_scale.blocks.rules import Rule, constant, normal, under
 from vtx_scale.blocks.slots import SlotContext
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.pairs import checkpointed_chunks, sigmoid_loss
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.siglip_reader import SiglipReader, encode_all
+from vtx_scale.specs.run import Data
 from vtx_scale.specs.siglip import SiglipConfig
 
 
@@ -52,7 +54,7 @@ class Siglip(Objective):
         )
 
     @staticmethod
-    def reader(spec: SiglipConfig, data: Any, train: bool) -> SiglipReader:
+    def reader(spec: SiglipConfig, data: Data, train: bool) -> SiglipReader:
         return SiglipReader(
             spec.image.resolution, spec.text.context, data.flip, data.tokenizer, train, data.bicubic
         )
@@ -73,11 +75,11 @@ class Siglip(Objective):
         """(n, T) -> (n, E) of unit length, at least float32."""
         return unit(self.text(tokens.long()))
 
-    def prepare(self, batch: Any, step: int) -> Any:
+    def prepare(self, batch: Batch, step: int) -> Batch:
         self.master = {"scale": full_tensor(self.logit_scale), "bias": full_tensor(self.logit_bias)}
         return batch
 
-    def forward(self, batch: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
         micro, ranks = self.context.micro_batch, self.context.ranks
         image_nE = checkpointed_chunks(
@@ -102,7 +104,7 @@ class Siglip(Objective):
         # a copy, because the bias itself lies in memory that a strategy may take back
         return loss_n.sum(), {"logit_scale": scale.detach(), "logit_bias": bias.detach().clone()}
 
-    def _probe_image(self, pixels: np.ndarray | Tensor) -> Tensor:
+    def _probe_image(self, pixels: NDArray[Any] | Tensor) -> Tensor:
         """uint8 (N, S, S, 3) at the model's size -> (N, E) float32 of unit length, on the CPU."""
         return self.context.run_probe(self.encode_image, torch.as_tensor(pixels))
 
@@ -118,4 +120,5 @@ class Siglip(Objective):
 def unit(x: Tensor) -> Tensor:
     """Rows of unit length, in at least float32: x / (|x| + 1e-8)."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x / (x.norm(dim=-1, keepdim=True) + 1e-8)
+    rows: Tensor = x / (x.norm(dim=-1, keepdim=True) + 1e-8)
+    return rows

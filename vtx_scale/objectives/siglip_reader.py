@@ -1,7 +1,7 @@
 """Image-text samples to arrays: what SigLIP's loader workers do."""
 
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.members import caption, image, label
+from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.data_pipeline.text import Tokenizer, tokenizer
 from vtx_scale.objectives.pairs import blank_pair
 
@@ -50,12 +51,10 @@ class SiglipReader:
     train: bool
     bicubic: bool = True
 
-    def blank(self) -> dict[str, np.ndarray]:
+    def blank(self) -> Row:
         return blank_pair(self.size, self.context)
 
-    def __call__(
-        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
         text, kind, pixels = caption(members), label(members), decode_image(image(members))
         pixels = resize_crop(pixels, (0, 0, *pixels.shape[:2]), self.size, self.bicubic)
         if self.train and self.flip and draw(0, 1)[0] < self.flip:

@@ -6,8 +6,7 @@ sigmoid each. The loss of a slot is the mean over its views. Departs from the pa
 slot's partner is its neighbour.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.mixing import mix
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
+from vtx_scale.specs.run import Data
 from vtx_scale.specs.supervised import SupervisedConfig
 
 
@@ -56,7 +56,7 @@ class Supervised(Objective):
         self.parameter_rules = (*bias, *under("net.", self.net.parameter_rules))
 
     @staticmethod
-    def reader(spec: SupervisedConfig, data: Any, train: bool) -> ImageReader:
+    def reader(spec: SupervisedConfig, data: Data, train: bool) -> ImageReader:
         return ImageReader(
             spec.net.resolution,
             data,
@@ -98,7 +98,8 @@ class Supervised(Objective):
         label = batch[self._labels()]
         loss_n = shared(lambda labels: self.loss(logits_BK, labels), batch, self._labels(), V)
         right_n = (
-            logits_BK.argmax(1).unflatten(0, (-1, V))[:, 0, None] == label.view(len(batch), -1)
+            torch.unflatten(logits_BK.argmax(1), 0, (-1, V))[:, 0, None]
+            == label.view(len(batch), -1)
         ).any(1)
         accuracy = (right_n & batch.valid).sum() / batch.valid.sum().clamp(min=1)
         return torch.where(batch.valid, loss_n, torch.zeros_like(loss_n)).sum(), {
@@ -111,7 +112,7 @@ def flat(image: Tensor) -> Tensor:
     return image.flatten(0, 1) if image.ndim == 5 else image
 
 
-def shared(loss: Any, batch: Batch, name: str, views: int) -> Tensor:
+def shared(loss: Callable[[Tensor], Tensor], batch: Batch, name: str, views: int) -> Tensor:
     """(n,) the loss of a slot, the mean over its views,
     shared between its own labels and its partner's where mixed.
     """
@@ -121,4 +122,4 @@ def shared(loss: Any, batch: Batch, name: str, views: int) -> Tensor:
         own_B = weight_B * own_B + (1 - weight_B) * loss(
             batch[f"other {name}"].repeat_interleave(views, 0)
         )
-    return own_B.unflatten(0, (-1, views)).mean(1)
+    return torch.unflatten(own_B, 0, (-1, views)).mean(1)

@@ -11,9 +11,9 @@ vocabulary is a tokenizer.json of ours (byte-level BPE), which keeps accents.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vtx_scale.backbones import build_network, captioner
@@ -25,6 +25,7 @@ from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import image_probes
 from vtx_scale.objectives.virtex_reader import VirtexReader
+from vtx_scale.specs.run import Data
 from vtx_scale.specs.virtex import VirtexConfig
 
 
@@ -45,7 +46,7 @@ class Virtex(Objective):
         self.parameter_rules = (*trunk, *under("text.", self.text.parameter_rules))
 
     @staticmethod
-    def reader(spec: VirtexConfig, data: Any, train: bool) -> VirtexReader:
+    def reader(spec: VirtexConfig, data: Data, train: bool) -> VirtexReader:
         return VirtexReader(spec, data, train)
 
     def units(self) -> Iterable[nn.Module]:
@@ -99,7 +100,7 @@ class Virtex(Objective):
         decoders = sum(count(text, tokens, length.flatten(), memory, back) for back in ways)
         return count(spec.net) + count(text.project, picture) + decoders
 
-    def caption_ids(self, pixels: np.ndarray | Tensor) -> Tensor:
+    def caption_ids(self, pixels: NDArray[Any] | Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, T) token ids of the likeliest caption that beam search finds,
         zeros behind the end.
         """
@@ -141,7 +142,7 @@ class Virtex(Objective):
                 break
         return tokens[0]
 
-    def caption(self, pixels: np.ndarray | Tensor) -> list[str]:
+    def caption(self, pixels: NDArray[Any] | Tensor) -> list[str]:
         """uint8 (B, S, S, 3) -> a caption each."""
         return [
             tokenizer(self.context.tokenizer).decode(ids)

@@ -1,9 +1,7 @@
 """Captioned pictures to arrays: what VirTex's loader workers do."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -11,8 +9,10 @@ from vtx_scale.data_pipeline.augment.colour import JITTER_WORDS, jitter
 from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.members import captions, image, label
+from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.data_pipeline.text import Tokenizer, tokenizer
 from vtx_scale.objectives.image_reader import middle
+from vtx_scale.specs.run import Data
 from vtx_scale.specs.virtex import VirtexConfig
 
 SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
@@ -24,7 +24,7 @@ def turned(text: str) -> str:
     return SIDE.sub(lambda m: SIDES.get(m[0], SIDES[m[0].lower()]), text)
 
 
-def framed(words: Tokenizer, text: str, context: int) -> dict[str, np.ndarray]:
+def framed(words: Tokenizer, text: str, context: int) -> Row:
     """tokens (T,) int32: start, words, end, then zeros; length () int64 of what counts.
 
     What is cut off takes the end along.
@@ -44,10 +44,10 @@ class VirtexReader:
     """
 
     spec: VirtexConfig
-    data: Any  # a recipe's `data`
+    data: Data
     train: bool
 
-    def blank(self) -> dict[str, np.ndarray]:
+    def blank(self) -> Row:
         side = self.spec.net.resolution
         return {
             "image": np.zeros((side, side, 3), np.uint8),
@@ -56,9 +56,7 @@ class VirtexReader:
             "label": np.array(-1, np.int64),
         }
 
-    def __call__(
-        self, members: dict[str, bytes], draw: Callable[[int, int], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
         texts, kind, pixels = captions(members), label(members), decode_image(image(members))
         spec, (h, w) = self.spec, pixels.shape[:2]
         side = spec.net.resolution

@@ -8,24 +8,28 @@ as FLOPs; DeiT, DINO and ResNet print this number.
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.planner.stored import FILE
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.models import published
+from vtx_scale.specs.network import Network
 from vtx_scale.specs.spec import Spec
 
 
-def built(spec: Spec) -> Any:
+def built(spec: Spec) -> nn.Module:
     """What a spec names, on the meta device."""
     kind = import_object(type(spec).build)
     with torch.device("meta"):
-        return kind(spec, Context()) if issubclass(kind, Objective) else kind(spec)
+        made: nn.Module = kind(spec, Context()) if issubclass(kind, Objective) else kind(spec)
+    return made
 
 
 def parameters(spec: Spec) -> int:
@@ -48,23 +52,26 @@ def macs(spec: Spec) -> int:
     if getattr(spec, "alike", False) and depth > 2:
         one, two = (macs(replace(spec, **{"depth": n})) for n in (1, 2))
         return one + (depth - 1) * (two - one)
-    return counted(built(spec), *sample(spec))
+    return counted(built(spec), *sample(cast(Network, spec)))
 
 
-def count(target: Any, *inputs: Any) -> int:
+def count(target: Spec | Callable[..., object], *inputs: object) -> int:
     """Of a spec, or of a module on the meta device with these inputs."""
-    return counted(target, *inputs) if inputs else macs(target)
+    if inputs:
+        return counted(cast(Callable[..., object], target), *inputs)
+    return macs(cast(Spec, target))
 
 
-def counted(model: Any, *inputs: Any) -> int:
+def counted(model: Callable[..., object], *inputs: object) -> int:
     """Multiply-accumulates of `model(*inputs)`, by torch's counter."""
     # without gradients the counter trips
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         model(*inputs)
-    return counter.get_total_flops() // 2
+    operations: int = counter.get_total_flops()
+    return operations // 2
 
 
-def sample(spec: Any) -> list[torch.Tensor]:
+def sample(spec: Network) -> list[torch.Tensor]:
     """One sample as a network takes it, on the meta device."""
     dtypes = {"pixels": torch.get_default_dtype(), "ids": torch.int64, "flags": torch.bool}
     return [

@@ -3,7 +3,7 @@
 import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.spec import Spec
@@ -14,30 +14,30 @@ def shown(name: str) -> str:
     return name.rstrip("_")
 
 
-def hints(spec: Any) -> dict[str, Any]:
+def hints(spec: Spec | type[Spec]) -> dict[str, Any]:
     """Field name as shown -> declared type."""
     kind = spec if isinstance(spec, type) else type(spec)
     types = typing.get_type_hints(kind)
     return {shown(f.name): types[f.name] for f in fields(kind)}
 
 
-def specs(spec: Any, prefix: str = "") -> Iterator[tuple[str, Spec]]:
+def specs(spec: Spec, prefix: str = "") -> Iterator[tuple[str, Spec]]:
     """Every spec in a spec, with the prefix of its keys."""
     for f in fields(spec):
         value = getattr(spec, f.name)
         if is_dataclass(value):
-            where = f"{prefix}{shown(f.name)}."
-            yield where, value  # type: ignore[misc]
-            yield from specs(value, where)
+            where, inner = f"{prefix}{shown(f.name)}.", cast(Spec, value)
+            yield where, inner
+            yield from specs(inner, where)
 
 
-def walk(spec: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def walk(spec: Spec, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, value, declared type) of every field that is not a spec itself."""
     kinds = hints(spec)
     for f in fields(spec):
         value, key = getattr(spec, f.name), prefix + shown(f.name)
         if is_dataclass(value):
-            yield from walk(value, f"{key}.")
+            yield from walk(cast(Spec, value), f"{key}.")
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
             for i, v in enumerate(value):
                 yield from walk(v, f"{key}.{i}.")

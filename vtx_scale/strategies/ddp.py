@@ -6,7 +6,8 @@ buckets are fixed by the order of the parameters, last first, and leave in that 
 """
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from vtx_scale.objectives.base import Objective
 from vtx_scale.strategies.base import Base
 
 BUCKET_BYTES = 25 << 20
+Hook = Callable[[Tensor], None]
 
 
 class DDP(Base):
@@ -34,7 +36,8 @@ class DDP(Base):
         self.live = False
         for k, bucket in enumerate(self.buckets):
             for p in bucket:
-                p.register_post_accumulate_grad_hook(lambda _, k=k: self._ready(k))
+                hook: Callable[[Hook], object] = p.register_post_accumulate_grad_hook
+                hook(functools.partial(self._arrived, k))
 
     @contextlib.contextmanager
     def micro(self, last: bool) -> Iterator[None]:
@@ -51,6 +54,9 @@ class DDP(Base):
                 torch._foreach_copy_(grads(bucket), list(views(flat, bucket)))
             self.sent = []
             self.live = False
+
+    def _arrived(self, k: int, _: Tensor) -> None:
+        self._ready(k)
 
     def _ready(self, k: int) -> None:
         if not self.live:

@@ -9,12 +9,12 @@ Parameters may be cut along their first dimension: what must be added up over th
 in one message.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from vtx_scale.distributed.sharding import Box, box_of, local
 
@@ -37,10 +37,10 @@ class Adafactor(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
-        shards: Any = None,
+        shards: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
         self.shards = shards
@@ -80,7 +80,7 @@ class Adafactor(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         moved = [
             (group, p) for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -92,7 +92,7 @@ class Adafactor(torch.optim.Optimizer):
         if over_first and self.shards is not None:
             flat = torch.cat([t.reshape(-1) for _, t in over_first])
             dist.all_reduce(flat, group=self.shards)
-            parts = flat.split([t.numel() for _, t in over_first])
+            parts = torch.split(flat, [t.numel() for _, t in over_first])
             over_first = [
                 (p, part.view_as(t)) for (p, t), part in zip(over_first, parts, strict=True)
             ]

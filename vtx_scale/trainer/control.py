@@ -5,6 +5,7 @@ import signal
 import threading
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
@@ -33,7 +34,7 @@ class Control:
         if threading.current_thread() is not threading.main_thread():
             return
 
-        def ask(number: int, _: Any) -> None:
+        def ask(number: int, _: FrameType | None) -> None:
             if self.asked and number == signal.SIGINT:
                 os._exit(130)
             if not self.asked and self.rank == 0:

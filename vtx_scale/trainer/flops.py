@@ -7,11 +7,12 @@ operations a multiply-accumulate; what is computed again under recomputation doe
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from vtx_scale.data_pipeline.batch import Batch
 
 # Dense tensor-core peaks of the vendors' data sheets, in operations a second: bfloat16 and float16,
 # float32 (no TF32).
@@ -27,7 +28,7 @@ PEAKS = {
 }
 
 
-def training_flops(build: Callable[[], nn.Module], batch: Any) -> float:
+def training_flops(build: Callable[[], nn.Module], batch: Batch) -> float:
     """Operations of a training step for one slot, counted on the meta device;
     0 where the model cannot run there.
 
@@ -39,7 +40,8 @@ def training_flops(build: Callable[[], nn.Module], batch: Any) -> float:
         with FlopCounterMode(display=False) as counter:
             loss, _ = objective(batch.to("meta"), 0)
             loss.backward()
-        return counter.get_total_flops() / len(batch)
+        operations: int = counter.get_total_flops()
+        return operations / len(batch)
     except Exception:
         # a stranger's objective may look at values, which the meta device lacks: no figure then
         return 0.0

@@ -8,12 +8,14 @@ by (run seed, name, block). A rank makes the blocks that its slice touches and n
 import hashlib
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from vtx_scale.blocks.rules import Shape, Values
 from vtx_scale.distributed.sharding import box_of, local
+from vtx_scale.objectives.base import Objective
 
 BLOCK = 1 << 14
 
@@ -43,14 +45,14 @@ def keyed_flat(name: str, lo: int, hi: int, initial: Values, seed: int) -> Tenso
     return out
 
 
-def sources(objective: nn.Module) -> dict[str, str]:
+def sources(objective: Objective) -> dict[str, str]:
     """Name of a follower's parameter -> name of the one that it follows,
     whose initial values it shares.
     """
     names = {id(p): n for n, p in objective.named_parameters()}
     return {
         names[id(t)]: names[id(s)]
-        for f in objective.followers()  # type: ignore[operator]
+        for f in objective.followers()
         for t, s in zip(f.teacher.parameters(), f.student.parameters(), strict=True)
     }
 
@@ -58,7 +60,7 @@ def sources(objective: nn.Module) -> dict[str, str]:
 @torch.no_grad()
 def initialise(module: nn.Module, initial: Callable[[str, Shape], Values], seed: int) -> None:
     """Fill every parameter's local part, in place; a follower's as its source's."""
-    source = sources(module) if hasattr(module, "followers") else {}
+    source = sources(cast(Objective, module)) if hasattr(module, "followers") else {}
     for name, parameter in module.named_parameters():
         name = source.get(name, name)
         box, here = box_of(parameter), local(parameter)

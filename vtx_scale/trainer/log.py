@@ -6,15 +6,35 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.trainer.output import append, append_text, say
+
+
+class Board(Protocol):
+    """What is used of TensorBoard's writer, which has no types."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """One number."""
+
+    def add_image(
+        self, tag: str, pixels: NDArray[np.uint8] | torch.Tensor, step: int, *, dataformats: str
+    ) -> None:
+        """One picture."""
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """One text."""
+
+    def close(self) -> None:
+        """Write what is held back."""
 
 
 class Log:
@@ -40,7 +60,7 @@ class Log:
             slot_share,
         )
         self.every = max(1, min(10, steps // 200))
-        self.board: Any = None
+        self.board: Board | None = None
         self.live: Progress | None = None
         if on and sys.stderr.isatty():
             self.live = Progress(
@@ -80,13 +100,14 @@ class Log:
             self.last_line = time.monotonic()
             self.message(f"step {step}/{self.steps}  {line}")
 
-    def _writer(self) -> Any:
+    def _writer(self) -> Board:
         if self.board is None:
             from torch.utils.tensorboard import (
                 SummaryWriter,
             )  # a second of imports, for rank 0 alone
 
-            self.board = SummaryWriter(str(self.folder / "tensorboard"))
+            kind: Callable[[str], Board] = SummaryWriter
+            self.board = kind(str(self.folder / "tensorboard"))
         return self.board
 
     def _board_step(self, step: int, values: dict[str, float]) -> None:

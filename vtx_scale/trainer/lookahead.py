@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 
 class Lookahead(torch.optim.SGD):
@@ -18,7 +19,7 @@ class Lookahead(torch.optim.SGD):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float,
         momentum: float,
         k: int,
@@ -29,7 +30,7 @@ class Lookahead(torch.optim.SGD):
         self.k, self.alpha = k, alpha
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         pairs: list[tuple[Tensor, dict[str, Any]]] = [
             (p, self.state[p]) for g in self.param_groups for p in g["params"]
         ]

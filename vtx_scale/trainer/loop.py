@@ -14,6 +14,7 @@ from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.distributed.failpoint import failpoint
+from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.control import BadLimit, Control
@@ -50,7 +51,7 @@ class Trainer:
     """The parts of a run, put together by the worker."""
 
     run: Run
-    objective: Any
+    objective: Objective
     strategy: Base
     optimizer: torch.optim.Optimizer
     loader: Loader
@@ -154,7 +155,7 @@ class Trainer:
         step, every = self.progress.step, self.run.checkpoint.every
         return step == self.run.steps or bool(every and step % every == 0)
 
-    def forward_backward(self, batch: Any, total: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_backward(self, batch: Batch, total: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradients of the sum over the global batch divided by its count.
 
         Returns this rank's part of the loss, and what the objective has seen, (1,) each, times the
@@ -179,7 +180,7 @@ class Trainer:
                     )
         return loss, logged
 
-    def sound(self, batch: Any, mine: Tensor, loss: float, norm: float, valid: float) -> bool:
+    def sound(self, batch: Batch, mine: Tensor, loss: float, norm: float, valid: float) -> bool:
         """The same verdict on every rank; a step that is not finite is skipped and its
         samples are named.
         """

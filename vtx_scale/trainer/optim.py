@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from vtx_scale.blocks.rules import Rule
@@ -54,7 +55,10 @@ def set_rates(
 
 
 def optimizer_of(
-    objective: nn.Module, rules: dict[str, Rule], spec: Optimizer, shards: Any = None
+    objective: nn.Module,
+    rules: dict[str, Rule],
+    spec: Optimizer,
+    shards: dist.ProcessGroup | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer with its state made at once, so that a checkpoint can be read into it before
     the first step.

@@ -22,7 +22,7 @@ class Precision:
 
     GROW = 2_000
 
-    def cast(self, device: torch.device) -> contextlib.AbstractContextManager:
+    def cast(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
         if self.compute is None:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.compute)
