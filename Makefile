@@ -28,9 +28,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-# While working: what starts no training. make test has all of it too.
+# While working: what starts no training, Ray or more than two ranks.
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not training"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not full"
 
 # The long forms: hours. One of them: make test-full T="tests/promises -k every_step"
 T ?= tests

@@ -22,6 +22,8 @@ from vtx_scale.cluster.policy import Failures, after_failure, give_up
 from vtx_scale.cluster.ray_settings import OWN, QUIET, TRAIN, settings
 from vtx_scale.data_pipeline.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 STEPS, KILLED = 120, 100
 KEYS = (*SMALL, "system.world=2", f"steps={STEPS}", "checkpoint.every=10")
 

@@ -28,6 +28,8 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.tools.shards import write_shard
 
+pytestmark = pytest.mark.slow
+
 BATCH, STEPS = 8, 5  # 40 positions: more than two epochs of 15
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 from tests.runs import lines, losses, train, vtx
 from vtx_scale.data_pipeline.tools.shards import write_shard
 
+pytestmark = pytest.mark.slow
+
 
 def encoded(image, kind, **options):
     out = io.BytesIO()

@@ -26,6 +26,8 @@ from tests.runs import (
 )
 from tests.survivors import assert_none_survives
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ("train", "clip_vit_b32", "--smoke", "system.workers=0", "--run")
 
 

@@ -16,6 +16,8 @@ from vtx_scale.launch import override, recipes
 from vtx_scale.specs.clip import ClipConfig
 from vtx_scale.specs.vit import ViTConfig
 
+pytestmark = pytest.mark.slow
+
 BEFORE = Path(__file__).parent / "before"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text())  # of d064e36, undisturbed
 KEYS = (

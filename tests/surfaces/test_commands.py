@@ -15,6 +15,8 @@ from tests.runs import environment, lines, losses, train, train_on_ranks, vtx
 from tests.survivors import assert_none_survives
 from vtx_scale import open_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -8,6 +8,8 @@ from PIL import Image
 
 from tests.runs import train, vtx
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -16,6 +16,8 @@ from vtx_scale import open_run
 from vtx_scale.interop import weights
 from vtx_scale.objectives.pixels import STATISTICS
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_strangers_objective(tmp_path):
     own = tmp_path / "mine"

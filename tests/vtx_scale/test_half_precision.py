@@ -12,6 +12,8 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.dino import entropy
 from vtx_scale.objectives.pairs import sigmoid_loss
 
+pytestmark = pytest.mark.slow
+
 KEYS = ("system.precision=bf16", "steps=3")
 RECIPES = [
     "vit_s16_imagenet",

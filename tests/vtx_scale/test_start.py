@@ -11,6 +11,8 @@ from tests.runs import losses, run_on_ranks, smoke, tensors, train, train_on_ran
 from vtx_scale import open_run
 from vtx_scale.interop import export
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

@@ -27,6 +27,8 @@ from vtx_scale.trainer.init import initialise
 from vtx_scale.trainer.optim import groups, optimizer_of, set_rates
 from vtx_scale.trainer.precision import Precision
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_parameter_is_in_exactly_one_group():
     """CLIP's rule: gains, biases, scales and the class token are left alone,
