@@ -44,7 +44,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 house: $(STAMP)
-	$(BIN)/python tests/house.py --write
+	$(BIN)/python tests/house.py --mypy --write
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build -q
