@@ -48,6 +48,11 @@ def check(run: Run) -> None:
     for where, spec in specs(run):
         for fault in spec.faults():
             raise UserError(f"{where}{fault}")
+        least = getattr(spec, "least", 0)  # a backbone's
+        if least and least > (size := getattr(spec, "resolution", least)):
+            raise UserError(
+                f"{where}resolution={size}: {spec.title()} takes pictures of {least} px or more."
+            )
     world, strategy = run.system.world, run.system.strategy
     if strategy == "single" and world and world > 1:
         raise UserError(

@@ -79,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     # torchrun takes --run for one of its own options unless "--" stands before our words
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
+    if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
+        # processes that are started from here see what we see: no random.py of the user's folder
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         args = parse(arguments)
         return int(args.run(args) or 0)

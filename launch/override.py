@@ -71,7 +71,8 @@ def set_key(spec: Any, path: list[str], text: str, whole: str) -> Any:
         if isinstance(now, tuple) and now and is_dataclass(now[0]):  # evaluate.0.every
             if not path[1].isdigit() or int(path[1]) >= len(now) or len(path) < 3:
                 raise UserError(
-                    f"{whole}: give {head}.0 to {head}.{len(now) - 1} and a field of it."
+                    f"{whole}: the recipe has {head}.0 to {head}.{len(now) - 1}; give one of them "
+                    "and a field of it. More of them take a recipe of your own."
                 )
             k = int(path[1])
             changed = (*now[:k], set_key(now[k], path[2:], text, whole), *now[k + 1 :])

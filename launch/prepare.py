@@ -10,6 +10,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.launch import checks, run_folder
 from vtx_scale.launch.datasets import DataSet, fingerprint_of, hash_of, open_data, training_data
+from vtx_scale.specs.network import networks_of
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
 
@@ -28,6 +29,11 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
     if not run_folder.begun(folder):  # a run that has begun has them in its checkpoints
         check_sources(run)
     check_vocabulary(run)
+    parts = (run.objective, *networks_of(run.objective).values())
+    if any(not part.build.startswith("vtx_scale.") for part in parts):
+        from vtx_scale.launch.strangers import check_buildable
+
+        check_buildable(run)
     data = training_data(run, say)
     if run.evaluate and open_data(run, False, say) is None:
         say(f"no data.val_shards: {', '.join(e.name for e in run.evaluate)} will be left out")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import override, recipes
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.tables import print_json, print_table
@@ -17,16 +18,15 @@ from vtx_scale.specs.run import Run
 def run(args: argparse.Namespace) -> int:
     if args.recipe.endswith(".py"):
         return show_file(args)
-    lists = {"recipes": recipe_rows, "models": model_rows, "keys": key_rows}
-    if args.recipe in lists:
-        rows = lists[args.recipe]()
+    if args.recipe in LISTS:
+        rows = LISTS[args.recipe]()
         if args.json:
             print_json(rows)
         else:
             print_table(rows)
         return 0
 
-    spec = run_of(args)
+    spec = run_of(args, LISTS)
     changed = walk.differences(recipes.find(args.recipe, args.smoke), spec)
     if args.json:
         print_json(
@@ -68,6 +68,11 @@ def show_file(args: argparse.Namespace) -> int:
             }
             for name, spec in module.published().items()
         ]
+    if not rows and not models:
+        raise UserError(
+            f"{path} lists nothing: a recipe is a function annotated '-> Run' without arguments, "
+            "and published() names models."
+        )
     if args.json:
         print_json({"recipes": rows, "models": models})
     else:
@@ -79,7 +84,7 @@ def show_file(args: argparse.Namespace) -> int:
 def recipe_row(name: str, function: Callable[[], Run]) -> dict[str, Any]:
     return {
         "name": name,
-        "objective": function().objective.title().lower(),
+        "objective": recipes.made(function, name).objective.title().lower(),
         "summary": recipes.summary(function),
     }
 
@@ -95,6 +100,10 @@ def recipe_rows() -> list[dict[str, Any]]:
 def model_rows() -> list[dict[str, Any]]:
     """The published models with their stored counts."""
     counts = stored_counts()
+    if unknown := sorted(set(published()) - set(counts)):
+        raise UserError(
+            f"{', '.join(unknown)} has no stored count: run 'python -m vtx_scale.planner.count'."
+        )
     return [
         {"name": name, **counts[name], "resolution": resolution}
         for name, (_, resolution) in published().items()
@@ -113,3 +122,6 @@ def key_rows() -> list[dict[str, Any]]:
             )
             rows.setdefault(key, {"key": key, "type": named, "example": str(value)})
     return [rows[k] for k in sorted(rows)]
+
+
+LISTS = {"recipes": recipe_rows, "models": model_rows, "keys": key_rows}

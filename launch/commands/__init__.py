@@ -5,6 +5,7 @@ refusals are quick.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from vtx_scale.launch import override, recipes
@@ -20,9 +21,12 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_of(args: argparse.Namespace) -> Run:
-    """The Run that recipe, --smoke and key=value mean. Raises UserError."""
-    return override.override(recipes.find(args.recipe, args.smoke), args.keys)
+def run_of(args: argparse.Namespace, also: Iterable[str] = ()) -> Run:
+    """The Run that recipe, --smoke and key=value mean. Raises UserError.
+
+    also: what could have been meant in place of a recipe.
+    """
+    return override.override(recipes.find(args.recipe, args.smoke, also), args.keys)
 
 
 def folder_of(args: argparse.Namespace) -> Path:

@@ -5,11 +5,13 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.specs.objective import objective_fault
 from vtx_scale.specs.run import Run, as_run
 
 # folders of recipes that came from files: what else they import lies there
@@ -84,6 +86,11 @@ def from_file(path: Path, function: str) -> Callable[[], Run]:
     module = module_of(path)
     recipe: Callable[[], Run] | None = getattr(module, function, None)
     if not callable(recipe):
+        plain = function.removesuffix("_smoke")
+        if plain != function and callable(getattr(module, plain, None)):
+            raise UserError(
+                f"{path}:{plain} has no smoke size: run it without --smoke, or write {function}."
+            )
         have = [
             n
             for n, v in vars(module).items()
@@ -93,17 +100,38 @@ def from_file(path: Path, function: str) -> Callable[[], Run]:
     return recipe
 
 
-def find(recipe: str, smoke: bool = False) -> Run:
-    """The Run of a recipe, or of its smoke sibling. Raises UserError, naming the nearest recipe."""
+def made(recipe: Callable[[], Run], name: str) -> Run:
+    """What a stranger's function gives. Raises UserError where it fails or gives something else."""
+    try:
+        run = recipe()
+    except Exception as e:
+        line = traceback.extract_tb(e.__traceback__)[-1]
+        where = f"{line.filename} line {line.lineno}"
+        raise UserError(f"{name} failed in {where} ({type(e).__name__}: {e}).") from e
+    run = as_run(run, name)
+    if (fault := objective_fault(run.objective)) is not None:
+        raise UserError(f"{name}: {fault}")
+    return run
+
+
+def find(recipe: str, smoke: bool = False, also: Iterable[str] = ()) -> Run:
+    """The Run of a recipe, or of its smoke sibling.
+
+    Raises UserError, naming the nearest recipe. also: other words that could have been meant.
+    """
     path, colon, function = recipe.rpartition(":")
     if colon and path.endswith(".py"):
-        return as_run(from_file(Path(path), f"{function}_smoke" if smoke else function)(), recipe)
+        return made(from_file(Path(path), f"{function}_smoke" if smoke else function), recipe)
+    if recipe.endswith(".py"):
+        raise UserError(
+            f"{recipe} is a file: give {recipe}:FUNCTION; 'vtx show {recipe}' lists them."
+        )
     have = dict(named())
     wanted = f"{recipe}_smoke" if smoke else recipe
     if wanted not in have:
         if recipe in have:
             raise UserError(f"{recipe} has no smoke size: run it without --smoke.")
-        near = difflib.get_close_matches(recipe, names(), 1)
+        near = difflib.get_close_matches(recipe, [*names(), *also], 1)
         hint = f"did you mean {near[0]}?" if near else "'vtx show recipes' lists them."
         raise UserError(f"There is no recipe {recipe!r}: {hint}")
     return have[wanted]()

@@ -58,7 +58,7 @@ def refused(*arguments, cwd=None):
         (["train", "clip_vit_b32", "--smoke", "objective=x"], "whole part of the recipe"),
         (
             ["train", "clip_vit_b32", "--smoke", "evaluate.3.every=1"],
-            "give evaluate.0 to evaluate.0",
+            "evaluate.0 to evaluate.0",
         ),
         (["train", "missing.py:recipe"], "does not exist"),
         (["train", "clip_vit_b32", "--smoke", "data.shards=/no/such/folder"], "does not exist"),

@@ -85,3 +85,16 @@ def test_a_recipe_of_the_users_on_two_ranks(project):
     (project / "mine.py").write_text(next(b for b in blocks("python") if b.startswith("# mine.py")))
     vtx(project, "train", "mine.py:shapes", "--run", "R", "system.world=2", *SHORT)
     assert len(losses(project / "R")) == 3
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_module_of_the_standard_library_is_not_taken_from_the_folder(tmp_path, world):
+    """The installed command does not look there, nor do ranks and loader workers."""
+    (tmp_path / "random.py").write_text(TRAP)
+    command = Path(sys.executable).with_name("vtx")
+    words = ["train", "vit_b16_jft", "--smoke", "--run", "run", f"system.world={world}", *SHORT]
+    done = subprocess.run(
+        [command, *words], cwd=tmp_path, env=environment(), text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "imported").exists()

@@ -160,3 +160,63 @@ def test_the_strangers_backbone_computes_what_timm_does(mixers, tmp_path):
             ((torch.from_numpy(pixels) / 255.0 - mean) / std).permute(0, 3, 1, 2)
         ).float()
     assert torch.allclose(opened.probes["classify"](pixels), there, atol=1e-5)
+
+
+# what is broken in examples/backbone.py, and what is said
+BROKEN = {
+    "units": ("def units(self)", "def parts(self)", "has no attribute 'units'"),
+    "rule": ('Rule(r".*", normal', 'Rule(r"none", normal', "stages.0.conv.weight"),
+    "shape": (".mean((2, 3))", ".mean((1, 3))", "where the spec's width says (2, 64)"),
+    "width": ("def width(self)", "def breadth(self)", "has no attribute 'width'"),
+    "class": ('"backbone:PlainConv"', '"backbone:PlainKonv"', "has no 'PlainKonv'"),
+    "build": ('build: ClassVar[str] = "backbone:PlainConv"', "", "names no class"),
+    "recipe": ("    run = recipes.find(", "    run = missing(", "line 1"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_faulty_backbone_is_refused_before_anything_is_written(tmp_path, what):
+    old, new, sentence = BROKEN[what]
+    text = (Path(__file__).parents[2] / "examples" / "backbone.py").read_text()
+    assert old in text
+    file = tmp_path / "backbone.py"
+    file.write_text(text.replace(old, new))
+    run = tmp_path / "run"
+    done = vtx("train", f"{file}:plain_conv", "--run", run, "system.world=2", "system.workers=0")
+    assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not run.exists()
+
+
+STRANGE = """
+from dataclasses import replace
+from vtx_scale.launch import recipes
+from vtx_scale.specs.run import Run
+
+def wrong() -> Run:
+    return replace(recipes.find("vit_b16_jft", smoke=True), objective=object())
+
+def silent():
+    return recipes.find("vit_b16_jft", smoke=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["show", "strange.py"], "is no ObjectiveSpec"),
+        (["show", "silent.py"], "a function annotated '-> Run'"),
+        (["train", "strange.py"], "give strange.py:FUNCTION"),
+        (["train", "strange.py:silent", "--smoke"], "has no smoke size"),
+        (["train", "strange.py:gone"], "it has wrong, silent"),
+        (["show", "modells"], "did you mean models?"),
+    ],
+)
+def test_words_that_miss(tmp_path, words, sentence):
+    (tmp_path / "strange.py").write_text(STRANGE)
+    (tmp_path / "silent.py").write_text(STRANGE.partition("def wrong")[0])
+    done = vtx(*words, cwd=tmp_path)
+    assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and sorted(p.name for p in tmp_path.glob("*.py")) == [
+        "silent.py",
+        "strange.py",
+    ]

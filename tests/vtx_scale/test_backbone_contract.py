@@ -11,6 +11,8 @@ from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rules import initial_values, table_of
 from vtx_scale.blocks.slots import VIEWS, SlotContext
 from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.launch import recipes
+from vtx_scale.specs.network import Backbone, networks_of
 from vtx_scale.specs.resnet import ClipResNetConfig, ResNetConfig
 from vtx_scale.specs.vit import ViTConfig
 from vtx_scale.trainer.init import initialise
@@ -80,6 +82,17 @@ def images(spec, count=3):
 def slots(count=3):
     number = torch.arange(count) * VIEWS
     return SlotContext(torch.ones(count, dtype=torch.bool), number, step_key(0, 0), Ranks())
+
+
+def test_every_backbone_of_a_recipe_is_a_case():
+    """A new one fails here until SPECS, FIRST and LAST know it."""
+    found = {
+        type(network)
+        for _, recipe in recipes.named()
+        for network in networks_of(recipe().objective).values()
+        if isinstance(network, Backbone)
+    }
+    assert found == {type(spec) for spec in SPECS.values()} == FIRST.keys() == LAST.keys()
 
 
 def test_the_cases_are_what_recipes_may_hold(spec):

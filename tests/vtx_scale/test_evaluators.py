@@ -345,9 +345,7 @@ def test_names():
     files = Path(evaluators.__path__[0]).glob("*.py")
     assert sorted(NAMES) == sorted(f.stem for f in files if f"\ndef {f.stem}(" in f.read_text())
     assert all(callable(evaluator(name)) for name in NAMES)
-    with pytest.raises(
-        UserError, match="no evaluator 'features': choose of accuracy, attention, captions, "
-    ):
+    with pytest.raises(UserError, match=f"no evaluator 'features': choose of {', '.join(NAMES)}"):
         evaluator("features")
 
 
@@ -406,10 +404,9 @@ def test_on_a_finished_run(run):
 
     refused = vtx("evaluate", run, "--with", "knn,kmm")
     assert refused.returncode == 2
-    assert (
-        "There is no evaluator 'kmm': choose of accuracy, attention, captions, " in refused.stderr
-    )
-    assert "few_shot, knn, linear" in vtx("evaluate", "--help").stdout
+    assert f"There is no evaluator 'kmm': choose of {', '.join(NAMES)}" in refused.stderr
+    said = " ".join(vtx("evaluate", "--help").stdout.split())
+    assert all(name in said for name in NAMES)
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "retrieval"])

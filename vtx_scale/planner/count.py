@@ -88,4 +88,4 @@ def count_published() -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(count_published(), indent=1) + "\n")
+    FILE.write_text(json.dumps(count_published(), indent=1, sort_keys=True) + "\n")
