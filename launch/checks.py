@@ -45,14 +45,7 @@ def check(run: Run) -> None:
         raise UserError("init.head=new: it says what to leave out of init.from, so give that too.")
     if (fault := objective_fault(run.objective)) is not None:
         raise UserError(fault)
-    for where, spec in specs(run):
-        for fault in spec.faults():
-            raise UserError(f"{where}{fault}")
-        least = getattr(spec, "least", 0)  # a backbone's
-        if least and least > (size := getattr(spec, "resolution", least)):
-            raise UserError(
-                f"{where}resolution={size}: {spec.title()} takes pictures of {least} px or more."
-            )
+    check_specs(run)
     world, strategy = run.system.world, run.system.strategy
     if strategy == "single" and world and world > 1:
         raise UserError(
@@ -77,6 +70,18 @@ def check(run: Run) -> None:
         check_micro_batch(run, run.system.world)
     for evaluation in run.evaluate:
         check_evaluator(evaluation.name)
+
+
+def check_specs(run: Run) -> None:
+    """What each spec says of itself. Raises UserError."""
+    for where, spec in specs(run):
+        for fault in spec.faults():
+            raise UserError(f"{where}{fault}")
+        least = getattr(spec, "least", 0)  # a backbone's
+        if least and least > (size := getattr(spec, "resolution", least)):
+            raise UserError(
+                f"{where}resolution={size}: {spec.title()} takes pictures of {least} px or more."
+            )
 
 
 def check_data(run: Run) -> None:
