@@ -169,6 +169,7 @@ BROKEN = {
     "shape": (".mean((2, 3))", ".mean((1, 3))", "where the spec's width says (2, 64)"),
     "width": ("def width(self)", "def breadth(self)", "has no attribute 'width'"),
     "class": ('"backbone:PlainConv"', '"backbone:PlainKonv"', "has no 'PlainKonv'"),
+    "size": ("resolution: int = 32", "resolution: int = 32\n    least = 64", "of 64 px or more"),
     "build": ('build: ClassVar[str] = "backbone:PlainConv"', "", "names no class"),
     "recipe": ("    run = recipes.find(", "    run = missing(", "line 1"),
 }
