@@ -30,7 +30,7 @@ test: $(STAMP)
 
 # While working: what starts no training. make test has all of it too.
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not training"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
 
 # The long forms: hours. One of them: make test-full T="tests/promises -k every_step"
 T ?= tests

@@ -7,6 +7,8 @@ import pytest
 
 from tests.runs import assert_same_bits, ids, lines, losses, train, train_on_ranks
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 # one recipe for each objective, and for each kind of network and optimizer that keeps a
 # state of its own

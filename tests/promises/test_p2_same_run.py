@@ -14,6 +14,8 @@ from tests.runs import (
 )
 from tests.survivors import assert_none_survives
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 # see vtx_scale.distributed.failpoint
 KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")

@@ -24,6 +24,8 @@ from vtx_scale.checkpoints.format import Damaged, read_manifest, seal
 from vtx_scale.checkpoints.read import Tensors, listing, newest, verify
 from vtx_scale.launch import override, recipes, run_folder
 
+pytestmark = pytest.mark.slow
+
 CELLS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("ddp", 3), ("fsdp", 3), ("hsdp", 4)]
 NEXT = list(zip(CELLS, CELLS[1:] + CELLS[:1], strict=True))
 ALL = [(a, b) for a in CELLS for b in CELLS if a != b and (a, b) not in NEXT]
@@ -198,5 +200,6 @@ def test_files_of_a_run_are_of_known_kinds(saved):
 
 
 def test_retention(tmp_path):
-    train(tmp_path / "run", "checkpoint.every=2", "checkpoint.keep=2", recipe=COLOUR)
+    keys = ("checkpoint.every=2", "checkpoint.keep=2")
+    train_on_ranks(tmp_path / "run", 1, "single", *keys, recipe=COLOUR)
     assert [r["step"] for r in listing(tmp_path / "run" / "checkpoints")] == [10, 12]

@@ -36,6 +36,7 @@ def folder(tmp_path):
     return shutil.copytree(BEFORE / "run", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_it_resumes_opens_and_exports(folder, tmp_path):
     shards = shutil.copytree(BEFORE / "shards", tmp_path / "shards")
     assert open_run(folder).step == 4

@@ -24,6 +24,8 @@ import pytest
 
 from tests.runs import environment
 
+pytestmark = pytest.mark.slow
+
 TREE = Path(__file__).parents[2]
 LINKED = ("launch", "cluster", "data_pipeline")
 AROUND = (".ci", "benchmarks", "docs", "tests")  # folders of an sdist that are no package

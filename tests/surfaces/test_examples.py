@@ -11,6 +11,8 @@ import pytest
 
 from tests.runs import environment, losses, vtx
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

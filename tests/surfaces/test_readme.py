@@ -41,6 +41,7 @@ def shell(text, folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", range(len(blocks("bash"))))
 def test_commands(place, k):
     text = blocks("bash")[k]
@@ -51,6 +52,7 @@ def test_commands(place, k):
         assert "resumed at step 20 of 40" in done.stderr and len(text.strip().splitlines()) == 15
 
 
+@pytest.mark.slow
 def test_the_code_that_opens_a_run(place):
     code = next(b for b in blocks("python") if "open_run" in b)
     pixels = np.zeros((2, 32, 32, 3), np.uint8)

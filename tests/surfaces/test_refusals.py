@@ -107,6 +107,7 @@ def test_refusals(tmp_path, recipe, keys, sentence):
     assert spent < SECONDS, f"{spent:.2f} s of CPU"
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_left_as_it_was(tmp_path):
     """A refusal on a folder that holds a run changes none of its files."""
     run = tmp_path / "run"

@@ -15,6 +15,8 @@ from tests.require import need
 from tests.runs import environment, losses
 from tests.surfaces.test_readme import blocks
 
+pytestmark = pytest.mark.slow
+
 TREE = Path(__file__).parents[2]
 TAKEN = ("launch", "cluster", "data_pipeline")
 TRAP = """

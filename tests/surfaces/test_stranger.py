@@ -17,6 +17,7 @@ from vtx_scale.interop import weights
 from vtx_scale.objectives.pixels import STATISTICS
 
 
+@pytest.mark.slow
 def test_a_strangers_objective(tmp_path):
     own = tmp_path / "mine"
     own.mkdir()
@@ -90,6 +91,7 @@ def mixers(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["supervised", "distilled", "dino", "clip"])
 def test_a_strangers_backbone_trains_everywhere(mixers, recipe):
     """Under four objectives, the same curve with ddp and fsdp, on one rank and on two."""
@@ -99,6 +101,7 @@ def test_a_strangers_backbone_trains_everywhere(mixers, recipe):
         assert losses(mixers(recipe, strategy, 2)) == pytest.approx(one, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_strangers_backbone_is_listed_exported_and_read_back(mixers, tmp_path):
     listed = json.loads(vtx("show", MIXER, "--json").stdout)
     assert {r["name"].rpartition(":")[2] for r in listed["recipes"]} == {
@@ -138,6 +141,7 @@ def test_a_strangers_backbone_is_listed_exported_and_read_back(mixers, tmp_path)
     assert refused.returncode == 2 and "no CLIP with a ConvMixer" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_strangers_backbone_computes_what_timm_does(mixers, tmp_path):
     need("interop")
     from tests.parity.libraries import timm

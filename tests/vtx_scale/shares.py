@@ -5,6 +5,7 @@ and an objective built on a rank as a run builds it.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,15 @@ from vtx_scale.launch.build import build_objective
 from vtx_scale.specs.run import Run
 
 SLOTS = 11
-CELLS = [
+
+
+def cells(*all_of_them: tuple[str, int]) -> list[Any]:
+    """Strategies and worlds for pytest; more ranks than two take seconds."""
+    slow = pytest.mark.slow
+    return [pytest.param(*c, marks=[slow] if c[1] > 2 else []) for c in all_of_them]
+
+
+CELLS = cells(
     ("single", 1),
     ("ddp", 2),
     ("ddp", 3),
@@ -24,7 +33,7 @@ CELLS = [
     ("fsdp", 2),
     ("fsdp", 3),
     ("fsdp", 4),
-]
+)
 PATTERNS = {
     "some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1],
     "a rank masked": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
@@ -83,14 +92,14 @@ def on_this_rank(run: Run, values: Any = lambda initial: initial) -> tuple[Any, 
     return strategy, objective, rank, world
 
 
-def whole_grads(objective: Any) -> dict[str, list]:
-    """The gradient of every trained parameter, assembled,
-    as plain lists that another process can take.
+def whole_grads(objective: Any) -> dict[str, np.ndarray]:
+    """The gradient of every trained parameter, assembled and copied:
+    as arrays, which are cheap to send to another process.
     """
+    grads = {k: p.grad for k, p in objective.named_parameters() if p.requires_grad}
     return {
-        k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
-        for k, p in objective.named_parameters()
-        if p.requires_grad
+        k: (g.full_tensor() if hasattr(g, "full_tensor") else g).detach().numpy().copy()
+        for k, g in grads.items()
     }
 
 

@@ -31,6 +31,7 @@ RECIPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_sharded_runs_evaluate(tmp_path, recipe):
     """Every evaluator of the recipe, in the loop, where parameters are bfloat16 inside a forward

@@ -10,14 +10,23 @@ import torch
 import torch.nn.functional as F
 
 from tests.ranks import on_ranks
-from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from tests.vtx_scale.shares import (
+    PATTERNS,
+    SLOTS,
+    alone,
+    cells,
+    on_this_rank,
+    share,
+    whole,
+    whole_grads,
+)
 from vtx_scale.blocks.rules import initial_values, table_of
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.recipes.siglip import siglip_vit_b16, siglip_vit_b16_smoke
 from vtx_scale.objectives.siglip import unit
 from vtx_scale.specs.run import System
 
-CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 2), ("fsdp", 3)]
+CELLS = cells(("single", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 2), ("fsdp", 3))
 
 
 def recipe(strategy="single", micro=None):
