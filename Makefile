@@ -1,5 +1,5 @@
 # the oldest first: it is the one that every change is tested with
-PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; done)
+PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c "" 2>/dev/null && command -v python$$v && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -28,7 +28,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-# While working: what starts no training. make test has all of it too.
+# While working: what starts no training, Ray or more than two ranks.
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
 
@@ -44,7 +44,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 house: $(STAMP)
-	$(BIN)/python tests/house.py --write
+	$(BIN)/python tests/house.py --mypy --write
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build -q

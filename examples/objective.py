@@ -34,10 +34,8 @@ TURNS = 4
 @dataclass(frozen=True, kw_only=True)
 class RotationsConfig(ObjectiveSpec):
     build: ClassVar[str] = "objective:Rotations"
-    data_fields: ClassVar[tuple[str, ...]] = (
-        # what its reader uses of `data`: anything else is refused
-        PICTURES
-    )
+    # what its reader uses of `data`: anything else is refused
+    data_fields: ClassVar[tuple[str, ...]] = PICTURES
     pixels = "half"
 
     net: Backbone

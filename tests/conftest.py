@@ -29,7 +29,11 @@ def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the long forms too")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if hasattr(item, "callspec") and item.callspec.params.get("world", 1) > 2:
+            item.add_marker(pytest.mark.slow)  # `make test-fast` has one and two ranks
     if not config.getoption("--full"):
         for item in items:
             if item.get_closest_marker("full"):

@@ -118,6 +118,9 @@ def test_checkpoints(run):
 def test_export_and_back(run, tmp_path):
     done = vtx("export", run, "--to", "safetensors", tmp_path / "out")
     assert done.returncode == 0, done.stderr
+    refused = vtx("export", run, "--to", "safetensors", tmp_path / "none", "--without-head")
+    assert refused.returncode == 2 and "no classifier" in refused.stderr
+    assert "Traceback" not in refused.stderr and not (tmp_path / "none").exists()
     keys = (f"init.from={tmp_path / 'out'}", "steps=1", "optim.lr=1e-9")
     train_on_ranks(tmp_path / "again", 1, "single", *keys)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

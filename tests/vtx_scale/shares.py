@@ -16,15 +16,7 @@ from vtx_scale.launch.build import build_objective
 from vtx_scale.specs.run import Run
 
 SLOTS = 11
-
-
-def cells(*all_of_them: tuple[str, int]) -> list[Any]:
-    """Strategies and worlds for pytest; more ranks than two take seconds."""
-    slow = pytest.mark.slow
-    return [pytest.param(*c, marks=[slow] if c[1] > 2 else []) for c in all_of_them]
-
-
-CELLS = cells(
+CELLS = [
     ("single", 1),
     ("ddp", 2),
     ("ddp", 3),
@@ -33,7 +25,7 @@ CELLS = cells(
     ("fsdp", 2),
     ("fsdp", 3),
     ("fsdp", 4),
-)
+]
 PATTERNS = {
     "some masked": [1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1],
     "a rank masked": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],

@@ -16,7 +16,6 @@ from tests.vtx_scale.shares import (
     alone,
     assert_equal,
     by_pattern,
-    cells,
     on_this_rank,
     share,
     whole,
@@ -29,7 +28,7 @@ from vtx_scale.specs.run import System
 
 # loss (or image tower), micro-batch
 WAYS = [("softmax", None), ("softmax", 2), ("sigmoid", None), ("resnet", None)]
-CELLS = cells(
+CELLS = [
     ("single", 1),
     ("ddp", 1),
     ("ddp", 2),
@@ -41,7 +40,7 @@ CELLS = cells(
     ("fsdp", 4),
     ("hsdp", 2),
     ("hsdp", 4),
-)
+]
 
 
 def recipe(loss, strategy="single", micro=None):
@@ -199,10 +198,7 @@ def dropped(strategy, micro):
     )
 
 
-@pytest.mark.parametrize(
-    ("strategy", "world", "micro"),
-    [("ddp", 2, 2), pytest.param("fsdp", 3, 1, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("strategy", "world", "micro"), [("ddp", 2, 2), ("fsdp", 3, 1)])
 def test_what_a_tower_drops_belongs_to_the_slot(strategy, world, micro):
     """Not to its place in a micro-batch or on a rank."""
     (one,) = on_ranks(1, dropped, "ddp", None)

@@ -14,7 +14,6 @@ from tests.vtx_scale.shares import (
     PATTERNS,
     SLOTS,
     alone,
-    cells,
     on_this_rank,
     share,
     whole,
@@ -26,7 +25,7 @@ from vtx_scale.launch.recipes.siglip import siglip_vit_b16, siglip_vit_b16_smoke
 from vtx_scale.objectives.siglip import unit
 from vtx_scale.specs.run import System
 
-CELLS = cells(("single", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 2), ("fsdp", 3))
+CELLS = [("single", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 2), ("fsdp", 3)]
 
 
 def recipe(strategy="single", micro=None):

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from vtx_scale.blocks.rules import Rule, Rules, fan_in, ones, truncated, zeros
 
 GROUPS = 32
-TRUNCATED = (
-    # standard deviation of a standard normal that is cut at two of its own
-    0.87962566103423978
-)
+# standard deviation of a standard normal that is cut at two of its own
+TRUNCATED = 0.87962566103423978
 
 
 def same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:

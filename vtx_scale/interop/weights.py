@@ -38,6 +38,8 @@ def export(
     spec: ObjectiveSpec = objective.spec
     prefix, network, state = leaving(objective)
     if not head:
+        if not getattr(network, "classes", 0):
+            raise UserError(f"{network.title()} has no classifier that could be left out.")
         network = cast(Backbone, network).headless()
         rules = objective.parameter_rules
         state = {k: v for k, v in state.items() if rule_of(rules, prefix + k).group != "head"}

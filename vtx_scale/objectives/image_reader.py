@@ -20,15 +20,6 @@ from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.specs.run import Data
 
 GREY = (128, 128, 128)  # what the plain form of RandAugment fills with
-PICTURES = (
-    "crop",
-    "ratio",
-    "zoom",
-    "spread",
-    "flip",
-    "bicubic",
-    "centre",
-)  # fields of `data` that this reader heeds
 
 
 def middle(height: int, width: int, share: float) -> Box:

@@ -82,10 +82,8 @@ class DalleConfig(ObjectiveSpec):
 
     net: TextToCodesConfig
     codec: CodecConfig
-    codec_from: str = (
-        # run folder of a dVAE, which says its network itself, or exported weights
-        "required"
-    )
+    # run folder of a dVAE, which says its network itself, or exported weights
+    codec_from: str = "required"
     text_share: float = 1 / 8  # of the loss; the rest is the codes'
     merges_dropped: float = 0.1  # of a caption's merges in training (Provilkov et al. 2020)
 

@@ -73,14 +73,10 @@ class Backbone(Network):
     """
 
     classes: int = 0  # of a linear classifier; 0 for none
-    clip_tower: ClassVar[Literal["", "vit", "resnet"]] = (
-        # which of the image towers it is that CLIP's libraries have
-        ""
-    )
-    projects: ClassVar[bool] = (
-        # its features are an embedding already: no projection comes after it
-        False
-    )
+    # which of the image towers it is that CLIP's libraries have
+    clip_tower: ClassVar[Literal["", "vit", "resnet"]] = ""
+    # its features are an embedding already: no projection comes after it
+    projects: ClassVar[bool] = False
     init = "truncated"  # the family of its initial values: "xavier", or N(0, 0.02)
     distilled = False  # whether it gives two answers in training, (2, B, classes): DeiT's
 

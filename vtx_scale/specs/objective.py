@@ -35,10 +35,8 @@ class ObjectiveSpec(Spec):
     What is a fact about it stands here.
     """
 
-    data_fields: ClassVar[tuple[str, ...] | None] = (
-        # of `data`, beside what all use; None: it does not say
-        None
-    )
+    # of `data`, beside what all use; None: it does not say
+    data_fields: ClassVar[tuple[str, ...] | None] = None
     # patterns of the fields of `data.augment` that it makes
     augmentations: ClassVar[tuple[str, ...]] = ()
     pretrained: ClassVar[tuple[Pretrained, ...]] = ()

@@ -77,23 +77,17 @@ class Data(Spec):
     window: int | None = None  # V of the order; automatic when None
     crop: tuple[float, float] = (0.9, 1.0)  # area range of RandomResizedCrop
     ratio: tuple[float, float] = (0.75, 4 / 3)
-    zoom: tuple[float, float] | None = (
-        # instead: a square; how many times as long the picture's short side may be
-        None
-    )
-    spread: float | None = (
-        # of the square along the long side: 0 the middle, 1 all of it; None: anywhere at all
-        None
-    )
+    # instead: a square; how many times as long the picture's short side may be
+    zoom: tuple[float, float] | None = None
+    # of the square along the long side: 0 the middle, 1 all of it; None: anywhere at all
+    spread: float | None = None
     flip: float = 0.0
     bicubic: bool = True  # how pictures are resized; else bilinear
     centre: float = 1.0  # the share of the short side that an evaluation looks at
     augment: Augment = field(default_factory=Augment)
     tokenizer: str = "bytes"  # "bytes", "clip", or the path of a tokenizer.json or a merges file
-    bad_limit: float = (
-        # share of bad samples in the last 10,000 slots beyond which the run stops
-        0.01
-    )
+    # share of bad samples in the last 10,000 slots beyond which the run stops
+    bad_limit: float = 0.01
 
     def faults(self) -> list[str]:
         found = []
@@ -136,10 +130,8 @@ class Optimizer(Spec):
     decay: float = 0.0
     decay_end: float | None = None  # where the decay goes, on half a cosine
     head_decay: float | None = None  # of a classifier's matrix, where it differs
-    trunk_lr: float | None = (
-        # the peak of what the objective calls its trunk, where it differs
-        None
-    )
+    # the peak of what the objective calls its trunk, where it differs
+    trunk_lr: float | None = None
     lookahead: int = 5  # of lookahead: every so many steps ...
     lookahead_share: float = 0.5  # ... the slow weights move so far to the fast ones
     clip: float | None = None
@@ -162,10 +154,8 @@ class Schedule(Spec):
     kind: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
     warmup: int = 0
     floor: float = 0.0
-    length: int | None = (
-        # of cosine and linear: the step at which the floor is reached; None for the last
-        None
-    )
+    # of cosine and linear: the step at which the floor is reached; None for the last
+    length: int | None = None
     timescale: int = 10_000  # of rsqrt
     cooldown: int = 0  # of rsqrt
 
@@ -216,10 +206,8 @@ class System(Spec):
     threads: int = 1  # intra-op threads a rank on CPU
     deterministic: bool = True
     timeout: int = 120  # seconds a collective may take
-    leave_after: int | None = (
-        # steps after which this start saves and leaves with 75: for slots of a queue
-        None
-    )
+    # steps after which this start saves and leaves with 75: for slots of a queue
+    leave_after: int | None = None
     skip_limit: int = 10  # steps in a row that may be skipped for not being finite
 
 

@@ -71,10 +71,8 @@ class DistillConfig(ObjectiveSpec):
 
     net: Backbone
     teacher: Backbone
-    teacher_from: str = (
-        # run folder or exported weights; a run folder says its network itself
-        "required"
-    )
+    # run folder or exported weights; a run folder says its network itself
+    teacher_from: str = "required"
     teacher_pixels: Pixels = "imagenet"
     kind: Literal["hard", "soft"] = "hard"
     alpha: float = 0.5  # the teacher's share of the loss

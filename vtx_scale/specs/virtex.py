@@ -52,10 +52,8 @@ class VirtexConfig(ObjectiveSpec):
     # brightness, contrast, saturation, hue
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_share: float = 0.8
-    mirrored: bool = (
-        # pictures may be flipped; then left and right change places in the caption
-        True
-    )
+    # pictures may be flipped; then left and right change places in the caption
+    mirrored: bool = True
     beam: int = 5  # captions that are followed when one is written
 
     @staticmethod

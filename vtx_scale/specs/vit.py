@@ -62,10 +62,8 @@ class ViTConfig(Backbone):
     representation: bool = False  # a layer with tanh before the classifier
     distilled: bool = False  # DeiT's second token, with a classifier of its own
     position_kind: Literal["learned", "sincos2d"] = "learned"
-    stem: tuple[int, ...] | None = (
-        # blocks of each stage of a hybrid's ResNet stem; () is its root alone
-        None
-    )
+    # blocks of each stage of a hybrid's ResNet stem; () is its root alone
+    stem: tuple[int, ...] | None = None
     dropout: float = 0.0
     drop_path: float = 0.0  # of the last block; rises linearly from 0
     init: Literal["xavier", "truncated", "clip"] = "xavier"

@@ -31,10 +31,8 @@ class Progress:
     step: int = 0  # finished steps
     applied: int = 0  # of them, those that moved the weights
     samples: int = 0  # valid samples seen
-    frozen: int = (
-        # of the applied steps, those at which the objective kept some parameters frozen
-        0
-    )
+    # of the applied steps, those at which the objective kept some parameters frozen
+    frozen: int = 0
 
 
 def due(run: Run, step: int) -> list[str]:
