@@ -126,17 +126,16 @@ def test_a_strangers_backbone_is_listed_exported_and_read_back(mixers, tmp_path)
         here = open_run(folder).model.state_dict()
         assert state.keys() == {k.removeprefix(prefix) for k in here if k.startswith(prefix)}
         assert all(torch.equal(v, here[prefix + k]) for k, v in state.items())
-    started = vtx(
-        "train",
-        f"{MIXER}:supervised",
-        "--run",
+    train_on_ranks(
         tmp_path / "again",
+        1,
+        "single",
         f"init.from={tmp_path / 'supervised'}",
         "steps=1",
         "optim.lr=1e-30",
-        "system.workers=0",
+        recipe=f"{MIXER}:supervised",
+        small=False,
     )
-    assert started.returncode == 0, started.stderr
     refused = vtx("export", mixers("clip", "ddp", 2), "--to", "transformers", tmp_path / "no")
     assert refused.returncode == 2 and "no CLIP with a ConvMixer" in refused.stderr
 
