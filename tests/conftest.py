@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from tests import slow
+
 # started in the background of a script: commands under test inherit it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -15,6 +17,12 @@ def cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before the test's fixtures: they may train."""
+    slow.marked = any(item.get_closest_marker(name) for name in ("slow", "full"))
 
 
 def pytest_addoption(parser):

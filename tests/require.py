@@ -1,7 +1,7 @@
 """What a machine may lack: a test says what it needs,
 and is skipped with the reason where that is missing.
 
-VTX_REQUIRE=interop,ray turns a skip for these into a failure.
+VTX_REQUIRE=interop,ray,compile turns a skip for these into a failure.
 """
 
 import importlib.util
@@ -26,6 +26,8 @@ def missing(name: str) -> str:
             if any(map(shutil.which, BROWSERS))
             else f"no browser on PATH ({', '.join(BROWSERS)})"
         )
+    if name == "compile":
+        return "" if shutil.which("g++") else "no g++ on PATH"
     absent = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
 

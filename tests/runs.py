@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from tests import slow
 from tests.ranks import on_ranks
 from vtx_scale.checkpoints.read import Tensors, newest
 from vtx_scale.launch import override, recipes, worker
@@ -30,7 +31,7 @@ def vtx(
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """The command as a user would type it."""
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "vtx_scale.launch.cli", *map(str, arguments)],
         text=True,
         capture_output=True,
@@ -38,6 +39,10 @@ def vtx(
         env=environment(env),
         cwd=cwd,
     )
+    trains = {*map(str, arguments[:1])} & {"train", "submit"} and "--help" not in arguments
+    if trains and done.returncode != 2:  # not refused
+        slow.must_be_marked()
+    return done
 
 
 def train(
@@ -77,6 +82,7 @@ def train_on_ranks(
 
 def run_on_ranks(run: Run, folder: Path, world: int) -> list[int]:
     """The codes with which the worker ends on each rank of this test's server."""
+    slow.must_be_marked()
     prepare_folder(run, folder, refuse(run, folder, world))
     return on_ranks(world, one_rank, override.to_dict(run), folder, recipes.STRANGERS)
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.require import need
-from tests.runs import SMALL, assert_same_bits, environment, lines, losses, train, vtx
+from tests.runs import SMALL, assert_same_bits, environment, lines, losses, train_on_ranks, vtx
 from vtx_scale.cluster.guard import family, living, processes
 from vtx_scale.cluster.job import Died, Ended, Event, GaveUp
 from vtx_scale.cluster.policy import Failures, after_failure, give_up
@@ -93,7 +93,7 @@ def story(tmp_path_factory):
     """
     need("ray")
     at = tmp_path_factory.mktemp("submit")
-    train(at / "undisturbed", *KEYS[len(SMALL) :])
+    train_on_ranks(at / "undisturbed", 2, "auto", f"steps={STEPS}", "checkpoint.every=10")
     left = Submitted(at / "run", at / "home")
     left.watch((at / "run" / "metrics.jsonl").exists)
     left.process.terminate()

@@ -35,8 +35,6 @@ from vtx_scale.specs.resnet import CLIP_RESNET_SIZES, RESNET_SIZES, ClipResNetCo
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.init import initialise
 
-pytestmark = pytest.mark.slow
-
 TIMM = {
     "18": "resnet18",
     "34": "resnet34",

@@ -28,8 +28,6 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.tools.shards import write_shard
 
-pytestmark = pytest.mark.slow
-
 BATCH, STEPS = 8, 5  # 40 positions: more than two epochs of 15
 
 
@@ -73,7 +71,9 @@ def alone(sound):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "workers", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))]
+)
 def test_ids_and_pixels_are_those_of_one_process(sound, alone, workers):
     assert len(alone) == BATCH * STEPS
     epoch_0 = [g for g, epoch, _ in alone.values() if epoch == 0]
@@ -228,6 +228,7 @@ def test_a_damaged_chunk_masks_its_samples_and_no_other(tmp_path, alone, world):
     assert_masked(index, alone, {"s2.tar/2-02": "chunk_crc", "s2.tar/2-03": "chunk_crc"}, world)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_nothing_and_the_sample_that_kills_is_masked(
     sound, alone, tmp_path
 ):
@@ -290,6 +291,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_survives_its_trainer(sound, tmp_path, how):
     """Killed or interrupted while workers read ahead;

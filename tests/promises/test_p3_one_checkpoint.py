@@ -200,5 +200,6 @@ def test_files_of_a_run_are_of_known_kinds(saved):
 
 
 def test_retention(tmp_path):
-    train(tmp_path / "run", "checkpoint.every=2", "checkpoint.keep=2", recipe=COLOUR)
+    keys = ("checkpoint.every=2", "checkpoint.keep=2")
+    train_on_ranks(tmp_path / "run", 1, "single", *keys, recipe=COLOUR)
     assert [r["step"] for r in listing(tmp_path / "run" / "checkpoints")] == [10, 12]

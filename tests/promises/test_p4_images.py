@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runs import lines, losses, train, vtx
+from tests.runs import lines, losses, train, train_on_ranks, vtx
 from vtx_scale.data_pipeline.tools.shards import write_shard
-
-pytestmark = pytest.mark.slow
 
 
 def encoded(image, kind, **options):
@@ -69,13 +67,16 @@ def shards(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["vit_b16_imagenet21k", "dino_vit_s16", "deit_s16"])
 def test_odd_pictures_train(shards, tmp_path, recipe):
     """Grey, CMYK, 16 bits, animated, transparent, and smaller than any crop:
     all are taken, the animated one is counted.
     """
-    train(
+    train_on_ranks(
         tmp_path / "run",
+        1,
+        "single",
         f"data.shards={shards / 'odd'}",
         "global_batch=23",
         "steps=4",
@@ -88,9 +89,12 @@ def test_odd_pictures_train(shards, tmp_path, recipe):
     assert not [r for r in lines(tmp_path / "run" / "ledger.jsonl") if r["kind"] == "sample"]
 
 
+@pytest.mark.slow
 def test_labels_that_cannot_be_learned_are_masked_and_named(shards, tmp_path):
-    train(
+    train_on_ranks(
         tmp_path / "run",
+        1,
+        "single",
         f"data.shards={shards / 'labels'}",
         "global_batch=43",
         "steps=2",
@@ -104,9 +108,12 @@ def test_labels_that_cannot_be_learned_are_masked_and_named(shards, tmp_path):
     assert [r["samples"] for r in lines(tmp_path / "run" / "metrics.jsonl")] == [40, 80]
 
 
+@pytest.mark.slow
 def test_several_labels_are_taken_where_the_recipe_says_so(shards, tmp_path):
-    train(
+    train_on_ranks(
         tmp_path / "run",
+        1,
+        "single",
         f"data.shards={shards / 'labels'}",
         "global_batch=43",
         "steps=1",
@@ -116,11 +123,14 @@ def test_several_labels_are_taken_where_the_recipe_says_so(shards, tmp_path):
     assert sorted(bad) == ["high", "none"]
 
 
+@pytest.mark.slow
 def test_a_validation_set_without_labels(shards, tmp_path):
     """In the loop a line of the ledger, and the training goes on; on a finished run a sentence."""
     folder = tmp_path / "run"
-    train(
+    train_on_ranks(
         folder,
+        1,
+        "single",
         f"data.shards={shards / 'odd'}",
         f"data.val_shards={shards / 'unlabelled'}",
         "steps=2",
@@ -136,10 +146,13 @@ def test_a_validation_set_without_labels(shards, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_classes_is_refused(shards, tmp_path):
     teacher = tmp_path / "teacher"
-    train(
+    train_on_ranks(
         teacher,
+        1,
+        "single",
         f"data.shards={shards / 'odd'}",
         "objective.net.classes=7",
         "data.bad_limit=1",
@@ -214,12 +227,15 @@ def test_what_cannot_be_is_one_sentence(tmp_path, recipe, keys, sentence):
     assert len([line for line in done.stderr.splitlines() if line.startswith("vtx: ")]) == 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_says_all_that_can_be_had(shards, tmp_path):
     """One evaluator that lacks something does not silence the others;
     the model is as it was trained.
     """
     run = tmp_path / "run"
-    train(run, f"data.shards={shards / 'odd'}", "steps=1", recipe="dino_resnet50")
+    train_on_ranks(
+        run, 1, "single", f"data.shards={shards / 'odd'}", "steps=1", recipe="dino_resnet50"
+    )
     done = vtx(
         "evaluate", run, "--with", "attention,knn", "--json", f"data.val_shards={shards / 'odd'}"
     )
@@ -229,10 +245,13 @@ def test_an_evaluation_says_all_that_can_be_had(shards, tmp_path):
     assert done.returncode == 2 and "as it was trained" in done.stderr
 
 
+@pytest.mark.slow
 def test_numbers_of_a_run_are_said_once(shards, tmp_path):
     """--json prints one object for each evaluator."""
-    train(
+    train_on_ranks(
         tmp_path / "run",
+        1,
+        "single",
         f"data.shards={shards / 'odd'}",
         f"data.val_shards={shards / 'odd'}",
         "steps=1",

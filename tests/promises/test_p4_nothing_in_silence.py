@@ -26,8 +26,6 @@ from tests.runs import (
 )
 from tests.survivors import assert_none_survives
 
-pytestmark = pytest.mark.slow
-
 SMOKE = ("train", "clip_vit_b32", "--smoke", "system.workers=0", "--run")
 
 
@@ -95,6 +93,7 @@ def broken(tmp_path_factory):
     return faulty(tmp_path_factory.mktemp("broken"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_bad_samples_are_masked_and_named(broken, tmp_path, world):
     """Two epochs over shards with faults: each bad sample stands in the ledger once an epoch,
@@ -136,6 +135,7 @@ def test_verify_names_the_bad_and_no_other(broken):
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_too_many_bad_samples_stop_the_run(broken, tmp_path):
     shards, _ = broken
     done = train(
@@ -149,6 +149,7 @@ def test_too_many_bad_samples_stop_the_run(broken, tmp_path):
     assert "were bad, more than data.bad_limit" in done.stderr
 
 
+@pytest.mark.slow
 def test_another_recipe_in_the_folder(tmp_path):
     folder = tmp_path / "run"
     train_on_ranks(folder, 1, "single", "system.leave_after=3", code=75)
@@ -168,6 +169,7 @@ def test_another_recipe_in_the_folder(tmp_path):
     assert len(losses(folder)) == 12
 
 
+@pytest.mark.slow
 def test_another_system_is_the_same_run(tmp_path):
     folder = tmp_path / "run"
     train_on_ranks(folder, 1, "single", "system.leave_after=3", code=75)
@@ -214,6 +216,7 @@ def test_a_failure_on_the_way_out_is_no_75(tmp_path, monkeypatch, code, says):
     assert local.launch(tmp_path / "request", tmp_path, 2, print) == says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "after"), [(1, 1.5), (1, 2.5), (1, 3.5), (2, 2.0), (2, 3.0), (2, 4.0)]
 )
@@ -233,6 +236,7 @@ def test_ctrl_c_while_it_starts(tmp_path, world, after):
     assert_none_survives(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "ask"), [(1, "term"), (2, "term"), (2, "ctrl-c"), (1, "stop file")]
 )
@@ -269,6 +273,7 @@ def test_asked_to_leave(tmp_path, world, ask):
     assert len(losses(folder)) == 400
 
 
+@pytest.mark.slow
 def test_two_writers_are_refused(tmp_path):
     folder = tmp_path / "run"
     process = start("train", COLOUR, "--run", folder, "steps=100000")
@@ -281,6 +286,7 @@ def test_two_writers_are_refused(tmp_path):
     assert_none_survives(folder)
 
 
+@pytest.mark.slow
 def test_nobody_outlives_a_killed_launcher(tmp_path):
     folder = tmp_path / "run"
     process = start(
@@ -292,6 +298,7 @@ def test_nobody_outlives_a_killed_launcher(tmp_path):
     assert_none_survives(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root alone")
 def test_full_disk_while_saving(tmp_path):
     """The first checkpoint fits, the next do not: each failure is said, the training goes on,
@@ -365,6 +372,7 @@ def poison(tmp_path):
     return folder / "poison.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "strategy"), [(1, "single"), (2, "ddp"), (2, "fsdp")])
 def test_a_step_that_is_not_finite_is_skipped_by_all(poison, tmp_path, world, strategy):
     """One rank's loss is NaN once: every rank skips, the ledger names that rank's samples,
@@ -384,6 +392,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(poison, tmp_path, world, st
     assert all(t.isfinite().all() for t in tensors(folder).values())
 
 
+@pytest.mark.slow
 def test_a_run_that_never_is_finite_stops(poison, tmp_path):
     done = train(tmp_path / "run", recipe=f"{poison}:always", code=3)
     assert "lower optim.lr" in done.stderr

@@ -16,8 +16,6 @@ from vtx_scale.launch import override, recipes
 from vtx_scale.specs.clip import ClipConfig
 from vtx_scale.specs.vit import ViTConfig
 
-pytestmark = pytest.mark.slow
-
 BEFORE = Path(__file__).parent / "before"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text())  # of d064e36, undisturbed
 KEYS = (
@@ -38,6 +36,7 @@ def folder(tmp_path):
     return shutil.copytree(BEFORE / "run", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_it_resumes_opens_and_exports(folder, tmp_path):
     shards = shutil.copytree(BEFORE / "shards", tmp_path / "shards")
     assert open_run(folder).step == 4

@@ -11,20 +11,19 @@ import time
 import numpy as np
 import pytest
 
-from tests.runs import environment, lines, losses, train, train_on_ranks, vtx
+from tests.runs import environment, lines, losses, train_on_ranks, vtx
 from tests.survivors import assert_none_survives
 from vtx_scale import open_run
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands") / "run"
-    train(folder, "checkpoint.every=6")
+    train_on_ranks(folder, 1, "single", "checkpoint.every=6")
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_folder(run):
     about = json.loads((run / "run.json").read_text())
     assert about["hash"] and about["recipe"]["steps"] == 12 and about["versions"]["torch"]
@@ -35,6 +34,7 @@ def test_a_run_folder(run):
     assert (run / "checkpoints" / "step-00000012" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_tensorboard(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -59,7 +59,7 @@ def test_tensorboard(run):
     assert text.count("a small") + text.count("a large") >= 16
 
 
-def test_order(run):
+def test_order():
     one = vtx("data", "order", "clip_vit_b32", "--smoke", "--world", "1", "--steps", "20", "--json")
     many = vtx(
         "data", "order", "clip_vit_b32", "--smoke", "--world", "5", "--steps", "20", "--json"
@@ -91,6 +91,7 @@ def test_order(run):
     assert rows[0]["ids"][0].startswith("toy-00")
 
 
+@pytest.mark.slow
 def test_evaluate_equals_the_loop(run, tmp_path):
     done = vtx("evaluate", run, "--with", "zero_shot,retrieval", "--json")
     rows = {r["name"]: r for r in map(json.loads, done.stdout.splitlines())}
@@ -102,6 +103,7 @@ def test_evaluate_equals_the_loop(run, tmp_path):
     assert shared["samples"] == 64 and shared["top1"] == pytest.approx(inside["top1"], abs=1 / 64)
 
 
+@pytest.mark.slow
 def test_checkpoints(run):
     done = vtx("checkpoints", run, "--verify", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -112,14 +114,15 @@ def test_checkpoints(run):
     )
 
 
+@pytest.mark.slow
 def test_export_and_back(run, tmp_path):
     done = vtx("export", run, "--to", "safetensors", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     refused = vtx("export", run, "--to", "safetensors", tmp_path / "none", "--without-head")
     assert refused.returncode == 2 and "no classifier" in refused.stderr
     assert "Traceback" not in refused.stderr and not (tmp_path / "none").exists()
-    again = train(tmp_path / "again", f"init.from={tmp_path / 'out'}", "steps=1", "optim.lr=1e-9")
-    assert again.returncode == 0
+    keys = (f"init.from={tmp_path / 'out'}", "steps=1", "optim.lr=1e-9")
+    train_on_ranks(tmp_path / "again", 1, "single", *keys)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     a, b = (open_run(f).probes["encode_image"](pixels) for f in (run, tmp_path / "again"))
     assert (a - b).abs().max() < 1e-4
@@ -165,6 +168,7 @@ def test_help_and_refusals_are_quick(arguments):
     assert min(took) < 1.5
 
 
+@pytest.mark.slow
 def test_the_worker_runs_under_torchrun(tmp_path):
     """Started by torchrun instead of by vtx: the same run, also after a worker was killed."""
     folder, marks = tmp_path / "run", tmp_path / "marks"
@@ -202,6 +206,7 @@ def test_the_worker_runs_under_torchrun(tmp_path):
     assert_none_survives(folder)
 
 
+@pytest.mark.slow
 def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
     """What srun gives a task, say: rank, world and the address of rank 0."""
     with socket.socket() as s:
@@ -257,6 +262,7 @@ def test_output_into_a_closed_pipe():
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_command():
     process = subprocess.Popen(
         [
@@ -281,6 +287,7 @@ def test_ctrl_c_in_a_command():
     assert process.returncode == 130 and err == "vtx: interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_a_live_line(tmp_path):
     """On a terminal the progress is one line that is drawn again; in a log it is plain lines."""
     import pty

@@ -10,8 +10,6 @@ import pytest
 
 from tests.runs import environment
 
-pytestmark = pytest.mark.slow
-
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -42,6 +40,7 @@ def shell(text, folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", range(len(blocks("bash"))))
 def test_commands(place, k):
     text = blocks("bash")[k]
@@ -52,6 +51,7 @@ def test_commands(place, k):
         assert "resumed at step 20 of 40" in done.stderr and len(text.strip().splitlines()) == 15
 
 
+@pytest.mark.slow
 def test_the_code_that_opens_a_run(place):
     code = next(b for b in blocks("python") if "open_run" in b)
     script = f"{code}\nprint(tuple(image.shape), tuple(text.shape))"

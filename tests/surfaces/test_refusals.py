@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.runs import environment
+from tests.runs import environment, train_on_ranks
 from vtx_scale.launch import recipes
 from vtx_scale.launch.resolve import resolve_data
 
@@ -107,27 +107,11 @@ def test_refusals(tmp_path, recipe, keys, sentence):
     assert spent < SECONDS, f"{spent:.2f} s of CPU"
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_left_as_it_was(tmp_path):
     """A refusal on a folder that holds a run changes none of its files."""
     run = tmp_path / "run"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "vtx_scale",
-            "train",
-            "vit_b16_jft",
-            "--smoke",
-            "--run",
-            str(run),
-            "steps=1",
-            "system.workers=0",
-        ],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    train_on_ranks(run, 1, "single", "steps=1", recipe="vit_b16_jft")
     state = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")}
     for keys in (
         ["data.flip=7"],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runs import train, vtx
+from tests.runs import train, train_on_ranks, vtx
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ def runs(tmp_path_factory):
     def get(recipe):
         if recipe not in folders:
             folders[recipe] = tmp_path_factory.mktemp(recipe) / "run"
-            train(folders[recipe], "steps=2", recipe=recipe)
+            train_on_ranks(folders[recipe], 1, "single", "steps=2", recipe=recipe)
         return folders[recipe]
 
     return get

@@ -16,9 +16,8 @@ from vtx_scale import open_run
 from vtx_scale.interop import weights
 from vtx_scale.objectives.pixels import STATISTICS
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_a_strangers_objective(tmp_path):
     own = tmp_path / "mine"
     own.mkdir()
@@ -92,6 +91,7 @@ def mixers(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["supervised", "distilled", "dino", "clip"])
 def test_a_strangers_backbone_trains_everywhere(mixers, recipe):
     """Under four objectives, the same curve with ddp and fsdp, on one rank and on two."""
@@ -101,6 +101,7 @@ def test_a_strangers_backbone_trains_everywhere(mixers, recipe):
         assert losses(mixers(recipe, strategy, 2)) == pytest.approx(one, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_strangers_backbone_is_listed_exported_and_read_back(mixers, tmp_path):
     listed = json.loads(vtx("show", MIXER, "--json").stdout)
     assert {r["name"].rpartition(":")[2] for r in listed["recipes"]} == {
@@ -125,21 +126,21 @@ def test_a_strangers_backbone_is_listed_exported_and_read_back(mixers, tmp_path)
         here = open_run(folder).model.state_dict()
         assert state.keys() == {k.removeprefix(prefix) for k in here if k.startswith(prefix)}
         assert all(torch.equal(v, here[prefix + k]) for k, v in state.items())
-    started = vtx(
-        "train",
-        f"{MIXER}:supervised",
-        "--run",
+    train_on_ranks(
         tmp_path / "again",
+        1,
+        "single",
         f"init.from={tmp_path / 'supervised'}",
         "steps=1",
         "optim.lr=1e-30",
-        "system.workers=0",
+        recipe=f"{MIXER}:supervised",
+        small=False,
     )
-    assert started.returncode == 0, started.stderr
     refused = vtx("export", mixers("clip", "ddp", 2), "--to", "transformers", tmp_path / "no")
     assert refused.returncode == 2 and "no CLIP with a ConvMixer" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_strangers_backbone_computes_what_timm_does(mixers, tmp_path):
     need("interop")
     from tests.parity.libraries import timm
@@ -175,6 +176,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_faulty_backbone_is_refused_before_anything_is_written(tmp_path, what):
     old, new, sentence = BROKEN[what]

@@ -5,6 +5,7 @@ and an objective built on a rank as a run builds it.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,14 +84,14 @@ def on_this_rank(run: Run, values: Any = lambda initial: initial) -> tuple[Any, 
     return strategy, objective, rank, world
 
 
-def whole_grads(objective: Any) -> dict[str, list]:
-    """The gradient of every trained parameter, assembled,
-    as plain lists that another process can take.
+def whole_grads(objective: Any) -> dict[str, np.ndarray]:
+    """The gradient of every trained parameter, assembled and copied:
+    as arrays, which are cheap to send to another process.
     """
+    grads = {k: p.grad for k, p in objective.named_parameters() if p.requires_grad}
     return {
-        k: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).detach().tolist()
-        for k, p in objective.named_parameters()
-        if p.requires_grad
+        k: (g.full_tensor() if hasattr(g, "full_tensor") else g).detach().numpy().copy()
+        for k, g in grads.items()
     }
 
 

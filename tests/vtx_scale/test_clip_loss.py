@@ -144,7 +144,7 @@ def one_way(strategy, loss, micro):
         for m in with_running_statistics(objective):
             m.update_statistics()
         for k, b in objective.named_buffers():  # running statistics: compared like gradients
-            grads[k] = b.tolist()
+            grads[k] = b.numpy().copy()
             b.copy_(start[k])
         out[pattern] = (value.item(), grads, norm)
     return out

@@ -38,6 +38,7 @@ def test_schedules():
     )
 
 
+@pytest.mark.slow
 def test_without_local_crops(tmp_path):
     """DINO without multi-crop: two global crops, each of which sees the other's target."""
     train_on_ranks(
@@ -66,6 +67,7 @@ def run(tmp_path_factory):
     return folder, saved
 
 
+@pytest.mark.slow
 def test_the_last_layer_rests_and_then_moves(run):
     _, saved = run
     start = keyed_flat("student.head.prototypes", 0, 96 * 32, ("uniform", 32**-0.5), 0).view(96, 32)
@@ -78,6 +80,7 @@ def test_the_last_layer_rests_and_then_moves(run):
     )
 
 
+@pytest.mark.slow
 def test_centre_and_teacher_move_with_each_step(run):
     folder, saved = run
     name = "param/student.net.blocks.0.mlp.fc1.weight"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.ranks import gathered, on_ranks
 from tests.require import need
-from tests.runs import lines, run_on_ranks, smoke, train, vtx
+from tests.runs import lines, run_on_ranks, smoke, train_on_ranks, vtx
 from vtx_scale import evaluators
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
@@ -385,10 +385,11 @@ WHERE = "tests.vtx_scale.test_evaluators:pictured"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluators") / "run"
-    train(folder)
+    train_on_ranks(folder, 1, "single")
     return folder
 
 
+@pytest.mark.slow
 def test_on_a_finished_run(run):
     done = vtx("evaluate", run, "--with", f"knn,linear,few_shot,{WHERE}", "--json")
     assert done.returncode == 0, done.stderr
@@ -442,6 +443,7 @@ def test_what_is_no_number_is_never_right():
         extract(nothing["encode_image"], [one], Ranks())
 
 
+@pytest.mark.slow
 def test_bad_validation_samples_are_counted_and_named(tmp_path):
     """P4: an evaluation that leaves samples out says so, and which."""
     val = tmp_path / "val"
@@ -474,6 +476,7 @@ def test_bad_validation_samples_are_counted_and_named(tmp_path):
     assert {r["reason"] for r in rows} == {"jpeg_truncated"} and {r["step"] for r in rows} == {1}
 
 
+@pytest.mark.slow
 def test_in_the_loop_one_failure_leaves_the_others(tmp_path):
     """All that is due at a step shares the features, over the ranks;
     what cannot be had is in the ledger.

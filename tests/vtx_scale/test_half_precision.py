@@ -12,8 +12,6 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.objectives.dino import entropy
 from vtx_scale.objectives.pairs import sigmoid_loss
 
-pytestmark = pytest.mark.slow
-
 KEYS = ("system.precision=bf16", "steps=3")
 RECIPES = [
     "vit_s16_imagenet",
@@ -33,6 +31,7 @@ RECIPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_sharded_runs_evaluate(tmp_path, recipe):
     """Every evaluator of the recipe, in the loop, where parameters are bfloat16 inside a forward

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from tests.ranks import on_ranks
-from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from tests.vtx_scale.shares import (
+    CELLS,
+    PATTERNS,
+    SLOTS,
+    alone,
+    on_this_rank,
+    share,
+    whole,
+    whole_grads,
+)
 from vtx_scale.blocks import random
 from vtx_scale.blocks.slots import VIEWS
 from vtx_scale.data_pipeline.augment.mixing import mix_parameters
@@ -18,16 +27,6 @@ from vtx_scale.objectives.pixels import normalised
 from vtx_scale.specs.run import Augment, System
 
 STEP = 3
-CELLS = [
-    ("single", 1),
-    ("ddp", 2),
-    ("ddp", 3),
-    ("ddp", 4),
-    ("fsdp", 1),
-    ("fsdp", 2),
-    ("fsdp", 3),
-    ("fsdp", 4),
-]
 MIX = Augment(mixup=0.8, mix_share=1.0)
 CUT = Augment(cutmix=1.0, mix_share=1.0, repeats=2)
 

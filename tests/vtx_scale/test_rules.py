@@ -211,6 +211,7 @@ def ruled(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_limits_hold_after_each_step(ruled, strategy, world):
     """The same numbers under every strategy: where the limits are, to the bit."""
@@ -220,6 +221,7 @@ def test_limits_hold_after_each_step(ruled, strategy, world):
         assert state["param/high"].item() == 0.5 and state["param/low"].item() == -0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_frozen_until_keeps_parameter_and_state(ruled, strategy, world):
     """At the first two steps; then it moves, as one whose first steps these are."""
@@ -233,6 +235,7 @@ def test_frozen_until_keeps_parameter_and_state(ruled, strategy, world):
     assert 1e-3 < moved < 2.1e-2, "two of AdamW's first moves, each of the rate, 0.01"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "world"), CELLS)
 def test_a_scale_of_zero_moves_nothing(ruled, strategy, world):
     states, start = ruled(strategy, world)
@@ -241,6 +244,7 @@ def test_a_scale_of_zero_moves_nothing(ruled, strategy, world):
     assert states[-1]["exp_avg/still.weight"].any(), "it has gradients"
 
 
+@pytest.mark.slow
 def test_what_keeps_float32_does_under_sharding_in_half_precision(tmp_path):
     """Four bytes a number in the forward pass, beside two of its neighbour; float32 when stored."""
     for precision, body in (("bf16", 2), ("fp32", 4)):

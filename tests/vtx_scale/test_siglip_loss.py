@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from tests.ranks import on_ranks
-from tests.vtx_scale.shares import PATTERNS, SLOTS, alone, on_this_rank, share, whole, whole_grads
+from tests.vtx_scale.shares import (
+    PATTERNS,
+    SLOTS,
+    alone,
+    on_this_rank,
+    share,
+    whole,
+    whole_grads,
+)
 from vtx_scale.blocks.rules import initial_values, table_of
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.recipes.siglip import siglip_vit_b16, siglip_vit_b16_smoke

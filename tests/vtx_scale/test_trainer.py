@@ -3,7 +3,6 @@ compilation, followers.
 """
 
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -26,8 +25,6 @@ from vtx_scale.trainer.flops import training_flops
 from vtx_scale.trainer.init import initialise
 from vtx_scale.trainer.optim import groups, optimizer_of, set_rates
 from vtx_scale.trainer.precision import Precision
-
-pytestmark = pytest.mark.slow
 
 
 def test_every_parameter_is_in_exactly_one_group():
@@ -120,6 +117,7 @@ def plain(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
@@ -133,6 +131,7 @@ def test_micro_batches_and_recomputation_change_no_curve(plain, tmp_path, keys):
     assert losses(tmp_path / "run") == pytest.approx(losses(plain), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_of_a_separable_objective(tmp_path):
     for name, world, keys in (("whole", 1, ()), ("parts", 2, ("system.micro_batch=3",))):
         train_on_ranks(
@@ -141,6 +140,7 @@ def test_accumulation_of_a_separable_objective(tmp_path):
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize(("world", "strategy"), [(1, "single"), (2, "ddp"), (2, "fsdp")])
 def test_half_precision_follows_the_curve(plain, tmp_path, world, strategy, precision):
@@ -168,9 +168,9 @@ def test_the_scale_of_float16():
     assert bf16.scale == 1.0
 
 
+@pytest.mark.slow
 def test_compiled_units_keep_curve_and_names(plain, tmp_path):
-    if shutil.which("g++") is None:
-        need("compile")
+    need("compile")
     train_on_ranks(
         tmp_path / "run",
         1,

@@ -32,6 +32,7 @@ def built(spec: Spec) -> nn.Module:
     return made
 
 
+@functools.cache
 def parameters(spec: Spec) -> int:
     """Trained numbers of an objective or a backbone."""
     return sum(p.numel() for p in built(spec).parameters())
