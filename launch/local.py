@@ -64,14 +64,14 @@ def newest(folder: Path) -> int:
 
 def once(request: Path, world: int, asked: list[int]) -> int:
     """One start of all ranks; the first code that is not 0, or 0."""
-    with tempfile.TemporaryDirectory(prefix="vtx-") as meet:
+    with tempfile.TemporaryDirectory(prefix="vtx-") as meeting:
         # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of
         # it from here
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", "vtx_scale.launch.worker", str(request)],
                 process_group=0,
-                env={**os.environ, **rank_environment(rank, world, meet)},
+                env={**os.environ, **rank_environment(rank, world, meeting)},
             )
             for rank in range(world)
         ]
@@ -107,7 +107,7 @@ def once(request: Path, world: int, asked: list[int]) -> int:
                 r.wait()
 
 
-def rank_environment(rank: int, world: int, meet: str) -> dict[str, str]:
+def rank_environment(rank: int, world: int, meeting: str) -> dict[str, str]:
     """What torchrun would set, but for a meeting file in place of a port that somebody
     else could take.
     """
@@ -116,6 +116,6 @@ def rank_environment(rank: int, world: int, meet: str) -> dict[str, str]:
         "WORLD_SIZE": str(world),
         "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(world),
-        "VTX_MEET": f"file://{meet}/store",
+        "VTX_MEET": f"file://{meeting}/store",
         "VTX_PARENT": str(os.getpid()),
     }

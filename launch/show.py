@@ -84,7 +84,7 @@ def show_file(args: argparse.Namespace) -> int:
 def recipe_row(name: str, function: Callable[[], Run]) -> dict[str, Any]:
     return {
         "name": name,
-        "objective": recipes.made(function, name).objective.title().lower(),
+        "objective": recipes.call_recipe(function, name).objective.title().lower(),
         "summary": recipes.summary(function),
     }
 

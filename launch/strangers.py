@@ -71,5 +71,5 @@ def sentence(where: str, spec: Spec, e: Exception) -> UserError:
     ]
     at = f" ({theirs[-1].filename} line {theirs[-1].lineno})" if theirs else ""
     kind = "" if isinstance(e, LookupError | ValueError) else f"{type(e).__name__}: "
-    what = e.args[0] if e.args else e
-    return UserError(f"{where}: {spec.title()} cannot be built: {kind}{what}{at}.")
+    message = e.args[0] if e.args else e
+    return UserError(f"{where}: {spec.title()} cannot be built: {kind}{message}{at}.")

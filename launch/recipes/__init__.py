@@ -100,7 +100,7 @@ def from_file(path: Path, function: str) -> Callable[[], Run]:
     return recipe
 
 
-def made(recipe: Callable[[], Run], name: str) -> Run:
+def call_recipe(recipe: Callable[[], Run], name: str) -> Run:
     """What a stranger's function gives. Raises UserError where it fails or gives something else."""
     try:
         run = recipe()
@@ -121,7 +121,9 @@ def find(recipe: str, smoke: bool = False, also: Iterable[str] = ()) -> Run:
     """
     path, colon, function = recipe.rpartition(":")
     if colon and path.endswith(".py"):
-        return made(from_file(Path(path), f"{function}_smoke" if smoke else function), recipe)
+        return call_recipe(
+            from_file(Path(path), f"{function}_smoke" if smoke else function), recipe
+        )
     if recipe.endswith(".py"):
         raise UserError(
             f"{recipe} is a file: give {recipe}:FUNCTION; 'vtx show {recipe}' lists them."

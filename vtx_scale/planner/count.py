@@ -28,8 +28,8 @@ def built(spec: Spec) -> nn.Module:
     """What a spec names, on the meta device."""
     kind = import_object(type(spec).build)
     with torch.device("meta"):
-        made: nn.Module = kind(spec, Context()) if issubclass(kind, Objective) else kind(spec)
-    return made
+        module: nn.Module = kind(spec, Context()) if issubclass(kind, Objective) else kind(spec)
+    return module
 
 
 @functools.cache
