@@ -79,9 +79,6 @@ def main(argv: list[str] | None = None) -> int:
     # torchrun takes --run for one of its own options unless "--" stands before our words
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
-    if "" not in sys.path[:1] and os.getcwd() not in sys.path[:1]:
-        # processes that are started from here see what we see: no random.py of the user's folder
-        os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         args = parse(arguments)
         return int(args.run(args) or 0)
@@ -115,6 +112,9 @@ def os_sentence(e: OSError) -> str:
 
 def end() -> NoReturn:
     """The entry point: daemon threads of libraries must not hold up the end."""
+    if sys.path[0] not in ("", os.getcwd()):
+        # what we start sees what we see: no random.py of the folder that a user stands in
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
