@@ -55,6 +55,7 @@ def test_patterns_have_the_published_pairs(kind, pairs):
         else:
             wanted = {i - 32 * a - b for a in range(6) for b in range(-5, 6) if a or b >= 0}
         assert set(pattern[i].nonzero()[:, 0].tolist()) == {j for j in wanted if j >= 0}
+        assert torch.equal(sees(kind, 32, 5, place=i)[0], pattern[i])
 
 
 def dense_mask(kind):

@@ -11,14 +11,17 @@ import torch.nn.functional as F
 
 from tests.ranks import on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
+from vtx_scale.backbones import build_network
 from vtx_scale.blocks import random
+from vtx_scale.blocks.rules import initial_values
 from vtx_scale.blocks.slots import VIEWS
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.reconstruction import reconstruction
 from vtx_scale.launch import recipes
 from vtx_scale.objectives.dvae import EPS, divergence, logit_laplace, mapped, unmapped
-from vtx_scale.specs.dvae import half_cosine
+from vtx_scale.specs.dvae import CodecConfig, half_cosine
 from vtx_scale.specs.run import Schedule, System
+from vtx_scale.trainer.init import initialise
 
 STEP, SIDE, K = 3, 8, 6
 
@@ -162,3 +165,13 @@ def test_probes_and_reconstruction():
     assert two["rmse"] == pytest.approx(scores["rmse"]) and two["perplexity"] == pytest.approx(
         scores["perplexity"]
     )
+
+
+def test_codes_are_looked_up():
+    """What shares of 0 and 1 give, to the bit, without making them."""
+    spec = CodecConfig(vocab=40, width=8, stem=12, blocks=1)
+    net = build_network(spec)
+    initialise(net, initial_values(net), 0)
+    codes = torch.randint(0, 40, (3, 4, 4), generator=torch.Generator().manual_seed(0))
+    shares = F.one_hot(codes, 40).permute(0, 3, 1, 2).float()
+    assert torch.equal(net.decoder.of_codes(codes), net.decoder(shares))

@@ -33,13 +33,19 @@ def kind_of(layer: int, depth: int) -> str:
     return "conv" if layer == depth else "column" if layer % 4 == 2 else "row"
 
 
-def sees(kind: str, grid: int, reach: int, device: torch.device | str = "cpu") -> Tensor:
+def sees(
+    kind: str,
+    grid: int,
+    reach: int,
+    device: torch.device | str = "cpu",
+    place: int | None = None,
+) -> Tensor:
     """(G G, G G) bool: whether a code's place (rows) looks at another (columns).
 
-    The patterns as they are defined.
+    The patterns as they are defined. place: one row of it, (1, G G).
     """
     i = torch.arange(grid * grid, device=device)
-    back = i[:, None] - i[None]
+    back = (i if place is None else i[place : place + 1])[:, None] - i[None]
     if kind == "row":
         return (back >= 0) & (back <= grid)
     if kind == "column":
@@ -82,7 +88,8 @@ class Attention(nn.Module):
         T = 1 + self.spec.context
         if place < T:
             return None
-        row = sees(self.kind, self.spec.grid, self.spec.reach, device)[place - T, : place - T + 1]
+        at, spec = place - T, self.spec
+        row = sees(self.kind, spec.grid, spec.reach, device, at)[0, : at + 1]
         return torch.cat([row.new_ones(T), row])[None]
 
     def of_codes(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

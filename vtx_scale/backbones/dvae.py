@@ -7,6 +7,7 @@ stay in float32.
 """
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -89,14 +90,18 @@ class Decoder(nn.Module):
     def __init__(self, spec: CodecConfig) -> None:
         super().__init__()
         widths = [spec.width << g for g in reversed(range(spec.groups))]
-        self.vocab = spec.vocab
         self.input = nn.Conv2d(spec.vocab, spec.stem, 1)
         self.groups = groups_of(spec, spec.stem, widths, (1, 3, 3, 3))
         self.output = nn.Conv2d(spec.width, 6, 1)
 
     def forward(self, shares: Tensor) -> Tensor:
+        """Also of codes, (B, h, h) int64: what shares of 0 and 1 would give, by a look-up."""
         with no_autocast(shares.device):
-            x = self.input(shares.to(wide(shares)))
+            if shares.is_floating_point():
+                x = self.input(shares.to(wide(shares)))
+            else:
+                weight, bias = self.input.weight, cast(Tensor, self.input.bias)
+                x = (F.embedding(shares, weight.flatten(1).T) + bias).permute(0, 3, 1, 2)
         for g, blocks in enumerate(self.groups):
             for block in blocks.children():
                 x = block(x)
@@ -108,8 +113,7 @@ class Decoder(nn.Module):
 
     def of_codes(self, codes: Tensor) -> Tensor:
         """(B, h, h) int64: the answer to whole codes."""
-        shares = F.one_hot(codes, self.vocab).permute(0, 3, 1, 2).to(self.input.weight.dtype)
-        out: Tensor = self(shares)
+        out: Tensor = self(codes)
         return out
 
 
