@@ -190,6 +190,19 @@ def test_a_faulty_backbone_is_refused_before_anything_is_written(tmp_path, what)
     assert "Traceback" not in done.stderr and not run.exists()
 
 
+@pytest.mark.slow
+def test_a_backbone_that_looks_at_values_is_no_fault(tmp_path):
+    """Such a pass cannot be tried without values: nothing is known of its shapes then."""
+    text = (Path(__file__).parents[2] / "examples" / "backbone.py").read_text()
+    old = "        return self.pyramid(image, slots)[-1]"
+    assert text.count(old) == 1
+    file = tmp_path / "backbone.py"
+    file.write_text(text.replace(old, f"        __import__('numpy').asarray(image)\n{old}"))
+    run = tmp_path / "run"
+    done = vtx("train", f"{file}:plain_conv", "--run", run, "steps=1", "system.workers=0")
+    assert done.returncode == 0, done.stderr
+
+
 STRANGE = """
 from dataclasses import replace
 from vtx_scale.launch import recipes
