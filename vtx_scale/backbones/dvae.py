@@ -82,6 +82,18 @@ class Encoder(nn.Module):
             return out
 
 
+class OfCodes(nn.Conv2d):
+    """1x1 convolution of shares, (B, K, h, h) floats; of codes, (B, h, h) int64, what shares of
+    0 and 1 would give, by a look-up. One module, so that a sharded weight is gathered for both.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_floating_point():
+            return super().forward(input)
+        table = self.weight.flatten(1).T
+        return (F.embedding(input, table) + cast(Tensor, self.bias)).permute(0, 3, 1, 2)
+
+
 class Decoder(nn.Module):
     """(B, K, h, h), the share of each code -> (B, 6, S, S):
     the location of each channel, then the logarithm of its scale.
@@ -90,18 +102,14 @@ class Decoder(nn.Module):
     def __init__(self, spec: CodecConfig) -> None:
         super().__init__()
         widths = [spec.width << g for g in reversed(range(spec.groups))]
-        self.input = nn.Conv2d(spec.vocab, spec.stem, 1)
+        self.input = OfCodes(spec.vocab, spec.stem, 1)
         self.groups = groups_of(spec, spec.stem, widths, (1, 3, 3, 3))
         self.output = nn.Conv2d(spec.width, 6, 1)
 
     def forward(self, shares: Tensor) -> Tensor:
         """Also of codes, (B, h, h) int64: what shares of 0 and 1 would give, by a look-up."""
         with no_autocast(shares.device):
-            if shares.is_floating_point():
-                x = self.input(shares.to(wide(shares)))
-            else:
-                weight, bias = self.input.weight, cast(Tensor, self.input.bias)
-                x = (F.embedding(shares, weight.flatten(1).T) + bias).permute(0, 3, 1, 2)
+            x = self.input(shares.to(wide(shares)) if shares.is_floating_point() else shares)
         for g, blocks in enumerate(self.groups):
             for block in blocks.children():
                 x = block(x)
