@@ -31,6 +31,7 @@ from vtx_scale.data_pipeline.errors import BadSample, UserError, notes
 from vtx_scale.data_pipeline.index import CHUNK, Index
 from vtx_scale.data_pipeline.order import AUGMENT, Int, Order, Positions, draws
 from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Draw, Members, Row
+from vtx_scale.data_pipeline.signals import INTERRUPTION, blocked, ignore_leaving
 
 PR_SET_PDEATHSIG = 1
 FOREVER = 1 << 62  # steps
@@ -177,6 +178,7 @@ class Batches(TorchDataset[dict[str, Any]]):
                         "position": int(positions[i]),
                         "slot": int(slot[i]),
                         **({"detail": e.detail[:200]} if e.detail else {}),
+                        **members_of(e, chunks, g),
                     }
                 )
                 continue
@@ -194,6 +196,14 @@ class Batches(TorchDataset[dict[str, Any]]):
                 "notes": dict(notes),
             }
         )
+
+
+def members_of(e: BadSample, chunks: ChunkReader, g: int) -> dict[str, list[str]]:
+    """Where a member is missing: those that the sample has."""
+    if e.reason != "member_missing":
+        return {}
+    names = sorted(name for name in chunks.sample(g) if not name.startswith("__"))
+    return {"members": [name[:40] for name in names[:20]]}
 
 
 def fill(rows: NDArray[Any], i: int, value: NDArray[Any]) -> None:
@@ -243,7 +253,7 @@ def die_with_parent(parent: int) -> None:
 def start_worker(worker: int = 0) -> None:
     """Runs first in each loader process."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
+    ignore_leaving()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=watch_trainer, daemon=True).start()
 
@@ -263,14 +273,12 @@ def preload(module: str) -> None:
     known = getattr(multiprocessing.forkserver._forkserver, "_preload_modules", [])
     if module not in known:
         multiprocessing.set_forkserver_preload([*known, module])
-    # a terminal's Ctrl-C goes to all processes: the trainer decides, its children must not die of
-    # it while they import
-    multiprocessing.resource_tracker.ensure_running()  # first, because it lets the signal through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # a terminal's Ctrl-C and a scheduler's warning go to all processes: the trainer decides, its
+    # children must not die of it while they import
+    with blocked():
+        multiprocessing.resource_tracker.ensure_running()
+        with blocked():  # once more, because the tracker's start lets signals through
+            multiprocessing.forkserver.ensure_running()
 
 
 def alone(batches: Batches, step: int) -> dict[str, Any]:
@@ -372,7 +380,8 @@ class Loader:
         where no worker can be started.
         """
         if self._it is None:
-            self._it = self._start()
+            with INTERRUPTION.held():
+                self._it = self._start()
         try:
             batch = Batch(**next(self._it))
         except UserError as e:  # from a worker it comes with a traceback in its text
@@ -435,6 +444,15 @@ class Loader:
         position = checked(state, self.batches.fingerprint)
         self.close()
         self.step, self.batches.offset = divmod(position, self.batches.global_batch)
+
+    def abandon(self, grace: float = 3.0) -> None:
+        """Before `close`: workers that have not ended in `grace` seconds are killed; they may wait
+        for a disk that does not answer.
+        """
+        for worker in getattr(self._it, "_workers", []):
+            late = threading.Timer(grace, worker.kill)
+            late.daemon = True
+            late.start()
 
     def close(self) -> None:
         """End the workers; the next batch starts them anew."""

@@ -1,6 +1,7 @@
 """The `vtx` command. Standard library only at the top: help and refusals must be quick."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -8,6 +9,7 @@ import traceback
 from typing import NoReturn
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.trainer.output import open_missing_descriptors, say
 
 COMMANDS = (
     "train",
@@ -21,6 +23,11 @@ COMMANDS = (
     "doctor",
     "demo",
 )
+TRAINING = (
+    "train",
+    "submit",
+    "demo",
+)  # what they print is no result: to be read by nobody is no end
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,30 +86,28 @@ def main(argv: list[str] | None = None) -> int:
     # torchrun takes --run for one of its own options unless "--" stands before our words
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
+    command = ""
     try:
         args = parse(arguments)
+        command = args.command
         return int(args.run(args) or 0)
     except UserError as e:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"vtx: {e}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `vtx ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code, text = 2, str(e)
+    except BrokenPipeError as e:
+        if command not in TRAINING:  # `vtx ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        code, text = 1, os_sentence(e)
     except KeyboardInterrupt:
-        print("vtx: interrupted", file=sys.stderr)
-        return 130
+        code, text = 130, "interrupted"
     except OSError as e:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"vtx: {os_sentence(e)}", file=sys.stderr)
-        return 1
+        code, text = 1, os_sentence(e)
     except Exception as e:  # ours to mend: a sentence all the same
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"vtx: {type(e).__name__}: {e} ('vtx --debug ...' shows where)", file=sys.stderr)
-        return 1
+        code, text = 1, f"{type(e).__name__}: {e} ('vtx --debug ...' shows where)"
+    if "--debug" in arguments and code != 130:
+        traceback.print_exc()
+    say(f"vtx: {text}")
+    return code
 
 
 def os_sentence(e: OSError) -> str:
@@ -115,9 +120,19 @@ def end() -> NoReturn:
     if sys.path[0] not in ("", os.getcwd()):
         # what we start sees what we see: no random.py of the folder that a user stands in
         os.environ.setdefault("PYTHONSAFEPATH", "1")
+    open_missing_descriptors()
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as e:  # a result that is not there must not look like one
+        say(f"vtx: what was printed could not be written: {e.strerror}")
+        code = code or 1
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
     os._exit(code)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import Features, extract
 from vtx_scale.launch import checks, override
 from vtx_scale.launch.build import eval_batches
@@ -25,6 +26,7 @@ from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import Run
+from vtx_scale.trainer.leave import Leave, requests
 
 AHEAD = 16  # batches of a rank from which on loader processes are worth their start
 
@@ -87,7 +89,7 @@ def each(
                     yield name, counted(function(*both, data.classes, ranks))
                 else:
                     batches, count = eval_batches(run, data, ranks.rank, ranks.world)
-                    looked = watched(Loader(batches, stop=count), bad)
+                    looked = watched(Loader(batches, stop=count), bad, ranks)
                     yield name, counted(function(objective.probes, looked, data.classes, ranks))
             except UserError as e:
                 yield name, e
@@ -113,9 +115,27 @@ def probe_for(name: str, objective: Objective) -> str:
     return found
 
 
-def watched(batches: Iterable[Batch], bad: list[dict[str, Any]]) -> Iterator[Batch]:
-    """The batches; ledger entries of samples that cannot be read are added to `bad`."""
-    for batch in batches:
+def watched(batches: Iterable[Batch], bad: list[dict[str, Any]], ranks: Ranks) -> Iterator[Batch]:
+    """The batches; ledger entries of samples that cannot be read are added to `bad`.
+
+    Raises Leave on all ranks before the same batch, where one of them is asked to leave.
+    """
+    rest = iter(batches)
+    while True:
+        batch = None
+        try:
+            with requests.at_once():
+                batch = next(rest)
+        except StopIteration:
+            return
+        except Leave:
+            pass
+        if ranks.world == 1:
+            leave = batch is None
+        else:
+            leave = bool(ranks.sum(torch.tensor(float(batch is None or requests.asked))))
+        if leave or batch is None:
+            raise Leave
         bad += batch.bad
         yield batch
 
@@ -134,11 +154,12 @@ def features(
         batches, count = eval_batches(run, data, ranks.rank, ranks.world)
         loader = Loader(batches, stop=count, workers=run.system.workers if count >= AHEAD else 0)
         try:
-            parts.append(
-                extract(objective.probes[probe], watched(loader, bad), objective.context.ranks, key)
-            )
+            parts.append(extract(objective.probes[probe], watched(loader, bad, ranks), ranks, key))
         except UserError as e:
             return e
+        except Leave:
+            loader.abandon()
+            raise
         finally:
             loader.close()
     train_features, val_features = parts

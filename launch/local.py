@@ -2,6 +2,7 @@
 ended together.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vtx_scale.checkpoints.format import steps
+from vtx_scale.trainer.leave import requests
 from vtx_scale.trainer.output import Ledger
 
 RETRIES = 3  # starts in a row that save nothing new
@@ -24,17 +26,18 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
     A rank that dies (a signal, a lost peer) ends the others and all start again from the newest
     checkpoint; a rank that says why it stopped (codes 2, 3, 4, 75) is believed.
     """
-    asked: list[int] = []
-    before = {
-        s: signal.signal(s, lambda n, _: asked.append(n)) for s in (signal.SIGINT, signal.SIGTERM)
-    }
+    # rank 0 announces, the ranks lose patience, and a second request is followed below
+    requests.announces, requests.patience = False, math.inf
+    requests.repeated = lambda number: None
     best, failures = newest(folder), 0
-    try:
+    with requests.listen():
         while True:
-            code = once(request, world, asked)
+            code = once(request, world)
             if code in (0, 2, 3, 4, 75, 130):
                 return code
-            if asked:  # a rank that our SIGTERM struck before it listened had nothing to save yet
+            if (
+                requests.asked
+            ):  # a rank that our SIGTERM struck before it listened had nothing to save yet
                 return 75 if code == -signal.SIGTERM else max(code, 1)
             now = newest(folder)
             failures = 1 if now > best else failures + 1
@@ -53,16 +56,13 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
                 f"a worker ended with {why}: starting again from "
                 f"{'step ' + str(now) if now else 'the beginning'}"
             )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def newest(folder: Path) -> int:
     return max(steps(folder / "checkpoints"), default=0)
 
 
-def once(request: Path, world: int, asked: list[int]) -> int:
+def once(request: Path, world: int) -> int:
     """One start of all ranks; the first code that is not 0, or 0."""
     with tempfile.TemporaryDirectory(prefix="vtx-") as meeting:
         # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of
@@ -79,9 +79,9 @@ def once(request: Path, world: int, asked: list[int]) -> int:
             announced, first = False, 0
             deadline = None
             while any(r.poll() is None for r in ranks):
-                if len(asked) > 1 and asked[-1] == signal.SIGINT:
-                    return 130
-                if asked and not announced:
+                if requests.count > 1:
+                    return 130 if requests.last == signal.SIGINT else 1
+                if requests.asked and not announced:
                     announced = True
                     for r in ranks:
                         if r.poll() is None:

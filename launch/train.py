@@ -13,7 +13,8 @@ from vtx_scale.launch.local import launch
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
-from vtx_scale.trainer.output import say
+from vtx_scale.trainer.leave import Leave, requests
+from vtx_scale.trainer.output import guarded_stderr, say
 
 
 def train(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> int:
@@ -21,22 +22,34 @@ def train(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> in
 
     Raises UserError for wrong input that is seen before a rank starts.
     """
-    folder = folder.resolve()
+    with guarded_stderr(), requests.listen():
+        try:
+            return prepared(run, folder.resolve(), fork, debug)
+        except Leave:
+            say("vtx: asked to leave before the first step: run the same command again.")
+            return 75
+
+
+def prepared(run: Run, folder: Path, fork: bool, debug: bool) -> int:
+    """Prepare the folder, then train."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return in_this_process(run, folder, fork, debug, prepare=True)
-    run = resolve_data(run, say, folder)
-    world = run.system.world or automatic_world()
-    if world < 1:
-        raise UserError(f"system.world={world}: give the number of processes, 1 or more.")
-    data = refuse(run, folder, world)
-    lease = run_folder.acquire_lease(folder)
+    lease = None
     try:
-        prepare_folder(run, folder, data, fork)
+        with requests.at_once():
+            run = resolve_data(run, say, folder)
+            world = run.system.world or automatic_world()
+            if world < 1:
+                raise UserError(f"system.world={world}: give the number of processes, 1 or more.")
+            data = refuse(run, folder, world)
+            lease = run_folder.acquire_lease(folder)
+            prepare_folder(run, folder, data, fork)
         if world == 1:
             return in_this_process(run, folder, False, debug, prepare=False)
         return in_processes(run, folder, world, debug)
     finally:
-        lease.close()
+        if lease is not None:
+            lease.close()
 
 
 def in_this_process(run: Run, folder: Path, fork: bool, debug: bool, prepare: bool) -> int:

@@ -4,6 +4,7 @@ join, assemble, restore, fit, exit code.
 0 finished 2 wrong input 3 not finite 4 out of memory 75 asked to leave, saved 1 anything else
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -46,10 +47,18 @@ from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.control import Control, NotFinite
 from vtx_scale.trainer.flops import peak_flops, training_flops
 from vtx_scale.trainer.init import initialise
+from vtx_scale.trainer.leave import Leave, requests
 from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.loop import Progress, Trainer
 from vtx_scale.trainer.optim import optimizer_of
-from vtx_scale.trainer.output import Ledger, say, truncate_logs_after
+from vtx_scale.trainer.output import (
+    Ledger,
+    guarded_stderr,
+    open_missing_descriptors,
+    say,
+    truncate_logs_after,
+    why,
+)
 from vtx_scale.trainer.precision import Precision, precision_of
 
 
@@ -62,13 +71,24 @@ def work(
     prepare: bool = False,
     message: Callable[[str], None] = say,
 ) -> int:
-    """One rank from start to exit code; a sentence to `tell` in place of a
+    """One rank from start to exit code; a sentence to `message` in place of a
     traceback unless `debug`.
 
     prepare: no launcher of ours has prepared the folder, rank 0 does.
     """
+    with guarded_stderr(), requests.listen():
+        code, text = outcome(lambda: train(run, folder, fork, prepare), folder, debug)
+        if text and (message is not say or speaks(code)):
+            message(f"vtx: {text}")
+        return code
+
+
+def outcome(attempt: Callable[[], int], folder: Path, debug: bool) -> tuple[int, str]:
+    """(exit code, the sentence that says why, "" where there is nothing to say)."""
     try:
-        return train(run, folder, fork, prepare)
+        return attempt(), ""
+    except Leave:
+        return 75, "asked to leave, and no step is lost by it: run the same command again."
     except UserError as e:
         code, text = 2, str(e)
     except NotFinite as e:
@@ -83,15 +103,15 @@ def work(
             ),
         )
     except OSError as e:
-        code, text = 1, str(e)
+        code, text = 1, why(e)
     except Exception as e:
+        if requests.asked and not requests.unsaved():  # a peer has left already
+            return 75, ""
         code, text = 1, f"{type(e).__name__}: {e} (log.txt has the traceback; --debug shows it)"
         keep_traceback(folder)
     if debug:
         traceback.print_exc()
-    if message is not say or speaks(code):
-        message(f"vtx: {text}")
-    return code
+    return code, text
 
 
 def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
@@ -100,15 +120,15 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
         die_with_parent(int(os.environ["VTX_PARENT"]))
     rank, world = rank_and_world()
     control = Control(folder, rank, run.system.skip_limit)
-    control.listen()
-    device = device_of(run.system)
-    init_process_group(run.system, device, rank, world)
     lease = None
     try:
-        if prepare:
-            run, lease = join(run, folder, fork, rank, world)
-        parts = assemble(run, folder, device, world, control)
-        restored = restore_or_initialise(parts)
+        with control.at_once():
+            device = device_of(run.system)
+            init_process_group(run.system, device, rank, world)
+            if prepare:
+                run, lease = join(run, folder, fork, rank, world)
+            parts = assemble(run, folder, device, world, control)
+            restored = restore_or_initialise(parts)
         return fit(parts, restored)
     finally:
         if lease is not None:
@@ -209,26 +229,36 @@ def fit(parts: Parts, restored: bool) -> int:
     75 where it was asked to leave.
     """
     run, strategy, progress = parts.run, parts.strategy, parts.progress
-    log = log_of(parts)
-    if restored:
-        log.message(f"resumed at step {progress.step} of {run.steps}")
-    workers, device = run.system.workers, strategy.device
-    loader = Loader(
-        parts.batches, start=progress.step, stop=run.steps, workers=workers, device=device
-    )
-    trainer = trainer_of(parts, loader, log)
+    with parts.control.at_once():
+        log = log_of(parts, restored)
+        if restored:
+            log.message(f"resumed at step {progress.step} of {run.steps}")
+        workers, device = run.system.workers, strategy.device
+        loader = Loader(
+            parts.batches, start=progress.step, stop=run.steps, workers=workers, device=device
+        )
+        trainer = trainer_of(parts, loader, log)
+    how = "left"
     try:
-        if strategy.rank == 0 and progress.step == 0:
-            show_inputs(parts, log)
+        with parts.control.at_once():
+            if strategy.rank == 0 and progress.step == 0:
+                show_inputs(parts, log)
         if missing := overdue(run, parts.folder, progress.step, strategy):
             trainer.evaluate(missing, progress.step)
         if progress.step >= run.steps:
             log.message(f"finished already: {progress.step} of {run.steps} steps")
             return 0
         how = trainer.train()
-        log.message(f"{how} at step {progress.step}: checkpoint in {parts.folder / 'checkpoints'}")
+        saved = parts.folder / "checkpoints"
+        log.message(
+            f"{how} at step {progress.step}: checkpoint in {saved}"
+            if progress.step
+            else "left before the first step: there is nothing to save"
+        )
         return 0 if how == "finished" else 75
     finally:
+        if how == "left":
+            loader.abandon()
         loader.close()
         log.close()
 
@@ -264,24 +294,37 @@ def evaluate(parts: Parts, log: Log, names: list[str], step: int) -> None:
     def note(bad: dict[str, Any]) -> None:
         parts.ledger.write(**bad, step=step, where="evaluation")
 
+    alone = parts.control.at_once() if parts.world == 1 else contextlib.nullcontext()
     try:
-        for name, scores in each(parts.run, parts.objective, names, note):
-            if not isinstance(scores, UserError):
-                log.scores(step, name, scores)
-            elif parts.strategy.rank == 0:
-                parts.ledger.write(
-                    kind="evaluation_failed", reason=str(scores), name=name, step=step
-                )
-                log.message(f"step {step}  {name} cannot be computed: {scores}")
+        with alone:
+            evaluate_each(parts, log, names, step, note)
     finally:
         parts.strategy.reshard()
 
 
-def log_of(parts: Parts) -> Log:
+def evaluate_each(
+    parts: Parts, log: Log, names: list[str], step: int, note: Callable[[dict[str, Any]], None]
+) -> None:
+    """What each says, in TensorBoard and evaluations.jsonl, or why it says nothing."""
+    for name, scores in each(parts.run, parts.objective, names, note):
+        if not isinstance(scores, UserError):
+            log.scores(step, name, scores)
+        elif parts.strategy.rank == 0:
+            parts.ledger.write(kind="evaluation_failed", reason=str(scores), name=name, step=step)
+            log.message(f"step {step}  {name} cannot be computed: {scores}")
+
+
+def log_of(parts: Parts, restored: bool) -> Log:
     """Rank 0 counts what a sample costs; the others say nothing."""
     first, device = parts.strategy.rank == 0, parts.strategy.device
-    share = slot_share(parts) if first else 0.0
-    return Log(parts.folder, parts.run.steps, on=first, device=device, slot_share=share)
+    return Log(
+        parts.folder,
+        parts.run.steps,
+        on=first,
+        device=device,
+        slot_share=slot_share(parts) if first else 0.0,
+        resumed=parts.progress.step if restored else None,
+    )
 
 
 def slot_share(parts: Parts) -> float:
@@ -310,6 +353,7 @@ def show_inputs(parts: Parts, log: Log) -> None:
 
 def main(argv: list[str]) -> int:
     """`python -m vtx_scale.launch.worker REQUEST.json`: one rank of `vtx_scale.launch.local`."""
+    requests.repeated = lambda number: None  # the launcher hears of it too, and ends its ranks
     request = json.loads(Path(argv[0]).read_text())
     recipes.let_import(request["paths"])
     return work(
@@ -318,7 +362,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    open_missing_descriptors()
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)  # daemon threads of libraries must not hold up the end

@@ -208,8 +208,8 @@ def test_a_failure_on_the_way_out_is_no_75(tmp_path, monkeypatch, code, says):
     """
     from vtx_scale.launch import local
 
-    def once(request, world, asked):
-        asked.append(signal.SIGTERM)
+    def once(request, world):
+        local.requests.asked = True
         return code
 
     monkeypatch.setattr(local, "once", once)

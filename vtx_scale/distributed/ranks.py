@@ -1,5 +1,6 @@
 """What an objective sees of the other ranks: sums, and gathers with gradient."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,16 @@ class GroupRanks(Ranks):
         bits = tensor.dtype is torch.bool
         joined = gathered(tensor.to(torch.uint8) if bits else tensor, self.group)
         return joined.bool() if bits else joined
+
+
+def gathered_json(value: Any, ranks: Ranks, room: int = 1 << 14) -> list[Any]:
+    """A small value of every rank, as JSON of at most `room` bytes; {} in place of a larger one."""
+    body = json.dumps(value).encode()
+    row = torch.zeros(1, room, dtype=torch.uint8)
+    if len(body) <= room:
+        row[0, : len(body)] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+    rows = (bytes(r.tolist()).rstrip(b"\x00") for r in ranks.gather_plain(row))
+    return [json.loads(r or b"{}") for r in rows]
 
 
 def gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -1,14 +1,12 @@
 """Whether a step counts, and whether to leave."""
 
-import os
-import signal
-import threading
+import contextlib
 from collections import Counter
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.trainer.leave import requests
 
 
 class NotFinite(Exception):
@@ -16,39 +14,28 @@ class NotFinite(Exception):
 
 
 class Control:
-    """Requests to leave (signals, `control/stop` in the run folder) and the count
-    of skipped steps.
+    """Requests to leave, as this rank hears them (rank 0 also `control/stop` in the run folder),
+    and the count of skipped steps.
     """
 
     def __init__(self, folder: Path, rank: int, skip_limit: int = 10) -> None:
-        self.folder, self.rank, self.skip_limit = folder, rank, skip_limit
-        self.asked = False
+        self.skip_limit = skip_limit
         self.skipped = 0
-        self.stop_file = folder / "control" / "stop"
-
-    def listen(self) -> None:
-        """Take SIGTERM and Ctrl-C as the wish to save and leave; a second Ctrl-C leaves at once.
-
-        Under Ray the worker is not in the main thread: there the stop file and the launcher speak.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-
-        def ask(number: int, _: FrameType | None) -> None:
-            if self.asked and number == signal.SIGINT:
-                os._exit(130)
-            if not self.asked and self.rank == 0:
-                os.write(
-                    2, b"leaving after this step, with a checkpoint; Ctrl-C again ends at once\n"
-                )
-            self.asked = True
-
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, ask)
+        self.stop_file = folder / "control" / "stop" if rank == 0 else None
+        requests.stop_file = self.stop_file
+        requests.announces = rank == 0
 
     def wants_to_leave(self) -> bool:
         """This rank's view; the loop makes it common."""
-        return self.asked or (self.rank == 0 and self.stop_file.exists())
+        return requests.asked or (self.stop_file is not None and self.stop_file.exists())
+
+    def at_once(self) -> contextlib.AbstractContextManager[None]:
+        """Where a request interrupts. Raises Leave."""
+        return requests.at_once()
+
+    def saving(self) -> contextlib.AbstractContextManager[None]:
+        """Where a request has been followed and a checkpoint is written."""
+        return requests.saving()
 
     def skip(self, step: int) -> None:
         """Count a skipped step. Raises NotFinite beyond the limit."""
@@ -61,26 +48,54 @@ class Control:
 
 
 class BadLimit:
-    """Stops the run when more than a share of the last 10,000 slots were masked for bad samples."""
+    """What could not be used: ends a run in which more than a share of the last 10,000 slots were
+    masked for bad samples, or in which none could be used at all.
+
+    Of fewer slots the limit holds from share * 10,000 bad ones on.
+    """
 
     WINDOW = 10_000
+    FIRST_STEPS, FIRST_SLOTS = 10, 64  # by then one slot must have been valid
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, valid: int = 0, slots: int = 0, steps: int = 0) -> None:
+        """valid, slots, steps: of the run's earlier starts."""
         self.share = share
         self.recent: list[tuple[int, int]] = []
         self.reasons: Counter[str] = Counter()
+        self.details: Counter[str] = Counter()  # reasons, each with what it says of the sample
+        self.members: Counter[str] = Counter()
+        self.before = (valid, slots, steps)
+        self.valid = self.slots = self.steps = self.masked = 0  # of this start
 
     def add_reason(self, bad: dict[str, Any]) -> None:
         """A ledger entry of this rank's."""
         detail = f" ({bad['detail']})" if bad.get("detail") else ""
-        self.reasons[f"{bad.get('reason')}{detail}"[:80]] += 1
+        self.reasons[str(bad.get("reason"))] += 1
+        self.details[f"{bad.get('reason')}{detail}"[:80]] += 1
+        if bad.get("members"):
+            self.members[", ".join(bad["members"])] += 1
 
-    def add(self, bad: int, slots: int) -> None:
-        """Count a step's masked and all slots, of all ranks. Raises UserError beyond the limit."""
-        self.recent.append((bad, slots))
+    def add(self, bad: int, valid: int, last: bool = False) -> None:
+        """Count a step's masked and valid slots, of all ranks. last: of the run.
+
+        Raises UserError beyond the limit.
+        """
+        self.recent.append((bad, valid + bad))
         while sum(s for _, s in self.recent) - self.recent[0][1] >= self.WINDOW:
             self.recent.pop(0)
+        self.valid += valid
+        self.slots += valid + bad
+        self.steps += 1
+        self.masked += bad
         masked, total = sum(b for b, _ in self.recent), sum(s for _, s in self.recent)
+        now = (self.valid, self.slots, self.steps)
+        used, slots, steps = (a + b for a, b in zip(self.before, now, strict=True))
+        enough = slots >= self.FIRST_SLOTS or steps >= self.FIRST_STEPS or last
+        if not used and enough:
+            raise UserError(
+                f"None of the first {slots} samples can be used{self.why()}: see that the "
+                "recipe reads what the shards hold ('vtx data verify SHARDS' shows more)."
+            )
         if masked > self.share * self.WINDOW:
             raise UserError(
                 f"{masked} of the last {total} samples were bad, more than "
@@ -89,9 +104,12 @@ class BadLimit:
             )
 
     def why(self) -> str:
-        """What this rank has seen most."""
-        return (
-            f", most often for {max(self.reasons, key=self.reasons.__getitem__)}"
-            if self.reasons
+        """What this rank met most, and which members samples have where one was missing."""
+        if not self.details:
+            return ""
+        members = (
+            f"; samples have {max(self.members, key=self.members.__getitem__)}"
+            if self.members
             else ""
         )
+        return f", most often for {max(self.details, key=self.details.__getitem__)}{members}"

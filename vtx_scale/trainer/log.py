@@ -2,39 +2,22 @@
 a live line for people and plain lines for logs.
 """
 
-import json
-import resource
+import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.trainer.output import append, append_text, say
+from vtx_scale.trainer.output import PLACE, append, append_text, json_line, say
 
-
-class Board(Protocol):
-    """What is used of TensorBoard's writer, which has no types."""
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """One number."""
-
-    def add_image(
-        self, tag: str, pixels: NDArray[np.uint8] | torch.Tensor, step: int, *, dataformats: str
-    ) -> None:
-        """One picture."""
-
-    def add_text(self, tag: str, text: str, step: int) -> None:
-        """One text."""
-
-    def close(self) -> None:
-        """Write what is held back."""
+if TYPE_CHECKING:
+    from vtx_scale.trainer.events import Events
 
 
 class Log:
@@ -48,10 +31,13 @@ class Log:
         on: bool = True,
         device: torch.device,
         slot_share: float = 0.0,
+        resumed: int | None = None,
     ) -> None:
         """slot_share: of all devices' peak, what one sample a second uses;
-        0 where it is not known.
+        0 where it is not known. resumed: the step that this start goes on from, None at the
+        beginning.
         """
+        self.resumed = resumed
         self.folder, self.steps, self.on, self.device, self.slot_share = (
             folder,
             steps,
@@ -60,7 +46,7 @@ class Log:
             slot_share,
         )
         self.every = max(1, min(10, steps // 200))
-        self.board: Board | None = None
+        self.board: Events | None = None
         self.live: Progress | None = None
         if on and sys.stderr.isatty():
             self.live = Progress(
@@ -69,6 +55,7 @@ class Log:
                 BarColumn(),
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
+                console=Console(file=sys.stderr),
             )
             self.live.start()
             self.task = self.live.add_task("", total=steps)
@@ -86,13 +73,15 @@ class Log:
             return
         append(
             self.folder / "metrics.jsonl",
-            json.dumps({"step": step, **values, "time": time.time()}).encode(),
+            json_line({"step": step, **values, "time": time.time()}),
         )
         if step % self.every == 0 or step == self.steps:
             self._board_step(step, values)
         line = (
             f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  norm {values['grad_norm']:.3f}  "
             f"{values['samples_per_second']:.0f} samples/s"
+            if values["samples_per_second"] or math.isfinite(values["loss"])
+            else "no valid sample"
         )
         if self.live is not None:
             self.live.update(self.task, completed=step, description=line)
@@ -100,14 +89,11 @@ class Log:
             self.last_line = time.monotonic()
             self.message(f"step {step}/{self.steps}  {line}")
 
-    def _writer(self) -> Board:
+    def _writer(self) -> "Events":
         if self.board is None:
-            from torch.utils.tensorboard import (
-                SummaryWriter,
-            )  # a second of imports, for rank 0 alone
+            from vtx_scale.trainer.events import Events  # a second of imports, for rank 0 alone
 
-            kind: Callable[[str], Board] = SummaryWriter
-            self.board = kind(str(self.folder / "tensorboard"))
+            self.board = Events(self.folder / "tensorboard", self.resumed)
         return self.board
 
     def _board_step(self, step: int, values: dict[str, float]) -> None:
@@ -123,8 +109,7 @@ class Log:
         if self.device.type == "cuda":
             board.add_scalar("system/memory_gib", torch.cuda.max_memory_allocated() / 2**30, step)
         else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            board.add_scalar("system/memory_gib", peak / 2**20, step)
+            board.add_scalar("system/memory_gib", peak_kib() / 2**20, step)
 
     def scores(self, step: int, name: str, values: dict[str, Any]) -> None:
         """An evaluator's numbers, and its pictures: uint8 (H, W, 3), in TensorBoard alone."""
@@ -135,10 +120,10 @@ class Log:
             if key in numbers:
                 self._writer().add_scalar(f"{name}/{key}", value, step)
             else:
-                self._writer().add_image(f"{name}/{key}", value, step, dataformats="HWC")
+                self._writer().add_image(f"{name}/{key}", value, step)
         append(
             self.folder / "evaluations.jsonl",
-            json.dumps({"step": step, "name": name, **numbers}).encode(),
+            json_line({"step": step, "name": name, **numbers}),
         )
         self.message(
             f"step {step}  {name}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
@@ -154,16 +139,27 @@ class Log:
             grid = picture_grid(batch[name][:16].cpu()) if name in batch else None
             if grid is not None:
                 tag = "inputs" if name == "image" else f"inputs/{name}"
-                self._writer().add_image(tag, grid, step, dataformats="HWC")
+                self._writer().add_image(tag, grid, step)
         if captions:
             self._writer().add_text("captions", "  \n".join(captions[:16]), step)
 
     def close(self) -> None:
-        """Stop the live line and flush TensorBoard."""
+        """Stop the live line, and say what could not be written."""
         if self.live is not None:
             self.live.stop()
-        if self.board is not None:
-            self.board.close()
+        PLACE.close()
+
+
+def peak_kib() -> int:
+    """The largest resident size of this process so far, in KiB; 0 where the system does not say.
+
+    getrusage's also counts what a parent had before this process began.
+    """
+    try:
+        rows = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(row.split()[1]) for row in rows if row.startswith("VmHWM:")), 0)
 
 
 def picture_grid(images: torch.Tensor, columns: int = 4) -> torch.Tensor | None:

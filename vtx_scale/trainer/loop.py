@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,12 @@ from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.distributed.failpoint import failpoint
+from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.control import BadLimit, Control
+from vtx_scale.trainer.leave import PATIENCE, Leave, requests
 from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.optim import set_applied, set_rates
 from vtx_scale.trainer.output import Ledger
@@ -62,78 +65,135 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
     saved: int = -1  # the newest step handed to the writer
+    unevaluated: bool = False  # asked to leave while it evaluated
 
     def __post_init__(self) -> None:
         self.statistics = with_running_statistics(self.objective)
 
     def train(self) -> str:
         """Run to the end, or to the request to leave: "finished" or "left"."""
-        run, p, peak = self.run, self.progress, self.run.optim.lr
+        run, p, first = self.run, self.progress, self.progress.step
         set_applied(self.optimizer, p.applied, self.strategy.frozen(0), p.frozen)
-        limit, first = BadLimit(run.data.bad_limit), p.step
+        before = (p.samples, p.step * run.global_batch, p.step)
+        self.limit = BadLimit(run.data.bad_limit, *before)
+        requests.unsaved = lambda: p.step > max(first, self.writer.committed or 0)
         leaving = False
         while p.step < run.steps and not leaving:
             began = time.perf_counter()
-            batch = self.loader.next()
+            batch = self.next_batch()
             waited = time.perf_counter() - began
-            rate = peak * run.schedule(p.step, run.steps)
-            set_rates(self.optimizer, run.optim, rate, p.step, run.steps)
-            self.note(batch, limit)
-            for module in self.statistics:
-                module.discard_statistics()  # what a step that did not count has left behind
-            batch = self.objective.prepare(batch, p.step)
-            total, valid = self.count(batch, limit)
-
-            loss, logged = self.forward_backward(batch, total)
-            failpoint(f"backward-{p.step + 1}")
-            loss_value, leave, failed, means = self.share(loss, logged)
-            for frozen in self.strategy.frozen(p.step):
-                frozen.grad = None
-            norms = self.strategy.norms() / self.precision.scale
-            norm = torch.linalg.vector_norm(norms).float().item()
-            metrics = {name: value / max(valid, 1.0) for name, value in means.items()}
-            leaving = leave or p.step + 1 - first == run.system.leave_after
-            if failed:
-                self.save_failed()
-
-            if self.sound(batch, loss, loss_value, norm, valid):
-                metrics |= self.apply(norm, norms)
-            self.optimizer.zero_grad(set_to_none=True)
-            p.step += 1
-            p.samples += int(valid)
-
-            failpoint(f"step-{p.step}")
-            seconds = time.perf_counter() - began
-            step = {"loss": loss_value, "lr": rate, "grad_norm": norm}
-            speed = {"samples_per_second": valid / seconds, "data_wait": waited, "seconds": seconds}
-            self.log.step(p.step, samples=p.samples, **step, **speed, **metrics)
+            total, valid, leaving = self.count(batch)
+            if leaving or batch is None:
+                break  # asked while a rank waited for data: the step has not begun
+            asked = self.step(batch, total, valid, began, waited)
+            leaving = asked or p.step - first == run.system.leave_after
+            requests.patience = max(PATIENCE, 3 * (time.perf_counter() - began))
             if leaving or self.save_is_due():
                 self.save()
-            if names := due(run, p.step):
-                self.evaluate(names, p.step)
+            if not asked and (names := due(run, p.step)):
+                leaving |= not self.evaluated(names)
+        if leaving and p.step not in (first, self.saved):
+            self.save()
         self.finish()
-        return "left" if leaving and p.step < run.steps else "finished"
+        self.tell_masked(first)
+        return "left" if leaving and (p.step < run.steps or self.unevaluated) else "finished"
 
-    def note(self, batch: Batch, limit: BadLimit) -> None:
+    def next_batch(self) -> Batch | None:
+        """The step's share, None where this rank is asked to leave before it came."""
+        try:
+            with self.control.at_once():
+                return self.loader.next()
+        except Leave:
+            return None
+
+    def evaluated(self, names: list[str]) -> bool:
+        """Whether there was time for it: else all ranks leave, at the same batch."""
+        try:
+            self.evaluate(names, self.progress.step)
+            return True
+        except Leave:
+            self.unevaluated = True
+            return False
+
+    def step(self, batch: Batch, total: float, valid: float, began: float, waited: float) -> bool:
+        """One step; whether the ranks have been asked to leave behind it.
+
+        began, waited: when it was asked for its samples, and how long they took, in seconds.
+        """
+        run, p = self.run, self.progress
+        rate = run.optim.lr * run.schedule(p.step, run.steps)
+        set_rates(self.optimizer, run.optim, rate, p.step, run.steps)
+        for module in self.statistics:
+            module.discard_statistics()  # what a step that did not count has left behind
+        batch = self.objective.prepare(batch, p.step)
+
+        loss, logged = self.forward_backward(batch, total)
+        failpoint(f"backward-{p.step + 1}")
+        loss_value, leave, failed, means = self.share(loss, logged)
+        for frozen in self.strategy.frozen(p.step):
+            frozen.grad = None
+        norms = self.strategy.norms() / self.precision.scale
+        norm = torch.linalg.vector_norm(norms).float().item()
+        metrics = {name: value / max(valid, 1.0) for name, value in means.items()}
+        if failed:
+            self.save_failed()
+
+        if self.sound(batch, loss, loss_value, norm, valid):
+            metrics |= self.apply(norm, norms)
+        self.optimizer.zero_grad(set_to_none=True)
+        p.step += 1
+        p.samples += int(valid)
+
+        failpoint(f"step-{p.step}")
+        seconds = time.perf_counter() - began
+        values = {"loss": loss_value if valid else math.nan, "lr": rate, "grad_norm": norm}
+        speed = {"samples_per_second": valid / seconds, "data_wait": waited, "seconds": seconds}
+        self.log.step(p.step, samples=p.samples, **values, **speed, **metrics)
+        return leave
+
+    def note(self, batch: Batch) -> None:
         """What could not be used, and what was let pass, in the ledger."""
         step = self.progress.step + 1
         for bad in batch.bad:
             self.ledger.write(**bad, step=step)
             if bad["kind"] != "retry":
-                limit.add_reason(bad)
+                self.limit.add_reason(bad)
         for reason, count in batch.notes.items():
             self.ledger.write(kind="note", reason=reason, count=count, step=step)
 
-    def count(self, batch: Batch, limit: BadLimit) -> tuple[float, float]:
-        """(what the loss is divided by, valid slots) of the global batch: known before the forward
-        pass, so that a masked slot weighs nothing. Raises UserError beyond the limit of bad ones.
+    def count(self, batch: Batch | None) -> tuple[float, float, bool]:
+        """(what the loss is divided by, valid slots) of the global batch, known before the forward
+        pass, so that a masked slot weighs nothing; and whether a rank has no batch because it is
+        asked to leave. Raises UserError beyond the limit of bad ones.
         """
-        counts = self.objective.count(batch)
-        masked = (~batch.valid & (batch.ids >= 0)).sum()
-        heads = torch.stack([counts.double(), batch.valid.sum().double(), masked.double()])
-        total, valid, bad = self.strategy.sum(heads).tolist()
-        limit.add(int(bad), int(valid + bad))
-        return total, valid
+        heads = torch.zeros(4, dtype=torch.float64, device=self.strategy.device)
+        if batch is None:
+            heads[3] = 1
+        else:
+            masked = (~batch.valid & (batch.ids >= 0)).sum()
+            heads[:3] = torch.stack([self.objective.count(batch), batch.valid.sum(), masked])
+        total, valid, bad, leave = self.strategy.sum(heads).tolist()
+        if leave or batch is None:
+            return total, valid, True
+        self.note(batch)
+        self.limit.add(int(bad), int(valid), self.progress.step + 1 == self.run.steps)
+        return total, valid, False
+
+    def tell_masked(self, first: int) -> None:
+        """At the end: how many slots were masked in this start, by reason, on all ranks."""
+        limit = self.limit
+        if not limit.masked:
+            return
+        reasons: Counter[str] = Counter()
+        mine = dict(limit.reasons.most_common(20))
+        for theirs in gathered_json(mine, self.objective.context.ranks):
+            reasons.update(theirs)
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        since = f"since step {first}: " if first else ""
+        self.log.message(
+            f"{since}{limit.masked} of {limit.slots} slots were masked ({listed}); "
+            "ledger.jsonl names them"
+        )
 
     def share(
         self, loss: Tensor, logged: dict[str, Tensor]
@@ -228,8 +288,9 @@ class Trainer:
         return {name: value.item() for name, value in (self.objective.update_buffers(step)).items()}
 
     def save(self) -> None:
-        self.settle()
-        self.writer.save(self.progress.step, self.strategy.slices(self.optimizer), self.state())
+        with self.control.saving():
+            self.settle()
+            self.writer.save(self.progress.step, self.strategy.slices(self.optimizer), self.state())
         self.saved = self.progress.step
 
     def save_failed(self) -> None:
@@ -273,7 +334,8 @@ class Trainer:
 
     def finish(self) -> None:
         """See that the last save is there. Raises OSError where it is not."""
-        reason = self.settle()
+        with self.control.saving():
+            reason = self.settle()
         if reason:
             raise OSError(
                 f"The last checkpoint could not be saved ({reason}): "

@@ -1,46 +1,335 @@
-"""The one place where a run writes for those who watch it:
-lines on stderr, and files that grow in its folder.
+"""The one place where a run writes for those who watch it: lines on stderr, and files that grow in
+its folder.
 
-What stands in `metrics.jsonl`, `evaluations.jsonl`, `ledger.jsonl` and `log.txt` goes through
-`append` and `Ledger`; what a terminal shows goes through `say`. Standard library alone, so that a
-launcher has them without torch.
+What only informs never ends a training and never holds it up. What cannot be written is dropped
+and counted by its place (`PLACES`), said once as soon as somebody can hear it, and stands in the
+ledger as `dropped`. Standard library alone, so that a launcher has it without torch.
 """
 
+import contextlib
+import errno
+import functools
+import io
 import json
+import math
 import os
+import secrets
+import select
+import stat
 import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LINE_BYTES = 4000  # of a ledger entry: a line up to a page is appended whole by one write
+# everything that is written for watchers; the live line is drawn on stderr
+PLACES = (
+    "stderr",
+    "log.txt",
+    "metrics.jsonl",
+    "evaluations.jsonl",
+    "ledger.jsonl",
+    "tensorboard",
+)
+LINE_BYTES = 4000  # of a ledger line: what is up to a page is appended whole by one write
+EAR = 0.2  # seconds that a line on stderr waits for a reader that is slow
+NO_STDERR = "VTX_NO_STDERR"  # set where this process or its launcher was started without one
+
+
+@dataclass
+class State:
+    """One place: how much was dropped since the start and since it last worked, and why."""
+
+    dropped: int = 0
+    now: int = 0
+    reason: str = ""
+    announced: bool = False
+
+
+class Places:
+    """What became of the writes of this process."""
+
+    def __init__(self) -> None:
+        self.states = {name: State() for name in PLACES}
+        self.folder: Path | None = None
+
+    def attempt(self, name: str, write: Callable[[], None]) -> bool:
+        """Write; whether it came through. Nothing is raised but requests to leave."""
+        try:
+            write()
+        except Exception as e:  # a library's writer too
+            self.failed(name, why(e))
+            return False
+        self.worked(name)
+        return True
+
+    def failed(self, name: str, reason: str) -> None:
+        state = self.states[name]
+        state.dropped, state.now, state.reason = state.dropped + 1, state.now + 1, reason
+        if not state.announced:
+            state.announced = self.tell(
+                f"{name} cannot be written ({reason}): what is meant for it is dropped and "
+                "counted, and the training goes on; make room or mend the path"
+            )
+
+    def worked(self, name: str) -> None:
+        state = self.states[name]
+        if state.now:
+            lost, state.now, state.announced = state.now, 0, False
+            self.tell(f"{name} can be written again: {lost} writes were dropped ({state.reason})")
+            self.note(name, lost, state.reason)
+        if name in ("stderr", "log.txt"):  # an ear: what nobody could hear until now
+            for other, late in self.states.items():
+                if late.now and not late.announced:
+                    self.failed(other, late.reason)
+                    late.dropped, late.now = late.dropped - 1, late.now - 1
+
+    def tell(self, line: str) -> bool:
+        """To whoever hears: on stderr and in log.txt; whether one of them did."""
+        heard = False
+        with contextlib.suppress(Exception):
+            on_stderr(f"{line}\n")
+            heard = True
+        if self.folder is not None:
+            with contextlib.suppress(Exception):
+                add(self.folder / "log.txt", stamped(line))
+                heard = True
+        return heard
+
+    def note(self, name: str, count: int, reason: str) -> bool:
+        """What was dropped, in the ledger."""
+        entry = {"kind": "dropped", "place": name, "count": count, "reason": reason}
+        entry["rank"] = int(os.environ.get("RANK", 0))
+        if self.folder is None:
+            return False
+        try:
+            for line in entry_lines(entry):
+                add(self.folder / "ledger.jsonl", line)
+        except Exception:
+            return False
+        return True
+
+    def close(self) -> None:
+        """At the end: what is still dropped is counted where it can be."""
+        for name, state in self.states.items():
+            if state.now:
+                self.tell(f"{name}: {state.now} writes were dropped ({state.reason})")
+                self.note(name, state.now, state.reason)
+                state.now, state.announced = 0, False
+
+
+PLACE = Places()
+
+
+def why(e: Exception) -> str:
+    """One line: which file, and what the system says of it."""
+    if isinstance(e, OSError) and e.strerror:
+        return f"{e.filename}: {e.strerror}" if e.filename else e.strerror
+    return f"{type(e).__name__}: {e}".splitlines()[0][:200]
 
 
 def say(line: str) -> None:
     """A line for people, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    PLACE.attempt("stderr", lambda: on_stderr(f"{line}\n"))
 
 
 def silent(line: str) -> None:
     """For callers whose user has heard it already."""
 
 
-def append(path: Path, line: bytes) -> None:
-    """Add one line, ended here, by one write: ranks and launcher may share the file."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+def on_stderr(text: str) -> None:
+    """Write now or not at all: a pipe that nobody reads and a stopped terminal hold nobody up.
+
+    Raises OSError where it cannot be written.
+    """
+    stream = sys.stderr
+    if stream is not None and stream is not sys.__stderr__ and not isinstance(stream, Stderr):
+        stream.write(text)  # the live line's, which draws itself anew below; a notebook's
+        stream.flush()
+        return
+    to_descriptor(text)
+
+
+def to_descriptor(text: str) -> None:
+    """To descriptor 2. Raises OSError."""
+    if os.environ.get(NO_STDERR):
+        raise OSError(errno.EBADF, "closed at the start", "stderr")
+    coding = getattr(sys.__stderr__, "encoding", None) or "utf-8"
+    rest = text.encode(coding, "backslashreplace")
+    ready = select.poll()
+    ready.register(2, select.POLLOUT)
+    slow = EAR if not PLACE.states["stderr"].now else 0.0
+    while rest:
+        events = ready.poll(slow * 1000)
+        if not events:
+            raise OSError(errno.EAGAIN, "nobody reads it", "stderr")
+        # a pipe that is ready takes so much at once
+        rest = rest[write_some(2, rest[: select.PIPE_BUF], "stderr") :]
+
+
+def write_some(fd: int, data: bytes, name: str) -> int:
+    """Raises OSError with the name in it."""
     try:
-        os.write(fd, line + b"\n")
+        return os.write(fd, data)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, name) from None
+
+
+class Stderr(io.TextIOBase):
+    """`sys.stderr` of a training: warnings, tracebacks and the live line go the way of `say`."""
+
+    encoding = "utf-8"
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def isatty(self) -> bool:
+        return not os.environ.get(NO_STDERR) and os.isatty(2)
+
+    def write(self, text: str) -> int:
+        PLACE.attempt("stderr", lambda: to_descriptor(text))
+        return len(text)
+
+
+@contextlib.contextmanager
+def guarded_stderr() -> Iterator[None]:
+    """Inside, nothing that Python writes to stderr can end or hold up this process."""
+    before = sys.stderr
+    if before is None or before is sys.__stderr__:
+        sys.stderr = Stderr()
+    try:
+        yield
+    finally:
+        sys.stderr = before
+
+
+def open_missing_descriptors() -> None:
+    """Started with 0, 1 or 2 closed: the next file that is opened would get that number, and what
+    a library prints would go into a checkpoint.
+    """
+    if sys.stderr is None:
+        os.environ[NO_STDERR] = "1"
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.set_inheritable(fd, True)
+
+
+def append(path: Path, line: bytes) -> None:
+    """Add one line to a file of `PLACES`, ended here, by one write:
+    ranks and launcher may share the file.
+    """
+    PLACE.folder = path.parent
+    PLACE.attempt(path.name, lambda: add(path, line))
+
+
+def add(path: Path, line: bytes) -> None:
+    """`append` that raises OSError. A line that a full disk has torn stays a line of its own."""
+    with descriptor(path) as fd:
+        body = b"\n" * is_torn(fd) + line + b"\n"
+        if write_some(fd, body, str(path)) < len(body):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def add_bytes(path: Path, body: bytes) -> None:
+    """Add bytes to a file. Raises OSError where not all of them came there."""
+    with descriptor(path) as fd:
+        if write_some(fd, body, str(path)) < len(body):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@contextlib.contextmanager
+def descriptor(path: Path) -> Iterator[int]:
+    """Open to append; a pipe that lies there holds nobody up."""
+    flags = os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags | os.O_WRONLY, 0o666)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):  # read too, for the last byte
+            os.close(fd)
+            fd = os.open(path, flags | os.O_RDWR, 0o666)
+        yield fd
     finally:
         os.close(fd)
 
 
+def is_torn(fd: int) -> bool:
+    """Whether the file ends within a line."""
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode) or not about.st_size:
+        return False
+    return os.pread(fd, 1, about.st_size - 1) != b"\n"
+
+
+def stamped(line: str) -> bytes:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}".encode("utf-8", "backslashreplace")
+
+
 def append_text(folder: Path, line: str) -> None:
     """A line of log.txt, with the time."""
-    append(folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}".encode())
+    append(folder / "log.txt", stamped(line))
+
+
+def json_line(entry: dict[str, Any]) -> bytes:
+    """One object as strict JSON: what is no finite number is null."""
+    return json.dumps(
+        plain(entry), separators=(",", ":"), default=scalar_or_text, allow_nan=False
+    ).encode()
+
+
+def plain(value: Any) -> Any:
+    """The same without numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def scalar_or_text(value: Any) -> Any:
+    """Of a type that JSON has not: a number of another library, else its text."""
+    item = getattr(value, "item", None)
+    return plain(item()) if callable(item) else str(value)
+
+
+def entry_lines(entry: dict[str, Any]) -> list[bytes]:
+    """A ledger entry as lines of at most LINE_BYTES: a long list goes to several, which are
+    numbered by `part` of `parts`; a long text is cut.
+    """
+    line = json_line(entry)
+    if len(line) <= LINE_BYTES:
+        return [line]
+    lists = [k for k, v in entry.items() if isinstance(v, list | tuple) and len(v) > 1]
+    if lists:
+        name = max(lists, key=lambda k: len(json_line({k: entry[k]})))
+        parts = halves(entry, name)
+        numbered = [{**p, "part": i + 1, "parts": len(parts)} for i, p in enumerate(parts)]
+        return [row for p in numbered for row in entry_lines(p)]
+    name = max(entry, key=lambda k: len(json_line({k: entry[k]})))
+    text = str(entry[name])
+    return entry_lines({**entry, name: text[: min(len(text) // 2, 1000)] + "..."})
+
+
+def halves(entry: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The entry with its list `name` in pieces, each of which fits a line, or is single."""
+    values = list(entry[name])
+    room = LINE_BYTES - 40  # for the two numbers
+    if len(values) == 1 or len(json_line(entry)) <= room:
+        return [entry]
+    middle = len(values) // 2
+    first, second = values[:middle], values[middle:]
+    return [*halves({**entry, name: first}, name), *halves({**entry, name: second}, name)]
 
 
 class Ledger:
-    """`ledger.jsonl`: one line for everything masked, skipped, retried, repaired.
+    """`ledger.jsonl`: an object for everything masked, skipped, retried, repaired.
 
     Every rank appends.
     """
@@ -49,29 +338,50 @@ class Ledger:
         self.path = folder / "ledger.jsonl"
 
     def write(self, **entry: Any) -> None:
-        append(
-            self.path, json.dumps(entry, separators=(",", ":"), default=str).encode()[:LINE_BYTES]
-        )
+        for line in entry_lines(entry):
+            append(self.path, line)
 
 
 def truncate_logs_after(folder: Path, step: int) -> None:
     """Remove what was written beyond the step that a run resumes at: it will be written again."""
     for name in ("metrics.jsonl", "ledger.jsonl", "evaluations.jsonl"):
-        truncate_after(folder / name, step)
+        PLACE.folder = folder
+        PLACE.attempt(name, functools.partial(truncate_after, folder / name, step))
 
 
 def truncate_after(path: Path, step: int, field: str = "step") -> None:
-    """Remove the lines of a JSON-lines file beyond `step`, torn ones too."""
-    if not path.exists():
+    """Remove the lines of a JSON-lines file beyond `step`. What is no line of JSON, as a full disk
+    or a fault leaves it, is kept aside in NAME.torn. Raises OSError.
+    """
+    if not path.is_file():
         return
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if line.endswith(b"\n") and entry.get(field, 0) <= step:
-            kept.append(line)
-    part = path.with_suffix(".part")
-    part.write_bytes(b"".join(kept))
-    os.replace(part, path)
+    kept, torn = [], []
+    body = path.read_bytes()
+    for line in body.splitlines(keepends=True):
+        entry = parsed(line)
+        if entry is None:
+            torn.append(line.rstrip(b"\n") + b"\n")
+        elif not (isinstance(at := entry.get(field, 0), int | float) and at > step):
+            kept.append(line.rstrip(b"\n") + b"\n")
+    if any(line.strip() for line in torn):
+        with path.with_name(f"{path.name}.torn").open("ab") as f:
+            f.write(b"".join(torn))
+    rest = b"".join(kept)
+    if body.startswith(rest):  # needs no room on the disk
+        os.truncate(path, len(rest))
+        return
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        part.write_bytes(rest)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The object of a line, None where it is none."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
