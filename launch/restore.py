@@ -1,6 +1,5 @@
 """Going on where a run's newest checkpoint stands."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from vtx_scale.launch import run_folder
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.loop import Progress, due
-from vtx_scale.trainer.output import Ledger, say
+from vtx_scale.trainer.output import Ledger, say, written
 from vtx_scale.trainer.precision import Precision
 
 
@@ -78,11 +77,10 @@ def overdue(run: Run, folder: Path, step: int, strategy: Base) -> list[str]:
     """Evaluators that were due at `step` but did not come to write their line;
     the same on every rank.
     """
-    names, file = due(run, step), folder / "evaluations.jsonl"
-    done = set()
-    if strategy.rank == 0 and file.exists():
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        done = {r["name"] for r in rows if r["step"] == step}
+    names, done = due(run, step), set()
+    if names and strategy.rank == 0:
+        rows = written(folder / "evaluations.jsonl")
+        done = {r.get("name") for r in rows if r.get("step") == step}
     mine = [float(strategy.rank == 0 and name not in done) for name in names]
     flags = torch.tensor(mine, device=strategy.device)
     missing = strategy.sum(flags).tolist() if names else []

@@ -378,6 +378,15 @@ def truncate_after(path: Path, step: int, field: str = "step") -> None:
         part.unlink(missing_ok=True)
 
 
+def written(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none where it cannot be read."""
+    try:
+        body = path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return []
+    return [entry for line in body.splitlines() if (entry := parsed(line)) is not None]
+
+
 def parsed(line: bytes) -> dict[str, Any] | None:
     """The object of a line, None where it is none."""
     try:
