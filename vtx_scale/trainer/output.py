@@ -259,11 +259,18 @@ def descriptor(path: Path) -> Iterator[int]:
 
 
 def is_torn(fd: int) -> bool:
-    """Whether the file ends within a line."""
-    about = os.fstat(fd)
-    if not stat.S_ISREG(about.st_mode) or not about.st_size:
-        return False
-    return os.pread(fd, 1, about.st_size - 1) != b"\n"
+    """Whether the file ends within a line, and not because another rank writes it just now."""
+    before = -1
+    while True:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode) or not about.st_size:
+            return False
+        if os.pread(fd, 1, about.st_size - 1) == b"\n":
+            return False
+        if about.st_size == before:
+            return True
+        before = about.st_size
+        time.sleep(0.005)
 
 
 def stamped(line: str) -> bytes:
