@@ -1,7 +1,7 @@
 """From tars to batches.
 
-Reading order: errors, storage, tar, index, order, read, members, decode, augment, text, batch,
-loader, wds, tools.
+Reading order: errors, tar, foreign, lists, storage, layout, index, order, read, members, decode,
+augment, text, batch, loader, wds, tools.
 
 What others use is in `__all__`, and loaded when it is asked for: `errors` is imported where a
 refusal must be quick.

@@ -22,8 +22,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.storage import File, expand, short_hash, whole
-from vtx_scale.data_pipeline.tar import COMPRESSED, Problem, samples
+from vtx_scale.data_pipeline.foreign import not_a_tar
+from vtx_scale.data_pipeline.layout import Layout
+from vtx_scale.data_pipeline.lists import expand
+from vtx_scale.data_pipeline.storage import File, short_hash, whole
+from vtx_scale.data_pipeline.tar import BLOCK, Problem, samples
 
 CHUNK, CAP = 256, 8 << 20
 EXTENT_LIMIT = 1 << 32
@@ -194,18 +197,16 @@ class Scan:
 
 
 def open_shard(path: Path) -> File:
-    """A tar for reading. Raises UserError for a compressed one."""
-    shard = File(path)
-    for magic, kind in COMPRESSED.items():
-        if shard[: len(magic)] == magic:
-            shard.close()
-            plain = path.with_suffix(
-                "" if path.suffix in (".gz", ".bz2", ".xz", ".zst") else ".plain.tar"
-            )
-            raise UserError(
-                f"{path} is compressed with {kind}, but samples are read by offset: unpack it with "
-                f"'{kind} -dc {path} > {plain}'."
-            )
+    """A tar for reading. Raises UserError for a compressed one, for what is something else,
+    and for what cannot be opened.
+    """
+    try:
+        shard = File(path)
+    except PermissionError as e:
+        raise UserError(f"{path} cannot be opened ({e.strerror}): look at its mode.") from None
+    if fault := not_a_tar(path, shard[:BLOCK]):
+        shard.close()
+        raise UserError(fault)
     return shard
 
 
@@ -216,8 +217,10 @@ def crc(shard: File, offset: int, length: int) -> int:
     return value
 
 
-def scan(path: Path, chunk: int = CHUNK) -> Scan:
-    """Read one shard. Raises UserError where it cannot be indexed."""
+def scan(path: Path, chunk: int = CHUNK, layout: Layout | None = None) -> Scan:
+    """Read one shard. layout: looks at its samples. Raises UserError where it cannot be indexed."""
+    layout = layout or Layout()
+    layout.begin(shown(path.name))
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
     starts: list[int] = []
@@ -234,6 +237,7 @@ def scan(path: Path, chunk: int = CHUNK) -> Scan:
                 if counts[item.reason] <= PROBLEMS_SHOWN:
                     problems.append(item)
                 continue
+            layout.add(item)
             keys[item.key] += 1
             if keys[item.key] > 1:
                 again[len(starts)] = keys[item.key]
@@ -268,17 +272,14 @@ def build(
     """Index shards by reading them once; what is wrong with a shard is said,
     a line each and then in counts.
     """
-    root = common_root(paths)
-    ordered = sorted(
-        paths, key=lambda p: p.relative_to(root).as_posix().encode("utf-8", "surrogateescape")
-    )
+    root, ordered = in_order(paths)
     scans: list[Scan] = []
     bad: dict[int, str] = {}
     again: dict[int, int] = {}
     counts: Counter[str] = Counter()
-    total = 0
+    total, layout = 0, Layout()
     for path in ordered:
-        found = scan(path, chunk)
+        found = scan(path, chunk, layout)
         for problem in found.problems:
             counts[problem.reason] += 1
             if counts[problem.reason] <= PROBLEMS_SHOWN:
@@ -297,6 +298,8 @@ def build(
         scans.append(found)
     if any(v > PROBLEMS_SHOWN for v in counts.values()):
         say("in all: " + ", ".join(f"{v} {k}" for k, v in sorted(counts.items())))
+    for sentence in layout.sentences():
+        say(shown(sentence, 999))
     table = np.array([row for s in scans for row in s.chunks], np.int64).reshape(-1, 3)
     return Index(
         root,
@@ -313,8 +316,12 @@ def build(
     )
 
 
-def common_root(paths: list[Path]) -> Path:
-    return Path(os.path.commonpath([p.parent for p in paths]))
+def in_order(paths: list[Path]) -> tuple[Path, list[Path]]:
+    """(the folder that shards have in common, the shards by the bytes of their names below it)."""
+    root = Path(os.path.commonpath([p.parent for p in paths]))
+    return root, sorted(
+        paths, key=lambda p: p.relative_to(root).as_posix().encode("utf-8", "surrogateescape")
+    )
 
 
 def tag(mtime_ns: int) -> NDArray[np.uint8]:
@@ -322,13 +329,13 @@ def tag(mtime_ns: int) -> NDArray[np.uint8]:
     return np.frombuffer(struct.pack("<q", mtime_ns).ljust(TAG, b"\0"), np.uint8)
 
 
-def shown(name: str) -> str:
+def shown(name: str, letters: int = 256) -> str:
     """A name from a tar as it is printed and kept in the ledger:
-    no control characters, at most 256 letters.
+    no control characters, at most so many letters.
     """
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:256]
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:letters]
     )
 
 
@@ -419,25 +426,22 @@ def open_index(
 ) -> Index:
     """The index of a shard list, made on first use; a stale one is made again with one line.
 
-    shards: a folder, a brace pattern, a glob, or a comma list of these. chunk: the most samples of
-    a chunk. say: takes a line for people. It lies in `.vtx` beside the data, or in the cache where
-    that cannot be written; an index that is read costs no look into the shards but their sizes and
-    times. Raises UserError where shards are missing, compressed or of a scheme that is not opened.
+    shards: a folder, a brace pattern, a glob, or a list of these apart by commas or `::`. chunk:
+    the most samples of a chunk. say: takes a line for people. It lies in `.vtx` beside the first
+    shard, or in the cache where that cannot be written, and nowhere where there is no sample; an
+    index that is read costs no look into the shards but their sizes and times. Raises UserError
+    where shards are missing, compressed, something else or of a scheme that is not opened.
     """
-    paths = expand(shards)
-    root = common_root(paths)
-    names = sorted(
-        (p.relative_to(root).as_posix() for p in paths),
-        key=lambda x: x.encode("utf-8", "surrogateescape"),
-    )
+    root, paths = in_order(expand(shards, say))
+    names = [p.relative_to(root).as_posix() for p in paths]
     listed = "\n".join(names)
     name = f"index-{short_hash(f'{chunk}/{listed}')}.safetensors"
-    places = [root / ".vtx" / name, cache_folder() / short_hash(str(root)) / name]
-    # shards with nothing in common: a folder at the root of the disk is nobody's
-    if root == Path(root.anchor):
-        places = places[1:]
+    cached = cache_folder() / short_hash(str(root)) / name
+    # a folder that holds folders of shards is not ours to write to
+    places = [(root / names[0]).parent / ".vtx" / name, cached]
     news = ""
-    for path in places:
+    # the first version wrote there
+    for path in dict.fromkeys([root / ".vtx" / name, *places]):
         if path.exists():
             try:
                 index = read(path, root, names)
@@ -451,6 +455,8 @@ def open_index(
     if news:
         say(news)
     index = build(paths, chunk, say)
+    if not index.n:  # a mistake, which leaves nothing behind
+        return index
     for path in places:
         try:
             save(index, path)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.data_pipeline.errors import BadSample, UserError, notes
+from vtx_scale.data_pipeline.errors import DETAIL, BadSample, UserError, judged, notes
 from vtx_scale.data_pipeline.index import CHUNK, Index
 from vtx_scale.data_pipeline.order import AUGMENT, Int, Order, Positions, draws
 from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Draw, Members, Row
@@ -49,7 +49,8 @@ class Reader(Protocol):
 
         members: extension -> bytes, with `__key__` and `__url__`; one that is missing raises
         BadSample by itself. draw(view, n): n float64 numbers in [0, 1) that belong to the seed, the
-        epoch, the sample and the view. Raises BadSample for a sample that cannot be used.
+        epoch, the sample and the view. Raises BadSample for a sample that cannot be used; whatever
+        else it raises for a sample, but UserError and MemoryError, masks that one too.
         """
 
     def blank(self) -> Row:
@@ -165,7 +166,8 @@ class Batches(TorchDataset[dict[str, Any]]):
             try:
                 if slot[i] in skip:
                     raise BadSample("worker_died")
-                row = self.reader(chunks.sample(g), uniforms(self.seed, self.source, g, epoch))
+                members, draw = chunks.sample(g), uniforms(self.seed, self.source, g, epoch)
+                put(self.reader, members, draw, data, i)
             except BadSample as e:
                 bad.append(
                     {
@@ -177,13 +179,11 @@ class Batches(TorchDataset[dict[str, Any]]):
                         "epoch": epoch,
                         "position": int(positions[i]),
                         "slot": int(slot[i]),
-                        **({"detail": e.detail[:200]} if e.detail else {}),
+                        **({"detail": e.detail[:DETAIL]} if e.detail else {}),
                         **members_of(e, chunks, g),
                     }
                 )
                 continue
-            for k, v in row.items():
-                fill(data[k], i, np.asarray(v))
             valid[i] = True
         return tensors(
             {
@@ -204,6 +204,26 @@ def members_of(e: BadSample, chunks: ChunkReader, g: int) -> dict[str, list[str]
         return {}
     names = sorted(name for name in chunks.sample(g) if not name.startswith("__"))
     return {"members": [name[:40] for name in names[:20]]}
+
+
+def put(reader: Reader, members: Members, draw: Draw, rows: Row, i: int) -> None:
+    """Row i of the arrays is what the reader makes of a sample; zeros where it cannot be used.
+
+    rows: name -> (n, ...) arrays as the reader's `blank` has them. Raises BadSample, UserError and
+    MemoryError alone: reader_error for what else the reader raises, and for arrays that are not
+    those of `blank`.
+    """
+
+    def read() -> None:
+        for name, value in reader(members, draw).items():
+            fill(rows[name], i, np.asarray(value))
+
+    try:
+        judged("reader_error", read)
+    except BadSample:
+        for row in rows.values():
+            row[i] = 0
+        raise
 
 
 def fill(rows: NDArray[Any], i: int, value: NDArray[Any]) -> None:

@@ -1,19 +1,16 @@
-"""Where bytes lie: a small protocol, local folders, and the shard lists that users write."""
+"""Where bytes lie: a small protocol, and local folders."""
 
-import glob
 import hashlib
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Protocol
 
-from vtx_scale.data_pipeline.errors import UserError
+# where callers of the first version find them
+from vtx_scale.data_pipeline.lists import braces as braces
+from vtx_scale.data_pipeline.lists import expand as expand
 
 
 @dataclass(frozen=True)
@@ -191,96 +188,6 @@ class File:
     def forget(self, offset: int, length: int) -> None:
         """Let the next read of this range come from the disk and not from the page cache."""
         os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
-
-
-NAMES_LIMIT = 1_000_000
-
-
-def braces(pattern: str) -> list[str]:
-    """Every name of a pattern such as `a-{000..012}.tar` or `{x,y}.tar`.
-
-    Raises UserError beyond a million.
-    """
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices: list[list[str] | range] = []
-    widths = []
-    for i, part in enumerate(parts):
-        span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", part)
-        if i % 2 and span:
-            a, b = span.groups()
-            widths.append(len(a) if a.startswith("0") or len(a) == len(b) else 0)
-            choices.append(range(int(a), int(b) + 1))
-        else:
-            widths.append(0)
-            choices.append(part.split(",") if i % 2 else [part])
-    if prod(map(len, choices)) > NAMES_LIMIT:
-        raise UserError(
-            f"{pattern} means more than {NAMES_LIMIT:,} shards: look at the numbers in its braces."
-        )
-    return [
-        "".join(x if isinstance(x, str) else f"{x:0{w}d}" for x, w in zip(row, widths, strict=True))
-        for row in product(*choices)
-    ]
-
-
-def expand(shards: str) -> list[Path]:
-    """The files that a user means by a folder (its *.tar), a brace pattern, a glob,
-    or a comma list of these.
-
-    Raises UserError, naming what is missing, where nothing or not everything is there.
-    """
-    found: list[Path] = []
-    for part in re.split(r",(?![^{]*\})", shards):
-        scheme = re.match(r"^([A-Za-z][A-Za-z0-9+.-]*):", part)
-        if scheme and scheme[1].lower() == "s3":
-            raise UserError(
-                f"{part}: this version reads local shards; copy them to a folder and give that."
-            )
-        if scheme:
-            raise UserError(
-                f"{part}: {scheme[1]}: is never opened; give a local folder, "
-                "pattern or list of tars."
-            )
-        if not part.strip() or "\0" in part or "\n" in part:
-            raise UserError(
-                f"{shards!r} has an empty or unprintable name of a shard: "
-                "give a folder, pattern or list."
-            )
-        path = Path(part).expanduser()
-        if path.is_dir():
-            inside = sorted(p for p in path.glob("*.tar") if p.is_file())
-            if not inside:
-                packed = any(p.suffix == ".tgz" or ".tar." in p.name for p in path.iterdir())
-                raise UserError(
-                    f"{path} holds no "
-                    f"*.tar{' but compressed ones: unpack them' if packed else ''}: give the "
-                    "folder of the shards, or a pattern."
-                )
-            found += inside
-        elif glob.has_magic(part) and "{" not in part:
-            matched = sorted(Path(p) for p in glob.glob(str(path)) if os.path.isfile(p))
-            if not matched:
-                raise UserError(f"{part} matches no file: look at the path and the pattern.")
-            found += matched
-        else:
-            names = braces(str(path))
-            if not names:
-                raise UserError(
-                    f"{part} means no shard: the numbers in its braces run from the lower "
-                    "to the higher."
-                )
-            for name in names:
-                if not Path(name).is_file():
-                    raise UserError(
-                        f"{name} does not exist: give a folder, "
-                        "pattern or list of shards that does."
-                    )
-                found.append(Path(name))
-    found = [p.absolute() for p in found]
-    doubled = [p for p, times in Counter(found).items() if times > 1]
-    if doubled:
-        raise UserError(f"{min(doubled)} is named twice: give each shard once.")
-    return found
 
 
 def short_hash(text: str) -> str:

@@ -16,12 +16,15 @@ MEMBER_LIMIT = 64 << 20
 EXTRA_LIMIT = 1 << 20  # bytes of an extended header
 NAME_LIMIT = 4096
 ZERO_RUN = 64 << 10  # zeros between members beyond what any writer pads with
+RECORD = 10_240  # what writers pad to unless they are asked otherwise; tapes and disks take more:
+RECORDS = [1 << n for n in range(16, 21)]
 ZEROS = bytes(BLOCK)
 REGULAR, EXTENDED = b"0\x007", b"LKxg"
 OCTAL = re.compile(rb"[0-7]+").fullmatch
 ODD = re.compile(r"[\x00-\x1f\x7f]|^/|(?:^|/)\.\.(?:/|$)").search
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp"))
+# a picture is the first that is there, and what it is its bytes say
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "jfif", "jpe", "img")
 CODE = frozenset(("pyd", "pkl", "pickle", "pt", "pth"))  # what reads these runs what is in them
 
 
@@ -133,6 +136,28 @@ def behind_special(data: Bytes, header: bytes, body: int, after: int) -> int:
     return after
 
 
+def tail(data: Bytes, at: int, zeros: int) -> Iterator[Problem]:
+    """What is wrong at the end of a shard: less than a block from `at` on,
+    `zeros` bytes of zeros before it.
+
+    Two blocks of zeros end a tar, and a writer fills its last record with more. What is longer is
+    a download whose end never came.
+    """
+    last = len(data)
+    if at < last and any(data[at:last]):
+        yield Problem("tar_tail", at, f"{last - at} bytes at the end are no member")
+        return
+    start, zeros = at - zeros, zeros + last - at
+    if not start and zeros > RECORD:
+        yield Problem("tar_tail", 0, f"nothing but {zeros} zero bytes: was it downloaded?")
+    elif zeros > ZERO_RUN and not any(
+        last % record == 0 and zeros < record + 2 * BLOCK for record in RECORDS
+    ):
+        yield Problem(
+            "tar_tail", start, f"{zeros} zero bytes at the end: was the download finished?"
+        )
+
+
 def walk(data: Bytes) -> Iterator[Member | Problem]:
     """Members and problems in order.
 
@@ -191,8 +216,7 @@ def walk(data: Bytes) -> Iterator[Member | Problem]:
                 yield Problem("tar_truncated", start, name[:100])
                 at = next_header(data, body)  # a size that lies hides sound members behind it
         start, name, size, sparse = -1, None, None, False
-    if at < last and any(data[at:last]):
-        yield Problem("tar_tail", at, f"{last - at} bytes at the end are no member")
+    yield from tail(data, at, zeros)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -226,12 +250,14 @@ class Sample:
     members: dict[str, tuple[int, int]]  # extension -> (offset, size)
     reason: str = ""  # why it cannot be used, known from the headers
     end: int = 0  # of its last member's data
+    reserved: tuple[str, ...] = ()  # extensions that are passed over: they would be taken for ours
 
 
 def samples(data: Bytes) -> Iterator[Sample | Problem]:
     """Samples in tar order, and problems where they lie.
 
-    Members that hold code belong to no sample's members.
+    Members that hold code, and those whose extension begins as `__key__` does, belong to no
+    sample's members.
     """
     now: Sample | None = None
     for item in walk(data):
@@ -243,7 +269,11 @@ def samples(data: Bytes) -> Iterator[Sample | Problem]:
         if parts is None:
             continue
         key, extension = parts
-        repeated = now is not None and now.key == key and extension in now.members
+        repeated = (
+            now is not None
+            and now.key == key
+            and (extension in now.members or extension in now.reserved)
+        )
         if now is None or now.key != key or repeated:
             if now is not None:
                 yield now
@@ -251,6 +281,10 @@ def samples(data: Bytes) -> Iterator[Sample | Problem]:
                 yield Problem("member_repeated", start, name)
             now = Sample(key, start, {})
         now.end = offset + size
+        if extension.startswith("__"):
+            now.reserved += (extension,)
+            yield Problem("member_ignored", start, name)
+            continue
         if not CODE.isdisjoint(extension.split(".")):
             yield Problem("member_ignored", start, name)
             continue

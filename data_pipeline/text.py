@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import BadSample, UserError
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,14 @@ class Tokenizer:
         """(context,) int32: start, ids, end, then zeros; a longer text is cut and still ends with
         the end token.
         """
-        out = np.zeros(context, np.int32)
         if not text.isascii():  # half a surrogate pair, which JSON can spell, is no text
             text = text.encode("utf-8", "replace").decode()
-        ids = [self.start, *self.ids(text)[: context - 2], self.end]
+        return self.framed(self.ids(text), context)
+
+    def framed(self, ids: list[int], context: int) -> NDArray[np.int32]:
+        """(context,) int32: `encode` of a text that has these ids."""
+        out = np.zeros(context, np.int32)
+        ids = [self.start, *ids[: context - 2], self.end]
         out[: len(ids)] = ids
         return out
 
@@ -67,6 +71,13 @@ class Tokenizer:
             if i != self.start:
                 kept.append(int(i))
         return self.words(kept)
+
+
+def kept(ids: list[int]) -> list[int]:
+    """The ids of a sample's caption. Raises BadSample text where cleaning left nothing of it."""
+    if not ids:
+        raise BadSample("text", "empty after the tokenizer's cleaning")
+    return ids
 
 
 def of_bytes() -> Tokenizer:

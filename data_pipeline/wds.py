@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vtx_scale.data_pipeline.errors import BadSample, UserError
+from vtx_scale.data_pipeline.errors import BadSample, UserError, judged
 from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.loader import Reader, checked
+from vtx_scale.data_pipeline.members import CAPTION, LABEL
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.read import ChunkReader, Draw, Members, Row
 
@@ -211,16 +212,14 @@ class Stages:
                 )
 
     def __call__(self, raw: dict[str, Any], draw: Draw) -> dict[str, Any]:
-        data: Iterable[Any] = iter([raw])
-        try:
-            with seeded(draw):
-                for stage in self.stages:
-                    data = through(stage, data)
-                out = [x for x in data if x is not None]
-        except BadSample:
-            raise
-        except Exception as e:
-            raise BadSample("stage_error", f"{type(e).__name__}: {e}") from e
+        def run() -> list[Any]:
+            data: Iterable[Any] = iter([raw])
+            for stage in self.stages:
+                data = through(stage, data)
+            return [x for x in data if x is not None]
+
+        with seeded(draw):
+            out = judged("stage_error", run)
         if not out:
             raise BadSample("stage")
         if len(out) > 1 or not isinstance(out[0], dict):
@@ -269,4 +268,5 @@ class Staged:
         Raises BadSample: what the reader raises, stage for a sample that a stage drops, stage_error
         for one at which a stage fails.
         """
-        return self.reader(Members(self.stages(dict(members), draw)), draw)
+        given = {k: members[k] for k in (CAPTION, LABEL) if k in members}
+        return self.reader(Members({**self.stages(dict(members), draw), **given}), draw)

@@ -3,6 +3,7 @@
 import torch
 
 from vtx_scale.data_pipeline.loader import Batches, InOrder, Reader
+from vtx_scale.data_pipeline.members import Placed
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch.checks import check_micro_batch
 from vtx_scale.launch.datasets import DataSet, order_of
@@ -36,7 +37,9 @@ def build_objective(run: Run, dtype: torch.dtype, ranks: Ranks | None = None) ->
 def reader_of(run: Run, train: bool) -> Reader:
     """What turns the recipe's samples into arrays. train: with augmentation."""
     kind: type[Objective] = import_object(type(run.objective).build)
-    return kind.reader(run.objective, run.data, train)
+    reader = kind.reader(run.objective, run.data, train)
+    caption, label = run.data.caption, run.data.label
+    return Placed(reader, caption, label) if caption or label else reader
 
 
 def train_batches(run: Run, data: DataSet, rank: int, world: int) -> Batches:

@@ -1,18 +1,22 @@
 """The work of `vtx data ...`, a function each."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.lists import expand
 from vtx_scale.data_pipeline.read import ChunkReader
-from vtx_scale.data_pipeline.storage import expand, whole
+from vtx_scale.data_pipeline.storage import whole
 from vtx_scale.data_pipeline.tools.digits import make_digits
 from vtx_scale.data_pipeline.tools.inspect import inspect as inspect_shards
 from vtx_scale.data_pipeline.tools.palette import find_palette
 from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
 from vtx_scale.data_pipeline.tools.toy import make_toy
 from vtx_scale.data_pipeline.tools.verify import verify as verify_shards
+from vtx_scale.launch.build import reader_of
+from vtx_scale.launch.checks import check
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.datasets import order_of, training_data
 from vtx_scale.launch.resolve import resolve_shards
@@ -35,8 +39,12 @@ def run(args: argparse.Namespace) -> int:
     return work[args.what](args)
 
 
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def index(args: argparse.Namespace) -> int:
-    opened = open_index(args.shards, say=lambda line: print(line))
+    opened = open_index(args.shards, say=to_stderr)
     row = {
         "shards": len(opened.names),
         "samples": opened.n,
@@ -73,11 +81,18 @@ def order(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    bad = 0
-    for row in verify_shards(args.shards):
+    bad, reader, seed = 0, None, 0
+    if args.recipe:
+        recipe = run_of(args)
+        check(recipe)
+        reader, seed = reader_of(recipe, True), recipe.seed
+    elif args.smoke or args.keys:
+        raise UserError("--smoke and key=value are of a recipe: add --for RECIPE.")
+    for row in verify_shards(args.shards, reader, seed, to_stderr):
         bad += 1
+        where = f"{row['shard']}/{row['key'] or '(the tar)'}"
         print_json(row) if args.json else print(
-            f"{row['shard']}/{row['key'] or '(the tar)'}: {row['reason']}"
+            f"{where}: {row['reason']} {row['member']}".rstrip()
         )
     if not args.json:
         print(f"{bad} bad" if bad else "every sample is sound")
@@ -104,7 +119,7 @@ def digits(args: argparse.Namespace) -> int:
 
 def tokenizer(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else expand(args.shards)[0].parent / "tokenizer.json"
-    print(train_tokenizer(args.shards, out, args.vocab))
+    print(train_tokenizer(args.shards, out, args.vocab, args.caption))
     return 0
 
 

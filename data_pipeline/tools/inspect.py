@@ -5,6 +5,7 @@ from typing import Any
 
 from vtx_scale.data_pipeline.errors import BadSample
 from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.members import caption
 from vtx_scale.data_pipeline.order import defaults
 from vtx_scale.data_pipeline.read import ChunkReader
 
@@ -20,8 +21,10 @@ def inspect(shards: str, look: int = 1000) -> dict[str, Any]:
         except BadSample:
             continue
         members.update(x for x in sample if not x.startswith("__"))
-        if not first and "txt" in sample:
-            first = sample["txt"].decode("utf-8", "replace")
+        try:
+            first = first or caption(sample)
+        except BadSample:
+            continue
     lanes, window = defaults(max(1, index.n))
     return {
         "shards": len(index.names),

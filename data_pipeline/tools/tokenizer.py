@@ -5,24 +5,29 @@ from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import open_index
-from vtx_scale.data_pipeline.members import caption
+from vtx_scale.data_pipeline.members import CAPTION, caption
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.storage import whole
 
 
-def captions(shards: str) -> Iterator[str]:
+def captions(shards: str, place: str) -> Iterator[str]:
     index = open_index(shards)
     reader = ChunkReader(index)
     for g in range(index.n):
         try:
-            yield caption(reader.sample(g))
+            members = reader.sample(g)
+            if place:
+                members[CAPTION] = place
+            yield caption(members)
         except BadSample:
             continue
 
 
-def train_tokenizer(shards: str, out: Path, vocab: int = 8192) -> Path:
+def train_tokenizer(shards: str, out: Path, vocab: int = 8192, place: str = "") -> Path:
     """Write tokenizer.json with <|start|> and <|end|> as its last two ids;
     the same file for the same captions.
+
+    place: where they stand, as `data.caption` says it.
     """
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
@@ -39,7 +44,7 @@ def train_tokenizer(shards: str, out: Path, vocab: int = 8192) -> Path:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = list(captions(shards))
+    texts = list(captions(shards, place))
     if not texts:
         raise UserError(
             f"{shards} holds no captions (txt, or caption in json) to train a tokenizer on."

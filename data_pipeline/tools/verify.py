@@ -1,57 +1,189 @@
-"""`vtx data verify`: every bad sample of a set of shards, and nothing that is sound."""
+"""`vtx data verify`: every bad sample of a set of shards, and nothing that is sound.
+
+With a recipe its reader judges, as it does in a run; without one each member that a reader could
+ask for is looked at.
+"""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from vtx_scale.data_pipeline import members as sample
 from vtx_scale.data_pipeline.decode import decode_image
-from vtx_scale.data_pipeline.errors import BadSample
-from vtx_scale.data_pipeline.index import common_root, open_shard, shown
-from vtx_scale.data_pipeline.storage import expand
-from vtx_scale.data_pipeline.tar import Problem, samples
+from vtx_scale.data_pipeline.errors import BadSample, judged
+from vtx_scale.data_pipeline.index import in_order, open_shard, shown
+from vtx_scale.data_pipeline.layout import Layout
+from vtx_scale.data_pipeline.lists import expand
+from vtx_scale.data_pipeline.loader import Reader, put, uniforms
+from vtx_scale.data_pipeline.read import Members
+from vtx_scale.data_pipeline.storage import File
+from vtx_scale.data_pipeline.tar import IMAGES, MEMBER_LIMIT, Problem, Sample, samples
+
+WITHOUT_TEXT = 10_000  # samples that are pictures alone, before the whole set is taken for such
+Line = dict[str, str]
 
 
-def verify(shards: str) -> Iterator[dict[str, str]]:
-    """{"shard", "key", "reason"} a bad sample; a fault of the tar itself has the key ""
+def verify(
+    shards: str,
+    reader: Reader | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[Line]:
+    """{"shard", "key", "reason", "member"} a bad sample; a fault of the tar itself has the key ""
     and its reason.
+
+    reader: of a recipe, which then judges with the numbers that it is given in the first epoch of a
+    run of this seed. Without one a sample is bad of which a picture, a text, the JSON or a label
+    is, which has no picture, or neither text nor class where others have. say: takes a sentence.
+
+    Raises UserError where shards are missing or no tars, or a reader lacks something.
     """
-    paths = expand(shards)
-    root = common_root(paths)
+    judge = Judge(reader, seed)
+    layout = Layout()
+    root, paths = in_order(expand(shards, say))
     for path in paths:
         name = shown(path.relative_to(root).as_posix())
+        layout.begin(name)
         counts: Counter[str] = Counter()
         with open_shard(path) as shard:
             if not len(shard):
-                yield {"shard": name, "key": "", "reason": "tar_tail"}
+                yield {"shard": name, "key": "", "reason": "tar_tail", "member": ""}
             for item in samples(shard):
                 if isinstance(item, Problem):
                     if item.reason in ("tar_header", "tar_tail"):
-                        yield {"shard": name, "key": "", "reason": item.reason}
+                        yield {"shard": name, "key": "", "reason": item.reason, "member": ""}
                     continue
+                layout.add(item)
                 counts[item.key] += 1
                 times = counts[item.key]
-                reason = item.reason or fault(
-                    {k: shard.read(o, n) for k, (o, n) in item.members.items()}
-                )
-                if reason:
-                    yield {
-                        "shard": name,
-                        "key": shown(item.key) + (f"#{times}" if times > 1 else ""),
-                        "reason": reason,
-                    }
+                key = shown(item.key) + (f"#{times}" if times > 1 else "")
+                yield from judge({"shard": name, "key": key}, path, shard, item)
+    for sentence in layout.sentences():
+        say(shown(sentence, 999))
 
 
-def fault(members: Mapping[str, bytes]) -> str:
-    """Why a sample with these members cannot be used, or ""."""
-    try:
-        decode_image(sample.image(members))
-        if not any(x in members for x in sample.TEXTS):
-            raise BadSample("member_missing", "text or class")
-        if "txt" in members:
-            sample.text(members["txt"])
-        if "json" in members:
-            sample.about(members)
-        sample.label(members)
-    except BadSample as e:
-        return e.reason
+class Judge:
+    """Says of one sample after the other what is wrong with it."""
+
+    def __init__(self, reader: Reader | None, seed: int) -> None:
+        self.reader, self.seed = reader, seed
+        self._number = -1
+        self._rows = (
+            {k: np.zeros((1, *v.shape), v.dtype) for k, v in reader.blank().items()}
+            if reader
+            else {}
+        )
+        # bad where another has a text or a class: none of a set of pictures alone
+        self._without: list[Line] | None = []
+        self._with = False
+
+    def __call__(self, at: Line, path: Path, shard: File, item: Sample) -> Iterator[Line]:
+        """Its line where it is bad, and before it the lines of those that it shows to be bad."""
+        self._number += 1
+        if item.reason:
+            yield {**at, "reason": item.reason, "member": at_fault(item, len(shard))}
+            return
+        members = Members(__key__=item.key, __url__=str(path))
+        try:
+            for name, (offset, size) in item.members.items():
+                members[name] = shard.read(offset, size)
+        except OSError:
+            yield {**at, "reason": "read_error", "member": name}
+            return
+        if self.reader is None:
+            reason, member = looked_at(members)
+            if not reason:
+                yield from self._lacking(at, members)
+        else:
+            reason, member = self._read(self.reader, members)
+        if reason:
+            yield {**at, "reason": reason, "member": member}
+
+    def _read(self, reader: Reader, members: Members) -> tuple[str, str]:
+        draw = uniforms(self.seed, 0, self._number, 0)
+        try:
+            put(reader, members, draw, self._rows, 0)
+        except BadSample as e:
+            return e.reason, shown(behind(e, members))
+        return "", ""
+
+    def _lacking(self, at: Line, members: Members) -> Iterator[Line]:
+        """The lines of samples that have neither text nor class, once it is known that they ought
+        to have.
+        """
+        if any(x in members for x in sample.TEXTS):
+            self._with = True
+            yield from self._without or ()
+            self._without = []
+        elif self._without is not None:
+            line = {**at, "reason": "member_missing", "member": "text or class"}
+            if self._with:
+                yield line
+            elif len(self._without) < WITHOUT_TEXT:
+                self._without.append(line)
+            else:
+                self._without = None
+
+
+def at_fault(item: Sample, length: int) -> str:
+    """The member for which the headers alone say that a sample cannot be used."""
+    for name, (offset, size) in item.members.items():
+        if (
+            (item.reason == "tar_truncated" and offset + size > length)
+            or (item.reason == "member_size" and size > MEMBER_LIMIT)
+            or (item.reason == "empty" and not size and name in IMAGES)
+        ):
+            return shown(name)
     return ""
+
+
+def behind(fault: BadSample, members: Mapping[str, Any]) -> str:
+    """The member that a reader's word is about, as far as the word says so."""
+    kinds = {
+        "image": IMAGES,
+        "jpeg": IMAGES,
+        "empty": IMAGES,
+        "text": sample.CAPTIONS,
+        "json": ("json",),
+        "label": ("cls",),
+    }
+    if fault.reason == "member_missing":
+        return fault.detail
+    names = kinds.get(fault.reason.partition("_")[0], ())
+    return next((x for x in names if x in members), "")
+
+
+def fault(members: Mapping[str, Any]) -> str:
+    """Why a sample with these members cannot be used, or ""."""
+    return looked_at(members)[0]
+
+
+def looked_at(members: Mapping[str, Any]) -> tuple[str, str]:
+    """(why a sample with these members cannot be used, the member), each "" where it can."""
+    if not any(x in members for x in IMAGES):
+        return "member_missing", "image"
+    for name in (*IMAGES, *sample.TEXTS):
+        if name in members:
+            try:
+                judged("reader_error", look, name, members)
+            except BadSample as e:
+                return e.reason, name
+    return "", ""
+
+
+def look(name: str, members: Mapping[str, Any]) -> None:
+    """One member, as a reader would that asks for it. Raises BadSample."""
+    if name in IMAGES:
+        decode_image(members[name])
+    elif name == "json":
+        sample.about(members)
+    elif name == "cls":
+        sample.labels(members)
+    else:
+        try:
+            sample.text(members[name])
+        except BadSample:
+            sample.caption(members)  # another is read in the place of an empty one

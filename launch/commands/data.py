@@ -24,6 +24,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true")
     p = command("verify", "every bad sample, a line each; exit 1 where there is one")
     p.add_argument("shards")
+    p.add_argument(
+        "--for",
+        dest="recipe",
+        metavar="RECIPE",
+        default="",
+        help="judge as the reader of this recipe does; it may be changed by key=value",
+    )
+    p.add_argument("--smoke", action="store_true", help="the tiny sibling of the recipe")
+    p.add_argument("keys", nargs="*", metavar="key=value", help="change any field of the recipe")
     p.add_argument("--json", action="store_true")
     p = command("inspect", "what shards hold")
     p.add_argument("shards")
@@ -40,6 +49,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     p.add_argument("shards")
     p.add_argument("--out", metavar="FILE", help="default: tokenizer.json beside the shards")
     p.add_argument("--vocab", type=int, default=8192)
+    p.add_argument(
+        "--caption", metavar="PLACE", default="", help="where they stand, as data.caption says it"
+    )
     p = command("palette", "find the colours of pictures, for iGPT")
     p.add_argument("shards")
     p.add_argument("--out", metavar="FILE", help="default: palette.json beside the shards")

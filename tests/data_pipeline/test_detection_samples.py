@@ -54,6 +54,54 @@ def test_what_is_no_picture(body):
     assert reason(body) == "image_format"
 
 
+def box(brand: bytes, *more: bytes) -> bytes:
+    inside = b"ftyp" + brand + bytes(4) + b"".join(more)
+    return (len(inside) + 4).to_bytes(4, "big") + inside + bytes(300)
+
+
+NAMED = {
+    "AVIF": (box(b"avif", b"mif1"), box(b"mif1", b"avif", b"miaf"), box(b"avis")),
+    "HEIC": (box(b"heic", b"mif1"), box(b"mif1", b"heic"), box(b"heix"), box(b"hevc")),
+    "HEIF": (box(b"mif1", b"miaf"),),
+    "JPEG XL": (b"\x00\x00\x00\x0cJXL \r\n\x87\n" + bytes(90), b"\xff\x0a" + bytes(90)),
+    "JPEG 2000": (b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(90), b"\xff\x4f\xff\x51" + bytes(90)),
+    "TIFF": (encoded(picture(0), "TIFF"), b"MM\x00*" + bytes(90)),
+    "PSD": (b"8BPS\x00\x01" + bytes(90),),
+    "ICO": (encoded(picture(0), "ICO"),),
+    "PNM": (encoded(picture(0), "PPM"),),
+    "SVG": (
+        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- a drawing -->\n<svg width="3"></svg>',
+    ),
+    "HTML page": (
+        b"<!DOCTYPE html><html>None</html>",
+        b"\n\n  <html lang=en><head>",
+        b"<!-- 404 -->\r\n<!doctype HTML>",
+    ),
+    "XML": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',),
+    "JSON": (b'{"error": "not found"}', b'[ {"a": 1}]'),
+    "PDF": (b"%PDF-1.7\n" + bytes(90),),
+    "video (MP4)": (box(b"isom", b"avc1"), box(b"mp42")),
+    "video (QuickTime)": (box(b"qt  "),),
+    "video (Matroska or WebM)": (b"\x1aE\xdf\xa3" + bytes(90),),
+    "RIFF of 'AVI '": (b"RIFF\x10\x00\x00\x00AVI LIST",),
+    "RIFF of 'WAVE'": (b"RIFF\x10\x00\x00\x00WAVEfmt ",),
+    "zeros": (bytes(4000),),
+    "JPEG behind 1 other bytes": (b"\n" + jpeg(),),
+    "git-lfs pointer: fetch the file itself": (b"version https://git-lfs.github.com/spec/v1\n",),
+    "base64 of a JPEG: decode it": (b"/9j/4AAQSkZJRgABAQ",),
+    "begins with 78": (b"x",),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_formats_that_are_not_read_are_named(name):
+    for body in NAMED[name]:
+        with pytest.raises(BadSample) as bad:
+            decode_image(body)
+        assert (bad.value.reason, bad.value.detail) == ("image_format", name)
+
+
 @pytest.mark.parametrize("left", [-2, -1, 1000, 500, 30, 2])
 def test_truncated_jpeg(left):
     assert reason(encoded(picture(0, 60, 80), quality=95)[:left]) == "jpeg_truncated"

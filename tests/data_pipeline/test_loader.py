@@ -91,16 +91,16 @@ def test_a_refusal_in_a_worker_is_one_sentence(index, workers):
         loader.close()
 
 
-class Wrong(Pixels):
+class Greedy(Pixels):
     def __call__(self, members, draw):
-        raise ValueError("a fault of the program")
+        raise MemoryError("nothing is left")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_fault_of_the_program_is_not_taken_for_a_bad_sample(index, workers):
-    loader = Loader(batches_of(index, Wrong(), 4), workers=workers)
+def test_too_little_memory_is_not_taken_for_a_bad_sample(index, workers):
+    loader = Loader(batches_of(index, Greedy(), 4), workers=workers)
     try:
-        with pytest.raises(ValueError, match="a fault of the program"):
+        with pytest.raises(MemoryError, match="nothing is left"):
             loader.next()
     finally:
         loader.close()

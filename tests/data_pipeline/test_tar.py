@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.data_pipeline.make import jpeg
 from vtx_scale.data_pipeline.errors import BadSample, UserError
-from vtx_scale.data_pipeline.index import build, scan
+from vtx_scale.data_pipeline.index import build, open_index, scan
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.tar import (
     Member,
@@ -98,6 +98,8 @@ def test_walk_equals_tarfile(members, kind):
 
 @settings(max_examples=100, deadline=None)
 @given(MEMBERS, st.sampled_from(sorted(FORMATS)))
+@example([("_.__", tarfile.REGTYPE, 0)], "gnu")
+@example([("_.__", tarfile.REGTYPE, 0), ("_.__", tarfile.REGTYPE, 1)], "gnu")
 def test_samples_equal_webdataset(members, kind):
     """Keys, extensions and bytes, in order, wherever webdataset reads the tar at all."""
     body = tar_of(members, kind)
@@ -119,6 +121,30 @@ def test_samples_equal_webdataset(members, kind):
     assert ours == [
         {k: v for k, v in s.items() if k == "__key__" or not k.startswith("__")} for s in known
     ]
+
+
+def test_members_named_as_our_own_are_passed_over(tmp_path):
+    """They are counted, and a sample's key and place are its own."""
+    path = tmp_path / "a.tar"
+    named = [
+        ("a.jpg", jpeg(1)),
+        ("a.__key__", b"stolen"),
+        ("a.__URL__", b"x"),
+        ("a.txt", b"a"),
+        ("b.__bad__", b"1"),
+        ("b.__worker__.txt", b"1"),
+        ("b.jpg", jpeg(2)),
+        ("b.txt", b"b"),
+    ]
+    path.write_bytes(tar_of([(n, tarfile.REGTYPE, b) for n, b in named], "gnu"))
+    index = build([path])
+    assert scan(path).counts == {"member_ignored": 4}
+    reader = ChunkReader(index)
+    assert [dict(reader.sample(g)) for g in range(index.n)] == [
+        {"__key__": "a", "__url__": str(path), "jpg": jpeg(1), "txt": b"a"},
+        {"__key__": "b", "__url__": str(path), "jpg": jpeg(2), "txt": b"b"},
+    ]
+    assert list(verify(str(path))) == []
 
 
 @settings(max_examples=500)
@@ -296,6 +322,62 @@ def test_zeros_that_took_members_away_are_reported():
     found = list(samples(memoryview(bytes(body))))
     assert [s.key for s in found if isinstance(s, Sample)] == ["a", "d"]
     assert [(p.reason, p.offset) for p in found if isinstance(p, Problem)] == [("tar_header", one)]
+
+
+BIG = [
+    (f"{i:02d}.{x}", tarfile.REGTYPE, n) for i in range(20) for x, n in (("jpg", 9000), ("txt", 9))
+]
+
+
+def unfinished(body, share):
+    """A tar of full length whose end, from a member or its data on, never came."""
+    at = int(len(body) * share)
+    return body[:at] + bytes(len(body) - at)
+
+
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+@pytest.mark.parametrize("share", [0.0001, 0.1, 0.331, 0.5, 0.6])
+def test_zeros_to_the_end_are_said(kind, share):
+    """At a header, within one, and within data: the samples before it are there, and one problem
+    at least says that others may have been behind them.
+    """
+    sound = tar_of(BIG, kind)
+    heads = [s.start for s in samples(memoryview(sound)) if isinstance(s, Sample)]
+    for at in (share, heads[int(20 * share)] / len(sound)):
+        found = list(samples(memoryview(unfinished(sound, at))))
+        kept = [s.key for s in found if isinstance(s, Sample)]
+        assert kept == [f"{i:02d}" for i, h in enumerate(heads) if h + 512 <= len(sound) * at]
+        assert {p.reason for p in found if isinstance(p, Problem)} & {"tar_tail", "tar_header"}
+
+
+@pytest.mark.parametrize("size", [10_752, 20_000, 65_536, 131_072, 1 << 20])
+def test_a_shard_of_zeros_is_said(tmp_path, size):
+    (tmp_path / "a.tar").write_bytes(bytes(size))
+    lines = []
+    assert open_index(str(tmp_path), say=lines.append).n == 0
+    assert [x for x in lines if "tar_tail" in x and f"nothing but {size} zero bytes" in x]
+    assert [(r["key"], r["reason"]) for r in verify(str(tmp_path))] == [("", "tar_tail")]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 20, 40, 63, 64, 126, 128, 256, 512, 1024, 2048])
+@pytest.mark.parametrize("over", [0, 512, 4096])
+def test_records_of_any_size_end_a_tar(factor, over):
+    """As `tar --blocking-factor` fills the last, little or nearly all of it: nothing is said."""
+    record = 512 * factor
+    head = len(tar_of(THREE, "ustar").rstrip(b"\x00")) // 512 * 512 + 512
+    content = -(-(head + 1024) // record) * record + over % record
+    body = tar_of([*THREE, ("z.bin", tarfile.REGTYPE, content - head - 1024)], "ustar")
+    body = body[: content - 512] + bytes(1024)
+    padded = body + bytes(-len(body) % record)
+    found = list(samples(memoryview(padded)))
+    assert [s.key for s in found if isinstance(s, Sample)] == ["a", "b", "c", "z"]
+    assert not [p for p in found if isinstance(p, Problem)]
+    assert len(padded) - len(body.rstrip(b"\x00")) < record + 1536
+
+
+@pytest.mark.parametrize("size", [0, 1024, 10_240])
+def test_a_tar_without_members_is_no_fault(size):
+    assert list(samples(memoryview(bytes(size)))) == []
 
 
 def test_sparse_members_are_passed_over():

@@ -8,7 +8,7 @@ from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, centre_box, random_
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.members import caption, image, label
 from vtx_scale.data_pipeline.read import Draw, Row
-from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.data_pipeline.text import kept, tokenizer
 from vtx_scale.objectives.pairs import blank_pair
 
 
@@ -33,7 +33,9 @@ class ClipReader:
         return blank_pair(self.size, self.context)
 
     def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
-        text, kind, pixels = caption(members), label(members), decode_image(image(members))
+        text, kind = caption(members, draw if self.train else None), label(members)
+        words = tokenizer(self.tokenizer)
+        ids, pixels = kept(words.ids(text)), decode_image(image(members))
         h, w = pixels.shape[:2]
         if self.train:
             u = draw(0, CROP_WORDS + 1)
@@ -45,6 +47,6 @@ class ClipReader:
             pixels = pixels[:, ::-1]
         return {
             "image": pixels,
-            "tokens": tokenizer(self.tokenizer).encode(text, self.context),
+            "tokens": words.framed(ids, self.context),
             "label": np.array(kind, np.int64),
         }

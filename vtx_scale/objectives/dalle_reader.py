@@ -6,7 +6,7 @@ import numpy as np
 
 from vtx_scale.data_pipeline.members import caption
 from vtx_scale.data_pipeline.read import Draw, Row
-from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.data_pipeline.text import kept, tokenizer
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.specs.run import Data
 
@@ -35,13 +35,14 @@ class DalleReader:
         }
 
     def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
-        text, words = caption(members), tokenizer(self.data.tokenizer)
+        text = caption(members, draw if self.train else None)
+        words = tokenizer(self.data.tokenizer)
         if self.train and self.dropped and words.rougher is not None:
             seed = int(draw(TEXT, 1)[0] * 2**53)
             ids = words.rougher(text, self.dropped, np.random.Generator(np.random.Philox(seed)))
         else:
             ids = words.ids(text)
-        return {**self.images(members, draw), **framed(ids, words.end, self.context)}
+        return {**self.images(members, draw), **framed(kept(ids), words.end, self.context)}
 
 
 def framed(ids: list[int], end: int, context: int) -> Row:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.members import caption, image, label
 from vtx_scale.data_pipeline.read import Draw, Row
-from vtx_scale.data_pipeline.text import Tokenizer, tokenizer
+from vtx_scale.data_pipeline.text import Tokenizer, kept, tokenizer
 from vtx_scale.objectives.pairs import blank_pair
 
 MARKS = str.maketrans({"_": " ", **{c: None for c in string.punctuation if c != "_"}})
@@ -27,8 +27,13 @@ def encode(words: Tokenizer, text: str, context: int) -> NDArray[np.int32]:
     """
     if not text.isascii():  # half a surrogate pair, which JSON can spell, is no text
         text = text.encode("utf-8", "replace").decode()
+    return framed(words, words.ids(canonical(text)), context)
+
+
+def framed(words: Tokenizer, ids: list[int], context: int) -> NDArray[np.int32]:
+    """(context,) int32: `encode` of a text that has these ids."""
     out = np.full(context, words.end, np.int32)
-    ids = words.ids(canonical(text))[: context - 1]
+    ids = ids[: context - 1]
     out[: len(ids)] = ids
     return out
 
@@ -55,12 +60,14 @@ class SiglipReader:
         return blank_pair(self.size, self.context)
 
     def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
-        text, kind, pixels = caption(members), label(members), decode_image(image(members))
+        text, kind = caption(members, draw if self.train else None), label(members)
+        words = tokenizer(self.tokenizer)
+        ids, pixels = kept(words.ids(canonical(text))), decode_image(image(members))
         pixels = resize_crop(pixels, (0, 0, *pixels.shape[:2]), self.size, self.bicubic)
         if self.train and self.flip and draw(0, 1)[0] < self.flip:
             pixels = pixels[:, ::-1]
         return {
             "image": pixels,
-            "tokens": encode(tokenizer(self.tokenizer), text, self.context),
+            "tokens": framed(words, ids, self.context),
             "label": np.array(kind, np.int64),
         }

@@ -10,7 +10,7 @@ from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, random_resized_crop
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.members import captions, image, label
 from vtx_scale.data_pipeline.read import Draw, Row
-from vtx_scale.data_pipeline.text import Tokenizer, tokenizer
+from vtx_scale.data_pipeline.text import Tokenizer, kept, tokenizer
 from vtx_scale.objectives.image_reader import middle
 from vtx_scale.specs.run import Data
 from vtx_scale.specs.virtex import VirtexConfig
@@ -27,9 +27,9 @@ def turned(text: str) -> str:
 def framed(words: Tokenizer, text: str, context: int) -> Row:
     """tokens (T,) int32: start, words, end, then zeros; length () int64 of what counts.
 
-    What is cut off takes the end along.
+    What is cut off takes the end along. Raises BadSample text where cleaning leaves nothing.
     """
-    ids = [words.start, *words.ids(text), words.end][:context]
+    ids = [words.start, *kept(words.ids(text)), words.end][:context]
     out = np.zeros(context, np.int32)
     out[: len(ids)] = ids
     return {"tokens": out, "length": np.array(len(ids), np.int64)}

@@ -62,7 +62,14 @@ class ClipConfig(ObjectiveSpec):
 
     build: ClassVar[str] = "vtx_scale.objectives.clip:Clip"
     interop: ClassVar[str] = "vtx_scale.interop.clip"
-    data_fields: ClassVar[tuple[str, ...]] = ("crop", "ratio", "flip", "bicubic", "tokenizer")
+    data_fields: ClassVar[tuple[str, ...]] = (
+        "crop",
+        "ratio",
+        "flip",
+        "bicubic",
+        "tokenizer",
+        "caption",
+    )
     vocabulary: ClassVar[str] = "text.vocab"
     pixels = "clip"
 

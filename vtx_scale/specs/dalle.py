@@ -72,7 +72,7 @@ class DalleConfig(ObjectiveSpec):
     """
 
     build: ClassVar[str] = "vtx_scale.objectives.dalle:Dalle"
-    data_fields: ClassVar[tuple[str, ...]] = (*PICTURES, "tokenizer")
+    data_fields: ClassVar[tuple[str, ...]] = (*PICTURES, "tokenizer", "caption")
     pretrained: ClassVar[tuple[Pretrained, ...]] = (Pretrained("codec", smoke="dvae_dalle"),)
     vocabulary: ClassVar[str] = "net.vocab"
     needs: ClassVar[Mapping[str, str]] = {

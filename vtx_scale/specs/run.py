@@ -53,7 +53,7 @@ class Augment(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Spec):
-    """The samples. Shards: a folder, a brace pattern, a glob, a comma list, or "toy"."""
+    """The samples. Shards: a folder, a brace pattern, a glob, a list of these, or "toy"."""
 
     # what not every objective uses: one that is set in vain is refused
     optional: ClassVar[tuple[str, ...]] = (
@@ -65,6 +65,7 @@ class Data(Spec):
         "bicubic",
         "centre",
         "tokenizer",
+        "caption",
     )
     needs: ClassVar[Mapping[str, str]] = {
         "shards": "needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards."
@@ -86,6 +87,10 @@ class Data(Spec):
     centre: float = 1.0  # the share of the short side that an evaluation looks at
     augment: Augment = field(default_factory=Augment)
     tokenizer: str = "bytes"  # "bytes", "clip", or the path of a tokenizer.json or a merges file
+    # where captions and labels stand, if not in txt, cap or json and in cls: the extension of a
+    # member, or a path in the JSON such as meta.captions.0
+    caption: str = ""
+    label: str = ""
     # share of bad samples in the last 10,000 slots beyond which the run stops
     bad_limit: float = 0.01
 
@@ -109,6 +114,13 @@ class Data(Spec):
         for name in ("flip", "spread"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 found.append(f"{name}={getattr(self, name)}: give a share from 0 to 1.")
+        for name in ("caption", "label"):
+            place = getattr(self, name)
+            if place != place.strip(" .") or ".." in place or place.startswith("__"):
+                found.append(
+                    f"{name}={place}: give the extension of a member, or names in the JSON "
+                    "with dots between them."
+                )
         if not 0 < self.centre <= 1:
             found.append(f"centre={self.centre}: give a share above 0, up to 1.")
         return found

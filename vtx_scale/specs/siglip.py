@@ -54,7 +54,7 @@ class SiglipConfig(ObjectiveSpec):
 
     build: ClassVar[str] = "vtx_scale.objectives.siglip:Siglip"
     interop: ClassVar[str] = "vtx_scale.interop.siglip"
-    data_fields: ClassVar[tuple[str, ...]] = ("flip", "bicubic", "tokenizer")
+    data_fields: ClassVar[tuple[str, ...]] = ("flip", "bicubic", "tokenizer", "caption")
     vocabulary: ClassVar[str] = "text.vocab"
     pixels = "half"
 

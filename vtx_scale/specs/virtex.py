@@ -38,6 +38,7 @@ class VirtexConfig(ObjectiveSpec):
         "bicubic",
         "centre",
         "tokenizer",
+        "caption",
     )
     vocabulary: ClassVar[str] = "vocab"
     pixels = "imagenet"

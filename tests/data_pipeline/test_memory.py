@@ -1,0 +1,198 @@
+"""What one picture takes: refused by its header before anything is allocated, or below the limit."""
+
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data_pipeline.jpegs import written
+from tests.data_pipeline.make import encoded
+from vtx_scale.data_pipeline import decode
+from vtx_scale.data_pipeline.decode import MEMORY
+
+SIDE = 7990  # a square just below the limit of pixels
+CHILD = """
+import os, sys, time
+from vtx_scale.data_pipeline import decode
+from vtx_scale.data_pipeline.errors import BadSample
+
+def status(name):
+    line = next(x for x in open("/proc/self/status") if x.startswith(name))
+    return int(line.split()[1]) * 1024
+
+decode.decode_image(open(sys.argv[1], "rb").read())
+for path in sys.argv[2:]:
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    body = open(path, "rb").read()
+    before, began = status("VmRSS"), time.process_time()
+    try:
+        answer = "x".join(map(str, decode.decode_image(body).shape))
+    except BadSample as e:
+        answer = e.reason
+    print(answer, status("VmHWM") - before, time.process_time() - began, flush=True)
+    os._exit(0)
+"""
+
+
+def measured(folder: Path, bodies: list[bytes]) -> list[tuple[str, int, float]]:
+    """(shape or reason, bytes at the peak, seconds) of each, each in a process of its own."""
+    paths = []
+    for k, body in enumerate([encoded(Image.new("RGB", (8, 8)), "PNG"), *bodies]):
+        paths.append(folder / f"{k}")
+        paths[-1].write_bytes(body)
+    out = subprocess.run(
+        [sys.executable, "-c", CHILD, *paths],
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    rows = [line.split() for line in out.stdout.splitlines()]
+    assert len(rows) == len(bodies), out.stderr
+    return [(answer, int(peak), float(seconds)) for answer, peak, seconds in rows]
+
+
+def png(width: int, height: int, depth: int, colour: int, interlaced: int = 0) -> bytes:
+    """All zeros; its palette, if it has one, is transparent."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + crc
+
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    row = bytes(1 + -(-width * depth * channels // 8))
+    packer = zlib.compressobj(1)
+    data = b"".join(packer.compress(row * 64) for _ in range(-(-height // 64) + 1 + interlaced))
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    palette = chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", bytes(10)) if colour == 3 else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + palette
+        + chunk(b"IDAT", data + packer.flush())
+        + chunk(b"IEND", b"")
+    )
+
+
+def with_size(body: bytes, width: int, height: int) -> bytes:
+    """A JPEG, WebP or GIF whose header claims another size."""
+    out = bytearray(body)
+    if body[:2] == b"\xff\xd8":
+        at = next(body.index(bytes([0xFF, m])) for m in (0xC0, 0xC2) if bytes([0xFF, m]) in body)
+        out[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    elif body[:4] == b"GIF8":
+        out[6:10] = struct.pack("<HH", width, height)
+    elif body[12:16] == b"VP8L":
+        out[21:25] = struct.pack("<I", (height - 1) << 14 | (width - 1))
+    elif body[12:16] == b"VP8X":
+        out[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    else:
+        out[26:30] = struct.pack("<HH", width, height)
+    return bytes(out)
+
+
+def large_frame(body: bytes, width: int, height: int) -> bytes:
+    """A GIF whose screen is small and whose first frame is not."""
+    at = body.index(b",", 13 + (3 << (body[10] & 7) + 1))
+    return body[: at + 5] + struct.pack("<HH", width, height) + body[at + 9 :]
+
+
+def test_too_large_for_memory_is_known_before_it_is_taken(tmp_path):
+    """Each claims a size below the limit of pixels, at which its decoder would take more than half
+    a gigabyte; Pillow's WebP and GIF take part of it while they look at the header.
+    """
+    small = Image.new("RGB", (40, 40), (9, 80, 7))
+    clear = Image.new("RGBA", (40, 40))
+    first = small.quantize(4)
+    moving = {"save_all": True, "append_images": [first.rotate(90)], "disposal": 2}
+    gif = encoded(first, "GIF", transparency=0, **moving)
+    webp = [
+        encoded(small, "WEBP"),
+        encoded(clear, "WEBP", lossless=True),
+        encoded(clear, "WEBP", save_all=True, append_images=[small.convert("RGBA")]),
+    ]
+    bodies = [with_size(body, 6400, 6400) for body in webp]
+    bodies += [with_size(gif, 7600, 7600), large_frame(gif, 7600, 7600)]
+    progressive = {"progressive": True, "subsampling": 0}
+    bodies += [with_size(encoded(small, **progressive), SIDE, SIDE)]
+    bodies += [with_size(encoded(small.convert("CMYK"), progressive=True), 6400, 6400)]
+    bodies += [with_size(written(0, [(1, 1)] * 3, apart=True), SIDE, SIDE)]
+    unusual = written(0, [(4, 2), (1, 1), (1, 1)], apart=True)
+    bodies += [with_size(unusual, SIDE, SIDE)]
+    for body, (answer, peak, seconds) in zip(bodies, measured(tmp_path, bodies), strict=True):
+        assert answer == "image_memory", body[:30]
+        assert peak < 8 << 20 and seconds < 0.2
+
+
+def cells(side: int) -> dict[str, bytes]:
+    noise = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 4), dtype=np.uint8)
+    rgba = Image.fromarray(np.kron(noise, np.ones((8, 8, 1), np.uint8)))
+    rgb, few = rgba.convert("RGB"), rgba.convert("RGB").quantize(8)
+    moving = {"save_all": True, "append_images": [few.rotate(90)], "disposal": 2}
+    inks = rgb.convert("CMYK")
+    return {
+        "palette PNG": png(side, side, 8, 3),
+        "RGBA PNG of 16 bits": png(side, side, 16, 6),
+        "RGBA PNG": encoded(rgba, "PNG", compress_level=1),
+        "RGB PNG": encoded(rgb, "PNG", compress_level=1),
+        "grey PNG of 16 bits": png(side, side, 16, 0),
+        "PNG of bits": png(side, side, 1, 0),
+        "grey PNG with alpha": png(side, side, 8, 4),
+        "moving PNG": encoded(rgba, "PNG", save_all=True, append_images=[rgba.rotate(90)]),
+        "GIF": encoded(few, "GIF"),
+        "moving GIF": encoded(few, "GIF", transparency=0, **moving),
+        "BMP": encoded(rgb, "BMP"),
+        "lossy WebP": encoded(rgb, "WEBP", method=0),
+        "WebP": encoded(rgba, "WEBP", lossless=True, method=0, quality=0),
+        "moving WebP": encoded(rgba, "WEBP", save_all=True, append_images=[rgb.rotate(90)]),
+        "JPEG": encoded(rgb),
+        "progressive": encoded(rgb, progressive=True, subsampling=0),
+        "progressive grey": encoded(rgb.convert("L"), progressive=True),
+        "inks": encoded(inks),
+        "progressive inks": encoded(inks, progressive=True),
+    }
+
+
+def estimates(monkeypatch, side: int) -> dict[str, int]:
+    """What is known of each cell from its header."""
+    seen: list[int] = []
+    monkeypatch.setattr(decode, "check_memory", seen.append)
+    found = {}
+    for name, body in cells(side).items():
+        seen.clear()
+        decode.decode_image(body)
+        found[name] = max(seen)
+    monkeypatch.undo()
+    return found
+
+
+def test_what_is_measured_stays_below_the_estimate(tmp_path, monkeypatch):
+    """At two million pixels, of which the spare bytes take many times as much as a strip does."""
+    side = 1440
+    bodies = cells(side)
+    results = measured(tmp_path, list(bodies.values()))
+    for (name, estimate), (answer, peak, _) in zip(
+        estimates(monkeypatch, side).items(), results, strict=True
+    ):
+        assert answer == f"{side}x{side}x3"
+        assert estimate / 2 < peak < estimate + (30 << 20), (name, estimate >> 20, peak >> 20)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", cells(16))
+def test_the_largest_lawful_picture_stays_below_the_limit(name, tmp_path, monkeypatch):
+    """The largest square of each kind is decoded below the limit, and none that is a tenth larger,
+    unless it is as large as pictures may be.
+    """
+    each = estimates(monkeypatch, 720)[name] / 720**2
+    side = min(SIDE, int(((MEMORY - decode.SPARE) / each) ** 0.5) // 8 * 8 - 8)
+    ((answer, peak, _),) = measured(tmp_path, [cells(side)[name]])
+    print(f"{name}: {side} x {side}, {peak >> 20} MiB")
+    assert answer == f"{side}x{side}x3" and peak < MEMORY
