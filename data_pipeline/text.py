@@ -62,6 +62,10 @@ class Tokenizer:
         """(texts, context) int32: `encode` of each. Raises ValueError where there is no text."""
         return np.stack([self.encode(t, context) for t in texts])
 
+    def cut(self, texts: Iterable[str], fit: int) -> tuple[int, int]:
+        """How many texts have more than `fit` tokens, the frame left out; and `fit`."""
+        return sum(len(self.ids(text)) > fit for text in texts), fit
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text between start and end; what stands behind the first end does not count."""
         kept = []

@@ -137,8 +137,12 @@ def check_evaluator(name: str) -> None:
 
 
 def refuse_required(run: Run, name: str) -> None:
-    """Raises UserError where a recipe leaves open what only its user can give."""
+    """Raises UserError where a recipe leaves open what only its user can give.
+
+    A pretrained part may come with `init.from`, which is read later.
+    """
+    sources = [part.source for part in run.objective.pretrained] if run.init.from_ else []
     for spec in (run.data, run.init, run.objective):
         for field, sentence in spec.needs.items():
-            if getattr(spec, field) == "required":
+            if getattr(spec, field) == "required" and field not in sources:
                 raise UserError(f"{name} {sentence}")

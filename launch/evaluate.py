@@ -21,6 +21,7 @@ from vtx_scale.launch import checks, override
 from vtx_scale.launch.build import eval_batches
 from vtx_scale.launch.datasets import open_data
 from vtx_scale.launch.open_run import open_run
+from vtx_scale.launch.reading import KEYS, Reading, reading_of
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.objectives.base import Objective
@@ -180,19 +181,20 @@ def scores(run: Run, objective: Objective, names: list[str]) -> dict[str, dict[s
 
 
 def evaluate(
-    folder: Path, names: list[str], run: Run | None = None
+    folder: Path, names: list[str], run: Run | None = None, reading: Reading | None = None
 ) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     """`vtx evaluate`: evaluators on the newest checkpoint of a run folder, one after the other;
     a picture is the path of its file, and one that cannot be had is what it lacks.
 
-    Raises UserError for a name that is none, before anything is read.
+    run: the recipe, of which the data may be others. reading: where and how it computes. Raises
+    UserError for a name that is none and without validation samples, before weights are read.
     """
+    run, reading = run or recipe_of(folder), reading or Reading()
     for name in names:
         evaluator(name)
-    opened = open_run(folder)
-    run = run or opened.recipe
     if open_data(run, False) is None:
         raise UserError(f"{folder} names no validation samples: add data.val_shards=FOLDER.")
+    opened = open_run(folder, reading.device, reading.precision)
     for name, values in each(
         run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"]
     ):
@@ -222,16 +224,13 @@ def keep_picture(folder: Path, name: str, key: str, step: int, pixels: NDArray[n
 
 def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
-    for key in args.keys:
-        if not key.startswith(("data.", "system.")):
-            raise UserError(
-                f"{key}: an evaluation takes the model as it was trained; "
-                "data.* and system.* can be set."
-            )
-    recipe = override.override(recipe_of(folder), args.keys)
+    reading = reading_of(args.keys, also=("system.workers", "data."))
+    rest = [key for key in args.keys if key.partition("=")[0] not in KEYS]
+    recipe = override.override(recipe_of(folder), rest)
 
     lacking = None
-    for name, values in evaluate(folder, [n for n in args.names.split(",") if n], recipe):
+    names = [n for n in args.names.split(",") if n]
+    for name, values in evaluate(folder, names, recipe, reading):
         if isinstance(values, UserError):
             lacking = lacking or values
         elif args.json:

@@ -3,15 +3,31 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from vtx_scale.interop import export
+from vtx_scale.interop.files import refuse_taken
 from vtx_scale.launch.open_run import open_run
+from vtx_scale.launch.reading import reading_of
+
+# the type of the numbers that are written; None: as they were trained
+WRITTEN = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
 
 
 def run(args: argparse.Namespace) -> int:
-    opened = open_run(args.folder)
+    reading, out = reading_of(args.keys), Path(args.out)
+    refuse_taken(out)
+    opened = open_run(args.folder, reading.device)
+    if reading.precision in WRITTEN:
+        opened.model.to(WRITTEN[reading.precision])
     data = opened.recipe.data
     for path in export(
-        opened.model, args.to, Path(args.out), data.centre, data.bicubic, not args.without_head
+        opened.model, args.to, out, data.centre, data.bicubic, not args.without_head
     ):
         print(path)
     return 0

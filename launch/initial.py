@@ -12,10 +12,12 @@ from torch import Tensor
 from vtx_scale.blocks.rules import rule_of
 from vtx_scale.checkpoints.read import Tensors, newest
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.interop.files import FILES, read_weights
 from vtx_scale.interop.weights import import_network, import_weights, resize_positions
+from vtx_scale.launch.pretrained import held
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.specs import walk
-from vtx_scale.specs.network import Network
+from vtx_scale.specs.objective import ObjectiveSpec, Pretrained
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
 
@@ -25,12 +27,7 @@ def load_initial(run: Run, strategy: Base, say: Callable[[str], None]) -> None:
     if run.init.from_:
         load_source(run.init.from_, run, strategy, say)
     for part in run.objective.pretrained:
-        load_part(
-            part.part,
-            getattr(run.objective, part.source),
-            getattr(run.objective, part.part),
-            strategy,
-        )
+        load_part(part, run.objective, strategy)
 
 
 def stored(path: Path) -> dict[str, Tensor]:
@@ -98,6 +95,8 @@ def differences(path: Path, run: Run) -> list[str]:
                 for key in common
                 if a[key] != b[key]
             ]
+    if len({p for spec in (theirs, ours) if (p := getattr(spec, "palette", ""))}) > 1:
+        lines.append("objective.palette has other colours there than here")
     if ours.pixels and theirs.pixels not in ("", ours.pixels):
         lines.append(f"objective.pixels was {theirs.pixels} there and is {ours.pixels} here")
     return lines
@@ -119,26 +118,39 @@ def refuse_rest(
                 f"{source}: it has {name}, which the recipe's network has not: "
                 "make the recipe as deep."
             )
+        layer = name.removesuffix("bias") + "weight"
+        if name.endswith(".bias") and name not in here and layer in here and wanted(name):
+            anew = ", or init.head=new" if is_head(strategy, name) else ""
+            raise UserError(
+                f"{source}: it has {name}, and the recipe's layer has no bias: "
+                f"set the field of the network that gives it one{anew}."
+            )
 
 
-def load_part(part: str, source: str, network: Network, strategy: Base) -> None:
-    """Fill the module `part` from a run folder's network or from exported weights of `network`."""
+def load_part(part: Pretrained, objective: ObjectiveSpec, strategy: Base) -> None:
+    """Fill the module of a part from a run folder or an export whose network it is or that has it
+    as a part too, or from exported weights of the network alone.
+
+    Raises UserError where there is nothing, or where it does not fit.
+    """
+    source, prefix = getattr(objective, part.source), f"{part.part}."
     path = Path(source)
     if not path.exists():
-        raise UserError(f"objective.{part}_from={source}: there is no such file or folder.")
-    if (path / "run.json").exists():
-        state, prefix = stored(path), recipe_of(path).objective.exported()[0]
+        raise UserError(f"objective.{part.source}={source}: there is no such file or folder.")
+    there = held(path, objective, part)
+    if there is None:
+        state = import_network(path, getattr(objective, part.part))
     else:
-        state, prefix = import_network(path, network), ""
+        state = stored(path) if (path / "run.json").exists() else read_weights(path, FILES)
 
     def candidates(name: str) -> Iterable[str]:
-        return (prefix + name.removeprefix(f"{part}."),)
+        return ((there.prefix if there else "") + name.removeprefix(prefix),)
 
     fill(
         strategy,
         state,
         candidates,
-        lambda name: name.startswith(f"{part}."),
+        lambda name: name.startswith(prefix),
         source,
         statistics=True,
     )

@@ -1,7 +1,7 @@
 """`vtx_scale.open_run`: a trained model in this process, ready to be used."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from vtx_scale.checkpoints.read import Tensors, load, newest
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch.build import build_objective
+from vtx_scale.launch.process import device_of
+from vtx_scale.launch.reading import Reading, reading_of
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.objectives.base import Objective
-from vtx_scale.specs.run import Run
+from vtx_scale.specs.run import Run, System
 from vtx_scale.strategies.single import Single
-from vtx_scale.trainer.precision import precision_of
+from vtx_scale.trainer.precision import Precision, precision_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class OpenRun:
     `probes["encode_image"](uint8 (N, H, W, 3))`.
 
     folder, recipe: the run's. step: of the checkpoint, in finished steps. model: the objective, on
-    the CPU, in evaluation mode.
+    the device that was asked for, in evaluation mode.
     """
 
     folder: Path
@@ -41,25 +43,51 @@ class OpenRun:
         return self.model.probes
 
 
-def open_run(folder: str | Path) -> OpenRun:
-    """The newest whole checkpoint of a run folder, in this process, on the CPU; of any strategy and
+def open_run(folder: str | Path, device: str = "cpu", precision: str | None = None) -> OpenRun:
+    """The newest whole checkpoint of a run folder, in this process; of any strategy and
     world. A training that goes on is not disturbed.
 
-    Raises UserError where the folder is no run folder or has no whole checkpoint.
+    device: "cpu", "cuda", or "auto" for a GPU where there is one. precision: of what the probes
+    compute, as `system.precision` names it ("fp32", "bf16", "fp16", "fp64", "auto"); None for the
+    type that the run's parameters have. Raises UserError where the folder is no run folder or has
+    no whole checkpoint, for a value that is none, and for a GPU where there is none.
     """
+    keys = [f"system.device={device}"]
+    reading = reading_of([*keys, *([f"system.precision={precision}"] if precision else [])])
     folder = Path(folder)
     run = recipe_of(folder)
     found = newest(folder / "checkpoints")
     if found is None:
         raise UserError(f"{folder} has no whole checkpoint: run its training first.")
     path, manifest = found
-    device = torch.device("cpu")
-    objective = build_objective(run, precision_of(run.system, device).weights)
-    strategy = Single(device)
+    at, computed = place_of(reading, run)
+    objective = build_objective(run, computed.weights)
+    strategy = Single(at)
     strategy.prepare(objective)
+    objective.context.run_probe = cast_probes(strategy, computed)
     tensors = Tensors(path, manifest)
     wanted = {s.key for s in strategy.slices()}
     tensors.shapes = {k: v for k, v in tensors.shapes.items() if k in wanted}
     load(strategy.slices(), tensors)
     objective.eval()
     return OpenRun(folder, run, manifest["step"], objective)
+
+
+def place_of(reading: Reading, run: Run) -> tuple[torch.device, Precision]:
+    """The device, and how it computes. Raises UserError for a GPU where there is none."""
+    device = torch.device("cpu")
+    if reading.device != "cpu":
+        device = device_of(System(device=reading.device, threads=torch.get_num_threads()))
+    if reading.precision is None:  # as an evaluation in the loop: no mixed precision
+        return device, replace(precision_of(run.system, torch.device("cpu")), compute=None)
+    return device, precision_of(replace(run.system, precision=reading.precision), device)
+
+
+def cast_probes(strategy: Single, precision: Precision) -> Callable[..., torch.Tensor]:
+    """`Context.run_probe` whose products are in the precision."""
+
+    def run_probe(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
+        with precision.cast(strategy.device):
+            return strategy.run_probe(function, *rows)
+
+    return run_probe

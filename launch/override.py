@@ -170,6 +170,9 @@ def moved(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     ):
         # CLIP's own initial values, whatever the tower's field said
         body["image"] = {**body["image"], "init": "clip"}
+    if path.startswith("vtx_scale.specs.igpt:PixelGPT") and body.get("classes"):
+        # a classifier had a bias when there was no field for it
+        body = {"classifier_bias": True, **body}
     return MOVED.get(path, path), body
 
 

@@ -8,12 +8,13 @@ is a run says its network; so does a start that a smoke size goes on from; a pal
 becomes its colours.
 """
 
-import typing
+import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch.pretrained import LEFT_OPEN, held, spec_at, wanted
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.toy_data import toy_run, toy_shards
 from vtx_scale.specs.objective import Pretrained
@@ -49,30 +50,35 @@ def resolve_start(run: Run, say: Say) -> Run:
 
 
 def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None) -> Run:
-    """`objective.PART` is the network that the run in `objective.PART_from` trained;
-    "smoke" is a tiny one made once in the cache.
+    """`objective.PART` is the network that the run in `objective.PART_from` trained, or has as its
+    own; left open it is that of `init.from`, where there is one; "smoke" is a tiny one made once in
+    the cache.
 
     A run that has begun has it in its checkpoints, and goes on where the folder is gone.
     """
     objective = run.objective
     source = getattr(objective, part.source)
+    if source in LEFT_OPEN and comes_with_start(run, part, begun):
+        source = run.init.from_
     if source in ("", "required"):
+        if source and run.init.from_ and Path(run.init.from_).exists():
+            raise UserError(
+                f"init.from={run.init.from_} brings no {part.part}: "
+                f"add objective.{part.source}=RUN."
+            )
         return run
     folder = toy_run(part.smoke, say) if source == "smoke" else Path(source)
     objective = replace(objective, **{part.source: str(folder)})
     # what the run of the part knows better
     known = {f.name for f in fields(objective)} & {part.part, f"{part.part}_pixels"}
-    if (folder / "run.json").exists():
-        theirs = recipe_of(folder).objective
-        network = theirs.networks().get("net")
-        wanted = typing.get_type_hints(type(objective))[part.part]
-        if not isinstance(network, wanted):
-            raise UserError(
-                f"{folder} trained a {theirs.title()}, which is no {part.part}: give a run of a "
-                f"{wanted.title()}, as {part.smoke} trains one."
-            )
-        there = {part.part: network, f"{part.part}_pixels": theirs.pixels}
+    if (found := held(folder, objective, part)) is not None:
+        there = {part.part: found.network, f"{part.part}_pixels": found.pixels}
         objective = replace(objective, **{name: there[name] for name in known})
+    elif (theirs := spec_at(folder)) is not None:
+        raise UserError(
+            f"{folder} trained a {theirs.title()}, which is no {part.part}: give a run of a "
+            f"{wanted(objective, part).title()}, as {part.smoke} trains one."
+        )
     elif begun is not None and (begun / "run.json").exists():
         before = recipe_of(begun).objective
         if getattr(before, part.source, None) == str(folder):
@@ -80,13 +86,28 @@ def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None)
     return replace(run, objective=objective)
 
 
+def comes_with_start(run: Run, part: Pretrained, begun: Path | None) -> bool:
+    """Whether a part that is left open is that of `init.from`, or was when the run began.
+
+    Where the start is a network of the same kind, as a student is, it is not taken for the part.
+    """
+    start = run.init.from_
+    found = held(Path(start), run.objective, part) if start else None
+    if found is not None:
+        return found.prefix == f"{part.part}."
+    if not start or begun is None or not (begun / "run.json").exists():
+        return False
+    return bool(getattr(recipe_of(begun).objective, part.source, "") == start)
+
+
 def resolve_palette(run: Run) -> Run:
     """`objective.palette` that names a file becomes the colours in it,
     so that they count in the hash and not their path.
     """
-    objective = run.objective
-    path = Path(getattr(objective, "palette", ""))
-    # colours in hexadecimal are longer than any path
-    if len(str(path)) > 1_000 or not path.is_file():
+    palette = getattr(run.objective, "palette", "")
+    # no Path.is_file: colours in hexadecimal can be longer than any path, and raise
+    if not os.path.isfile(palette):
         return run
-    return replace(run, objective=replace(objective, **{"palette": read_palette(path)}))
+    return replace(
+        run, objective=replace(run.objective, **{"palette": read_palette(Path(palette))})
+    )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from vtx_scale.data_pipeline.decode import Box
+from vtx_scale.data_pipeline.decode import Box, Pixels
 
 TRIES = 5
 CROP_WORDS = 4 * TRIES  # uniform numbers a random resized crop takes, whatever comes of them
@@ -65,6 +65,16 @@ def zoomed_box(
         top, left = round(at * (height - short)), round(at * (width - short))
         height = width = short
     return top + int(u[2] * (height - side + 1)), left + int(u[3] * (width - side + 1)), side, side
+
+
+def padded_crop(pixels: Pixels, u: NDArray[np.float64], pad: int) -> Pixels:
+    """(H, W, 3) -> the same size, cut out anywhere of the picture with `pad` pixels of its mirror
+    image on every side, as small pictures are commonly augmented. u: 2 numbers.
+    """
+    height, width = pixels.shape[:2]
+    wide = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    top, left = int(u[0] * (2 * pad + 1)), int(u[1] * (2 * pad + 1))
+    return np.ascontiguousarray(wide[top : top + height, left : left + width])
 
 
 def centre_box(height: int, width: int) -> Box:

@@ -21,6 +21,17 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a command takes that opens a trained run."""
+    parser.add_argument(
+        "keys",
+        nargs="*",
+        metavar="key=value",
+        help="system.device=cuda, system.precision=bf16: where and how it computes "
+        "(the CPU, as it was trained)",
+    )
+
+
 def run_of(args: argparse.Namespace, also: Iterable[str] = ()) -> Run:
     """The Run that recipe, --smoke and key=value mean. Raises UserError.
 

@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "keys",
         nargs="*",
         metavar="key=value",
-        help="data.val_shards=FOLDER, data.hold_out=0.1, ...",
+        help="data.val_shards=FOLDER, data.hold_out=0.1, system.device=cuda, ...",
     )
 
 

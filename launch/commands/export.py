@@ -2,6 +2,8 @@
 
 import argparse
 
+from vtx_scale.launch.commands import reading_arguments
+
 HELP = (
     "write a run's weights for transformers, open_clip, timm, torchvision or as plain safetensors"
 )
@@ -16,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--without-head", action="store_true", help="leave the classifier out")
     parser.add_argument("out", metavar="DIR", help="where the files go")
+    reading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@ for captions where it reads them.
 
 import argparse
 
+from vtx_scale.launch.commands import reading_arguments
+
 HELP = (
     "draw pictures with a run of DALL-E or iGPT; --rerank keeps those that a CLIP run finds fit "
     "a caption best"
@@ -20,9 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--rerank", metavar="RUN", help="a run of CLIP or SigLIP")
-    parser.add_argument(
-        "--keep", type=int, default=1, help="of a caption's pictures, with --rerank"
-    )
+    parser.add_argument("--keep", type=int, help="of a caption's pictures, with --rerank (1)")
+    reading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

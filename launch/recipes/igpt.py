@@ -131,19 +131,33 @@ def igpt_l_bert_smoke() -> Run:
     return _smoke(igpt_l_bert())
 
 
-def igpt_l_finetune() -> Run:
-    """iGPT-L to ImageNet's labels and colours at once; init.from names the pre-trained run."""
+def _finetune(classes: int, steps: int) -> Run:
     run = _run("L", 1e-4)
     igpt = cast(IgptConfig, run.objective)
     return replace(
         run,
-        objective=replace(igpt, net=replace(igpt.net, classes=1000)),
-        steps=20 * EPOCH // 128,
+        objective=replace(igpt, net=replace(igpt.net, classes=classes)),
+        steps=steps,
         schedule=Schedule(kind="constant"),
         init=Init(from_="required", head="new"),
         evaluate=(Evaluation(name="accuracy", every=5_000), Evaluation(name="loss")),
     )
 
 
+def igpt_l_finetune() -> Run:
+    """iGPT-L to ImageNet's labels and colours at once; init.from names the pre-trained run."""
+    return _finetune(1000, 20 * EPOCH // 128)
+
+
 def igpt_l_finetune_smoke() -> Run:
     return _smoke(igpt_l_finetune())
+
+
+def igpt_l_finetune_cifar10() -> Run:
+    """iGPT-L to CIFAR-10's labels and colours; pictures are padded by 4 pixels, cut and flipped."""
+    run = _finetune(10, 20 * 50_000 // 128)
+    return replace(run, data=Data(shards="required", pad=4, flip=0.5))
+
+
+def igpt_l_finetune_cifar10_smoke() -> Run:
+    return _smoke(igpt_l_finetune_cifar10())

@@ -1,4 +1,4 @@
-"""What one picture takes: refused by its header before anything is allocated, or below the limit."""
+"""What a picture takes: refused by its header before anything is allocated, or below the limit."""
 
 import os
 import struct

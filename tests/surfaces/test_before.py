@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs import losses, vtx
+from tests.runs import losses, train_on_ranks, vtx
 from vtx_scale import open_run
 from vtx_scale.launch import override, recipes
 from vtx_scale.specs.clip import ClipConfig
@@ -52,6 +52,36 @@ def test_it_resumes_opens_and_exports(folder, tmp_path):
     for to in ("transformers", "open_clip", "timm", "safetensors"):
         exported = vtx("export", folder, "--to", to, tmp_path / to)
         assert exported.returncode == 0, exported.stderr
+
+
+@pytest.mark.slow
+def test_a_classifier_of_before_keeps_its_bias(tmp_path):
+    """A fine-tuned iGPT had one when there was no field for it: it opens, goes on, and its bias is
+    not left out in silence where another run starts from it.
+    """
+    keys, bias = ("steps=2", "objective.net.classes=12"), "objective.net.classifier_bias=true"
+    folder = tmp_path / "run"
+    train_on_ranks(
+        folder, 1, "single", *keys, bias, "system.leave_after=1", recipe="igpt_s", code=75
+    )
+    run_json = json.loads((folder / "run.json").read_text())
+    net = run_json["recipe"]["objective"]["net"]
+    del net["classifier_bias"]
+    net["spec"] = "vtx_scale.specs.igpt:PixelGPT"
+    (folder / "run.json").write_text(json.dumps(run_json))
+    opened = open_run(folder)
+    opened.model.net.head.bias.data.fill_(1)
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    assert opened.step == 1 and opened.probes["classify"](pixels).shape == (1, 12)
+    again = ("train", "igpt_s", "--smoke", "--run", folder, "system.workers=0", *keys)
+    refused = vtx(*again)
+    assert refused.returncode == 2
+    assert "objective.net.classifier_bias was True, is False" in refused.stderr, refused.stderr
+    assert vtx(*again, bias).returncode == 0 and open_run(folder).step == 2
+    start = ("train", "igpt_s", "--smoke", "--run", tmp_path / "b", *keys, f"init.from={folder}")
+    done = vtx(*start)
+    assert done.returncode == 2 and "it has net.head.bias" in done.stderr, done.stderr
+    assert vtx(*start, "init.head=new").returncode == 0
 
 
 def test_another_recipe_is_still_seen(folder, tmp_path):

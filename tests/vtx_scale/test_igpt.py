@@ -2,8 +2,11 @@
 palettes; draws.
 """
 
+import json
 import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +25,13 @@ from vtx_scale.evaluators.completions import completions
 from vtx_scale.launch import override, recipes
 from vtx_scale.objectives.igpt import drawn
 from vtx_scale.objectives.palette import Palette
-from vtx_scale.specs.palette import colours_of, read_palette, write_palette
+from vtx_scale.specs.palette import (
+    clusters,
+    colours_of,
+    count_colours,
+    read_palette,
+    write_palette,
+)
 from vtx_scale.specs.run import System
 
 STEP, SIDE = 3, 3
@@ -111,7 +120,7 @@ def brute_force(case, pattern):
         ]
         loss = sum(nats) / len(nats)
         if case == "classes":
-            z = net.head.weight @ states.mean(0) + net.head.bias
+            z = net.head.weight @ states.mean(0)
             loss = 0.7 * loss + z.exp().sum().log() - z[batch["label"][i]]
         total = total + loss
     total = total / batch.valid.sum()
@@ -133,6 +142,22 @@ def test_loss_and_gradients_equal_brute_force(expected, strategy, world):
     for rank, found in enumerate(on_ranks(world, cell, strategy)):
         for case in CASES:
             assert_equal(found[case], expected[case], rank, case)
+
+
+def test_a_classifier_has_no_bias_but_in_folders_of_before():
+    """What run.json said of a classifier before there was a field for its bias."""
+    run = recipe("classes")
+    assert "net.head.bias" not in dict(alone(run).named_parameters())
+    body = override.to_dict(run)
+    assert override.from_dict(body) == run
+    for path in ("PixelGPT", "PixelGPTConfig"):
+        net = body["objective"]["net"] | {"spec": f"vtx_scale.specs.igpt:{path}"}
+        del net["classifier_bias"]
+        before = override.from_dict(body | {"objective": body["objective"] | {"net": net}})
+        assert before.objective.net == replace(run.objective.net, classifier_bias=True)
+        assert alone(before).net.head.bias.shape == (run.objective.net.classes,)
+        # nothing else is another: the hashes of runs without a classifier stand
+        assert override.from_dict(net | {"classes": 0}) == replace(run.objective.net, classes=0)
 
 
 def test_the_first_loss_is_the_logarithm_of_the_colours():
@@ -229,6 +254,41 @@ def test_a_draw_never_leaves_the_distribution():
         assert drawn(logits, torch.full((2,), u)).tolist() == [1, 0]
 
 
+def file_of(centres, folder):
+    (folder / "p.json").write_text(json.dumps({"clusters": centres}))
+    return read_palette(folder / "p.json")
+
+
+@pytest.mark.parametrize(("colours", "seed"), [(2, 0), (7, 1), (40, 2), (512, 3)])
+def test_tokens_of_a_palette_of_numbers_are_the_nearest(colours, seed, tmp_path):
+    """In exact arithmetic; of colours that stand twice the first."""
+    rng = np.random.default_rng(seed)
+    table = rng.uniform(-1, 1, (colours, 3)).tolist()
+    palette = Palette(file_of(table + table, tmp_path))
+    pixels = rng.integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    x = ((pixels.reshape(-1, 1, 3) * (1 / 255)).astype(np.float32) - np.float32(0.5)) * 2
+    far = ((x.astype(np.longdouble) - np.array(table, np.longdouble)) ** 2).sum(2)
+    assert palette.tokens(torch.from_numpy(pixels)).tolist() == [far.argmin(1).tolist()]
+    assert palette.centres == [tuple(row) for row in table + table]
+
+
+def test_what_a_palette_of_numbers_draws_is_rounded(tmp_path):
+    palette = Palette(file_of([[-1, 0, 1], [0.1, -0.49, 0.5019]], tmp_path))
+    shown = palette.pixels(torch.tensor([[0, 1, 1, 0]]))
+    assert shown.dtype == torch.uint8 and shown[0, 0].tolist() == [[0, 128, 255], [140, 65, 191]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-1, 1)] * 3), min_size=1, max_size=9))
+def test_the_numbers_of_a_palette_come_back_to_the_bit(centres):
+    with tempfile.TemporaryDirectory() as folder:
+        palette = file_of(centres, Path(folder))
+    assert clusters(palette) == centres and count_colours(palette) == len(centres)
+    assert [list(c) for c in colours_of(palette)] == [
+        [round(127.5 * (x + 1)) for x in c] for c in centres
+    ]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 2**32 - 1))
 def test_tokens_are_the_nearest_colours(colours, seed):
@@ -245,7 +305,10 @@ def test_tokens_are_the_nearest_colours(colours, seed):
 def test_a_palette_is_read_as_it_was_written(tmp_path):
     colours = [(0, 0, 0), (1, 2, 3), (254, 255, 128)]
     (tmp_path / "palette.json").write_text(write_palette(colours))
-    assert colours_of(read_palette(tmp_path / "palette.json")) == colours
+    palette = read_palette(tmp_path / "palette.json")
+    assert colours_of(palette) == colours
+    # as run.json holds them: six digits each, whatever other palettes are
+    assert palette == "000000010203feff80" and Palette(palette).centres is None
     assert len(set(colours_of("cube"))) == 512 and colours_of("cube")[0] == (16, 16, 16)
 
 
@@ -260,6 +323,7 @@ def test_a_palette_is_read_as_it_was_written(tmp_path):
         '{"clusters": [["a", 0, 0]]}',
         '{"clusters": 3}',
         '{"clusters": [[0, 0, NaN]]}',
+        '{"clusters": [[0, 0, Infinity]]}',
     ],
 )
 def test_what_is_no_palette_is_refused(tmp_path, body):
@@ -268,9 +332,11 @@ def test_what_is_no_palette_is_refused(tmp_path, body):
         read_palette(tmp_path / "p.json")
 
 
-@pytest.mark.parametrize("name", ["nothing", "abc", "required", ""])
+@pytest.mark.parametrize(
+    "name", ["nothing", "abc", "required", "", "float64:", "float64:00", "float64:x"]
+)
 def test_a_name_that_is_no_palette_is_refused(name):
-    with pytest.raises(UserError, match="vtx data palette"):
+    with pytest.raises(UserError, match="vtx data palette|give the palette's file"):
         colours_of(name)
 
 

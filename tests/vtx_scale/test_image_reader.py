@@ -13,6 +13,7 @@ from vtx_scale.data_pipeline.loader import uniforms
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.accuracy import accuracy
 from vtx_scale.evaluators.loss import loss
+from vtx_scale.launch import override, recipes
 from vtx_scale.objectives.dino import Dino
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.objectives.masked import mean_colours
@@ -64,6 +65,56 @@ def test_views_are_others_and_belong_to_the_sample():
     assert np.array_equal(alone(sample, uniforms(0, 0, 5, 1))["image"], one[0]), (
         "more views leave the first as it is"
     )
+
+
+def mirrored(i, n):
+    """Where place i of a padded line lies in one of n: the end itself stands once."""
+    while not 0 <= i < n:
+        i = -i if i < 0 else 2 * (n - 1) - i
+    return i
+
+
+@pytest.mark.parametrize(("pad", "size"), [(1, 8), (4, 32), (4, 6), (9, 5)])
+def test_padding_is_by_reflection_and_the_cut_anywhere(pad, size):
+    """Every pixel, by hand; all offsets come, and are the sample's own."""
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    sample, offsets = {"png": png(noise), "cls": b"1"}, set()
+    reader = ImageReader(size, Data(pad=pad, flip=0.5), True)
+    for k in range(60):
+        got = reader(sample, uniforms(0, 0, k, 0))["image"]
+        u = uniforms(0, 0, k, 0)(0, 21)
+        top, left = (int(x * (2 * pad + 1)) - pad for x in u[:2])
+        rows = [mirrored(i, size) for i in range(top, top + size)]
+        columns = [mirrored(i, size) for i in range(left, left + size)]
+        wanted = noise[rows][:, columns]
+        assert np.array_equal(got, wanted[:, ::-1] if u[20] < 0.5 else wanted)
+        offsets.add((top, left))
+    assert {a for a, _ in offsets} == set(range(-pad, pad + 1)) or len(offsets) > 40
+    plain = ImageReader(size, Data(pad=pad), False)(sample, uniforms(0, 0, 0, 0))
+    assert np.array_equal(plain["image"], noise), "an evaluation pads nothing"
+
+
+def test_padding_is_of_the_middle_square():
+    reader = ImageReader(12, Data(pad=2), True)
+    wide = np.zeros((12, 40, 3), np.uint8)
+    wide[:, 14:26] = 200
+    assert (reader({"png": png(wide)}, uniforms(0, 0, 3, 0))["image"] == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [("data.pad=-1", "give 0 or more"), ("data.pad=4", "0 beside zoom")],
+)
+def test_padding_that_cannot_be(key, sentence):
+    with pytest.raises(UserError, match=sentence):
+        override.override(recipes.find("igpt_l_finetune", smoke=True), [key])
+    with pytest.raises(UserError, match="data.pad is not for"):
+        override.override(recipes.find("clip_vit_b32", smoke=True), ["data.pad=4"])
+
+
+def test_fine_tuning_on_cifar_pads():
+    data = recipes.find("igpt_l_finetune_cifar10").data
+    assert (data.pad, data.flip, data.zoom) == (4, 0.5, None)
 
 
 def test_labels():

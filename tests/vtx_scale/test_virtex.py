@@ -243,31 +243,96 @@ def test_several_captions_of_a_picture():
 
 @torch.no_grad()
 def test_beam_search_finds_the_likeliest():
-    """With a beam as wide as all prefixes it is exhaustive search:
-    every caption of up to three words, scored whole.
+    """With a beam as wide as all prefixes it is exhaustive search: every caption of up to three
+    words of which each may follow the one before it, scored whole.
     """
+    objective, memories = writer(beam=64)
+    for memory in memories:
+        best = (-math.inf, [])
+
+        def grow(words, score, memory=memory):
+            nonlocal best
+            if words[-1] == END or len(words) == 4:
+                if score > best[0]:
+                    best = score, words + [0] * (4 - len(words))
+                return
+            for w, log in following(objective, memory, words, 5):
+                grow([*words, w], score + log)
+
+        grow([START], 0.0)
+        assert objective.written(memory, START, END).tolist() == best[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beam", [1, 2, 3, 5])
+def test_beam_search_is_the_authors(beam):
+    """Beside it in lists: every caption of the beam is continued by its two likeliest words, never
+    by its last one, and the likeliest stay; one that has ended stays as it is.
+    """
+    objective, memories = writer(beam=beam)
+    twice = 0
+    for memory in memories:
+        kept = [(0.0, [START])]
+        for _ in range(3):
+            longer = []
+            for score, words in kept:
+                if words[-1] == END:
+                    longer.append((score, words))
+                    continue
+                next_words = following(objective, memory, words, beam)
+                longer += [(score + log, [*words, w]) for w, log in next_words]
+                free = logs(objective, memory, words)
+                twice += len(words) > 1 and max(free, key=free.get) == words[-1]
+            kept = sorted(longer, key=lambda c: -c[0])[:beam]
+        best = kept[0][1]
+        assert objective.written(memory, START, END).tolist() == best + [0] * (4 - len(best))
+    assert twice, "no caption would have said a word again"
+
+
+START, END = 3, 4
+
+
+def writer(beam):
+    """An objective that writes captions of up to three of five words, and maps to write of."""
     torch.manual_seed(0)
-    spec = replace(SMALL, vocab=5, context=4, beam=64, depth=1, directions="forward")
+    spec = replace(SMALL, vocab=5, context=4, beam=beam, depth=1, directions="forward")
     objective = alone(replace(recipe(), objective=spec), loud)
-    memory = torch.randn(1, 4, 16, dtype=torch.float64)
-    start, end = 3, 4
-    found = objective.written(memory, start, end).tolist()
-    best = (-math.inf, [])
+    return objective, torch.randn(12, 1, 4, 16, dtype=torch.float64)
 
-    def grow(words, score):
-        nonlocal best
-        if words[-1] == end or len(words) == 4:
-            if score > best[0]:
-                best = score, words + [0] * (4 - len(words))
-            return
-        log = objective.text(torch.tensor([words]), torch.tensor([len(words)]), memory)[
-            0, -1
-        ].log_softmax(0)
-        for w in range(5):
-            grow([*words, w], score + log[w].item())
 
-    grow([start], 0.0)
-    assert found == best[1]
+def logs(objective, memory, words):
+    """Word -> its logarithm behind the others."""
+    log = objective.text(torch.tensor([words]), torch.tensor([len(words)]), memory)[0, -1]
+    return dict(enumerate(log.log_softmax(0).tolist()))
+
+
+def following(objective, memory, words, first):
+    """The words that may come next with their logarithms: `first` at the start, else two."""
+    log = logs(objective, memory, words)
+    if len(words) > 1:
+        del log[words[-1]]
+    count = first if len(words) == 1 else 2
+    return sorted(log.items(), key=lambda x: -x[1])[:count]
+
+
+def test_biases_start_as_torch_makes_them():
+    """Uniform by what comes into a layer, zero in attention; weights N(0, 0.02)."""
+    width, channels = 64, 512
+    net = replace(SMALL.net, blocks=(1, 1, 1, 1))
+    spec = replace(SMALL, net=net, width=width, vocab=4_000)
+    values = dict(alone(replace(recipe(), objective=spec)).named_parameters())
+    assert values["text.projection.weight"].shape == (width, channels)
+    for name, bound in {
+        "text.bias": width**-0.5,
+        "text.projection.bias": channels**-0.5,
+        "text.forwards.0.fc1.bias": width**-0.5,
+        "text.backwards.0.fc2.bias": (4 * width) ** -0.5,
+    }.items():
+        values_ = values[name].detach()
+        assert bound * 0.85 < values_.abs().max() <= bound and values_.unique().numel() > 60, name
+        assert values_.std().item() == pytest.approx(bound / 3**0.5, rel=0.15), name
+    assert values["text.projection.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert not values["text.forwards.0.own.q.bias"].any()
 
 
 def test_captions_are_compared():

@@ -84,7 +84,7 @@ class Captioner(nn.Module):
         self.forwards = self.layers("forwards")
         self.backwards = self.layers("backwards") if spec.directions == "both" else None
         self.bias = nn.Parameter(torch.empty(spec.vocab))
-        self.parameter_rules = RULES
+        self.parameter_rules = rules(spec)
 
     def layers(self, name: str) -> nn.ModuleList:
         return nn.ModuleList(Layer(self.spec, f"{name}.{i}") for i in range(self.spec.depth))
@@ -121,12 +121,17 @@ class Captioner(nn.Module):
 # in. Decay leaves the norms and biases of the transformer alone, and nothing else: as the authors'
 # pattern has it.
 INNER = r"(forwards|backwards)\.\d+\."
-RULES: Rules = (
-    Rule(rf"{INNER}norm\d\.weight|norm\.weight", ones, decay=False),
-    Rule(rf"{INNER}norm\d\.bias|norm\.bias", zeros, decay=False),
-    Rule(rf"{INNER}(own|map)\.(q|kv|proj)\.bias", zeros, decay=False),
-    Rule(rf"{INNER}fc1\.bias", uniform(lambda shape: (shape[0] // 4) ** -0.5), decay=False),
-    Rule(rf"{INNER}fc2\.bias", uniform(lambda shape: (4 * shape[0]) ** -0.5), decay=False),
-    Rule(r"bias|projection\.bias", zeros, decay=True),
-    Rule(r".*", normal(0.02), decay=True),
-)
+
+
+def rules(spec: VirtexConfig) -> Rules:
+    """The authors' initial values and decay."""
+    return (
+        Rule(rf"{INNER}norm\d\.weight|norm\.weight", ones, decay=False),
+        Rule(rf"{INNER}norm\d\.bias|norm\.bias", zeros, decay=False),
+        Rule(rf"{INNER}(own|map)\.(q|kv|proj)\.bias", zeros, decay=False),
+        Rule(rf"{INNER}fc1\.bias", uniform(spec.width**-0.5), decay=False),
+        Rule(rf"{INNER}fc2\.bias", uniform((4 * spec.width) ** -0.5), decay=False),
+        Rule(r"bias", uniform(spec.width**-0.5), decay=True),
+        Rule(r"projection\.bias", uniform(spec.net.widths[-1] ** -0.5), decay=True),
+        Rule(r".*", normal(0.02), decay=True),
+    )

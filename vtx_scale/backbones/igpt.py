@@ -56,7 +56,8 @@ class PixelGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
         self.norm = nn.RMSNorm(C, eps=EPS)
         self.out = nn.Linear(C, spec.colours, bias=False)
-        self.head = nn.Linear(C, spec.classes) if spec.classes else None
+        bias = spec.classifier_bias
+        self.head = nn.Linear(C, spec.classes, bias=bias) if spec.classes else None
         self.parameter_rules = rules(spec)
 
     def units(self) -> Iterable[nn.Module]:

@@ -1,6 +1,6 @@
 """Weights to and from transformers, open_clip, timm and torchvision.
 
-Reading order: rename, files, resnet, clip, vit, siglip, igpt, dvae, weights.
+Reading order: rename, files, resnet, clip, vit, siglip, igpt, dvae, dalle, weights.
 
     export(objective, "transformers", Path("out"))   a folder that the other library opens with
                                                      its own code
@@ -14,6 +14,7 @@ tokenizer of one's own is the file one gave.
 """
 
 from vtx_scale.interop.clip import export_clip, import_clip
+from vtx_scale.interop.dalle import export_dalle, import_dalle
 from vtx_scale.interop.dvae import export_codec, import_codec
 from vtx_scale.interop.igpt import export_igpt, import_igpt
 from vtx_scale.interop.resnet import export_resnet, import_resnet
@@ -25,12 +26,14 @@ __all__ = [
     "export",
     "export_clip",
     "export_codec",
+    "export_dalle",
     "export_igpt",
     "export_resnet",
     "export_siglip",
     "export_vit",
     "import_clip",
     "import_codec",
+    "import_dalle",
     "import_igpt",
     "import_resnet",
     "import_siglip",

@@ -43,8 +43,7 @@ def write_folder(
 
     Raises UserError where `out` exists and is not an empty folder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder: give another one to export to.")
+    refuse_taken(out)
     whole = out.absolute()
     part = whole.with_name(f".{whole.name}.{os.getpid()}")
     part.mkdir(parents=True)
@@ -58,6 +57,12 @@ def write_folder(
         shutil.rmtree(part, ignore_errors=True)
         raise
     return [out / name for name in (*weights, *texts)]
+
+
+def refuse_taken(out: Path) -> None:
+    """Raises UserError where `out` exists and is not an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder: give another one.")
 
 
 def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:

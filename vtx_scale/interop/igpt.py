@@ -5,6 +5,7 @@ transposed and have biases, which are zero, as the released weights' are. The pa
 as the image processor's clusters.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.specs.igpt import IgptConfig
-from vtx_scale.specs.palette import KEY, clusters, colours_of
+from vtx_scale.specs.palette import KEY, clusters, read_palette
 
+PROCESSOR = "preprocessor_config.json"
 PRODUCTS = (
     ("attn.qkv", "attn.c_attn"),
     ("attn.proj", "attn.c_proj"),
@@ -43,17 +45,27 @@ TABLE = under(
         ),
         Line("norm.weight", "transformer.ln_f.weight"),
         Line("out.weight", "lm_head.weight"),
+        Line("head.weight", "score.weight"),
     ],
 )
 BIASES = tuple(f".{theirs}.bias" for _, theirs in PRODUCTS)
 
 
-def config(spec: IgptConfig) -> dict[str, Any]:
-    """config.json and preprocessor_config.json."""
+def config(spec: IgptConfig, bicubic: bool) -> dict[str, Any]:
+    """config.json and preprocessor_config.json.
+
+    Fine-tuned it is their classifier, in whose file the layer that says colours stands too; it is
+    to be fed the start in front as well. Their processor squashes what is no square, where an
+    evaluation here looks at the middle.
+    """
     net = spec.net
+    task = "ImageClassification" if net.classes else "CausalImageModeling"
+    labels = {f"LABEL_{k}": k for k in range(net.classes)}
+    kinds = {"id2label": {str(k): label for label, k in labels.items()}, "label2id": labels}
     return {
         "config.json": {
-            "architectures": ["ImageGPTForCausalImageModeling"],
+            "architectures": [f"ImageGPTFor{task}"],
+            **(kinds if labels else {}),
             "model_type": "imagegpt",
             "vocab_size": net.colours + 1,
             "n_positions": net.side**2,
@@ -67,22 +79,25 @@ def config(spec: IgptConfig) -> dict[str, Any]:
             "attn_pdrop": 0.0,
             "tie_word_embeddings": False,
         },
-        "preprocessor_config.json": {
+        PROCESSOR: {
             "image_processor_type": "ImageGPTImageProcessor",
             "do_resize": True,
             "do_normalize": True,
             "do_color_quantize": True,
             "size": {"height": net.side, "width": net.side},
-            "resample": 2,
-            KEY: clusters(colours_of(spec.palette)),
+            "resample": 3 if bicubic else 2,
+            KEY: clusters(spec.palette),
         },
     }
 
 
-def export_igpt(spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
+def export_igpt(
+    spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path, bicubic: bool = True
+) -> list[Path]:
     """Write an iGPT where `to`, "transformers" or "safetensors", opens it; the files.
 
-    Raises UserError where the library cannot express the model or `out` is taken.
+    bicubic: how pictures are resized, else bilinear. Raises UserError where the library cannot
+    express the model or `out` is taken.
     """
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(spec)})
@@ -90,7 +105,7 @@ def export_igpt(spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path) 
         raise UserError(
             f"There is no export of an iGPT to {to!r}: give transformers or safetensors."
         )
-    if not spec.net.causal or spec.net.classes:
+    if not spec.net.causal or "net.head.bias" in state:
         raise UserError(
             "transformers' ImageGPT is causal and its classifier has no bias: "
             "export this one to safetensors."
@@ -104,7 +119,7 @@ def export_igpt(spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path) 
         foreign[name.replace("weight", "bias")] = torch.zeros(
             foreign[name].shape[1], dtype=foreign[name].dtype
         )
-    return write_folder(out, {"model.safetensors": foreign}, config(spec))
+    return write_folder(out, {"model.safetensors": foreign}, config(spec, bicubic))
 
 
 def import_igpt(path: Path) -> dict[str, Tensor]:
@@ -139,9 +154,19 @@ def export_network(
     spec: IgptConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm
 ) -> list[Path]:
     """`export_igpt` as `vtx_scale.interop.weights` calls it."""
-    return export_igpt(spec, state, to, out)
+    return export_igpt(spec, state, to, out, pixels.bicubic)
 
 
 def import_network(path: Path, spec: IgptConfig) -> dict[str, Tensor]:
-    """`import_igpt` as `vtx_scale.interop.weights` calls it."""
+    """`import_igpt` as `vtx_scale.interop.weights` calls it.
+
+    Raises UserError where the weights lie beside another palette than the recipe's.
+    """
+    processor = path / PROCESSOR
+    if processor.is_file() and KEY in json.loads(processor.read_text()):
+        if clusters(read_palette(processor)) != clusters(spec.palette):
+            raise UserError(
+                f"{path} was trained on the colours of another palette than the recipe's: "
+                f"add objective.palette={processor}."
+            )
     return import_igpt(path)

@@ -49,7 +49,11 @@ class Clip(Objective):
         self.logit_bias = nn.Parameter(torch.empty(1)) if spec.loss == "sigmoid" else None
         # scale and bias before mixed precision, of this step
         self.master: dict[str, Tensor | None] = {}
-        self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
+        self.probes = {
+            "encode_image": self._probe_image,
+            "encode_text": self._probe_text,
+            "cut": self._probe_cut,
+        }
         # a linear probe sees what comes before the projection (section 3.2 of the paper)
         if self.image_proj is not None:
             self.probes["features_linear"] = probe(self, "clip", self.image.features)
@@ -146,6 +150,10 @@ class Clip(Objective):
                 tokenizer(self.context.tokenizer).encode_all(texts, self.spec.text.context)
             )
         return self.context.run_probe(self.encode_text, texts)
+
+    def _probe_cut(self, texts: list[str]) -> tuple[int, int]:
+        """How many captions are longer than what is read of one, and that number of tokens."""
+        return tokenizer(self.context.tokenizer).cut(texts, self.spec.text.context - 2)
 
 
 def cross_entropy(

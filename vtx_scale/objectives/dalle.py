@@ -43,6 +43,7 @@ class Dalle(Objective):
             "decode": self.decode,
             "loss": self._loss,
             "sample": self.sample,
+            "cut": self._probe_cut,
         }
         codec = under("codec.", self.codec.parameter_rules)
         self.parameter_rules = (*under("net.", self.net.parameter_rules), *codec)
@@ -161,3 +162,7 @@ class Dalle(Objective):
             return unmapped(self.codec.decoder.of_codes(torch.unflatten(codes, 1, (G, G))))
 
         return self.context.run_probe(draw, tokens, length)
+
+    def _probe_cut(self, texts: list[str]) -> tuple[int, int]:
+        """How many captions are longer than what is read of one, and that number of tokens."""
+        return tokenizer(self.context.tokenizer).cut(texts, self.spec.net.context)

@@ -10,6 +10,7 @@ from vtx_scale.data_pipeline import members as member_of
 from vtx_scale.data_pipeline.augment.crop import (
     CROP_WORDS,
     centre_box,
+    padded_crop,
     random_resized_crop_box,
     zoomed_box,
 )
@@ -106,11 +107,15 @@ class ImageReader:
     def view(self, pixels: Pixels, u: NDArray[np.float64]) -> Pixels:
         """A random crop, flipped and augmented by the numbers u."""
         h, w = pixels.shape[:2]
-        if self.data.zoom is not None:
+        if self.data.pad:
+            box = centre_box(h, w)
+        elif self.data.zoom is not None:
             box = zoomed_box(h, w, u, self.data.zoom, self.data.spread, self.size)
         else:
             box = random_resized_crop_box(h, w, u, self.data.crop, self.data.ratio)
         out = resize_crop(pixels, box, self.size, self.data.bicubic)
+        if self.data.pad:
+            out = padded_crop(out, u, self.data.pad)
         if u[CROP_WORDS] < self.data.flip:
             out = np.ascontiguousarray(out[:, ::-1])
         return self.randaug(out, u[CROP_WORDS + 1 :]) if self.randaug.layers else out

@@ -28,7 +28,7 @@ from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.pairs import checkpointed_chunks, sigmoid_loss
 from vtx_scale.objectives.pixels import normalised
-from vtx_scale.objectives.siglip_reader import SiglipReader, encode_all
+from vtx_scale.objectives.siglip_reader import SiglipReader, canonical, encode_all
 from vtx_scale.specs.run import Data
 from vtx_scale.specs.siglip import SiglipConfig
 
@@ -43,7 +43,11 @@ class Siglip(Objective):
         self.logit_bias = nn.Parameter(torch.empty(1))
         # scale and bias before mixed precision, of this step
         self.master: dict[str, Tensor | None] = {}
-        self.probes = {"encode_image": self._probe_image, "encode_text": self._probe_text}
+        self.probes = {
+            "encode_image": self._probe_image,
+            "encode_text": self._probe_text,
+            "cut": self._probe_cut,
+        }
         self.parameter_rules = (
             Rule(r"logit_scale", constant(math.log(spec.scale))),
             Rule(r"logit_bias", constant(spec.bias)),
@@ -115,6 +119,11 @@ class Siglip(Objective):
                 encode_all(tokenizer(self.context.tokenizer), texts, self.spec.text.context)
             )
         return self.context.run_probe(self.encode_text, texts)
+
+    def _probe_cut(self, texts: list[str]) -> tuple[int, int]:
+        """How many captions are longer than what is read of one, and that number of tokens."""
+        words = tokenizer(self.context.tokenizer)
+        return words.cut(map(canonical, texts), self.spec.text.context - 1)
 
 
 def unit(x: Tensor) -> Tensor:

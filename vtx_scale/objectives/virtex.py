@@ -4,8 +4,11 @@ forwards and backwards.
 B samples, T tokens, V words. The loss is the cross-entropy of the forward direction plus that of
 the backward one, each a mean over all tokens of the batch that follow another. The trunk has its
 own rate (`optim.trunk_lr`).
+Captions are written by the authors' beam search: two words a beam, and never the last one again.
 Departs: batch statistics are over the global batch, where the authors' were a GPU's own 32; the
-vocabulary is a tokenizer.json of ours (byte-level BPE), which keeps accents.
+vocabulary is a tokenizer.json of ours (byte-level BPE), which keeps accents, and of which id 0 is a
+word that starts as any other; the search keeps the start token in front, which the authors' leaves
+out behind its first step.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,6 +30,8 @@ from vtx_scale.objectives.probes import image_probes
 from vtx_scale.objectives.virtex_reader import VirtexReader
 from vtx_scale.specs.run import Data
 from vtx_scale.specs.virtex import VirtexConfig
+
+WORDS = 2  # that may follow each caption of a beam, but for the first word
 
 
 class Virtex(Objective):
@@ -116,7 +121,7 @@ class Virtex(Objective):
 
     def written(self, memory: Tensor, start: int, end: int) -> Tensor:
         """(T,) by the forward direction: of `beam` captions at a time the sum of the
-        words' logarithms decides.
+        words' logarithms decides. No word stands twice in a row.
         """
         spec, device = self.spec, memory.device
         tokens = torch.zeros(1, spec.context, dtype=torch.int64, device=device)
@@ -129,12 +134,15 @@ class Virtex(Objective):
                 .float()
                 .log_softmax(1)
             )
+            if t > 1:
+                log = log.scatter(1, tokens[:, t - 1 : t], float("-inf"))
             log = torch.where(done[:, None], torch.full_like(log, float("-inf")), log)
             # one that has ended goes on as it is
             log[:, 0] = torch.where(done, torch.zeros_like(score), log[:, 0])
-            total = (score[:, None] + log).flatten()
-            score, place = total.topk(min(spec.beam, len(total)))
-            parent, word = place // spec.vocab, place % spec.vocab
+            words = min(spec.vocab, WORDS if t > 1 else spec.beam)
+            top, word = log.topk(words, dim=1)
+            score, place = (score[:, None] + top).flatten().topk(min(spec.beam, top.numel()))
+            parent, word = place // words, word.flatten()[place]
             tokens, done = tokens[parent].clone(), done[parent]
             tokens[:, t] = torch.where(done, torch.zeros_like(word), word)
             done = done | (word == end)

@@ -73,6 +73,7 @@ class DalleConfig(ObjectiveSpec):
 
     build: ClassVar[str] = "vtx_scale.objectives.dalle:Dalle"
     data_fields: ClassVar[tuple[str, ...]] = (*PICTURES, "tokenizer", "caption")
+    interop: ClassVar[str] = "vtx_scale.interop.dalle"
     pretrained: ClassVar[tuple[Pretrained, ...]] = (Pretrained("codec", smoke="dvae_dalle"),)
     vocabulary: ClassVar[str] = "net.vocab"
     needs: ClassVar[Mapping[str, str]] = {
@@ -82,7 +83,8 @@ class DalleConfig(ObjectiveSpec):
 
     net: TextToCodesConfig
     codec: CodecConfig
-    # run folder of a dVAE, which says its network itself, or exported weights
+    # run folder of a dVAE or of a DALL-E, which says the network itself, or exported weights;
+    # left open it comes with init.from
     codec_from: str = "required"
     text_share: float = 1 / 8  # of the loss; the rest is the codes'
     merges_dropped: float = 0.1  # of a caption's merges in training (Provilkov et al. 2020)
@@ -90,9 +92,6 @@ class DalleConfig(ObjectiveSpec):
     @property
     def resolution(self) -> int:
         return self.codec.resolution
-
-    def exported(self) -> tuple[str, Network]:
-        raise LookupError("a DALL-E has no layout in another library")
 
     def faults(self) -> list[str]:
         found = []

@@ -33,6 +33,7 @@ class PixelGPTConfig(Network):
     colours: int = 512
     causal: bool = True  # every pixel sees those before it; else all see all
     classes: int = 0  # of a linear classifier on the mean over pixels; 0 for none
+    classifier_bias: bool = False  # the authors' has none; run folders before 0.1 have one
 
     @property
     def resolution(self) -> int:
@@ -73,7 +74,7 @@ class IgptConfig(ObjectiveSpec):
     }
 
     net: PixelGPTConfig
-    # 8 x 8 x 8 colours; or a file of `vtx data palette`, which run.json holds in hexadecimal
+    # 8 x 8 x 8 colours; or a file of colours, which run.json holds in hexadecimal
     palette: str = "cube"
     hidden: float = 0.15  # the chance of a pixel to be hidden from a net that is not causal
     generative: float = 1.0  # the weight of the colours' loss beside the classifier's

@@ -61,6 +61,7 @@ class Data(Spec):
         "ratio",
         "zoom",
         "spread",
+        "pad",
         "flip",
         "bicubic",
         "centre",
@@ -82,6 +83,9 @@ class Data(Spec):
     zoom: tuple[float, float] | None = None
     # of the square along the long side: 0 the middle, 1 all of it; None: anywhere at all
     spread: float | None = None
+    # instead: the middle square, with so many pixels of its mirror image around it, from which a
+    # picture is cut out anywhere; 0 for none
+    pad: int = 0
     flip: float = 0.0
     bicubic: bool = True  # how pictures are resized; else bilinear
     centre: float = 1.0  # the share of the short side that an evaluation looks at
@@ -121,6 +125,8 @@ class Data(Spec):
                     f"{name}={place}: give the extension of a member, or names in the JSON "
                     "with dots between them."
                 )
+        if self.pad < 0 or (self.pad and self.zoom is not None):
+            found.append(f"pad={self.pad}: give 0 or more, and 0 beside zoom.")
         if not 0 < self.centre <= 1:
             found.append(f"centre={self.centre}: give a share above 0, up to 1.")
         return found
@@ -202,6 +208,10 @@ class Init(Spec):
     head: Literal["kept", "new"] = "kept"
 
 
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class System(Spec):
     """How it is computed. Nothing here counts in the hash; None is automatic (docs/tour.md)."""
@@ -211,8 +221,8 @@ class System(Spec):
     replicas: int = 2  # hsdp: how many copies of the sharded model
     micro_batch: int | None = None  # slots a rank encodes at once
     workers: int = 1  # loader processes a rank
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: PrecisionName = "auto"
+    device: DeviceName = "auto"
     compile: bool = False
     recompute: bool = False
     threads: int = 1  # intra-op threads a rank on CPU
