@@ -77,7 +77,13 @@ def train_on_ranks(
     """
     run = smoke(f"system.strategy={strategy}", *keys, recipe=recipe, small=small)
     codes = run_on_ranks(run, folder, world)
-    assert codes == [code] * world, (codes, (folder / "log.txt").read_text())
+    assert codes == [code] * world, (codes, log_of(folder))
+
+
+def log_of(folder: Path) -> str:
+    """What a run has kept of what it told; a run that was refused may have told nothing."""
+    file = folder / "log.txt"
+    return file.read_text() if file.exists() else "no log.txt"
 
 
 def run_on_ranks(run: Run, folder: Path, world: int) -> list[int]:
@@ -137,6 +143,10 @@ def losses(folder: Path) -> list[float]:
     return [r["loss"] for r in rows]
 
 
+def norms(folder: Path) -> list[float]:
+    return [r["grad_norm"] for r in lines(folder / "metrics.jsonl")]
+
+
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, optimizer moments included."""
     found = newest(folder / "checkpoints")
@@ -151,3 +161,17 @@ def assert_same_bits(a: Path, b: Path) -> None:
     assert any(not k.startswith(("param/", "buffer/")) for k in one), "nothing of the optimizer"
     different = [k for k in one if not torch.equal(one[k], two[k])]
     assert not different, different
+
+
+def apart(many: Path, one: Path) -> dict[str, float]:
+    """By kind of state (param, buffer, the optimizer's): how far a tensor at the end is from what
+    it should be, as a share of its norm; the largest.
+    """
+    found, wanted = tensors(many), tensors(one)
+    assert found.keys() == wanted.keys()
+    out: dict[str, float] = {}
+    for key, tensor in wanted.items():
+        kind = key.partition("/")[0]
+        far = ((found[key] - tensor).norm() / tensor.norm().clamp(min=1e-12)).item()
+        out[kind] = max(out.get(kind, 0.0), far)
+    return out

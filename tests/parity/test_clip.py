@@ -266,6 +266,27 @@ def test_pixels_are_prepared_alike(libraries, tmp_path):
     )
 
 
+@pytest.mark.parametrize("to", ["open_clip", "timm"])
+def test_pixels_are_said_to_be_the_librarys(libraries, to, tmp_path):
+    """What its own loading code reads from the folder: CLIP's mean and deviation, each where it
+    belongs, the size, and the resize.
+    """
+    export_clip(SMALL, model(SMALL).state_dict(), to, tmp_path / "out")
+    if to == "timm":
+        there = libraries.timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+        constants, read = libraries.timm.data.constants, there.pretrained_cfg
+        mean, std = constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD
+        assert tuple(read["input_size"]) == (3, 32, 32) and read["crop_pct"] == 1.0
+    else:
+        there = libraries.open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
+        mean, std = libraries.open_clip.OPENAI_DATASET_MEAN, libraries.open_clip.OPENAI_DATASET_STD
+        read = there.visual.preprocess_cfg
+        assert read["size"] == 32 or tuple(read["size"]) == (32, 32)
+        assert read["resize_mode"] == "shortest"
+    assert tuple(read["mean"]) == tuple(mean) and tuple(read["std"]) == tuple(std)
+    assert read["interpolation"] == "bicubic" and tuple(mean) != tuple(std)
+
+
 def test_refusals(tmp_path, monkeypatch):
     """One sentence each, and nothing left behind."""
     state = model(SMALL).state_dict()

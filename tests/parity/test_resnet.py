@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.parity.alike import all_close, assert_same_bits, close, randomise
 from tests.parity.test_clip import here, inputs, opened, there
+from tests.vtx_scale.shares import alone
 from vtx_scale.backbones.bit import RULES, BitStem, StandardConv
 from vtx_scale.backbones.resnet import ResNet
 from vtx_scale.blocks.random import step_key
@@ -18,6 +19,7 @@ from vtx_scale.blocks.slots import SlotContext, with_running_statistics
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.interop import (
+    export,
     export_clip,
     export_resnet,
     import_clip,
@@ -27,7 +29,7 @@ from vtx_scale.interop import (
 from vtx_scale.interop.clip import OPEN_CLIP_RESNET, open_clip_config
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.interop.resnet import TABLE, with_counts
-from vtx_scale.launch import override
+from vtx_scale.launch import override, recipes
 from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.clip import Clip
 from vtx_scale.specs.clip import ClipConfig, TextTowerConfig
@@ -89,6 +91,22 @@ def test_timm_opens_what_we_write_and_we_what_it_has(libraries, size, tmp_path):
     again.load_state_dict(import_resnet(tmp_path / "file" / "model.safetensors"))
     with torch.no_grad():
         close(again(x), theirs(x))
+
+
+def test_pixels_are_said_to_be_the_librarys(libraries, tmp_path):
+    """What timm's own loading code reads: ImageNet's mean and deviation, each where it belongs, the
+    centre and the resize of the run.
+    """
+    run = recipes.find("resnet18_imagenet", smoke=True)
+    net = replace(run.objective.net, blocks=(1, 1, 1, 1))
+    ours = alone(replace(run, objective=replace(run.objective, net=net)))
+    export(ours, "timm", tmp_path / "out", centre=0.9, bicubic=False)
+    there = libraries.timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    constants, read = libraries.timm.data.constants, there.pretrained_cfg
+    assert tuple(read["mean"]) == constants.IMAGENET_DEFAULT_MEAN
+    assert tuple(read["std"]) == constants.IMAGENET_DEFAULT_STD
+    assert tuple(read["input_size"]) == tuple(net.input)
+    assert read["crop_pct"] == 0.9 and read["interpolation"] == "bilinear"
 
 
 @pytest.mark.parametrize("size", ["18", "50"])

@@ -293,6 +293,14 @@ def test_defaults(samples, lanes, window):
     assert (order.lanes, order.window) == defaults(min(samples, 10**6))
 
 
+@pytest.mark.parametrize(("chunks", "window"), [([1] * 40, 1), ([40], 40)])
+def test_sources_have_orders_of_their_own(chunks, window):
+    """Of as many samples and one seed: neither their chunks nor their windows lie alike."""
+    one, two = (Order(chunks, 5, 1, window, source=s).ids(np.arange(80)).tolist() for s in (0, 1))
+    assert one != two and sorted(one[:40]) == sorted(two[:40]) == list(range(40))
+    assert one[:40] != one[40:] and two[:40] != two[40:]
+
+
 def test_neighbours_in_a_tar_do_not_meet():
     """1,024 lanes: a batch of 1,024 of a million samples holds next to no two that lie within 8
     of each other.

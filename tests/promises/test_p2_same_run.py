@@ -4,10 +4,12 @@ import pytest
 
 from tests.runs import (
     COLOUR,
+    apart,
     assert_same_bits,
     ids,
     lines,
     losses,
+    norms,
     tensors,
     train,
     train_on_ranks,
@@ -23,14 +25,14 @@ KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "bef
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """(world, strategy, recipe) -> the folder of a run that nothing happened to."""
+    """(world, strategy, recipe, more keys) -> the folder of a run that nothing happened to."""
     folders = {}
 
-    def get(world, strategy, recipe="clip_vit_b32"):
-        key = (world, strategy, recipe)
+    def get(world, strategy, recipe="clip_vit_b32", *keys):
+        key = (world, strategy, recipe, *keys)
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp(f"{strategy}-{world}") / "run"
-            train_on_ranks(folders[key], world, strategy, recipe=recipe)
+            train_on_ranks(folders[key], world, strategy, *keys, recipe=recipe)
         return folders[key]
 
     return get
@@ -41,11 +43,37 @@ def undisturbed(tmp_path_factory):
     [(1, "ddp"), (2, "ddp"), (3, "ddp"), (1, "fsdp"), (2, "fsdp"), (3, "fsdp"), (4, "hsdp")],
 )
 def test_losses_and_samples_are_those_of_one_process(undisturbed, world, strategy):
+    """Norms and Adam's moments too: its weights alone would hide a factor of the gradients."""
     one, many = undisturbed(1, "single"), undisturbed(world, strategy)
     assert losses(many) == pytest.approx(losses(one), rel=1e-5)
+    assert norms(many) == pytest.approx(norms(one), rel=2e-5)
+    far = apart(many, one)
+    assert far["exp_avg"] < 3e-5 and far["exp_avg_sq"] < 3e-5, far
+    # a weight whose gradient is rounding moves by a step's size whatever its sign
+    assert far["param"] < 2e-2, far
     assert len(losses(one)) == STEPS
     assert ids(many) == ids(one)
     assert len(ids(one)) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("world", "strategy", "keys"),
+    [
+        (2, "ddp", ("system.micro_batch=3",)),
+        (3, "ddp", ()),
+        (3, "fsdp", ("system.micro_batch=2",)),
+        (4, "hsdp", ()),
+    ],
+)
+def test_weights_under_sgd_are_those_of_one_process(undisturbed, world, strategy, keys):
+    """Where a factor of the gradients is one of every step; accumulated over micro-batches too."""
+    plain = ("optim.kind=sgd", "optim.lr=0.001", "optim.clip=none")
+    one = undisturbed(1, "single", COLOUR, *plain)
+    many = undisturbed(world, strategy, COLOUR, *plain, *keys)
+    assert losses(many) == pytest.approx(losses(one), rel=1e-5)
+    assert norms(many) == pytest.approx(norms(one), rel=1e-5)
+    far = apart(many, one)
+    assert far.keys() == {"param", "momentum_buffer"} and max(far.values()) < 1e-5, far
 
 
 def test_the_whole_horizon_of_the_promise(tmp_path):

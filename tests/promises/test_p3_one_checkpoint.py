@@ -1,9 +1,11 @@
 """P3, one checkpoint: any strategy and world opens it, damage is found, nothing executes."""
 
 import json
+import math
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,17 @@ def assert_opens(saved, tmp_path, source, target, recipe):
 def test_opens_under_the_next_strategy(saved, tmp_path, source, target):
     """Parameters, buffers, both moments and the follower, equal to the bit."""
     assert_opens(saved, tmp_path, source, target, COLOUR)
+
+
+@pytest.mark.parametrize("source", CELLS, ids=str)
+def test_each_value_is_stored_once(saved, source):
+    """The boxes of a tensor add up to it, whichever ranks hold copies of which."""
+    counts, shapes = Counter(), {}
+    for table in newer(saved(*source, COLOUR)).glob("table-*.json"):
+        for row in json.loads(table.read_bytes())["slices"]:
+            counts[row["key"]] += math.prod(b - a for a, b in row["box"])
+            shapes[row["key"]] = row["shape"]
+    assert counts == {key: math.prod(shape) for key, shape in shapes.items()} and len(counts) > 10
 
 
 @pytest.mark.full

@@ -375,8 +375,9 @@ def poison(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "strategy"), [(1, "single"), (2, "ddp"), (2, "fsdp")])
 def test_a_step_that_is_not_finite_is_skipped_by_all(poison, tmp_path, world, strategy):
-    """One rank's loss is NaN once: every rank skips, the ledger names that rank's samples,
-    the follower stays too.
+    """One rank's loss is NaN once: every rank skips, the ledger names that rank's samples.
+
+    That nothing moves is seen in test_p2_skips.py.
     """
     folder = tmp_path / "run"
     done = train(

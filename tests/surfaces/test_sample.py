@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.require import need
 from tests.runs import train, train_on_ranks, vtx
 
 pytestmark = pytest.mark.slow
@@ -78,6 +79,7 @@ def test_refusals(runs, tmp_path, recipe, words, sentence):
 
 def test_a_palette_is_found_and_used(tmp_path):
     """`vtx data palette` on toy shards; the run holds its colours, so that the file may go."""
+    need("sklearn")
     toy = vtx("data", "toy", tmp_path / "toy", "--samples", 16, "--shards", 1, "--size", 32)
     assert toy.returncode == 0, toy.stderr
     file = tmp_path / "p.json"

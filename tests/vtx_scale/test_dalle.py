@@ -15,6 +15,7 @@ from vtx_scale.backbones.dalle import Attention, kind_of, sees
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
 from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.evaluators.loss import loss as loss_evaluator
 from vtx_scale.evaluators.samples import samples as samples_evaluator
 from vtx_scale.launch import recipes
 from vtx_scale.objectives.dalle_reader import framed
@@ -214,6 +215,20 @@ def test_a_seed_and_a_place_say_the_picture(small):
     assert torch.equal(pictures[:3], small.probes["sample"](tuple(t[:3] for t in texts), seed=1))
     cold = [small.probes["sample"](texts, seed=s, temperature=1e-6) for s in (1, 2)]
     assert torch.equal(*cold), "without temperature the likeliest codes are drawn"
+
+
+@torch.no_grad()
+def test_the_loss_of_a_sample_is_what_training_adds_up(small):
+    """The probe's numbers, weighted as in training; text and codes differ by far."""
+    batch = samples("some masked")
+    loss, log = small(batch, STEP)
+    each = small.probes["loss"](batch["image"], batch.ids, batch["tokens"], batch["length"])
+    assert each.shape == (SLOTS,)
+    assert each[batch.valid].sum().item() == pytest.approx(loss.item(), rel=1e-6)
+    assert abs(log["text_nats"] - log["code_nats"]) > 0.1
+    scores = loss_evaluator(small.probes, [batch, batch], None, Ranks())
+    count = int(batch.valid.sum())
+    assert scores == {"loss": pytest.approx(loss.item() / count, rel=1e-6), "samples": 2 * count}
 
 
 def test_samples_are_a_row_each(small):

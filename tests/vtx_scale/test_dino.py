@@ -81,6 +81,18 @@ def test_the_last_layer_rests_and_then_moves(run):
 
 
 @pytest.mark.slow
+def test_five_starts_leave_no_trace(run, tmp_path):
+    """Adam's correction of the last layer counts the steps that it was moved at, from the start
+    behind which it was let go.
+    """
+    _, saved = run
+    keys = ("steps=5", "schedule.warmup=0")
+    train_on_ranks(tmp_path / "run", 1, "single", *keys, recipe="dino_vit_s16")
+    whole = tensors(tmp_path / "run")
+    assert {k for k in whole if not torch.equal(whole[k], saved[-1][k])} == set()
+
+
+@pytest.mark.slow
 def test_centre_and_teacher_move_with_each_step(run):
     folder, saved = run
     name = "param/student.net.blocks.0.mlp.fc1.weight"

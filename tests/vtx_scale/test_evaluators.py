@@ -372,6 +372,49 @@ def test_samples_without_labels_are_a_sentence(tmp_path):
         extract(probe, [one], Ranks())
 
 
+NUMBERS = torch.Generator().manual_seed(11)
+BY_CLASS = torch.randn(4 * 4 * 3, 7, generator=NUMBERS)
+PROBES = {
+    "classify": lambda x: x.flatten(1).float() @ BY_CLASS,
+    "encode_image": lambda x: x.flatten(1).float() @ BY_CLASS / 1e3,
+    "encode_text": lambda texts: torch.eye(7)[[sum(t.encode()) % 7 for t in texts]],
+    "caption_ids": lambda x: x.flatten(1)[:, :3].long() % 5,
+    "loss": lambda x, ids, **texts: x.flatten(1).float().mean(1),
+    "codes": lambda x: x.float().mean((1, 2)).long() // 8,
+    "decode": lambda codes: (codes * 8).float()[:, None, None].expand(-1, 4, 4, 3),
+}
+CLASSES = ["a", "bc", "cde", "defg", "efghi", "f", "gh"]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "zero_shot", "captions", "loss", "reconstruction"])
+def test_a_masked_slot_weighs_nothing(name):
+    """Numbers and pictures are those of the same batches without it; it would be right, or near, or
+    far, more often than the others.
+    """
+    batches, bare = [], []
+    for seed in (1, 2):
+        rng = torch.Generator().manual_seed(seed)
+        image = torch.randint(0, 256, (40, 4, 4, 3), generator=rng, dtype=torch.uint8)
+        valid = torch.rand(40, generator=rng) > 0.5
+        label = torch.where(valid, torch.arange(40) % 7, PROBES["classify"](image).argmax(1))
+        tokens = torch.randint(0, 5, (40, 3), generator=rng)
+        tokens[~valid] = PROBES["caption_ids"](image[~valid])
+        rows = {
+            "image": image,
+            "label": label,
+            "tokens": tokens,
+            "length": torch.arange(40) % 3 + 1,
+        }
+        batches.append(Batch(rows, valid, *[torch.arange(40)] * 3))
+        alone = {k: v[valid] for k, v in rows.items()}
+        bare.append(Batch(alone, valid[valid], *[torch.arange(40)[valid]] * 3))
+    found, wanted = (evaluator(name)(PROBES, b, CLASSES, Ranks()) for b in (batches, bare))
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert np.array_equal(found[key], value), key
+    assert wanted["samples"] == sum(int(b.valid.sum()) for b in batches)
+
+
 def pictured(probes, batches, classes, ranks):
     """A stranger's evaluator that shows what it saw."""
     for _ in batches:
@@ -441,6 +484,62 @@ def test_what_is_no_number_is_never_right():
     assert evaluator("retrieval")(nothing, [one], None, Ranks())["image_to_text@10"] == 0
     with pytest.raises(UserError, match="no finite numbers"):
         extract(nothing["encode_image"], [one], Ranks())
+
+
+PAIRS = 53
+
+
+def pairs():
+    """Vectors of images (n, 6), the captions' numbers (n,), vectors of captions by number, valid.
+
+    Some captions stand twice. A masked slot lies nearest to a sound one, and is another caption's:
+    whoever looks at masked slots finds it first.
+    """
+    rng = torch.Generator().manual_seed(4)
+    image, words = (torch.randn(n, 6, generator=rng) for n in (PAIRS, 2 * PAIRS))
+    caption = torch.randint(0, PAIRS // 2, (PAIRS,), generator=rng)
+    valid = torch.rand(PAIRS, generator=rng) > 0.3
+    sound = valid.nonzero()[:, 0].tolist()
+    for twin, i in zip(sound, (~valid).nonzero()[:, 0].tolist(), strict=False):
+        image[i], words[PAIRS + i] = words[caption[twin]] * 9, image[twin] * 9
+        caption[i] = PAIRS + i
+    return image, caption, words, valid
+
+
+def retrieved(distributed):
+    if distributed:
+        gathered()
+    ranks = GroupRanks() if distributed else Ranks()
+    image, caption, words, valid = pairs()
+    batches = []
+    for step in range(-(-PAIRS // (SIZE * ranks.world))):
+        at = torch.from_numpy(
+            InOrder(PAIRS).share(step, SIZE * ranks.world, ranks.rank, ranks.world)
+        )
+        own = at.clamp(min=0)
+        rows = {"image": image[own], "tokens": caption[own][:, None]}
+        batches.append(Batch(rows, valid[own] & (at >= 0), at, at * 0, at))
+    probes = {"encode_image": lambda x: x, "encode_text": lambda x: words[x[:, 0]]}
+    return evaluator("retrieval")(probes, batches, None, ranks)
+
+
+def test_retrieval_is_that_of_the_valid_pairs_by_brute_force():
+    """Pair by pair, in every world: masked slots are neither asked for nor found."""
+    image, caption, words, valid = pairs()
+    sound = valid.nonzero()[:, 0].tolist()
+    similar = image.double() @ words[caption].double().T
+    wanted = {"samples": len(sound)}
+    for name, table in (("image_to_text", similar), ("text_to_image", similar.T)):
+        for k in (1, 5, 10):
+            hits = 0
+            for i in sound:
+                near = sorted(sound, key=lambda j, row=table[i]: -row[j].item())[:k]
+                hits += any(caption[j] == caption[i] for j in near)
+            wanted[f"{name}@{k}"] = hits / len(sound)
+    found = retrieved(False)
+    assert found == pytest.approx(wanted, abs=1e-6)
+    assert 0 < found["image_to_text@1"] < found["image_to_text@10"] < 1
+    assert on_ranks(2, retrieved, True) == [found] * 2
 
 
 @pytest.mark.slow

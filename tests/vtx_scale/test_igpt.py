@@ -180,6 +180,14 @@ def small():
     return alone(recipe("next"), loud).eval()
 
 
+def test_the_loss_of_a_picture_is_what_training_adds_up(small):
+    batch = samples("some masked")
+    with torch.no_grad():
+        loss, _ = small(batch, STEP)
+    each = small.probes["loss"](batch["image"], batch.ids)
+    assert each[batch.valid].sum().item() == pytest.approx(loss.item(), rel=1e-6)
+
+
 def test_step_by_step_says_what_the_whole_says(small):
     tokens = torch.randint(0, 8, (3, SIDE**2), generator=torch.Generator().manual_seed(0))
     cache = [KVCache(SIDE**2) for _ in small.net.blocks]

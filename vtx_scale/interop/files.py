@@ -88,17 +88,29 @@ def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
         refuse_pickle(path)
     try:
         if path.name.endswith(".index.json"):
-            files = sorted(
-                {Path(name).name for name in json.loads(path.read_text())["weight_map"].values()}
-            )
-            return {k: v for name in files for k, v in load_file(path.with_name(name)).items()}
+            return {k: v for file in listed(path) for k, v in load_file(file).items()}
         return load_file(path)
     except FileNotFoundError as e:
         raise UserError(f"{path} cannot be read: {e}; give the whole folder.") from None
-    except (SafetensorError, ValueError, KeyError, AttributeError) as e:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"{path} is no safetensors file ({e}): give one, or export it again."
         ) from None
+
+
+def listed(index: Path) -> list[Path]:
+    """The files that an index names. Raises UserError where one lies outside of its folder."""
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        # by the name alone: in a cache of downloads each file is a link
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(
+                f"{index} names a file outside of its folder ({name}): nothing is read from there, "
+                "get the folder anew from who made it."
+            )
+        if Path(name).suffix in PICKLES:
+            refuse_pickle(index.parent / name)
+    return [index.parent / name for name in names]
 
 
 def refuse_pickle(path: Path) -> None:

@@ -1,0 +1,818 @@
+"""Lines of the code broken one at a time, and the tests that must fail then.
+
+`python tests/mutants.py` breaks each line in a copy of the tree and runs the tests that are named
+for it: `--only NAME ...` these alone, `--list` shows what there is. A mutant dies where a test
+fails by an assertion; one that lives, or that ends its tests by a crash, gives exit code 1.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = (".git", ".venv", "site", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+PATIENCE = 900  # seconds for the tests of one mutant
+# a broken name is found by any test that comes by: such a failure says nothing of a promise
+CRASH = re.compile(
+    r"\b(SyntaxError|IndentationError|ImportError|ModuleNotFoundError|NameError|UnboundLocalError"
+    r"|AttributeError|TypeError)\b"
+)
+ASSERTED = re.compile(r"\s*(AssertionError|assert\b|Failed: DID NOT RAISE)")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of a file: `old` occurs in it once. `tests` are node ids of which one must fail;
+    `promise` says what the change breaks.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    promise: str
+    also: tuple[tuple[str, str], ...] = ()  # more of the same change, where it takes two places
+
+    @property
+    def edits(self) -> tuple[tuple[str, str], ...]:
+        return ((self.old, self.new), *self.also)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests said: "passed", "skipped", "asserted", "crashed" or "none", of which test."""
+
+    kind: str
+    where: str = ""
+    message: str = ""
+
+
+SKIPS = "tests/promises/test_p2_skips.py"
+COUNTS = "tests/promises/test_p4_counts.py"
+SAME_RUN = "tests/promises/test_p2_same_run.py"
+ORDER = "tests/promises/test_p1_order.py"
+DATA = "tests/promises/test_p1_data.py"
+STEP = "tests/promises/test_p2_step.py"
+DROPS = "tests/vtx_scale/test_drops.py"
+EVALUATORS = "tests/vtx_scale/test_evaluators.py"
+DALLE = "tests/vtx_scale/test_dalle.py"
+TRAINER = "tests/vtx_scale/test_trainer.py"
+COMMIT = "tests/promises/test_p3_commit.py"
+LOOP = "vtx_scale/trainer/loop.py"
+RESTORE = "vtx_scale/launch/restore.py"
+WRITE = "vtx_scale/checkpoints/write.py"
+
+MUTANTS = (
+    # --- steps that count and steps that do not
+    Mutant(
+        "follower-on-a-skip",
+        LOOP,
+        "self.control.skip(step)",
+        "self.strategy.follow(step - 1); self.control.skip(step)",
+        (f"{SKIPS}::test_a_skipped_step_moves_nothing",),
+        "A step that is not finite leaves the follower where it was.",
+    ),
+    Mutant(
+        "applied-from-the-step",
+        RESTORE,
+        'manifest["applied"],',
+        "step,",
+        (f"{SKIPS}::test_a_run_that_leaves_behind_a_skip_goes_on_as_if_it_had_stayed",),
+        "Adam's correction counts the steps that were applied, also after a resume.",
+    ),
+    Mutant(
+        "skips-in-a-row-add-up",
+        LOOP,
+        "self.control.skipped = 0",
+        "pass",
+        (f"{SKIPS}::test_skips_in_a_row_alone_end_a_run",),
+        "A step that counts sets the count of skips in a row back.",
+    ),
+    Mutant(
+        "bad-limit-never-forgets",
+        "vtx_scale/trainer/control.py",
+        "self.recent.pop(0)",
+        "break",
+        (f"{COUNTS}::test_bad_samples_are_forgotten_behind_the_window",),
+        "The limit of bad samples looks at the last 10,000 slots.",
+    ),
+    Mutant(
+        "failures-add-up",
+        "vtx_scale/launch/local.py",
+        "failures = 1 if now > best else failures + 1",
+        "failures = failures + 1",
+        (f"{COUNTS}::test_progress_sets_a_launchers_failures_back",),
+        "A launcher gives up after starts in a row that saved nothing.",
+    ),
+    Mutant(
+        "samples-not-restored",
+        RESTORE,
+        'manifest["samples"],',
+        "0,",
+        (f"{SKIPS}::test_a_run_that_leaves_behind_a_skip_goes_on_as_if_it_had_stayed",),
+        "A run goes on counting the samples that it saw.",
+    ),
+    Mutant(
+        "correction-not-restored",
+        LOOP,
+        "set_applied(self.optimizer, p.applied,",
+        "set_applied(self.optimizer, 0,",
+        (f"{SKIPS}::test_a_run_that_leaves_behind_a_skip_goes_on_as_if_it_had_stayed",),
+        "Adam's correction goes on where it was.",
+    ),
+    Mutant(
+        "scale-not-restored",
+        RESTORE,
+        'manifest["scale"]',
+        "precision.scale",
+        (f"{SKIPS}::test_a_run_that_leaves_behind_a_skip_goes_on_as_if_it_had_stayed",),
+        "A float16 run goes on with the scale that it had.",
+    ),
+    Mutant(
+        "good-steps-not-restored",
+        RESTORE,
+        'manifest["good"]',
+        "precision.good_steps",
+        (f"{SKIPS}::test_a_run_that_leaves_behind_a_skip_goes_on_as_if_it_had_stayed",),
+        "A float16 run goes on counting towards the next larger scale.",
+    ),
+    Mutant(
+        "decay-a-step-ahead",
+        LOOP,
+        "set_rates(self.optimizer, run.optim, rate, p.step, run.steps)",
+        "set_rates(self.optimizer, run.optim, rate, p.step + 1, run.steps)",
+        (f"{SKIPS}::test_a_step_is_taken_at_its_own_rate_and_decay",),
+        "Weight decay moves on its schedule.",
+    ),
+    # --- checkpoints, logs, the lease
+    Mutant(
+        "named-before-its-manifest",
+        WRITE,
+        'failpoint(f"before-manifest-{step}")',
+        "os.rename(open_folder, self.folder / folder_name(step)); "
+        "open_folder = self.folder / folder_name(step)",
+        (f"{COMMIT}::test_a_checkpoint_has_its_name_when_it_is_whole",),
+        "A checkpoint has its name when it is whole.",
+        also=(("if final.exists():", "if False:"), ("os.rename(open_folder, final)", "pass")),
+    ),
+    Mutant(
+        "ledger-not-cut",
+        "vtx_scale/trainer/output.py",
+        '"ledger.jsonl", "evaluations.jsonl")',
+        '"evaluations.jsonl")',
+        (
+            f"{COUNTS}::test_what_will_be_written_again_is_cut",
+            f"{SKIPS}::test_a_run_that_leaves_behind_a_skip_goes_on_as_if_it_had_stayed",
+        ),
+        "Ledger lines of steps that are taken again stand in it once.",
+    ),
+    Mutant(
+        "no-lease-under-torchrun",
+        "vtx_scale/launch/worker.py",
+        "lease = run_folder.acquire_lease(folder)",
+        "lease = None",
+        (f"{COUNTS}::test_two_writers_are_refused_under_torchrun_too",),
+        "A folder has one writer, whoever started it.",
+    ),
+    # --- factors of gradients
+    Mutant(
+        "average-from-three-ranks-on",
+        "vtx_scale/strategies/ddp.py",
+        "work.wait()",
+        "work.wait(); flat.div_(self.world if self.world > 2 else 1)",
+        (f"{SAME_RUN}::test_weights_under_sgd_are_those_of_one_process[3-ddp-keys1]",),
+        "Gradients are sums over ranks: no factor of the world.",
+    ),
+    Mutant(
+        "average-seen-under-adam",
+        "vtx_scale/strategies/ddp.py",
+        "work.wait()",
+        "work.wait(); flat.div_(self.world if self.world > 2 else 1)",
+        (f"{SAME_RUN}::test_losses_and_samples_are_those_of_one_process[3-ddp]",),
+        "Gradients are sums over ranks: no factor of the world.",
+    ),
+    Mutant(
+        "norm-once-a-replica",
+        "vtx_scale/strategies/base.py",
+        "dist.all_reduce(squares, group=self.shard_group())",
+        "dist.all_reduce(squares)",
+        (f"{SAME_RUN}::test_losses_and_samples_are_those_of_one_process[4-hsdp]",),
+        "A gradient's norm counts each parameter once, however many ranks hold it.",
+    ),
+    Mutant(
+        "scale-left-in-the-gradients",
+        LOOP,
+        "whole = 1 / self.precision.scale",
+        "whole = 1.0",
+        (f"{TRAINER}::test_half_precision_follows_the_curve[1-single-fp16]",),
+        "float16's scale is taken out of the gradients before a step.",
+    ),
+    Mutant(
+        "half-precision-that-drifts",
+        LOOP,
+        "part = part / max(total, 1.0)",
+        "part = part / max(total, 1.0) "
+        "* (0.9 if self.precision.compute and self.progress.step > 0 else 1.0)",
+        (f"{TRAINER}::test_half_precision_follows_the_curve[1-single-bf16]",),
+        "A run in half precision has the curve of float32, beyond its first step too.",
+    ),
+    # --- random numbers of a place
+    Mutant(
+        "dropout-without-its-block",
+        "vtx_scale/blocks/slots.py",
+        'slots.uniform(".".join(purpose), *x.shape[1:])',
+        "slots.uniform(purpose[-1], *x.shape[1:])",
+        (f"{DROPS}::test_no_two_blocks_drop_alike",),
+        "Each block drops numbers of its own.",
+    ),
+    Mutant(
+        "drop-path-without-its-block",
+        "vtx_scale/blocks/slots.py",
+        'slots.uniform(".".join(purpose)) >= rate',
+        "slots.uniform(purpose[-1]) >= rate",
+        (f"{DROPS}::test_no_two_blocks_drop_alike",),
+        "Each block leaves out paths of its own.",
+    ),
+    Mutant(
+        "blocks-of-one-name",
+        "vtx_scale/backbones/vit.py",
+        'name=f"blocks.{i}"',
+        'name="blocks"',
+        (f"{DROPS}::test_no_two_blocks_drop_alike",),
+        "Each block drops by a name of its own.",
+    ),
+    Mutant(
+        "both-paths-alike",
+        "vtx_scale/blocks/attention.py",
+        'self.name, "path2"',
+        'self.name, "path1"',
+        (f"{DROPS}::test_no_two_blocks_drop_alike",),
+        "The two paths of a block are left out apart from one another.",
+    ),
+    Mutant(
+        "captioner-both-directions-alike",
+        "vtx_scale/backbones/captioner.py",
+        '"back" if back else "forward", "embedding"',
+        '"forward", "embedding"',
+        (f"{DROPS}::test_no_two_places_of_an_objective_draw_the_same",),
+        "Both directions of a captioner drop numbers of their own.",
+    ),
+    # --- what evaluators, probes and exports say
+    Mutant(
+        "retrieval-finds-masked-slots",
+        "vtx_scale/evaluators/retrieval.py",
+        "keep = torch.cat(valid) if valid",
+        "keep = torch.ones_like(torch.cat(valid)) if valid",
+        (f"{EVALUATORS}::test_retrieval_is_that_of_the_valid_pairs_by_brute_force",),
+        "A masked slot is neither asked for nor found.",
+    ),
+    Mutant(
+        "retrieval-of-equal-captions",
+        "vtx_scale/evaluators/retrieval.py",
+        "caption_N[near] == caption_N[:, None]",
+        "near == torch.arange(len(near))[:, None]",
+        (f"{EVALUATORS}::test_retrieval_is_that_of_the_valid_pairs_by_brute_force",),
+        "A caption that stands twice counts as found with either.",
+    ),
+    Mutant(
+        "accuracy-of-masked-slots",
+        "vtx_scale/evaluators/accuracy.py",
+        "labelled = batch.valid & (label",
+        "labelled = (label",
+        (f"{EVALUATORS}::test_a_masked_slot_weighs_nothing[accuracy]",),
+        "A masked slot weighs nothing in an evaluation.",
+    ),
+    Mutant(
+        "zero-shot-of-masked-slots",
+        "vtx_scale/evaluators/zero_shot.py",
+        "labelled = batch.valid & (label",
+        "labelled = (label",
+        (f"{EVALUATORS}::test_a_masked_slot_weighs_nothing[zero_shot]",),
+        "A masked slot weighs nothing in an evaluation.",
+    ),
+    Mutant(
+        "captions-of-masked-slots",
+        "vtx_scale/evaluators/captions.py",
+        "keep = batch.valid",
+        "keep = torch.ones_like(batch.valid)",
+        (f"{EVALUATORS}::test_a_masked_slot_weighs_nothing[captions]",),
+        "A masked slot weighs nothing in an evaluation.",
+    ),
+    Mutant(
+        "loss-of-masked-slots",
+        "vtx_scale/evaluators/loss.py",
+        "nats[batch.valid].sum()",
+        "nats.sum()",
+        (f"{EVALUATORS}::test_a_masked_slot_weighs_nothing[loss]",),
+        "A masked slot weighs nothing in an evaluation.",
+    ),
+    Mutant(
+        "reconstruction-of-masked-slots",
+        "vtx_scale/evaluators/reconstruction.py",
+        "keep = batch.valid",
+        "keep = torch.ones_like(batch.valid)",
+        (f"{EVALUATORS}::test_a_masked_slot_weighs_nothing[reconstruction]",),
+        "A masked slot weighs nothing in an evaluation.",
+    ),
+    Mutant(
+        "dalle-probe-shares-exchanged",
+        "vtx_scale/objectives/dalle.py",
+        "return self.spec.text_share * text_B + (1 - self.spec.text_share) * code_B",
+        "return (1 - self.spec.text_share) * text_B + self.spec.text_share * code_B",
+        (f"{DALLE}::test_the_loss_of_a_sample_is_what_training_adds_up",),
+        "DALL-E's probe says the loss as training weighs it.",
+    ),
+    Mutant(
+        "open-clip-statistics-exchanged",
+        "vtx_scale/interop/clip.py",
+        """        "mean": MEAN,
+        "std": STD,
+        "interpolation": "bicubic",
+        "resize_mode""",
+        """        "mean": STD,
+        "std": MEAN,
+        "interpolation": "bicubic",
+        "resize_mode""",
+        ("tests/parity/test_clip.py::test_pixels_are_said_to_be_the_librarys[open_clip]",),
+        "open_clip prepares pixels as the run did.",
+    ),
+    Mutant(
+        "timm-statistics-exchanged",
+        "vtx_scale/interop/clip.py",
+        """                "mean": MEAN,
+                "std": STD,""",
+        """                "mean": STD,
+                "std": MEAN,""",
+        ("tests/parity/test_clip.py::test_pixels_are_said_to_be_the_librarys[timm]",),
+        "timm prepares pixels as the run did.",
+    ),
+    Mutant(
+        "resnet-statistics-exchanged",
+        "vtx_scale/interop/resnet.py",
+        """                "mean": mean,
+                "std": std,""",
+        """                "mean": std,
+                "std": mean,""",
+        ("tests/parity/test_resnet.py::test_pixels_are_said_to_be_the_librarys",),
+        "timm prepares pixels as the run did.",
+    ),
+    Mutant(
+        "vit-statistics-exchanged",
+        "vtx_scale/interop/vit.py",
+        "to, out, pixels.mean, pixels.std, pixels.centre",
+        "to, out, pixels.std, pixels.mean, pixels.centre",
+        ("tests/parity/test_vit.py::test_of_any_objective",),
+        "timm and transformers prepare pixels as the run did.",
+    ),
+    Mutant(
+        "index-names-files-elsewhere",
+        "vtx_scale/interop/files.py",
+        'Path(name).is_absolute() or ".." in Path(name).parts',
+        "not name",
+        ("tests/vtx_scale/test_weight_files.py::test_an_index_names_no_file_elsewhere",),
+        "Weights are read from the folder that was named, and from no other.",
+    ),
+    # --- P1: the same samples
+    Mutant(
+        "slots-in-no-order",
+        "vtx_scale/data_pipeline/order.py",
+        'return at[np.argsort(self.reversed[(at % self.n) % self.lanes], kind="stable")]',
+        "return at[np.argsort(self.reversed[(at % self.n) % self.lanes])]",
+        (f"{ORDER}::test_a_global_batch_is_the_same_for_every_world",),
+        "Slots of a batch stand by lane and then by position.",
+    ),
+    Mutant(
+        "sources-in-one-order",
+        "vtx_scale/data_pipeline/order.py",
+        "WINDOW + 256 * self.source",
+        "WINDOW",
+        (f"{ORDER}::test_sources_have_orders_of_their_own",),
+        "Each source has an order of its own.",
+    ),
+    Mutant(
+        "crops-of-the-first-epoch",
+        "vtx_scale/data_pipeline/loader.py",
+        "view, sample, epoch, n)",
+        "view, sample, 0, n)",
+        (f"{ORDER}::test_numbers_of_a_sample",),
+        "A sample is cropped anew in each epoch.",
+    ),
+    Mutant(
+        "batches-begin-at-0",
+        "vtx_scale/data_pipeline/order.py",
+        "mine = self.slots(step, batch, offset)[",
+        "mine = self.slots(step, batch)[",
+        (f"{DATA}::test_another_batch_size_goes_on_at_the_same_sample",),
+        "Another batch size goes on at the same sample.",
+    ),
+    Mutant(
+        "position-from-the-step",
+        "vtx_scale/data_pipeline/loader.py",
+        "self.step, self.batches.offset = divmod(position, self.batches.global_batch)",
+        "self.step = position // self.batches.global_batch",
+        (f"{DATA}::test_another_batch_size_goes_on_at_the_same_sample",),
+        "The state of the data is a position.",
+    ),
+    Mutant(
+        "reads-from-the-beginning",
+        "vtx_scale/data_pipeline/loader.py",
+        "sampler=range(self.step, self.stop)",
+        "sampler=range(0, self.stop)",
+        (f"{DATA}::test_the_state_names_the_next_batch_at_every_step",),
+        "A resumed run reads the next sample.",
+    ),
+    Mutant(
+        "last-sample-not-evaluated",
+        "vtx_scale/data_pipeline/loader.py",
+        "np.where(at < self.n, at, -1)",
+        "np.where(at < self.n - 1, at, -1)",
+        ("tests/data_pipeline/test_loader.py::test_an_evaluation_sees_each_sample_once",),
+        "An evaluation sees each sample once.",
+    ),
+    Mutant(
+        "chunks-unchecked",
+        "vtx_scale/data_pipeline/read.py",
+        "zlib.crc32(body) == int(self.index.chunk_crc[k])",
+        "True",
+        (f"{DATA}::test_a_damaged_chunk_masks_its_samples_and_no_other",),
+        "Bytes that changed since the index was made are no sample.",
+    ),
+    # --- P2: the same run
+    Mutant(
+        "leave-where-all-ask",
+        LOOP,
+        "return loss_value, leave > 0,",
+        "return loss_value, leave >= self.strategy.world,",
+        (f"{STEP}::test_all_leave_where_one_is_asked_to",),
+        "A request to leave that one rank hears is every rank's.",
+    ),
+    Mutant(
+        "clip-makes-longer",
+        LOOP,
+        "clip / norm if clip is not None and norm > clip else 1.0",
+        "clip / norm if clip is not None else 1.0",
+        (f"{STEP}::test_a_step_goes_as_far_as_its_norm_and_no_farther_than_the_limit",),
+        "A gradient below the limit is left as it is.",
+    ),
+    Mutant(
+        "clip-each-by-the-whole",
+        LOOP,
+        "whole * min(1.0, clip / max(n, 1e-12))",
+        "whole * min(1.0, clip / max(norm, 1e-12))",
+        (f"{STEP}::test_each_tensor_is_held_to_the_limit_by_its_own_norm",),
+        "`clip_each` holds each tensor by its own norm.",
+    ),
+    Mutant(
+        "limits-not-held",
+        LOOP,
+        "self.strategy.clamp()",
+        "pass",
+        (f"{STEP}::test_limits_hold_after_each_step",),
+        "Parameters with limits are within them after a step.",
+    ),
+    Mutant(
+        "forward-a-step-ahead",
+        LOOP,
+        "self.objective(micro, self.progress.step)",
+        "self.objective(micro, self.progress.step + 1)",
+        (f"{STEP}::test_all_that_a_step_calls_is_told_its_number",),
+        "What hangs on a step's number is told that number.",
+    ),
+    Mutant(
+        "prepare-a-step-ahead",
+        LOOP,
+        "self.objective.prepare(batch, p.step)",
+        "self.objective.prepare(batch, p.step + 1)",
+        (f"{STEP}::test_all_that_a_step_calls_is_told_its_number",),
+        "What hangs on a step's number is told that number.",
+    ),
+    Mutant(
+        "follow-a-step-ahead",
+        LOOP,
+        "self.strategy.follow(step)",
+        "self.strategy.follow(step + 1)",
+        (f"{STEP}::test_all_that_a_step_calls_is_told_its_number",),
+        "What hangs on a step's number is told that number.",
+    ),
+    Mutant(
+        "buffers-a-step-ahead",
+        LOOP,
+        "self.objective.update_buffers(step)",
+        "self.objective.update_buffers(step + 1)",
+        (f"{STEP}::test_all_that_a_step_calls_is_told_its_number",),
+        "What hangs on a step's number is told that number.",
+    ),
+    Mutant(
+        "rate-a-step-ahead",
+        LOOP,
+        "rate = peak * run.schedule(p.step, run.steps)",
+        "rate = peak * run.schedule(p.step + 1, run.steps)",
+        (f"{SKIPS}::test_a_step_is_taken_at_its_own_rate_and_decay",),
+        "The rate moves on its schedule.",
+    ),
+    Mutant(
+        "frozen-steps-not-restored",
+        RESTORE,
+        'manifest.get("frozen", 0)',
+        "0",
+        ("tests/vtx_scale/test_dino.py::test_five_starts_leave_no_trace",),
+        "What was frozen has a correction that counts its own steps, also after a resume.",
+    ),
+    Mutant(
+        "sums-early-under-ddp",
+        "vtx_scale/strategies/ddp.py",
+        "self.live = last and self.world > 1",
+        "self.live = self.world > 1",
+        (f"{SAME_RUN}::test_weights_under_sgd_are_those_of_one_process[2-ddp-keys0]",),
+        "Gradients of micro-batches are summed over ranks once.",
+    ),
+    Mutant(
+        "fsdp-halves",
+        "vtx_scale/strategies/fsdp.py",
+        "part.set_gradient_divide_factor(1.0)",
+        "part.set_gradient_divide_factor(2.0)",
+        (f"{SAME_RUN}::test_weights_under_sgd_are_those_of_one_process[3-fsdp-keys2]",),
+        "Gradients are sums over ranks: no factor of the world.",
+    ),
+    Mutant(
+        "gathered-gradients-averaged",
+        "vtx_scale/distributed/ranks.py",
+        "        return out, None",
+        "        return out / world, None",
+        ("tests/vtx_scale/test_clip_loss.py::test_loss_and_gradients_equal_brute_force",),
+        "A gradient that comes back from all ranks is their sum.",
+    ),
+    Mutant(
+        "initial-values-of-a-block",
+        "vtx_scale/trainer/init.py",
+        'f"{seed}/{name}/{k}"',
+        'f"{seed}/{name}/{k - lo // BLOCK}"',
+        (f"{TRAINER}::test_initial_values_do_not_hang_on_the_sharding",),
+        "Initial values do not hang on how a tensor is cut.",
+    ),
+    # --- P3: one checkpoint
+    Mutant(
+        "stored-by-every-replica",
+        WRITE,
+        "zlib.crc32(s.key.encode()) % s.replicas != s.replica",
+        "False",
+        (f"{COMMIT}::test_what_several_ranks_wrote_comes_back",),
+        "What several ranks hold is stored once.",
+    ),
+    Mutant(
+        "not-staged",
+        WRITE,
+        '.to("cpu", copy=True)',
+        '.to("cpu")',
+        (f"{COMMIT}::test_a_save_takes_what_there_was_when_it_was_asked_for",),
+        "A save holds the step at which it was asked for.",
+    ),
+    Mutant(
+        "keeps-one-less",
+        WRITE,
+        "[: -keep if keep > 0 else None]",
+        "[: -keep + 1 or None]",
+        (f"{COMMIT}::test_the_oldest_are_removed",),
+        "As many checkpoints stay as were asked for.",
+    ),
+    Mutant(
+        "digests-unread",
+        "vtx_scale/checkpoints/format.py",
+        'if sha256_file(path) != entry["sha256"]:',
+        "if False:",
+        (
+            "tests/promises/test_p3_one_checkpoint.py::test_a_damaged_file_is_found_and_the_older_checkpoint_taken",
+        ),
+        "Every byte is verified when it is read.",
+    ),
+    Mutant(
+        "left-over-tensors",
+        "vtx_scale/checkpoints/read.py",
+        "    if extra:",
+        "    if False:",
+        (f"{COMMIT}::test_a_checkpoint_of_another_model_is_refused",),
+        "A checkpoint of another model is refused.",
+    ),
+    Mutant(
+        "other-data",
+        RESTORE,
+        'if data["fingerprint"] != fingerprint and not forked:',
+        "if False:",
+        (f"{COMMIT}::test_a_checkpoint_of_other_data_is_refused_wherever_it_lies",),
+        "A checkpoint of other data is refused.",
+    ),
+    Mutant(
+        "replica-by-the-wrong-axis",
+        "vtx_scale/strategies/fsdp.py",
+        "self.rank // (self.world // self.copies)",
+        "self.rank % self.copies",
+        ("tests/promises/test_p3_one_checkpoint.py::test_each_value_is_stored_once",),
+        "What hsdp's replicas hold is stored once, by one of them.",
+    ),
+    # --- P4: nothing lost in silence
+    Mutant(
+        "padding-counted-as-bad",
+        LOOP,
+        "(~batch.valid & (batch.ids >= 0)).sum()",
+        "(~batch.valid).sum()",
+        (f"{STEP}::test_padding_is_no_bad_sample",),
+        "Padding is no bad sample.",
+    ),
+    Mutant(
+        "save-fails-for-ever",
+        LOOP,
+        "        self.writer.error = None",
+        "        pass",
+        (f"{STEP}::test_a_part_that_one_rank_cannot_write_costs_that_save_alone",),
+        "A save that failed is said once.",
+    ),
+    Mutant(
+        "evaluation-not-made-up",
+        "vtx_scale/launch/restore.py",
+        'done = {r["name"] for r in rows',
+        'done = set(names) | {r["name"] for r in rows',
+        (f"{COUNTS}::test_an_evaluation_that_was_due_is_made_up_for",),
+        "An evaluation that was due is made up for.",
+    ),
+    Mutant(
+        "samples-of-all-slots",
+        LOOP,
+        "p.samples += int(valid)",
+        "p.samples += self.run.global_batch",
+        ("tests/promises/test_p4_nothing_in_silence.py::test_bad_samples_are_masked_and_named",),
+        "Samples are those that were seen.",
+    ),
+    Mutant(
+        "notes-unsaid",
+        LOOP,
+        "for reason, count in batch.notes.items():",
+        "for reason, count in ():",
+        ("tests/promises/test_p4_nothing_in_silence.py::test_bad_samples_are_masked_and_named",),
+        "What is let pass is counted.",
+    ),
+    # --- P5: open at both ends
+    Mutant(
+        "ratio-cut-too-short",
+        "vtx_scale/interop/clip.py",
+        "else (mlp + 0.5) / width",
+        "else mlp / width",
+        ("tests/parity/test_clip.py::test_mlp_ratio_comes_back",),
+        "Other libraries build the network that was exported.",
+    ),
+    Mutant(
+        "positions-from-a-corner",
+        "vtx_scale/blocks/position.py",
+        "(new + 0.1) / old, positions.device",
+        "new / old, positions.device",
+        ("tests/vtx_scale/test_slots.py::test_positions_at_another_resolution",),
+        "Positions come in at another resolution as their authors resample them.",
+    ),
+)
+
+
+def changed(body: str, mutant: Mutant) -> str:
+    """The text of the file with the change. Raises LookupError where an old text is not there
+    exactly once.
+    """
+    for old, new in mutant.edits:
+        if (count := body.count(old)) != 1:
+            raise LookupError(f"{mutant.name}: {old!r} stands {count} times in {mutant.file}")
+        body = body.replace(old, new)
+    return body
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of the tree, for as long as it is used."""
+    with tempfile.TemporaryDirectory(prefix="vtx-mutants-") as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        yield tree
+
+
+@contextmanager
+def broken(tree: Path, mutant: Mutant) -> Iterator[None]:
+    """The tree with the change in it."""
+    path = tree / mutant.file
+    body = path.read_text()
+    path.write_text(changed(body, mutant))
+    try:
+        yield
+    finally:
+        path.write_text(body)
+
+
+def run(tree: Path, tests: Iterable[str]) -> Outcome:
+    """Run tests on the copy's code up to the first that fails."""
+    report = tree.parent / "report.xml"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    # subprocesses of the tests import the copy too; no bytecode, because a change may leave a
+    # file's size and its time to the second as they were
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    try:
+        subprocess.run(
+            [*command, f"--junitxml={report}", *tests],
+            cwd=tree,
+            env=env,
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome("crashed", message=f"no end after {PATIENCE} s")
+    return outcome(report.read_text()) if report.exists() else Outcome("none")
+
+
+def outcome(report: str) -> Outcome:
+    """What a JUnit report of pytest says."""
+    passed, skipped = 0, ""
+    for case in ElementTree.fromstring(report).iter("testcase"):
+        where = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
+        bad = [x for x in case if x.tag in ("failure", "error")]
+        for x in bad:
+            message = x.get("message", "")
+            well = x.tag == "failure" and ASSERTED.match(message) and not CRASH.search(message)
+            return Outcome("asserted" if well else "crashed", where, message)
+        if (skip := case.find("skipped")) is not None:
+            skipped = skip.get("message", "")
+        else:
+            passed += 1
+    if passed:
+        return Outcome("passed")
+    return Outcome("skipped", message=skipped) if skipped else Outcome("none")
+
+
+@dataclass
+class Trials:
+    """Mutants tried on one copy of the tree; the tests of each set are seen to pass once."""
+
+    tree: Path
+    sound: dict[tuple[str, ...], Outcome] = field(default_factory=dict)
+
+    def verdict(self, mutant: Mutant) -> tuple[str, str]:
+        """("dies", the test), ("skipped", why), or what is wrong: "lives", "crashes", "unsound",
+        "misfit"; and a word on it.
+        """
+        if mutant.tests not in self.sound:
+            self.sound[mutant.tests] = run(self.tree, mutant.tests)
+        before = self.sound[mutant.tests]
+        if before.kind == "skipped":
+            return "skipped", before.message
+        if before.kind != "passed":
+            return "unsound", f"{before.where} {before.kind} without the change: {before.message}"
+        try:
+            with broken(self.tree, mutant):
+                after = run(self.tree, mutant.tests)
+        except LookupError as e:
+            return "misfit", str(e)
+        if after.kind == "asserted":
+            return "dies", after.where
+        if after.kind in ("passed", "skipped"):
+            return "lives", mutant.promise
+        return "crashes", f"{after.where} {after.message}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[])
+    parser.add_argument("--list", action="store_true")
+    asked = parser.parse_args(arguments)
+    unknown = set(asked.only) - {m.name for m in MUTANTS}
+    if unknown:
+        parser.error(f"no mutant {', '.join(sorted(unknown))}: --list shows them")
+    chosen = [m for m in MUTANTS if not asked.only or m.name in asked.only]
+    if asked.list:
+        print("\n".join(f"{m.name:34}{m.file:38}{m.promise}" for m in chosen))
+        return 0
+    wrong = 0
+    with copied() as tree:
+        trials = Trials(tree)
+        for mutant in chosen:
+            began = time.monotonic()
+            verdict, word = trials.verdict(mutant)
+            wrong += verdict not in ("dies", "skipped")
+            seconds = time.monotonic() - began
+            line = " ".join(word.split())[:200]
+            print(f"{verdict:8} {seconds:5.1f} s  {mutant.name:34} {line}", flush=True)
+    print(f"{len(chosen)} mutants, {wrong} of them not dead")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
