@@ -4,7 +4,7 @@ file without the faults of its headers that change no pixel.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 EOI, SOS, DHT, DRI, JFIF, ADOBE = 0xD9, 0xDA, 0xC4, 0xDD, 0xE0, 0xEE
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {DHT, 0xC8, 0xCC})
@@ -16,8 +16,7 @@ AFTER_CODED = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 WHITE = b"\x00\t\n\r "
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A marker with what its length spans, body[start:end] behind the length itself."""
 
     marker: int
@@ -25,8 +24,7 @@ class Segment:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """What the header says. sampling: (horizontal, vertical) a component; apart: the first scan
     lacks components, so that all coefficients are kept until the last.
     """

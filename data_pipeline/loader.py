@@ -125,6 +125,12 @@ class Batches(TorchDataset[dict[str, Any]]):
         assert isinstance(self.order, Order), "an evaluation has no order to name"
         return self.order.fingerprint([self.index.digest])
 
+    def go_on(self, step: int, position: int) -> None:
+        """Let the batch of `step` begin at this position of the order:
+        the batches before may have had another size.
+        """
+        self.offset = position - step * self.global_batch
+
     def chunk_reader(self) -> ChunkReader:
         """This process's reader of samples, made when first asked for; it keeps as many tables as
         the order's lanes use at a time.

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +10,8 @@ from typing import Protocol
 # where callers of the first version find them
 from vtx_scale.data_pipeline.lists import braces as braces
 from vtx_scale.data_pipeline.lists import expand as expand
+from vtx_scale.data_pipeline.publish import PART
+from vtx_scale.data_pipeline.publish import whole as whole
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,6 @@ class Storage(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
-
-
-@contextmanager
-def whole(path: Path, publish: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place at the end, or is gone:
-    nobody sees half of it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # another host may have the same pid
-    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        yield part
-        publish(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Folder:
@@ -117,8 +103,10 @@ class Folder:
     def list(self, prefix: str) -> Iterator[str]:
         """The names of files, in all folders below, that begin with `prefix`, in order."""
         for path in sorted(self.root.rglob("*")):
-            name = path.relative_to(self.root).as_posix()
-            if path.is_file() and name.startswith(prefix):
+            inside = path.relative_to(self.root)
+            name = inside.as_posix()
+            half = any(PART.match(part) for part in inside.parts)
+            if path.is_file() and name.startswith(prefix) and not half:
                 yield name
 
     def head(self, name: str) -> Head | None:

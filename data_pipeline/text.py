@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtx_scale.data_pipeline.errors import BadSample, UserError
+from vtx_scale.data_pipeline.paths import local_path
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,24 @@ def open_clip_merges() -> Path:
     )
 
 
+def tokenizer_file(name: str) -> Path | None:
+    """The file that a tokenizer of this name is read from; None of "bytes", which has none.
+
+    Raises UserError where it is not there.
+    """
+    if name == "bytes":
+        return None
+    if name == "clip":
+        return open_clip_merges()
+    path = local_path(name, "data.tokenizer=")
+    if not path.is_file():
+        raise UserError(
+            f"data.tokenizer={name} is neither bytes, clip nor a file: "
+            "give the path of a tokenizer.json."
+        )
+    return path
+
+
 @lru_cache(8)
 def tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a name: "bytes", "clip" (Radford et al. 2021, with the merges that open_clip
@@ -266,14 +285,7 @@ def tokenizer(name: str) -> Tokenizer:
 
     The last 8 are kept. Raises UserError for what is none.
     """
-    if name == "bytes":
+    path = tokenizer_file(name)
+    if path is None:
         return of_bytes()
-    if name == "clip":
-        return of_merges(open_clip_merges())
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(
-            f"data.tokenizer={name} is neither bytes, clip nor a file: "
-            "give the path of a tokenizer.json."
-        )
     return of_json(path) if path.suffix == ".json" else of_merges(path)

@@ -1,15 +1,15 @@
 """What checkpoints a run has and whether they are whole."""
 
 import argparse
-from pathlib import Path
 
 from vtx_scale.checkpoints.read import listing
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch import run_folder
 from vtx_scale.launch.tables import print_json, print_table
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = Path(args.folder)
+    folder = local_path(args.folder)
     run_folder.read(folder)
 
     rows = listing(folder / "checkpoints", deep=args.verify)

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.evaluators import NAMES
+from vtx_scale.launch.paths import check_paths
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.objective import objective_fault
 from vtx_scale.specs.run import Run
@@ -45,6 +46,7 @@ def check(run: Run) -> None:
         raise UserError("init.head=new: it says what to leave out of init.from, so give that too.")
     if (fault := objective_fault(run.objective)) is not None:
         raise UserError(fault)
+    check_paths(run)
     check_specs(run)
     world, strategy = run.system.world, run.system.strategy
     if strategy == "single" and world and world > 1:

@@ -9,7 +9,7 @@ import traceback
 from typing import NoReturn
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.trainer.output import open_missing_descriptors, say
+from vtx_scale.trainer.output import open_missing_descriptors, say, why
 
 COMMANDS = (
     "train",
@@ -97,22 +97,17 @@ def main(argv: list[str] | None = None) -> int:
         if command not in TRAINING:  # `vtx ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        code, text = 1, os_sentence(e)
+        code, text = 1, why(e)
     except KeyboardInterrupt:
         code, text = 130, "interrupted"
     except OSError as e:
-        code, text = 1, os_sentence(e)
+        code, text = 1, why(e)
     except Exception as e:  # ours to mend: a sentence all the same
         code, text = 1, f"{type(e).__name__}: {e} ('vtx --debug ...' shows where)"
     if "--debug" in arguments and code != 130:
         traceback.print_exc()
     say(f"vtx: {text}")
     return code
-
-
-def os_sentence(e: OSError) -> str:
-    """What the system refused, without its number."""
-    return f"{e.filename}: {e.strerror}" if e.filename and e.strerror else str(e)
 
 
 def end() -> NoReturn:

@@ -1,12 +1,12 @@
 """The work of `vtx data ...`, a function each."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.lists import expand
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.storage import whole
 from vtx_scale.data_pipeline.tools.digits import make_digits
@@ -22,6 +22,7 @@ from vtx_scale.launch.datasets import order_of, training_data
 from vtx_scale.launch.resolve import resolve_shards
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.specs.palette import write_palette
+from vtx_scale.trainer.output import say
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,12 +40,8 @@ def run(args: argparse.Namespace) -> int:
     return work[args.what](args)
 
 
-def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def index(args: argparse.Namespace) -> int:
-    opened = open_index(args.shards, say=to_stderr)
+    opened = open_index(args.shards, say=say)
     row = {
         "shards": len(opened.names),
         "samples": opened.n,
@@ -88,7 +85,7 @@ def verify(args: argparse.Namespace) -> int:
         reader, seed = reader_of(recipe, True), recipe.seed
     elif args.smoke or args.keys:
         raise UserError("--smoke and key=value are of a recipe: add --for RECIPE.")
-    for row in verify_shards(args.shards, reader, seed, to_stderr):
+    for row in verify_shards(args.shards, reader, seed, say):
         bad += 1
         where = f"{row['shard']}/{row['key'] or '(the tar)'}"
         print_json(row) if args.json else print(
@@ -108,17 +105,24 @@ def inspect(args: argparse.Namespace) -> int:
 def toy(args: argparse.Namespace) -> int:
     if args.samples < 1 or args.shards < 1 or args.size < 8:
         raise UserError("--samples and --shards are 1 or more, --size 8 or more.")
-    print(make_toy(Path(args.out), args.samples, args.shards, args.size, args.seed))
+    print(make_toy(local_path(args.out), args.samples, args.shards, args.size, args.seed))
     return 0
 
 
 def digits(args: argparse.Namespace) -> int:
-    print(make_digits(Path(args.out)))
+    print(make_digits(local_path(args.out)))
     return 0
 
 
+def out_of(args: argparse.Namespace, name: str) -> Path:
+    """--out, else a file beside the shards."""
+    if args.out:
+        return local_path(args.out, "--out ")
+    return expand(args.shards)[0].parent / name
+
+
 def tokenizer(args: argparse.Namespace) -> int:
-    out = Path(args.out) if args.out else expand(args.shards)[0].parent / "tokenizer.json"
+    out = out_of(args, "tokenizer.json")
     print(train_tokenizer(args.shards, out, args.vocab, args.caption))
     return 0
 
@@ -126,7 +130,7 @@ def tokenizer(args: argparse.Namespace) -> int:
 def palette(args: argparse.Namespace) -> int:
     if args.colours < 2 or args.side < 2:
         raise UserError("--colours and --side are 2 or more.")
-    out = Path(args.out) if args.out else expand(args.shards)[0].parent / "palette.json"
+    out = out_of(args, "palette.json")
     text = write_palette(find_palette(args.shards, args.colours, args.side).tolist())
     with whole(out) as part:
         part.write_text(text)

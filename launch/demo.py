@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from vtx_scale.checkpoints.read import newest
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.data_pipeline.tools.digits import make_digits
 from vtx_scale.interop import export
@@ -31,7 +32,7 @@ WORLD, WANTED = 2, 0.90
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = Path(args.folder).resolve()
+    folder = local_path(args.folder, "--run ").resolve()
     steps = recipes.find("clip_digits").steps
     shards = folder / "digits"
     if not (shards / "classes.txt").exists():  # written last

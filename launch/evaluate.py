@@ -15,6 +15,9 @@ from PIL import Image
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
+from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import Features, extract
 from vtx_scale.launch import checks, override
@@ -211,23 +214,33 @@ def evaluate(
         )
 
 
+def check_tokenizer(folder: Path, trained: str, given: str) -> None:
+    """Raises UserError for a tokenizer that gives other ids than the one a run was trained with."""
+    if given != trained and tokenizer(given).fingerprint != tokenizer(trained).fingerprint:
+        raise UserError(
+            f"data.tokenizer={given} gives other ids than {trained}, with which {folder} was "
+            "trained: leave it out."
+        )
+
+
 def keep_picture(folder: Path, name: str, key: str, step: int, pixels: NDArray[np.uint8]) -> str:
     """uint8 (H, W, 3) as RUN/pictures/NAME-STEP.png; NAME-KEY-STEP.png where its key is
     not plainly "picture".
     """
     stem = name.replace(":", ".") + ("" if key == "picture" else f"-{key}")
     path = folder / "pictures" / f"{stem}-{step:08d}.png"
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    with whole(path) as part:
+        Image.fromarray(pixels).save(part)
     return str(path)
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = Path(args.folder)
+    folder = local_path(args.folder)
     reading = reading_of(args.keys, also=("system.workers", "data."))
     rest = [key for key in args.keys if key.partition("=")[0] not in KEYS]
-    recipe = override.override(recipe_of(folder), rest)
-
+    trained = recipe_of(folder)
+    recipe = override.override(trained, rest)
+    check_tokenizer(folder, trained.data.tokenizer, recipe.data.tokenizer)
     lacking = None
     names = [n for n in args.names.split(",") if n]
     for name, values in evaluate(folder, names, recipe, reading):

@@ -1,10 +1,10 @@
 """The newest checkpoint of a run in another library's layout."""
 
 import argparse
-from pathlib import Path
 
 import torch
 
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.interop import export
 from vtx_scale.interop.files import refuse_taken
 from vtx_scale.launch.open_run import open_run
@@ -20,7 +20,7 @@ WRITTEN = {
 
 
 def run(args: argparse.Namespace) -> int:
-    reading, out = reading_of(args.keys), Path(args.out)
+    reading, out = reading_of(args.keys), local_path(args.out)
     refuse_taken(out)
     opened = open_run(args.folder, reading.device)
     if reading.precision in WRITTEN:

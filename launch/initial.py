@@ -2,6 +2,7 @@
 and the networks that an objective takes from elsewhere (its pretrained parts, such as a teacher).
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from vtx_scale.blocks.rules import rule_of
-from vtx_scale.checkpoints.read import Tensors, newest
+from vtx_scale.checkpoints.format import Damaged, folder_name
+from vtx_scale.checkpoints.read import Opened, read_newest
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.interop.files import FILES, read_weights
 from vtx_scale.interop.weights import import_network, import_weights, resize_positions
 from vtx_scale.launch.pretrained import held
@@ -27,16 +30,47 @@ def load_initial(run: Run, strategy: Base, say: Callable[[str], None]) -> None:
     if run.init.from_:
         load_source(run.init.from_, run, strategy, say)
     for part in run.objective.pretrained:
-        load_part(part, run.objective, strategy)
+        load_part(part, run.objective, strategy, say)
 
 
-def stored(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers of the newest checkpoint of a run folder."""
-    found = newest(path / "checkpoints")
-    if found is None:
-        raise UserError(f"{path} has no whole checkpoint: run its training first.")
-    tensors = Tensors(*found)
-    return tensors.state("param") | tensors.state("buffer")
+TRIES = 8  # checkpoints of a living run that went away between the first rank and the last
+
+
+def stored(path: Path, strategy: Base, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """Parameters and buffers of the newest checkpoint of a run folder, the same on every rank.
+
+    Raises UserError where it has none, or a run in it removes them faster than the ranks open them.
+    """
+    for _ in range(TRIES):
+        found: tuple[int, dict[str, Tensor]] | None = None
+        if strategy.rank == 0:
+            found = read_newest(path / "checkpoints", values, say)
+            found = found or (-1, {})
+        step = int(strategy.sum(number(found[0] if found else 0, strategy)).item())
+        if step < 0:
+            raise UserError(f"{path} has no whole checkpoint: run its training first.")
+        if found is None:
+            with contextlib.suppress(Damaged, OSError):
+                with Opened(path / "checkpoints" / folder_name(step)) as checkpoint:
+                    found = values(checkpoint)
+        missed = int(strategy.sum(number(found is None, strategy)).item())
+        if found is not None and not missed:
+            return found[1]
+    raise UserError(
+        f"{path} loses its checkpoints faster than all ranks can open one: wait for its training, "
+        "or give it a higher checkpoint.keep."
+    )
+
+
+def values(checkpoint: Opened) -> tuple[int, dict[str, Tensor]]:
+    """The step, and parameters and buffers by their names."""
+    tensors = checkpoint.tensors()
+    return checkpoint.manifest["step"], tensors.state("param") | tensors.state("buffer")
+
+
+def number(value: int, strategy: Base) -> Tensor:
+    """A number that ranks add up."""
+    return torch.tensor([value], dtype=torch.float64, device=strategy.device)
 
 
 def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None] = print) -> None:
@@ -45,10 +79,11 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     A plain network starts from the teacher of a run that has one (DINO). Pretrained parts come from
     elsewhere, and under `init.head=new` heads start anew.
     """
-    path = Path(source)
+    path = local_path(source, "init.from=")
     if not path.exists():
         raise UserError(f"init.from={source}: there is no such file or folder.")
-    state = stored(path) if (path / "run.json").exists() else import_weights(path, run.objective)
+    here = (path / "run.json").exists()
+    state = stored(path, strategy, say) if here else import_weights(path, run.objective)
     resized = resize_positions(state, run.objective)
     if resized is not state and strategy.rank == 0:
         say(f"init.from={source}: its position embeddings are resized to the recipe's resolution")
@@ -63,7 +98,7 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     def wanted(name: str) -> bool:
         return not (name.startswith(elsewhere) or (new_heads and is_head(strategy, name)))
 
-    if (path / "run.json").exists() and strategy.rank == 0:
+    if here and strategy.rank == 0:
         for line in differences(path, run):
             say(f"init.from={source}: {line}")
     refuse_rest(resized, strategy, wanted, f"init.from={source}")
@@ -127,21 +162,28 @@ def refuse_rest(
             )
 
 
-def load_part(part: Pretrained, objective: ObjectiveSpec, strategy: Base) -> None:
+def load_part(
+    part: Pretrained,
+    objective: ObjectiveSpec,
+    strategy: Base,
+    say: Callable[[str], None] = print,
+) -> None:
     """Fill the module of a part from a run folder or an export whose network it is or that has it
     as a part too, or from exported weights of the network alone.
 
     Raises UserError where there is nothing, or where it does not fit.
     """
     source, prefix = getattr(objective, part.source), f"{part.part}."
-    path = Path(source)
+    path = local_path(source, f"objective.{part.source}=")
     if not path.exists():
         raise UserError(f"objective.{part.source}={source}: there is no such file or folder.")
     there = held(path, objective, part)
     if there is None:
         state = import_network(path, getattr(objective, part.part))
+    elif (path / "run.json").exists():
+        state = stored(path, strategy, say)
     else:
-        state = stored(path) if (path / "run.json").exists() else read_weights(path, FILES)
+        state = read_weights(path, FILES)
 
     def candidates(name: str) -> Iterable[str]:
         return ((there.prefix if there else "") + name.removeprefix(prefix),)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from vtx_scale.checkpoints.read import Tensors, load, newest
+from vtx_scale.checkpoints.read import Opened, load, read_newest
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.process import device_of
 from vtx_scale.launch.reading import Reading, reading_of
@@ -54,23 +55,26 @@ def open_run(folder: str | Path, device: str = "cpu", precision: str | None = No
     """
     keys = [f"system.device={device}"]
     reading = reading_of([*keys, *([f"system.precision={precision}"] if precision else [])])
-    folder = Path(folder)
+    folder = local_path(folder)
     run = recipe_of(folder)
-    found = newest(folder / "checkpoints")
-    if found is None:
-        raise UserError(f"{folder} has no whole checkpoint: run its training first.")
-    path, manifest = found
     at, computed = place_of(reading, run)
     objective = build_objective(run, computed.weights)
     strategy = Single(at)
     strategy.prepare(objective)
     objective.context.run_probe = cast_probes(strategy, computed)
-    tensors = Tensors(path, manifest)
     wanted = {s.key for s in strategy.slices()}
-    tensors.shapes = {k: v for k, v in tensors.shapes.items() if k in wanted}
-    load(strategy.slices(), tensors)
+
+    def take(checkpoint: Opened) -> int:
+        tensors = checkpoint.tensors()
+        tensors.shapes = {k: v for k, v in tensors.shapes.items() if k in wanted}
+        load(strategy.slices(), tensors)
+        return int(checkpoint.manifest["step"])
+
+    step = read_newest(folder / "checkpoints", take)
+    if step is None:
+        raise UserError(f"{folder} has no whole checkpoint: run its training first.")
     objective.eval()
-    return OpenRun(folder, run, manifest["step"], objective)
+    return OpenRun(folder, run, step, objective)
 
 
 def place_of(reading: Reading, run: Run) -> tuple[torch.device, Precision]:

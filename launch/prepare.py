@@ -4,12 +4,17 @@ run.json is written.
 No torch.
 """
 
+import hashlib
+from functools import partial
 from pathlib import Path
 
+from vtx_scale.checkpoints.format import sha256_file, steps
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.data_pipeline.text import tokenizer, tokenizer_file
 from vtx_scale.launch import checks, run_folder
 from vtx_scale.launch.datasets import DataSet, fingerprint_of, hash_of, open_data, training_data
+from vtx_scale.launch.outside import TOKENIZER, Entry, held
 from vtx_scale.specs.network import networks_of
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
@@ -24,6 +29,7 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
     """
     checks.check(run)
     checks.check_micro_batch(run, world)
+    check_steps(run, folder)
     for misfit in run.objective.misfits():
         raise UserError(f"objective.{misfit}")
     if not run_folder.begun(folder):  # a run that has begun has them in its checkpoints
@@ -40,10 +46,68 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
     return data
 
 
-def prepare_folder(run: Run, folder: Path, data: DataSet, fork: bool = False) -> None:
-    """Write run.json, or see that the folder's run is this one. Raises UserError."""
+def prepare_folder(run: Run, folder: Path, data: DataSet, fork: bool = False) -> Run:
+    """Write run.json, or see that the folder's run is this one; the run as it is trained, with the
+    tokenizer that lies in the folder. Raises UserError.
+    """
     (folder / "control" / "stop").unlink(missing_ok=True)  # a request to the start before this one
-    run_folder.prepare(run, folder, fingerprint_of(run, data), hash_of, fork)
+    entry = tokenizer_entry(run, folder)
+    run_folder.prepare(
+        run,
+        folder,
+        fingerprint_of(run, data),
+        hash_of,
+        fork,
+        entry,
+        partial(keep_tokenizer, run, folder, entry),
+    )
+    if (folder / "tokenizer").is_dir():  # what a fork has left behind
+        for path in (folder / "tokenizer").iterdir():
+            if path.is_file() and f"tokenizer/{path.name}" != (entry or {}).get("file"):
+                path.unlink(missing_ok=True)
+    return held(run, folder, run_folder.outside_of(folder))
+
+
+def tokenizer_entry(run: Run, folder: Path) -> Entry | None:
+    """What a run keeps of its tokenizer; None of one that has no file.
+
+    Raises UserError where the file is not there.
+    """
+    path, known = tokenizer_file(run.data.tokenizer), run_folder.outside_of(folder).get(TOKENIZER)
+    if path is None:
+        return None
+    here = folder.absolute() / "tokenizer"
+    if known is not None and path == folder.absolute() / known["file"]:
+        return known
+    digest, name = sha256_file(path), path.name
+    if (here / name).exists() and sha256_file(here / name) != digest:
+        name = f"{digest[:8]}-{name}"  # run.json still names the other one
+    return {"path": run.data.tokenizer, "digest": digest, "file": f"tokenizer/{name}"}
+
+
+def keep_tokenizer(run: Run, folder: Path, entry: Entry | None) -> None:
+    """Copy the tokenizer's file into the run folder, byte for byte, unless it is there.
+
+    Raises UserError where it changed since it was looked at.
+    """
+    path = tokenizer_file(run.data.tokenizer)
+    if entry is None or path is None or (folder / entry["file"]).exists():
+        return
+    body = path.read_bytes()
+    if hashlib.sha256(body).hexdigest() != entry["digest"]:
+        raise UserError(f"{path} is being written: wait for that, and start again.")
+    with whole(folder / entry["file"]) as part:
+        part.write_bytes(body)
+
+
+def check_steps(run: Run, folder: Path) -> None:
+    """Raises UserError where a run has gone further than it should go."""
+    at = max(steps(folder / "checkpoints"), default=0)
+    if run.steps < at:
+        raise UserError(
+            f"steps={run.steps}: {folder} has a checkpoint of step {at}; give more steps than "
+            "that, or another --run folder."
+        )
 
 
 def check_sources(run: Run) -> None:

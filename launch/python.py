@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch import checks, override, recipes
 from vtx_scale.launch.train import train as vtx_train
 from vtx_scale.specs import walk
@@ -38,7 +39,7 @@ def train(
     run = run_of(recipe, smoke)
     run = override.override(run, [f"{key}={text(value)}" for key, value in keys.items()])
     checks.refuse_required(run, recipe if isinstance(recipe, str) else "the recipe")
-    code = vtx_train(run, Path(folder))
+    code = vtx_train(run, local_path(folder, "folder="))
     if code == 2:
         raise UserError(f"The run in {folder} was refused: the sentence stands above.")
     if code:

@@ -3,9 +3,9 @@ toy shards, pretrained parts, palettes.
 
 No torch.
 
-`data.shards=toy` becomes a folder of toy shards, made once in the cache; a teacher or codec that
-is a run says its network; so does a start that a smoke size goes on from; a palette's file
-becomes its colours.
+Paths become absolute; `data.shards=toy` becomes a folder of toy shards, made once in the cache; a
+teacher or codec that is a run says its network; so does a start that a smoke size goes on from; a
+palette's file becomes its colours.
 """
 
 import os
@@ -14,8 +14,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.text import tokenizer_file
+from vtx_scale.launch import outside
+from vtx_scale.launch.outside import TOKENIZER
+from vtx_scale.launch.paths import absolute, absolute_path
 from vtx_scale.launch.pretrained import LEFT_OPEN, held, spec_at, wanted
-from vtx_scale.launch.run_folder import recipe_of
+from vtx_scale.launch.run_folder import outside_of, recipe_of
 from vtx_scale.launch.toy_data import toy_run, toy_shards
 from vtx_scale.specs.objective import Pretrained
 from vtx_scale.specs.palette import read_palette
@@ -27,9 +32,24 @@ Say = Callable[[str], None]
 
 def resolve_data(run: Run, say: Say = silent, folder: Path | None = None) -> Run:
     """The run with nothing left open. folder: of the run, if it is there already."""
+    run = resolve_tokenizer(absolute(run), folder)
     for part in run.objective.pretrained:
         run = resolve_pretrained(run, part, say, folder)
-    return resolve_shards(resolve_palette(resolve_start(run, say)), say)
+    return absolute(resolve_shards(resolve_palette(resolve_start(run, say)), say))
+
+
+def resolve_tokenizer(run: Run, folder: Path | None) -> Run:
+    """A tokenizer whose file is gone is the copy that the run folder has of it."""
+    if folder is None:
+        return run
+    known = outside_of(folder)
+    if known.get(TOKENIZER, {}).get("path") != run.data.tokenizer:
+        return run
+    try:
+        tokenizer_file(run.data.tokenizer)
+    except UserError:
+        return outside.held(run, folder, known)
+    return run
 
 
 def resolve_shards(run: Run, say: Say = silent) -> Run:
@@ -81,7 +101,7 @@ def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None)
         )
     elif begun is not None and (begun / "run.json").exists():
         before = recipe_of(begun).objective
-        if getattr(before, part.source, None) == str(folder):
+        if absolute_path(getattr(before, part.source, "")) == str(folder):
             objective = replace(objective, **{name: getattr(before, name) for name in known})
     return replace(run, objective=objective)
 
@@ -104,10 +124,8 @@ def resolve_palette(run: Run) -> Run:
     """`objective.palette` that names a file becomes the colours in it,
     so that they count in the hash and not their path.
     """
-    palette = getattr(run.objective, "palette", "")
+    path = local_path(getattr(run.objective, "palette", ""), "objective.palette=")
     # no Path.is_file: colours in hexadecimal can be longer than any path, and raise
-    if not os.path.isfile(palette):
+    if not os.path.isfile(path):
         return run
-    return replace(
-        run, objective=replace(run.objective, **{"palette": read_palette(Path(palette))})
-    )
+    return replace(run, objective=replace(run.objective, **{"palette": read_palette(path)}))

@@ -1,6 +1,7 @@
 """Going on where a run's newest checkpoint stands."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def restore(
 ) -> bool:
     """Load the newest whole checkpoint, the same on every rank; False where there is none.
 
-    Raises UserError where it was made from other data, or does not stand at a step of this batch.
+    Raises UserError where it was made from other data.
     """
     step = common_step(folder, strategy)
     if step < 0:
@@ -40,20 +41,26 @@ def restore(
             f"{path} was made from another data set or order (fingerprint {data['fingerprint']}, "
             f"now {fingerprint}): give data.shards as it was, or train in another folder."
         )
-    if data["position"] != step * run.global_batch and not forked:
-        raise UserError(
-            f"{path} is at sample {data['position']}, not at a step of "
-            f"global_batch={run.global_batch}."
-        )
     load(strategy.slices(optimizer), Tensors(path, manifest))
     progress.step, progress.applied, progress.samples = (
         step,
         manifest["applied"],
         manifest["samples"],
     )
+    progress.position = position_of(manifest, run_folder.read(folder), run)
     progress.frozen = manifest.get("frozen", 0)
     precision.scale, precision.good_steps = manifest["scale"], manifest["good"]
     return True
+
+
+def position_of(manifest: dict[str, Any], about: dict[str, Any], run: Run) -> int:
+    """Slots that were handed out before a checkpoint; one that does not say it had the batch of
+    the recipe that wrote it. about: run.json.
+    """
+    if (position := manifest["data"].get("position")) is not None:
+        return int(position)
+    batch = about.get("batches", {}).get(manifest.get("hash"), run.global_batch)
+    return int(manifest["step"] * batch)
 
 
 def common_step(folder: Path, strategy: Base) -> int:

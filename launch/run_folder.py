@@ -1,9 +1,10 @@
 """A run folder: who may write in it, and what it was made from. Standard library alone.
 
-run.json metrics.jsonl ledger.jsonl evaluations.jsonl log.txt tensorboard/ pictures/
+run.json metrics.jsonl ledger.jsonl evaluations.jsonl log.txt tensorboard/ pictures/ tokenizer/
 checkpoints/step-00000120/ control/ lease/
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,20 +16,22 @@ from typing import IO, Any
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.launch import override, recipes
+from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.launch import outside, override, recipes
+from vtx_scale.launch.outside import Entry, Outside
+from vtx_scale.launch.paths import absolute
 from vtx_scale.specs import walk
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import Ledger
 
+SHOWN = 200  # letters of a value in a refusal
 HashOf = Callable[[Run, str], str]  # (run, fingerprint of its data) -> the run's name
 
 
 def write_whole(path: Path, body: str) -> None:
     """Write a file so that a reader sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(body)
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(body)
 
 
 def acquire_lease(folder: Path) -> IO[str]:
@@ -81,55 +84,124 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def recipe_of(folder: Path) -> Run:
-    """The recipe of a run; the folders of a stranger's recipe come on the path."""
+    """The recipe of a run, with the tokenizer that lies in its folder; the folders of a stranger's
+    recipe come on the path.
+
+    Raises UserError where the folder is no run folder, or its tokenizer is not what it was.
+    """
     body = read(folder)
     recipes.let_import(body.get("paths", []))
     run: Run = override.from_dict(body["recipe"])
-    return run
+    return outside.held(run, folder, body.get("outside", {}))
 
 
-def prepare(run: Run, folder: Path, fingerprint: str, hash_of: HashOf, fork: bool = False) -> None:
+def outside_of(folder: Path) -> Outside:
+    """What a run folder keeps of what lies beside it; nothing where there is no run yet."""
+    found: Outside = {}
+    if (folder / "run.json").exists():
+        found = read(folder).get("outside", {})
+    return found
+
+
+def prepare(
+    run: Run,
+    folder: Path,
+    fingerprint: str,
+    hash_of: HashOf,
+    fork: bool = False,
+    tokenizer: Entry | None = None,
+    keep: Callable[[], None] = lambda: None,
+) -> None:
     """Write run.json, or see that the run in the folder is this one.
 
-    A run that has saved nothing yet may become another.
+    A run that has saved nothing yet may become another. tokenizer: what the run keeps of its
+    tokenizer. keep: is called when nothing stands against the run, before run.json is written.
 
     Raises UserError with the fields that differ where the recipe is another and `fork` is false.
     """
-    forks: list[str] = []
-    digest = hash_of(run, fingerprint)
-    if (folder / "run.json").exists():
-        old = read(folder)
-        # the hash that an old run.json would get today: fields that did not exist then
-        # have their defaults
-        before: Run = override.from_dict(old["recipe"])
-        same = digest in (old["hash"], hash_of(before, old["data"])) and old["data"] == fingerprint
-        if not (same or fork or not begun(folder)):
-            raise another_run(folder, before, run, old["data"], fingerprint)
-        forks = old.get("forks", [])
-        if not same and begun(folder):
-            forks = [*forks, old["hash"]]
-            Ledger(folder).write(kind="fork", **{"from": old["hash"], "to": digest})
+    before = read(folder) if (folder / "run.json").exists() else {}
+    now = outside.weights_now(run, before.get("outside", {}))
+    if tokenizer is not None:
+        now[outside.TOKENIZER] = tokenizer
+    digest = hash_of(outside.by_digest(run, now), fingerprint)
+    forks, batches = before.get("forks", []), before.get("batches", {})
+    if begun(folder) and before:
+        old: Run = override.from_dict(before["recipe"])
+        same = same_run(before, old, folder, run, now, fingerprint, hash_of)
+        if not same and not fork:
+            raise another_run(folder, before, old, run, now, fingerprint)
+        batches = {before["hash"]: old.global_batch, **batches}
+        if not same:
+            forks = [*forks, before["hash"]]
+            Ledger(folder).write(kind="fork", **{"from": before["hash"], "to": digest})
+    keep()
     body = {
-        "recipe": override.to_dict(run),
+        "recipe": override.to_dict(outside.as_named(run, now)),
         "hash": digest,
         "forks": forks,
+        "batches": {**batches, digest: run.global_batch},
         "data": fingerprint,
+        "outside": now,
         "paths": recipes.STRANGERS,
         "versions": versions(),
     }
     write_whole(folder / "run.json", json.dumps(body, indent=1) + "\n")
 
 
-def another_run(folder: Path, before: Run, now: Run, data_before: str, data_now: str) -> UserError:
-    """What differs, field by field."""
-    differ = walk.differences(before, now)
-    changes = [f"{key} was {a!r}, is {b!r}" for key, (a, b) in differ.items() if counted(key)]
-    if data_before != data_now:
-        changes.append(f"the data set was {data_before}, is {data_now}")
+def same_run(
+    before: dict[str, Any],
+    old: Run,
+    folder: Path,
+    run: Run,
+    now: Outside,
+    fingerprint: str,
+    hash_of: HashOf,
+) -> bool:
+    """Whether the run in the folder, by its run.json and its recipe, is this one.
+
+    The hash that an old run.json would get today counts as well: fields that did not exist then
+    have their defaults. One without digests names weights by their paths, in the words of the
+    folder that it was started in or as they are read from this one.
+    """
+    if before["data"] != fingerprint:
+        return False
+    known = before.get("outside")
+    if known is None:
+        mine, theirs = run, [old, absolute(old)]
+    else:
+        mine = outside.by_digest(run, now)
+        theirs = [outside.by_digest(outside.held(old, folder, known), known)]
+    digests = {before["hash"]}
+    for recipe in theirs:
+        with contextlib.suppress(UserError):  # its tokenizer is no longer there
+            digests.add(hash_of(recipe, fingerprint))
+    return hash_of(mine, fingerprint) in digests
+
+
+def another_run(
+    folder: Path, before: dict[str, Any], old: Run, run: Run, now: Outside, fingerprint: str
+) -> UserError:
+    """What differs, field by field; what lies outside by its path and digest."""
+    known = {k: v for k, v in before.get("outside", {}).items() if k in now}
+    differ = walk.differences(absolute(old), outside.as_named(run, now))
+    changes = [
+        f"{key} was {short(a)}, is {short(b)}"
+        for key, (a, b) in differ.items()
+        if counted(key) and key not in known
+    ]
+    changes += outside.changes(known, now)
+    if before["data"] != fingerprint:
+        changes.append(f"the data set was {before['data']}, is {fingerprint}")
     return UserError(
-        f"{folder} holds another run ({'; '.join(changes)}): choose another --run folder, "
-        "or pass --fork to go on from its checkpoint with the new recipe."
+        f"{folder} holds another run ({'; '.join(changes) or 'its tokenizer has changed'}): choose "
+        "another --run folder, or pass --fork to go on from its checkpoint with the new recipe."
     )
+
+
+def short(value: Any) -> str:
+    """A value as it is shown, of a long one both ends."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
 
 
 def begun(folder: Path) -> bool:

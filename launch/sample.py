@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +12,19 @@ from PIL import Image
 
 from vtx_scale.data_pipeline.decode import resize_crop
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.publish import whole
 from vtx_scale.interop.files import refuse_taken
 from vtx_scale.launch.open_run import OpenRun, open_run
 from vtx_scale.launch.reading import reading_of
+from vtx_scale.trainer.output import say
 
 AT_ONCE = 16  # pictures
 Picture = NDArray[np.uint8]  # (S, S, 3)
 
 
 def run(args: argparse.Namespace) -> int:
-    reading, out = reading_of(args.keys), Path(args.out)
+    reading, out = reading_of(args.keys), local_path(args.out)
     check_numbers(args)
     refuse_taken(out)
     # half a surrogate pair, which a shell can pass, is no text
@@ -49,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
                 pictures = best(judge, caption, pictures)[: args.keep or 1]
             for i, pixels in enumerate(pictures):
                 path = out / f"{c:03d}-{i:03d}.png"
-                Image.fromarray(np.asarray(pixels)).save(path)
+                with whole(path) as part:
+                    Image.fromarray(np.asarray(pixels)).save(part)
                 print(path, flush=True)
     return 0
 
@@ -85,10 +88,9 @@ def report_cut(reader: OpenRun, texts: list[str]) -> None:
         return
     cut, fit = reader.probes["cut"](texts)
     if cut:
-        print(
+        say(
             f"vtx: {reader.folder}: {cut} of {len(texts)} captions were longer than {fit} tokens "
-            "and were cut.",
-            file=sys.stderr,
+            "and were cut."
         )
 
 

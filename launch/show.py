@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch import override, recipes
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.tables import print_json, print_table
@@ -50,7 +50,7 @@ def show_file(args: argparse.Namespace) -> int:
     """The recipes of a stranger's file, and the models that its `published()`
     names, counted now.
     """
-    path = Path(args.recipe)
+    path = local_path(args.recipe)
     module = recipes.module_of(path)
     rows = [
         recipe_row(f"{path}:{name}", function) for name, function in recipes.functions_of(module)

@@ -37,7 +37,7 @@ def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = Fa
     lease = run_folder.acquire_lease(folder)
     try:
         with requests() as asked:
-            prepare_folder(run, folder, data)
+            run = prepare_folder(run, folder, data)
             return 75 if asked else on_ray(run, folder, address, failures, debug, asked)
     finally:
         lease.close()

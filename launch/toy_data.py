@@ -1,14 +1,14 @@
 """Toy shards and toy runs in the cache: made once, whole or not at all."""
 
-import contextlib
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.publish import whole_folder
 from vtx_scale.data_pipeline.tools.toy import make_toy
 
 VERSION = "v1"  # part of the folder's name: another content is another folder
@@ -18,18 +18,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtx-scale"
 
 
+@contextmanager
+def unless_there(folder: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `folder`, unless another process was first."""
+    try:
+        with whole_folder(folder) as part:
+            yield part
+    except OSError:
+        if not folder.exists():
+            raise
+
+
 def toy_shards(say: Callable[[str], None]) -> tuple[Path, Path]:
     """Folders of 256 training and 64 validation samples."""
     folder = cache_folder() / f"toy-{VERSION}"
     if not folder.exists():
-        part = folder.with_name(f".{folder.name}.{os.getpid()}")
         say(f"making toy shards in {folder}")
-        make_toy(part / "train", samples=256, shards=4, seed=0)
-        make_toy(part / "val", samples=64, shards=2, seed=1)
-        try:
-            os.rename(part, folder)
-        except OSError:  # another process was first
-            shutil.rmtree(part, ignore_errors=True)
+        with unless_there(folder) as part:
+            make_toy(part / "train", samples=256, shards=4, seed=0)
+            make_toy(part / "val", samples=64, shards=2, seed=1)
     return folder / "train", folder / "val"
 
 
@@ -41,38 +48,19 @@ def toy_run(recipe: str, say: Callable[[str], None], steps: int = 60) -> Path:
     if not folder.exists():
         say(f"training a toy {recipe} in {folder}")
         toy_shards(say)
-        part = folder.with_name(f".{folder.name}.{os.getpid()}")
         plain = {
             k: v
             for k, v in os.environ.items()
             if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "VTX_KILL")
         }
-        try:
+        with unless_there(folder) as part:
+            command = [sys.executable, "-m", "vtx_scale.launch.cli", "train", recipe, "--smoke"]
+            keys = [f"steps={steps}", "system.world=1", "system.workers=0", "system.device=cpu"]
             done = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "vtx_scale.launch.cli",
-                    "train",
-                    recipe,
-                    "--smoke",
-                    "--run",
-                    str(part),
-                    "system.world=1",
-                    "system.workers=0",
-                    f"steps={steps}",
-                    "system.device=cpu",
-                ],
-                env=plain,
-                capture_output=True,
-                text=True,
+                [*command, "--run", str(part), *keys], env=plain, capture_output=True, text=True
             )
             if done.returncode:
                 raise UserError(
                     f"The toy {recipe} could not be trained: {done.stderr.strip()[-200:]}"
                 )
-            with contextlib.suppress(OSError):  # another process was first
-                os.rename(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     return folder

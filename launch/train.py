@@ -43,7 +43,7 @@ def prepared(run: Run, folder: Path, fork: bool, debug: bool) -> int:
                 raise UserError(f"system.world={world}: give the number of processes, 1 or more.")
             data = refuse(run, folder, world)
             lease = run_folder.acquire_lease(folder)
-            prepare_folder(run, folder, data, fork)
+            run = prepare_folder(run, folder, data, fork)
         if world == 1:
             return in_this_process(run, folder, False, debug, prepare=False)
         return in_processes(run, folder, world, debug)

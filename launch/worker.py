@@ -26,9 +26,10 @@ from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
 from vtx_scale.launch import override, recipes, run_folder
 from vtx_scale.launch.build import build_objective, train_batches
-from vtx_scale.launch.datasets import hash_of, training_data
+from vtx_scale.launch.datasets import training_data
 from vtx_scale.launch.evaluate import each
 from vtx_scale.launch.initial import load_initial
+from vtx_scale.launch.outside import held
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.process import (
     common_attempt,
@@ -149,7 +150,8 @@ def join(run: Run, folder: Path, fork: bool, rank: int, world: int) -> tuple[Run
         prepare_folder(run, folder, data, fork)
     if world > 1:
         dist.barrier()
-    return replace(resolve_data(run, folder=folder), system=run.system), lease
+    resolved = replace(resolve_data(run, folder=folder), system=run.system)
+    return held(resolved, folder, run_folder.outside_of(folder)), lease
 
 
 @dataclass
@@ -170,8 +172,7 @@ class Parts:
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint's manifest."""
-        run, progress, fingerprint = self.run, self.progress, self.batches.fingerprint
-        position = progress.step * run.global_batch
+        progress, fingerprint = self.progress, self.batches.fingerprint
         return {
             "applied": progress.applied,
             "samples": progress.samples,
@@ -180,8 +181,8 @@ class Parts:
             "good": self.precision.good_steps,
             "strategy": self.strategy.name,
             "world": self.world,
-            "data": {"version": 1, "position": position, "fingerprint": fingerprint},
-            "hash": hash_of(run, fingerprint),
+            "data": {"version": 1, "position": progress.position, "fingerprint": fingerprint},
+            "hash": run_folder.read(self.folder)["hash"],
             "versions": run_folder.versions(),
         }
 
@@ -217,6 +218,7 @@ def restore_or_initialise(parts: Parts) -> bool:
     )
     if not restored:
         load_initial(parts.run, parts.strategy, say)
+    parts.batches.go_on(parts.progress.step, parts.progress.position)
     if parts.strategy.rank == 0:
         truncate_logs_after(parts.folder, parts.progress.step)
     if parts.world > 1:

@@ -516,8 +516,8 @@ MUTANTS = (
     Mutant(
         "rate-a-step-ahead",
         LOOP,
-        "rate = peak * run.schedule(p.step, run.steps)",
-        "rate = peak * run.schedule(p.step + 1, run.steps)",
+        "run.schedule(p.step, run.steps)",
+        "run.schedule(p.step + 1, run.steps)",
         (f"{SKIPS}::test_a_step_is_taken_at_its_own_rate_and_decay",),
         "The rate moves on its schedule.",
     ),
@@ -587,14 +587,15 @@ MUTANTS = (
         "As many checkpoints stay as were asked for.",
     ),
     Mutant(
-        "digests-unread",
+        "manifest-unchecked",
         "vtx_scale/checkpoints/format.py",
-        'if sha256_file(path) != entry["sha256"]:',
+        'if manifest["sum"] != hashlib.sha256(canonical(body)).hexdigest():',
         "if False:",
         (
-            "tests/promises/test_p3_one_checkpoint.py::test_a_damaged_file_is_found_and_the_older_checkpoint_taken",
+            "tests/promises/test_p3_one_checkpoint.py"
+            "::test_a_damaged_file_is_found_and_the_older_checkpoint_taken[flip-manifest.json]",
         ),
-        "Every byte is verified when it is read.",
+        "A manifest is what its writer sealed.",
     ),
     Mutant(
         "left-over-tensors",
@@ -640,8 +641,8 @@ MUTANTS = (
     Mutant(
         "evaluation-not-made-up",
         "vtx_scale/launch/restore.py",
-        'done = {r["name"] for r in rows',
-        'done = set(names) | {r["name"] for r in rows',
+        "return [name for name, flag in zip(names, missing, strict=True) if flag]",
+        "return []",
         (f"{COUNTS}::test_an_evaluation_that_was_due_is_made_up_for",),
         "An evaluation that was due is made up for.",
     ),

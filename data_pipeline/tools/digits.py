@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.data_pipeline.tools.shards import Sample, write_lines, write_shard
 from vtx_scale.data_pipeline.tools.toy import encoded
 
@@ -24,7 +25,7 @@ def make_digits(folder: Path, size: int = 32, shard: int = 256) -> Path:
         raise UserError(
             "The digits come with scikit-learn: pip install 'vtx-scale[demo]'."
         ) from None
-    folder = Path(folder)
+    folder = local_path(folder)
     digits = load_digits()
     parts: dict[str, list[Sample]] = {"train": [], "val": []}
     for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.data_pipeline.tools.shards import Sample, write_lines, write_shard
 
 COLOURS = {
@@ -93,7 +94,7 @@ def make_toy(
     the same bytes for the same arguments.
     """
     rng = np.random.default_rng(seed)
-    folder = Path(folder)
+    folder = local_path(folder)
     for s in range(shards):
         count = samples * (s + 1) // shards - samples * s // shards
         pictures: list[Sample] = [(f"{s:03d}-{i:05d}", compose(rng, size)) for i in range(count)]

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch import override, recipes
 from vtx_scale.specs.run import Run
 
@@ -43,6 +44,6 @@ def run_of(args: argparse.Namespace, also: Iterable[str] = ()) -> Run:
 def folder_of(args: argparse.Namespace) -> Path:
     """--run, else runs/<recipe>."""
     if args.run_folder:
-        return Path(args.run_folder)
+        return local_path(args.run_folder, "--run ")
     name = args.recipe.rpartition(":")[2]
     return Path("runs") / (f"{name}-smoke" if args.smoke else name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.specs.objective import objective_fault
 from vtx_scale.specs.run import Run, as_run
 
@@ -51,6 +52,7 @@ def module_of(path: Path) -> ModuleType:
 
     Raises UserError.
     """
+    local_path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist: give path.py:function.")
     let_import([str(path.resolve().parent)])

@@ -194,9 +194,7 @@ def test_a_manifest_cannot_name_files_elsewhere(copy):
 
 
 def test_no_stored_file_is_a_pickle():
-    """The only readers of stored tensors are safetensors';
-    neither pickle nor torch.load is called anywhere.
-    """
+    """Stored tensors are read as safetensors; neither pickle nor torch.load is called anywhere."""
     root = Path(vtx_scale.__file__).parent.parent
     calls = re.compile(
         r"torch\.(load|save)\(|pickle\.(load|dump|Unpickler)|np\.load\([^)]*allow_pickle=True"

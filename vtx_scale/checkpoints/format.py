@@ -39,14 +39,6 @@ def write_synced(path: Path, body: bytes) -> None:
         os.fsync(f.fileno())
 
 
-def sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def seal(manifest: dict[str, Any]) -> bytes:
     """The manifest with the digest of its own canonical JSON."""
     body = {k: v for k, v in manifest.items() if k != "sum"}
@@ -75,19 +67,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not FILE.match(name):
             raise Damaged(f"manifest.json names the file {name!r}")
     return manifest
-
-
-def check_file(folder: Path, name: str, entry: dict[str, Any]) -> None:
-    """Raise Damaged where a file's size or digest is not what the manifest says."""
-    path = folder / name
-    try:
-        size = path.stat().st_size
-        if size != entry["size"]:
-            raise Damaged(f"{name} has {size} bytes instead of {entry['size']}")
-        if sha256_file(path) != entry["sha256"]:
-            raise Damaged(f"{name} does not match its digest")
-    except OSError as e:
-        raise Damaged(f"{name} cannot be read ({e.strerror})") from e
 
 
 def steps(folder: Path) -> list[int]:

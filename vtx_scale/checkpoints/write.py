@@ -6,9 +6,11 @@ digest. The writer of rank 0 waits for the tables of all ranks, writes the manif
 folder its name. Ranks meet in the file system alone, so a writer never takes part in a collective.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import stat
 import threading
 import time
 import zlib
@@ -26,9 +28,9 @@ from vtx_scale.checkpoints.format import (
     seal,
     sha256_file,
     steps,
-    sync_folder,
     write_synced,
 )
+from vtx_scale.data_pipeline.publish import settle, sync
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.sharding import Slice
 
@@ -109,7 +111,7 @@ class Writer:
             self._write(step, data, table, state)
         except Exception as e:
             # reported by the loop at the next step: a save must never end a training
-            self.error = f"{type(e).__name__}: {e}"
+            self.error = reason(e, self.folder / folder_name(step))
 
     def _write(
         self,
@@ -122,9 +124,10 @@ class Writer:
         open_folder.mkdir(parents=True, exist_ok=True)
         data_name, table_name = f"data-{self.rank:05d}.safetensors", f"table-{self.rank:05d}.json"
         path = open_folder / data_name
-        save_file(data, path)
-        with path.open("rb") as f:
-            os.fsync(f.fileno())
+        path.touch()
+        mode = stat.S_IMODE(path.stat().st_mode)
+        save_file(data, path)  # makes a private file
+        settle(path, mode)
         self.written = path.stat().st_size
         listed = {"slices": table, "size": self.written, "sha256": sha256_file(path)}
         failpoint(f"before-table-{step}")
@@ -155,22 +158,35 @@ class Writer:
             open_folder / "manifest.json",
             seal({"format": FORMAT, "step": step, "files": files, **state}),
         )
-        sync_folder(open_folder)
+        sync(open_folder)
         final = self.folder / folder_name(step)
         if final.exists():  # redone after a damaged checkpoint was passed over
-            shutil.rmtree(final)
+            remove(final)
         failpoint(f"before-rename-{step}")
         os.rename(open_folder, final)
-        sync_folder(self.folder)
+        sync(self.folder)
         self.committed = step
         prune(self.folder, self.keep)
 
 
+def reason(e: Exception, path: Path) -> str:
+    """Which file, and what the system or a library says of it."""
+    if isinstance(e, OSError) and e.strerror:
+        return f"{e.filename or path}: {e.strerror}"
+    return f"{path}: {type(e).__name__}: {e}"
+
+
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; the manifest goes first,
-    so that half a removal is none.
-    """
+    """Remove all but the newest `keep` checkpoints."""
     for step in steps(folder)[: -keep if keep > 0 else None]:
-        old = folder / folder_name(step)
-        (old / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(folder / folder_name(step))
+
+
+def remove(checkpoint: Path) -> None:
+    """Take the name away first, at once, so that nobody opens half of one; what a kill leaves is
+    cleared by the next start.
+    """
+    torn = checkpoint.with_name(f".{checkpoint.name}.removed-{os.urandom(4).hex()}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(checkpoint, torn)
+        shutil.rmtree(torn, ignore_errors=True)

@@ -1,8 +1,6 @@
 """Folders of weights: written whole or not at all, read without ever opening a pickle."""
 
 import json
-import os
-import shutil
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.publish import whole_folder
 
 FILES = (
     "model.safetensors",
@@ -43,19 +43,13 @@ def write_folder(
 
     Raises UserError where `out` exists and is not an empty folder.
     """
+    local_path(out)
     refuse_taken(out)
-    whole = out.absolute()
-    part = whole.with_name(f".{whole.name}.{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
+    with whole_folder(out.absolute()) as part:
         for name, tensors in weights.items():
             save_file(tensors, part / name, metadata={"format": "pt"})  # transformers before 5 asks
         for name, body in texts.items():
             (part / name).write_text(json.dumps(body, indent=2) + "\n")
-        os.rename(part, whole)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     return [out / name for name in (*weights, *texts)]
 
 
@@ -71,6 +65,7 @@ def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
 
     A name that ends in .index.json lists the files that hold the parts. Raises UserError.
     """
+    local_path(path)
     if path.is_dir():
         found = [path / name for name in names if (path / name).is_file()] or sorted(
             path.glob("*.safetensors")

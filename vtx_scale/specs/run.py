@@ -72,6 +72,9 @@ class Data(Spec):
         "shards": "needs data: add data.shards=FOLDER_OF_TARS, or --smoke for toy shards."
     }
 
+    paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"tokenizer": ("bytes", "clip")}
+    shard_lists: ClassVar[Mapping[str, tuple[str, ...]]] = {"shards": ("toy",), "val_shards": ()}
+
     shards: str = "toy"
     val_shards: str = ""
     hold_out: float = 0.0  # share of the keys, by their hash, that are kept for validation
@@ -203,6 +206,8 @@ class Init(Spec):
         "from_": "goes on from trained weights: add init.from=RUN, a run folder or "
         "exported weights."
     }
+
+    paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"from_": ("smoke:",)}
 
     from_: str = ""
     head: Literal["kept", "new"] = "kept"

@@ -18,6 +18,9 @@ class Spec:
     # a field that only its user can give, "required" until then -> what to say: "learns from a
     # teacher: add ..."
     needs: ClassVar[Mapping[str, str]] = {}
+    # fields that name a file or folder -> words that are none; the same of lists of shards
+    paths: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    shard_lists: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def faults(self) -> list[str]:
         """What types cannot say and would not work: "field=value:

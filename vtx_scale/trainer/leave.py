@@ -121,8 +121,10 @@ class Requests:
     def _watch(self, reader: int, done: threading.Event) -> None:
         """In a thread of its own: count requests, tell of the first, lose patience."""
         first = last = 0.0
+        ready = select.poll()  # select has no numbers above 1,023
+        ready.register(reader, select.POLLIN)
         while True:
-            select.select([reader], [], [], LOOK_EVERY)
+            ready.poll(LOOK_EVERY * 1000)
             if done.is_set():
                 return
             for number in self._arrived(reader):

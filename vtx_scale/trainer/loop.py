@@ -34,6 +34,7 @@ class Progress:
     step: int = 0  # finished steps
     applied: int = 0  # of them, those that moved the weights
     samples: int = 0  # valid samples seen
+    position: int = 0  # slots handed out: where the order goes on, whatever the batch was
     # of the applied steps, those at which the objective kept some parameters frozen
     frozen: int = 0
 
@@ -74,7 +75,7 @@ class Trainer:
         """Run to the end, or to the request to leave: "finished" or "left"."""
         run, p, first = self.run, self.progress, self.progress.step
         set_applied(self.optimizer, p.applied, self.strategy.frozen(0), p.frozen)
-        before = (p.samples, p.step * run.global_batch, p.step)
+        before = (p.samples, p.position, p.step)
         self.limit = BadLimit(run.data.bad_limit, *before)
         requests.unsaved = lambda: p.step > max(first, self.writer.committed or 0)
         leaving = False
@@ -143,6 +144,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         p.step += 1
         p.samples += int(valid)
+        p.position += run.global_batch
 
         failpoint(f"step-{p.step}")
         seconds = time.perf_counter() - began
@@ -306,8 +308,8 @@ class Trainer:
                 rank=self.strategy.rank,
             )
             self.log.message(
-                f"saving step {self.saved} failed ({self.writer.error}): "
-                "the checkpoint before it stays"
+                f"saving step {self.saved} failed ({self.writer.error}): the checkpoint before it "
+                "stays; make room or mend the path before the next save"
             )
         self.writer.error = None
 

@@ -59,17 +59,28 @@ class Places:
         try:
             write()
         except Exception as e:  # a library's writer too
-            self.failed(name, why(e))
+            self.failed(name, why(e), counted=isinstance(e, Counted))
             return False
         self.worked(name)
         return True
 
-    def failed(self, name: str, reason: str) -> None:
+    def failed(self, name: str, reason: str, counted: bool = False) -> None:
+        """counted: by `count` already."""
+        if not counted:
+            self.count(name, reason)
+        self.announce(name)
+
+    def count(self, name: str, reason: str) -> None:
+        """One more that was dropped; nothing is said of it here."""
         state = self.states[name]
         state.dropped, state.now, state.reason = state.dropped + 1, state.now + 1, reason
+
+    def announce(self, name: str) -> None:
+        """That a place does not work, once in each outage, if anybody hears it."""
+        state = self.states[name]
         if not state.announced:
             state.announced = self.tell(
-                f"{name} cannot be written ({reason}): what is meant for it is dropped and "
+                f"{name} cannot be written ({state.reason}): what is meant for it is dropped and "
                 "counted, and the training goes on; make room or mend the path"
             )
 
@@ -81,9 +92,8 @@ class Places:
             self.note(name, lost, state.reason)
         if name in ("stderr", "log.txt"):  # an ear: what nobody could hear until now
             for other, late in self.states.items():
-                if late.now and not late.announced:
-                    self.failed(other, late.reason)
-                    late.dropped, late.now = late.dropped - 1, late.now - 1
+                if late.now:
+                    self.announce(other)
 
     def tell(self, line: str) -> bool:
         """To whoever hears: on stderr and in log.txt; whether one of them did."""
@@ -119,6 +129,10 @@ class Places:
                 state.now, state.announced = 0, False
 
 
+class Counted(OSError):
+    """A write that failed further down, where it was counted."""
+
+
 PLACE = Places()
 
 
@@ -145,8 +159,12 @@ def on_stderr(text: str) -> None:
     """
     stream = sys.stderr
     if stream is not None and stream is not sys.__stderr__ and not isinstance(stream, Stderr):
+        state = PLACE.states["stderr"]
+        before = state.dropped
         stream.write(text)  # the live line's, which draws itself anew below; a notebook's
         stream.flush()
+        if state.dropped > before:
+            raise Counted(errno.EIO, state.reason)
         return
     to_descriptor(text)
 
@@ -177,7 +195,11 @@ def write_some(fd: int, data: bytes, name: str) -> int:
 
 
 class Stderr(io.TextIOBase):
-    """`sys.stderr` of a training: warnings, tracebacks and the live line go the way of `say`."""
+    """`sys.stderr` of a training, for warnings, tracebacks and the live line.
+
+    What cannot be written is dropped and counted, and the next `say` tells of it. Nothing is said
+    from here: a thread that draws the live line holds its locks.
+    """
 
     encoding = "utf-8"
 
@@ -191,7 +213,10 @@ class Stderr(io.TextIOBase):
         return not os.environ.get(NO_STDERR) and os.isatty(2)
 
     def write(self, text: str) -> int:
-        PLACE.attempt("stderr", lambda: to_descriptor(text))
+        try:
+            to_descriptor(text)
+        except Exception as e:
+            PLACE.count("stderr", why(e))
         return len(text)
 
 

@@ -1,0 +1,144 @@
+"""Files and folders that appear whole or not at all, with the mode that the umask says.
+
+What is written stands beside its place in a folder with a random name, `.NAME.1a2b3c4d.part`, and
+is renamed at the end. A lock in that folder is held while its writer lives: the next writer in the
+same place removes what a dead one left. Standard library alone.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PART = re.compile(r"^\..*\.[0-9a-f]{8}\.part$", re.DOTALL)
+NAME_BYTES = 200  # of a name that are kept in the name of its part: 255 is the limit
+HOUR, DAY = 3600.0, 86400.0
+
+_swept: set[Path] = set()  # folders in which this process has looked for leftovers
+
+
+@contextmanager
+def whole(path: Path, publish: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
+    """A file of the same name elsewhere to write, which takes the place of `path` at the end, on
+    the disk, or is gone: nobody sees half of it.
+    """
+    with part_of(path) as (folder, mode):
+        part = folder / path.name
+        part.touch()
+        yield part
+        settle(part, mode)
+        publish(part, path)
+        sync(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder; what stands at `path` then must be nothing or an empty folder.
+
+    Raises OSError where it is not.
+    """
+    with part_of(path) as (folder, mode):
+        part = folder / path.name
+        part.mkdir()
+        yield part
+        for inside, _, files in os.walk(part):
+            for name in files:
+                settle(Path(inside, name), mode)
+            sync(Path(inside))
+        os.rename(part, path)
+        sync(path.parent)
+
+
+def settle(path: Path, mode: int) -> None:
+    """Give a file its mode, and return when its bytes are on the disk."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:  # some writers make private files
+        path.chmod(mode)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Return when a file or folder is on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def part_of(path: Path) -> Iterator[tuple[Path, int]]:
+    """A locked folder beside `path`, removed at the end, and the mode of a plain new file in it.
+
+    Raises OSError, naming `path`, where nothing can be written there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    stem = path.name.encode("utf-8", "surrogateescape")[:NAME_BYTES].decode("utf-8", "ignore")
+    folder = path.with_name(f".{stem}.{os.urandom(4).hex()}.part")
+    try:
+        folder.mkdir()
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from None
+    lock = -1
+    try:
+        lock = os.open(folder / "open", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks: age alone tells
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(folder / "open", folder / f"lock-{machine()}")  # it counts from here on
+        yield folder, stat.S_IMODE(os.fstat(lock).st_mode)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def machine() -> str:
+    """Names this start of this machine: its containers share it, as they share its locks."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead writers left in a folder; looked at once a process."""
+    at = folder.absolute()
+    if at in _swept:
+        return
+    _swept.add(at)
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(at):
+            if PART.match(entry.name) and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    clear(Path(entry.path))
+
+
+def clear(part: Path) -> None:
+    """Remove a folder of `part_of` whose writer is dead.
+
+    On this machine its lock tells. Another machine's lock may not be seen from here: what it wrote
+    is left alone for a day. One without a lock is removed if it is empty, after an hour.
+    """
+    age = time.time() - part.stat().st_mtime
+    lock = next(part.glob("lock-*"), None)
+    if lock is None:
+        if age > HOUR:
+            (part / "open").unlink(missing_ok=True)
+            part.rmdir()
+        return
+    if lock.name != f"lock-{machine()}" and age < DAY:
+        return
+    fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(part, ignore_errors=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)

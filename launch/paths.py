@@ -1,0 +1,99 @@
+"""The fields of a recipe that name files and folders: no URLs, and absolute before they are kept,
+so that they mean from anywhere what they meant where they were typed.
+
+Standard library and specs alone.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.lists import parts, refuse_scheme
+from vtx_scale.data_pipeline.paths import SCHEME, local_path
+from vtx_scale.specs.run import Run
+from vtx_scale.specs.spec import Spec
+from vtx_scale.specs.walk import shown, specs
+
+S = TypeVar("S", bound=Spec)
+WORDS = ("", "required")  # of any such field
+
+
+def named(spec: Spec) -> dict[str, tuple[str, ...]]:
+    """Field -> words that are no path, of a spec's fields that name one file or folder."""
+    pretrained = getattr(spec, "pretrained", ())  # an objective's
+    return {**spec.paths, **{part.source: ("smoke",) for part in pretrained}}
+
+
+def is_path(value: str, words: tuple[str, ...]) -> bool:
+    """Whether a field's value is no word of its own; a word with a colon begins a longer one."""
+    begins = tuple(word for word in words if word.endswith(":"))
+    return value not in (*WORDS, *words) and not value.startswith(begins)
+
+
+def given(run: Run) -> Iterator[tuple[str, str, bool]]:
+    """(key, value, whether it is a list of shards) of every field that names a path."""
+    for where, spec in [("", cast(Spec, run)), *specs(run)]:
+        for name, words in named(spec).items():
+            if is_path(value := getattr(spec, name), words):
+                yield f"{where}{shown(name)}", value, False
+        for name, words in spec.shard_lists.items():
+            if is_path(value := getattr(spec, name), words):
+                yield f"{where}{shown(name)}", value, True
+
+
+def check_paths(run: Run) -> None:
+    """Raises UserError where a URL stands for a path."""
+    for key, value, several in given(run):
+        if not several:
+            local_path(value, f"{key}=")
+            continue
+        for part in parts(value):
+            refuse_scheme(part)
+
+
+def absolute(spec: S) -> S:
+    """The same with absolute paths, from the folder that this process is in."""
+    changes: dict[str, Any] = {}
+    for f in fields(spec):
+        value = getattr(spec, f.name)
+        if is_dataclass(value):
+            changes[f.name] = absolute(cast(Spec, value))
+    changes |= rewritten(spec, named(spec), absolute_path)
+    changes |= rewritten(spec, spec.shard_lists, absolute_list)
+    changes = {k: v for k, v in changes.items() if v is not getattr(spec, k)}
+    return replace(spec, **changes) if changes else spec
+
+
+def rewritten(
+    spec: Spec, names: Mapping[str, tuple[str, ...]], change: Callable[[str], str]
+) -> dict[str, str]:
+    """Those of these fields that hold a path, changed."""
+    values = {name: getattr(spec, name) for name in names}
+    return {n: change(v) for n, v in values.items() if is_path(v, names[n])}
+
+
+def absolute_path(path: str) -> str:
+    """From the root, with the user's home spelled out; links and `..` stay as they are."""
+    if SCHEME.match(path) or "\0" in path:
+        return path  # refused where it is opened
+    return os.path.join(os.getcwd(), os.path.expanduser(path))
+
+
+def absolute_list(shards: str) -> str:
+    """Entry by entry: a brace pattern or a glob of names below the present folder stays one."""
+    entries = parts(shards)
+    if any(not entry for entry in entries):
+        return shards  # refused where it is opened
+    kept = [entry if remote(entry) else absolute_path(entry) for entry in entries]
+    return shards if kept == entries else ("::" if "::" in shards else ",").join(kept)
+
+
+def remote(entry: str) -> bool:
+    """Whether an entry of a shard list has a scheme."""
+    try:
+        refuse_scheme(entry)
+    except UserError:
+        return True
+    return False
