@@ -53,6 +53,7 @@ from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.loop import Progress, Trainer
 from vtx_scale.trainer.optim import optimizer_of
 from vtx_scale.trainer.output import (
+    PLACE,
     Ledger,
     guarded_stderr,
     open_missing_descriptors,
@@ -244,7 +245,7 @@ def fit(parts: Parts, restored: bool) -> int:
     try:
         with parts.control.at_once():
             if strategy.rank == 0 and progress.step == 0:
-                show_inputs(parts, log)
+                PLACE.attempt("tensorboard", lambda: show_inputs(parts, log))
         if missing := overdue(run, parts.folder, progress.step, strategy):
             trainer.evaluate(missing, progress.step)
         if progress.step >= run.steps:

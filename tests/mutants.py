@@ -69,7 +69,13 @@ EVALUATORS = "tests/vtx_scale/test_evaluators.py"
 DALLE = "tests/vtx_scale/test_dalle.py"
 TRAINER = "tests/vtx_scale/test_trainer.py"
 COMMIT = "tests/promises/test_p3_commit.py"
+WATCHERS = "tests/promises/test_p4_watchers.py"
+SIGNALS = "tests/promises/test_p4_signals.py"
+UNUSABLE = "tests/promises/test_p4_unusable.py"
 LOOP = "vtx_scale/trainer/loop.py"
+OUTPUT = "vtx_scale/trainer/output.py"
+LEAVE = "vtx_scale/trainer/leave.py"
+CONTROL = "vtx_scale/trainer/control.py"
 RESTORE = "vtx_scale/launch/restore.py"
 WRITE = "vtx_scale/checkpoints/write.py"
 
@@ -678,6 +684,153 @@ MUTANTS = (
         "new / old, positions.device",
         ("tests/vtx_scale/test_slots.py::test_positions_at_another_resolution",),
         "Positions come in at another resolution as their authors resample them.",
+    ),
+    # --- what only informs
+    Mutant(
+        "a-full-log-ends-the-run",
+        OUTPUT,
+        "            self.failed(name, why(e), counted=isinstance(e, Counted))\n",
+        "            raise\n",
+        (f"{WATCHERS}::test_stderr[gone]",),
+        "What only informs never ends a training.",
+    ),
+    Mutant(
+        "a-pipe-is-waited-for",
+        OUTPUT,
+        "os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC",
+        "os.O_APPEND | os.O_CREAT | os.O_CLOEXEC",
+        (f"{WATCHERS}::test_a_pipe_that_nobody_reads",),
+        "What only informs never holds a training up.",
+    ),
+    Mutant(
+        "drops-uncounted",
+        OUTPUT,
+        "            self.note(name, lost, state.reason)\n",
+        "",
+        (f"{WATCHERS}::test_an_ear_that_comes_back_hears_once",),
+        "What could not be written is counted in the ledger.",
+    ),
+    Mutant(
+        "a-torn-line-grows",
+        OUTPUT,
+        'b"\\n" * is_torn(fd) + line',
+        "line",
+        (f"{WATCHERS}::test_a_torn_line_stays_alone",),
+        "A line that a full disk has cut swallows no other.",
+    ),
+    Mutant(
+        "torn-lines-thrown-away",
+        OUTPUT,
+        "            torn.append(",
+        "            ().count(",
+        (f"{WATCHERS}::test_what_is_no_json_is_kept_aside",),
+        "What cannot be parsed is kept aside.",
+    ),
+    Mutant(
+        "nan-in-json",
+        OUTPUT,
+        "return value if math.isfinite(value) else None",
+        "return value if value == value else 0.0",
+        (f"{WATCHERS}::test_lines_are_strict_json",),
+        "Metrics and ledger are strict JSON.",
+    ),
+    Mutant(
+        "a-part-of-a-list-is-lost",
+        OUTPUT,
+        "values[:middle], values[middle:]",
+        "values[:middle], values[middle + 1 :]",
+        (f"{WATCHERS}::test_long_entries_go_to_several_lines",),
+        "A long list of samples stands in the ledger whole.",
+    ),
+    Mutant(
+        "events-not-cut",
+        "vtx_scale/trainer/events.py",
+        "if Event.FromString(data).step > step:",
+        "if False:",
+        (f"{WATCHERS}::test_events_are_cut_where_they_are_torn",),
+        "TensorBoard has each step once after a resume.",
+    ),
+    Mutant(
+        "an-open-board-not-warned",
+        "vtx_scale/trainer/events.py",
+        "step=self.resumed + 1, session_log",
+        "step=self.resumed + 1000, session_log",
+        (f"{WATCHERS}::test_tensorboard_has_each_step_once",),
+        "A TensorBoard that is open drops what a resumed run redoes.",
+    ),
+    # --- requests to leave
+    Mutant(
+        "usr1-not-heard",
+        "vtx_scale/data_pipeline/signals.py",
+        "asks = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)",
+        "asks = (signal.SIGTERM, signal.SIGINT)",
+        (f"{SIGNALS}::test_the_list_of_signals",),
+        "A scheduler's warning is a request to leave.",
+    ),
+    Mutant(
+        "waits-for-data",
+        LOOP,
+        "            with self.control.at_once():\n                return self.loader.next()",
+        "            if True:\n                return self.loader.next()",
+        (f"{SIGNALS}::test_asked_to_leave[SIGUSR1-1-data]",),
+        "A request to leave is followed while waiting for data.",
+    ),
+    Mutant(
+        "waits-for-indexing",
+        "vtx_scale/launch/train.py",
+        "        with requests.at_once():\n            run = resolve_data",
+        "        if True:\n            run = resolve_data",
+        (f"{SIGNALS}::test_asked_to_leave[SIGHUP-1-indexing]",),
+        "A request to leave is followed while indexing.",
+    ),
+    Mutant(
+        "a-second-request-waits",
+        LEAVE,
+        "                    self.repeated(number)\n",
+        "                    pass\n",
+        (f"{SIGNALS}::test_a_second_request_ends_at_once[1-SIGTERM-1]",),
+        "A second request ends the run at once.",
+    ),
+    Mutant(
+        "two-signals-of-one-request",
+        LEAVE,
+        "SAME_REQUEST = 0.3",
+        "SAME_REQUEST = 0.0",
+        (f"{SIGNALS}::test_what_comes_together_is_one_request",),
+        "Signals that come together are one request.",
+    ),
+    Mutant(
+        "patience-for-ever",
+        LEAVE,
+        "time.monotonic() - first > self.patience",
+        "False",
+        (f"{SIGNALS}::test_patience_ends",),
+        "A process that is not free in time ends with what is committed.",
+    ),
+    # --- runs of nothing
+    Mutant(
+        "a-run-of-nothing-finishes",
+        CONTROL,
+        "if not used and enough:",
+        "if False:",
+        (f"{UNUSABLE}::test_it_ends_early",),
+        "A run in which nothing can be used does not finish.",
+    ),
+    Mutant(
+        "empty-steps-count",
+        LOOP,
+        '            if self.strategy.rank == 0:\n                self.ledger.write(kind="skip", reason="no valid',
+        '            self.control.skip(step)\n            if self.strategy.rank == 0:\n                self.ledger.write(kind="skip", reason="no valid',
+        (f"{UNUSABLE}::test_steps_without_a_sample_are_skipped",),
+        "Steps without a valid sample do not count towards system.skip_limit.",
+    ),
+    Mutant(
+        "a-zero-for-no-loss",
+        LOOP,
+        "loss_value if valid else math.nan",
+        "loss_value",
+        (f"{UNUSABLE}::test_steps_without_a_sample_are_skipped",),
+        "A step without a sample has no loss.",
     ),
 )
 

@@ -140,6 +140,18 @@ def undisturbed(tmp_path_factory):
     return get
 
 
+def test_the_list_of_signals():
+    """SIGHUP only where it is not ignored at the start, as under nohup."""
+    asks = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+    assert set(leaving()) >= asks
+    for handler, more in ((signal.SIG_IGN, set()), (signal.SIG_DFL, {signal.SIGHUP})):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            assert set(leaving()) == asks | more
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "world", "place"),

@@ -14,9 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ranks import SERVER
 from tests.runs import (
     COLOUR,
     assert_same_bits,
@@ -27,6 +29,7 @@ from tests.runs import (
 )
 from vtx_scale.trainer import output
 from vtx_scale.trainer.events import Events, cut_after
+from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.output import PLACES, entry_lines, json_line, parsed, truncate_after
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +225,18 @@ def test_what_nobody_could_hear_is_told_later(tmp_path, capsys, monkeypatch):
     assert "log.txt" not in capsys.readouterr().err
 
 
+def test_a_pipe_that_nobody_reads(tmp_path):
+    """Neither one without a reader nor one that is full holds its writer."""
+    path = tmp_path / "log.txt"
+    os.mkfifo(path)
+    writer = SERVER.Process(target=output.append_text, args=(tmp_path, "a"))
+    writer.start()
+    writer.join(20)
+    held = writer.exitcode is None
+    writer.kill()
+    assert not held and writer.exitcode == 0
+
+
 def test_a_torn_line_stays_alone(tmp_path):
     """What a full disk has cut is no line; the next one does not grow out of it."""
     path = tmp_path / "metrics.jsonl"
@@ -377,6 +392,42 @@ def test_a_slow_disk_under_tensorboard(monkeypatch, tmp_path):
         board.add_scalar("a", step, step)
     assert len(events(tmp_path)) == 200
     assert threading.active_count() < 20
+
+
+@pytest.mark.slow
+def test_a_live_line_over_a_full_disk(tmp_path):
+    """On a terminal: what is said of the outage goes through the live line, which says nothing of
+    itself.
+    """
+    import pty
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("log.txt", "metrics.jsonl"):
+        (folder / name).symlink_to("/dev/full")
+    parent, child = pty.openpty()
+    process = started(folder, child)
+    os.close(child)
+    heard = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(parent, 65536):
+            heard += part
+    assert process.wait(60) == 0
+    os.close(parent)
+    assert heard.count(b"metrics.jsonl cannot be written") == 1
+    assert b"12 writes were dropped" in heard
+
+
+@pytest.mark.slow
+def test_an_evaluator_that_says_no_number(tmp_path):
+    """What a stranger's evaluator gives is told as it is."""
+    log = Log(tmp_path, 2, device=torch.device("cpu"))
+    log.scores(1, "odd", {"word": "none", "number": 0.5, "nothing": None, "nan": float("nan")})
+    log.close()
+    (row,) = lines(tmp_path / "evaluations.jsonl")
+    assert (row["word"], row["number"], row["nothing"], row["nan"]) == ("none", 0.5, None, None)
+    assert events(tmp_path / "tensorboard") == [("odd/number", 1)]
+    assert "word none" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.slow

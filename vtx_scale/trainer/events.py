@@ -5,6 +5,7 @@ TensorBoard's own writer hands events to a thread through a bounded queue: a ful
 thread, and the training then waits at the queue.
 """
 
+import math
 import os
 import secrets
 import socket
@@ -41,8 +42,9 @@ class Events:
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """One number; one that is not finite is a gap."""
-        if np.isfinite(value):
-            self._add(step, summary.scalar, tag, float(value))
+        number = as_float(value)
+        if number is None or math.isfinite(number):
+            self._add(step, summary.scalar, tag, value if number is None else number)
 
     def add_image(self, tag: str, pixels: NDArray[np.uint8] | torch.Tensor, step: int) -> None:
         """One picture, uint8 (H, W, 3)."""
@@ -89,6 +91,14 @@ class Events:
             raise
         self.path = path
         return path
+
+
+def as_float(value: Any) -> float | None:
+    """None for what is no number, which TensorBoard then refuses."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 class Bytes:

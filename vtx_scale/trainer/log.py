@@ -126,7 +126,7 @@ class Log:
             json_line({"step": step, "name": name, **numbers}),
         )
         self.message(
-            f"step {step}  {name}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+            f"step {step}  {name}: " + "  ".join(f"{k} {short(v)}" for k, v in numbers.items())
         )
 
     def pictures(self, step: int, batch: Batch, captions: list[str]) -> None:
@@ -148,6 +148,14 @@ class Log:
         if self.live is not None:
             self.live.stop()
         PLACE.close()
+
+
+def short(value: Any) -> str:
+    """A number to four digits; of a stranger's evaluator it may be anything else."""
+    try:
+        return f"{value:.4g}"
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def peak_kib() -> int:
