@@ -819,8 +819,8 @@ MUTANTS = (
     Mutant(
         "empty-steps-count",
         LOOP,
-        '            if self.strategy.rank == 0:\n                self.ledger.write(kind="skip", reason="no valid',
-        '            self.control.skip(step)\n            if self.strategy.rank == 0:\n                self.ledger.write(kind="skip", reason="no valid',
+        "        if not valid:\n",
+        "        if not valid:\n            self.control.skip(step)\n",
         (f"{UNUSABLE}::test_steps_without_a_sample_are_skipped",),
         "Steps without a valid sample do not count towards system.skip_limit.",
     ),
