@@ -92,6 +92,10 @@ def part_of(path: Path) -> Iterator[tuple[Path, int]]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(folder / "open", folder / f"lock-{machine()}")  # it counts from here on
         yield folder, stat.S_IMODE(os.fstat(lock).st_mode)
+    except OSError as e:
+        if e.filename is None and e.strerror:  # of a write: whose, the system does not say
+            raise OSError(e.errno, e.strerror, str(path)) from e
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock >= 0:

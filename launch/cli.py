@@ -9,7 +9,7 @@ import traceback
 from typing import NoReturn
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.trainer.output import open_missing_descriptors, say, why
+from vtx_scale.trainer.output import open_missing_descriptors, say, sentence, why
 
 COMMANDS = (
     "train",
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         code, text = 130, "interrupted"
     except OSError as e:
-        code, text = 1, why(e)
+        code, text = 1, sentence(e)
     except Exception as e:  # ours to mend: a sentence all the same
         code, text = 1, f"{type(e).__name__}: {e} ('vtx --debug ...' shows where)"
     if "--debug" in arguments and code != 130:

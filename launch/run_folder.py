@@ -52,8 +52,8 @@ def acquire_lease(folder: Path) -> IO[str]:
             "wait for it, or choose another --run folder."
         ) from None
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    with contextlib.suppress(OSError):  # the lock is what counts: a full disk has no room for words
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
     return file
 
 

@@ -58,8 +58,8 @@ from vtx_scale.trainer.output import (
     guarded_stderr,
     open_missing_descriptors,
     say,
+    sentence,
     truncate_logs_after,
-    why,
 )
 from vtx_scale.trainer.precision import Precision, precision_of
 
@@ -105,7 +105,7 @@ def outcome(attempt: Callable[[], int], folder: Path, debug: bool) -> tuple[int,
             ),
         )
     except OSError as e:
-        code, text = 1, why(e)
+        code, text = 1, sentence(e)
     except Exception as e:
         if requests.asked and not requests.unsaved():  # a peer has left already
             return 75, ""

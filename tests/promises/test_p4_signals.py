@@ -215,7 +215,7 @@ def test_patience_ends(started, tmp_path):
     run.reach("step")
     os.kill(run.pid, signal.SIGUSR1)
     assert run.wait(15) == 1
-    assert "still not free" in run.err.read_text()
+    assert "still busy" in run.err.read_text()
 
 
 @pytest.mark.slow

@@ -155,15 +155,51 @@ def test_a_slow_reader_hears_all(tmp_path):
     assert b"step 12/12" in heard and b"finished at step 12" in heard
 
 
+def mounting() -> list[str]:
+    """The head of a command that may mount."""
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "-r", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"]).returncode:
+        pytest.skip("no mount namespaces here")
+    return unshare
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 60])
+def test_a_full_disk_is_one_sentence(tmp_path, room):
+    """Which file, and what to do: where not even run.json can be written, and where no checkpoint
+    can. The same command finishes the run when there is room.
+    """
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (
+        'disk="$1"; shift; mount -t tmpfs -o size=300k none "$disk"; '
+        'head -c 400000 /dev/zero > "$disk/filler" 2>/dev/null; '
+        f'truncate -s -{room * 1024} "$disk/filler"; '
+        '"$@"; [ $? = 1 ] && [ -z "$(find "$disk" -name "step-0*")" ] || exit 9; '
+        'rm "$disk/filler"; mount -o remount,size=9m none "$disk"; "$@"'
+    )
+    command = [sys.executable, "-m", "vtx_scale.launch.cli", "train", "clip_vit_b32", "--smoke"]
+    keys = ["--run", str(disk / "run"), "system.workers=0", "steps=4", "data.val_shards="]
+    done = subprocess.run(
+        [*mounting(), "sh", "-c", script, "sh", str(disk), *command, *keys],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("vtx: ")]
+    assert "No space left on device" in sentence and "make room" in sentence, sentence
+    assert str(disk / "run") in sentence and "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_a_full_disk_under_all_of_them(undisturbed, tmp_path):
     """A disk of 1 MiB that is full, under every file for watchers; checkpoints lie elsewhere."""
     folder, disk, elsewhere = tmp_path / "run", tmp_path / "disk", tmp_path / "elsewhere"
     for path in (folder, disk, elsewhere):
         path.mkdir()
-    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "-r", "--mount"]
-    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"]).returncode:
-        pytest.skip("no mount namespaces here")
+    unshare = mounting()
     script = (
         'mount -t tmpfs -o size=1m none "$1" && mkdir "$1/tensorboard" && '
         'for f in $3; do : > "$1/$f"; ln -s "$1/$f" "$2/$f"; done; '

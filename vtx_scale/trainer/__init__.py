@@ -1,1 +1,4 @@
-"""The loop and what it calls. Reading order: loop, init, optim, precision, control, output, log."""
+"""The loop and what it calls.
+
+Reading order: loop, init, optim, precision, leave, control, output, events, log.
+"""

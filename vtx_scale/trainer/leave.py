@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from vtx_scale.data_pipeline.signals import INTERRUPTION, leaving
-from vtx_scale.trainer.output import say
+from vtx_scale.trainer.output import to_descriptor
 
 PATIENCE = 30.0  # seconds between a request and the end of the step or of the wait
 SAME_REQUEST = 0.3  # seconds: a signal to a group and its launcher's own arrive as two
@@ -137,7 +137,9 @@ class Requests:
                 if self.count > 1:
                     self.repeated(number)
                 elif self.announces:
-                    say("leaving as soon as no step is lost, with a checkpoint; once more ends now")
+                    shout(
+                        "leaving as soon as no step is lost, with a checkpoint; once more ends now"
+                    )
             if not self.asked and self.wanted() and self._open:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             if first and not self._saving and time.monotonic() - first > self.patience:
@@ -152,8 +154,14 @@ class Requests:
     def _lose_patience(self) -> None:
         unsaved = self.unsaved()
         what = "steps after the newest checkpoint are lost" if unsaved else "no step is lost"
-        say(f"vtx: asked to leave {self.patience:.0f} s ago and still not free: ending now, {what}")
+        shout(f"vtx: asked to leave {self.patience:.0f} s ago and still busy: ending now, {what}")
         os._exit(1 if unsaved else 75)
+
+
+def shout(line: str) -> None:
+    """To descriptor 2 itself: the main thread may hold the locks of the live line for ever."""
+    with contextlib.suppress(Exception):
+        to_descriptor(f"\n{line}\n" if os.isatty(2) else f"{line}\n")
 
 
 requests = Requests()

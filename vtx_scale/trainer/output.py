@@ -140,7 +140,26 @@ def why(e: Exception) -> str:
     """One line: which file, and what the system says of it."""
     if isinstance(e, OSError) and e.strerror:
         return f"{e.filename}: {e.strerror}" if e.filename else e.strerror
+    if isinstance(e, OSError) and str(e):  # our own sentence
+        return str(e)
     return f"{type(e).__name__}: {e}".splitlines()[0][:200]
+
+
+ADVICE = {
+    errno.ENOSPC: "make room there and run the same command again",
+    errno.EDQUOT: "the quota is used up: make room there and run the same command again",
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "give a folder that you may use, or have its mode changed",
+    errno.EPERM: "give a folder that you may use, or have its mode changed",
+    errno.EMFILE: "raise the limit of open files ('ulimit -n')",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
+
+def sentence(e: OSError) -> str:
+    """What the system refused, of which file, and what to do."""
+    advice = ADVICE.get(e.errno or 0)
+    return f"{why(e)}: {advice}." if advice else why(e)
 
 
 def say(line: str) -> None:
