@@ -76,6 +76,10 @@ def test_absolute_lists_and_words_stay_as_they_are(monkeypatch, tmp_path):
         assert absolute(run) == run, name
 
 
+# names of kinds, and of members of samples
+KINDS = {"activation", "pool", "pixels", "init", "order", "caption", "label"}
+
+
 def test_every_text_in_a_recipe_is_known_to_be_a_path_or_none():
     """A field that names a file and is not listed would be kept as it was typed."""
     no_path = {"name", "palette"}  # an evaluator; the colours stand in the recipe
@@ -86,18 +90,7 @@ def test_every_text_in_a_recipe_is_known_to_be_a_path_or_none():
             for f in fields(spec):
                 if f.type in (str, "str"):
                     listed = {*named(spec), *spec.shard_lists, *no_path}
-                    # names of kinds and members, which are no paths in any folder
-                    kinds = {
-                        "activation",
-                        "pool",
-                        "pixels",
-                        "init",
-                        "order",
-                        "stem",
-                        "caption",
-                        "label",
-                    }
-                    assert f.name in listed | kinds, f"{type(spec).__name__}.{f.name}"
+                    assert f.name in listed | KINDS, f"{type(spec).__name__}.{f.name}"
 
 
 URLS = ("s3://bucket/x", "S3://bucket/x", "gs://b/x", "hdfs://h:9000/x", "https://h/x", "file:///x")

@@ -227,18 +227,18 @@ class Tensors:
             both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, have, strict=True)]
             if any(a >= b for a, b in both):
                 continue
-            shape, dtype = tuple(b - a for a, b in have), self.dtypes[key]
-            if both:
-                (a, b), c = both[0], have[0][0]
-                rows = self._file(file).rows(entry, shape, dtype, a - c, b - c)
-                inner = zip(both[1:], have[1:], strict=True)
-                part = rows[(slice(None), *(slice(a - c, b - c) for (a, b), (c, _) in inner))]
-                view = out[
-                    tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, box, strict=True))
-                ]
+            stored, dtype = self._file(file), self.dtypes[key]
+            shape = tuple(b - a for a, b in have)
+            view = out[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, box, strict=True))]
+            first, end = (both[0][0] - have[0][0], both[0][1] - have[0][0]) if both else (0, 1)
+            plain = view.is_contiguous() and view.device.type == "cpu" and view.dtype == dtype
+            if plain and both[1:] == list(have[1:]):  # straight to its place
+                stored.rows(entry, shape, dtype, first, end, view)
             else:
-                part, view = self._file(file).rows(entry, (), dtype, 0, 1).reshape(()), out
-            view.copy_(part)
+                inner = zip(both[1:], have[1:], strict=True)
+                rows = stored.rows(entry, shape, dtype, first, end)
+                part = rows[(slice(None), *(slice(a - c, b - c) for (a, b), (c, _) in inner))]
+                view.copy_(part.reshape(view.shape))
             copied += math.prod(b - a for a, b in both)
         if copied != out.numel():
             raise Damaged(f"{key}: {copied} of {out.numel()} values of {list(box)} are stored")

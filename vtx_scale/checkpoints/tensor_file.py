@@ -39,10 +39,17 @@ class TensorFile(File):
         self.close()
 
     def rows(
-        self, entry: str, shape: tuple[int, ...], dtype: torch.dtype, first: int, end: int
+        self,
+        entry: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        first: int,
+        end: int,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Rows `first` to `end` of an entry of this shape and type; a scalar counts as one row.
 
+        out: a contiguous tensor of that size and type on the CPU, which is filled and returned.
         Raises Damaged where the file has no such entry, or one of another size.
         """
         if self._entries is None:
@@ -53,9 +60,12 @@ class TensorFile(File):
         row = math.prod(shape[1:]) * dtype.itemsize
         if stop - start != row * (shape[0] if shape else 1) or stop > self.size:
             raise Damaged(f"{self.path.name}: {entry} has {stop - start} bytes, not {shape}")
-        bytes_ = torch.empty((end - first) * row, dtype=torch.uint8)
-        self._read_into(bytes_.numpy().data, start + first * row)
-        return bytes_.view(dtype).reshape(end - first, *shape[1:]) if shape else bytes_.view(dtype)
+        if out is None:
+            out = torch.empty((end - first, *shape[1:]), dtype=dtype)
+        self._read_into(
+            out.detach().reshape(-1).view(torch.uint8).numpy().data, start + first * row
+        )
+        return out
 
     def _header(self) -> dict[str, tuple[int, int]]:
         try:
