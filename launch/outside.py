@@ -107,6 +107,15 @@ def changes(before: Outside, now: Outside) -> list[str]:
     ]
 
 
+def check_weights(run: Run, known: Outside) -> None:
+    """Before first values are taken. Raises UserError where they are no longer what run.json says:
+    a start that is repeated before the first checkpoint must not begin elsewhere.
+    """
+    kept = {key: entry for key, entry in known.items() if key != TOKENIZER}
+    for change in changes(kept, weights_now(run, {})):
+        raise UserError(f"{change}: put it back, or start the run again to take what is there.")
+
+
 def sentence(entry: Entry) -> str:
     """An entry by its path and its digest."""
     return f"{entry['path']} ({entry['digest'][:12]})"

@@ -29,7 +29,7 @@ from vtx_scale.launch.build import build_objective, train_batches
 from vtx_scale.launch.datasets import training_data
 from vtx_scale.launch.evaluate import each
 from vtx_scale.launch.initial import load_initial
-from vtx_scale.launch.outside import held
+from vtx_scale.launch.outside import check_weights, held
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.process import (
     common_attempt,
@@ -218,6 +218,8 @@ def restore_or_initialise(parts: Parts) -> bool:
         parts.precision,
     )
     if not restored:
+        if parts.strategy.rank == 0:
+            check_weights(parts.run, run_folder.outside_of(parts.folder))
         load_initial(parts.run, parts.strategy, say)
     parts.batches.go_on(parts.progress.step, parts.progress.position)
     if parts.strategy.rank == 0:

@@ -18,6 +18,7 @@ from vtx_scale.distributed.sharding import Slice
 from vtx_scale.launch import outside
 from vtx_scale.launch.cli import main
 from vtx_scale.launch.run_folder import recipe_of
+from vtx_scale.launch.worker import work
 
 VOCAB = 300
 KEYS = (f"objective.text.vocab={VOCAB}", "data.tokenizer={}")
@@ -224,6 +225,33 @@ def test_weights_count_by_what_they_are(tmp_path, kind):
     assert str(error.value).count(f"{source} (") == 2 and about(folder) == kept
     begin(folder, f"init.from={source}", fork=True)
     assert about(folder)["forks"] == [digest] and about(folder)["hash"] != digest
+
+
+@pytest.mark.parametrize("kind", [of_file, of_folder, of_run])
+def test_a_start_that_is_repeated_takes_what_the_first_took(tmp_path, kind):
+    """A rank that died before the first checkpoint: the weights have been exchanged since."""
+    folder, source = tmp_path / "run", kind(tmp_path / "source", 1)
+    run = begin(folder, f"init.from={source}")
+    outside.check_weights(run, about(folder)["outside"])
+    shutil.rmtree(tmp_path / "source")
+    kind(tmp_path / "source", 2)
+    with pytest.raises(UserError) as error:
+        outside.check_weights(run, about(folder)["outside"])
+    assert str(error.value).count(f"{source} (") == 2
+
+
+@pytest.mark.slow
+def test_the_worker_looks_before_it_takes_weights(tmp_path):
+    folder = tmp_path / "run"
+    toy = smoke(recipe="deit_s16_distilled").objective.teacher_from
+    source = shutil.copytree(toy, tmp_path / "teacher")
+    run = begin(folder, f"objective.teacher_from={source}", "steps=1", recipe="deit_s16_distilled")
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(source / "checkpoints")
+    checkpoint(source, 60, 1.0)
+    said: list[str] = []
+    assert work(run, folder, message=said.append) == 2
+    assert "objective.teacher_from was" in said[0] and said[0].count(f"{source} (") == 2
 
 
 def test_a_run_that_has_gone_on_since_is_the_same(tmp_path):
