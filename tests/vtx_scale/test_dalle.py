@@ -35,6 +35,31 @@ def test_parameters(size, count):
     assert parameters(TextToCodesConfig.size(size)) == count
 
 
+def test_a_step_reads_what_its_place_sees_and_no_more(monkeypatch):
+    """The keys of the text and of the pattern, as they were kept; layer by layer and place by
+    place.
+    """
+    net = alone(recipe()).net
+    read = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(q, k, v, **how):
+        assert how.get("attn_mask") is None
+        read.append((k.clone(), v.clone()))
+        return attend(q, k, v, **how)
+
+    monkeypatch.setattr("vtx_scale.backbones.dalle.F.scaled_dot_product_attention", counted)
+    with torch.no_grad():
+        cache = net.prefill(torch.ones(2, T, dtype=torch.int64), torch.zeros(2, T).bool())
+        for place in range(G * G):
+            read.clear()
+            net.step(torch.tensor([place % K] * 2) if place else None, place, cache, 2)
+            for (k, v), block, kept in zip(read, net.blocks, cache, strict=True):
+                row = sees(block.attn.kind, G, net.spec.reach)[place]
+                keys = torch.cat([torch.arange(1 + T), 1 + T + row.nonzero()[:, 0]])
+                assert torch.equal(k, kept.k[:, :, keys]) and torch.equal(v, kept.v[:, :, keys])
+
+
 def test_layers():
     kinds = [kind_of(i, 64) for i in range(1, 65)]
     assert [i + 1 for i, k in enumerate(kinds) if k == "column"] == list(range(2, 63, 4))

@@ -13,6 +13,7 @@ says code i. Not published, and so here: biases everywhere, GELU, pre-norm, a st
 for text and codes.
 """
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -55,6 +56,15 @@ def sees(
     return (back >= 0) & (up >= 0) & (up <= reach) & (left.abs() <= reach)
 
 
+@functools.lru_cache(1 << 13)
+def columns(kind: str, grid: int, reach: int, place: int, device: torch.device) -> Tensor:
+    """(n,) int64, ascending: the codes' places that one of them looks at, itself the last.
+
+    Kept, as every layer of a kind and every picture ask for them again.
+    """
+    return sees(kind, grid, reach, device, place)[0].nonzero()[:, 0]
+
+
 class Attention(nn.Module):
     def __init__(self, spec: TextToCodesConfig, kind: str) -> None:
         super().__init__()
@@ -72,8 +82,9 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.add(k, v)
-            mask = self.seen_from(cache.length - 1, x_BNC.device) if N == 1 else None
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=N > 1)
+            if N == 1:
+                k, v = self.seen(k, v)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=N > 1)
         else:
             T = 1 + self.spec.context
             text = F.scaled_dot_product_attention(
@@ -83,14 +94,17 @@ class Attention(nn.Module):
         out: Tensor = self.proj(y.transpose(1, 2).reshape(B, N, C))
         return out
 
-    def seen_from(self, place: int, device: torch.device) -> Tensor | None:
-        """(1, place + 1) bool, for one place at a time."""
-        T = 1 + self.spec.context
-        if place < T:
-            return None
-        at, spec = place - T, self.spec
-        row = sees(self.kind, spec.grid, spec.reach, device, at)[0, : at + 1]
-        return torch.cat([row.new_ones(T), row])[None]
+    def seen(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Of keys and values (B, H, n, D) of all places until now those that the last of them
+        looks at: at most 318 of 1,281 as published.
+        """
+        spec, T = self.spec, 1 + self.spec.context
+        at = k.shape[2] - 1 - T
+        if at < 0:
+            return k, v
+        places = T + columns(self.kind, spec.grid, spec.reach, at, k.device)
+        near_k, near_v = (t.index_select(2, places) for t in (k, v))
+        return torch.cat([k[:, :, :T], near_k], 2), torch.cat([v[:, :, :T], near_v], 2)
 
     def of_codes(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, G G, D): q of the codes, k and v (B, H, N, D) of all places."""
