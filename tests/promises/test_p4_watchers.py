@@ -233,7 +233,9 @@ def test_an_ear_that_comes_back_hears_once(tmp_path, capsys):
     heard = capsys.readouterr().err.splitlines()
     assert len(heard) == 2 and "cannot be written" in heard[0] and "5 writes" in heard[1], heard
     assert path.read_bytes() == b"{}\n" * 3
-    entry = json.loads((tmp_path / "ledger.jsonl").read_text())
+    ledger = tmp_path / "ledger.jsonl"
+    assert ledger.exists()
+    entry = json.loads(ledger.read_text())
     assert (entry["place"], entry["count"]) == ("metrics.jsonl", 5)
 
 
