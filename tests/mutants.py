@@ -593,6 +593,18 @@ MUTANTS = (
         "As many checkpoints stay as were asked for.",
     ),
     Mutant(
+        "digests-unread",
+        "vtx_scale/checkpoints/read.py",
+        'if hashlib.file_digest(f, "sha256").hexdigest() != entry["sha256"]:',
+        "if False:",
+        (
+            "tests/promises/test_p3_one_checkpoint.py"
+            "::test_a_damaged_file_is_found_and_the_older_checkpoint_taken"
+            "[flip-data-00000.safetensors]",
+        ),
+        "Every byte is verified when it is read.",
+    ),
+    Mutant(
         "manifest-unchecked",
         "vtx_scale/checkpoints/format.py",
         'if manifest["sum"] != hashlib.sha256(canonical(body)).hexdigest():',
