@@ -124,7 +124,7 @@ def decode_mended(body: bytes, limit: float) -> Pixels:
     check(frame.height, frame.width, limit)
     while True:
         try:
-            return decode_strictly(body, frame, limit)
+            pixels = decode_strictly(body, frame, limit)
         except (BadSample, MemoryError):
             raise
         except Exception as e:
@@ -142,6 +142,9 @@ def decode_mended(body: bytes, limit: float) -> Pixels:
             if cut is None:
                 raise
             body = cut
+        else:
+            # of inks the two decoders make colours that differ by a level or two
+            return pixels if len(frame.sampling) < 4 else by_pillow(body, frame)
 
 
 def decode_unusual(body: bytes, frame: jpeg.Frame) -> Pixels:
@@ -153,6 +156,10 @@ def decode_unusual(body: bytes, frame: jpeg.Frame) -> Pixels:
         left = left_over(body, frame)
         if left and jpeg.without_padding(body, left, left) is None:
             raise BadSample("jpeg_corrupt", f"{left} bytes of coded data were not used")
+    return by_pillow(body, frame)
+
+
+def by_pillow(body: bytes, frame: jpeg.Frame) -> Pixels:
     image = Image.open(io.BytesIO(body), formats=("JPEG",))
     if image.size != (frame.width, frame.height):
         raise BadSample("jpeg_corrupt", "two frames")
@@ -166,7 +173,8 @@ def decode_other(body: bytes, limit: float) -> Pixels:
     try:
         if size := size_of(body):  # else Pillow takes the memory while it looks
             check(*size, limit)
-            check_memory(extra(body, size[0] * size[1]))
+            stored = 4 if body[:1] == b"R" else 1
+            check_memory((stored + RGB) * size[0] * size[1] + extra(body, size[0] * size[1]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(body), formats=("PNG", "WEBP", "GIF", "BMP"))

@@ -73,18 +73,16 @@ def blocks_of(
     """The tables of each block of a scan's unit, and how many units the scan has."""
     ids = [body[frame.at + 6 + 3 * k] for k in range(len(frame.sampling))]
     plan = []
-    chosen = [(payload[1 + 2 * k], payload[2 + 2 * k]) for k in range(payload[0])]
     try:
+        chosen = [(payload[1 + 2 * k], payload[2 + 2 * k]) for k in range(payload[0])]
         for name, numbers in chosen:
             h, v = frame.sampling[ids.index(name)]
             pair = tables[numbers >> 4], tables[16 + (numbers & 15)]
             plan += [pair] * (h * v if len(chosen) > 1 else 1)
-    except (KeyError, ValueError) as e:
-        raise BadSample("jpeg_corrupt", f"no table or component {e}") from None
-    if len(chosen) > 1:
-        rows, columns = frame.units()
-    else:
-        rows, columns = frame.own_blocks(ids.index(chosen[0][0]))
+        one = ids.index(chosen[0][0])
+    except (KeyError, ValueError, IndexError) as e:
+        raise BadSample("jpeg_corrupt", f"no table or component of a scan: {e}") from None
+    rows, columns = frame.units() if len(chosen) > 1 else frame.own_blocks(one)
     return plan, rows * columns
 
 

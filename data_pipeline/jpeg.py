@@ -175,8 +175,9 @@ def without_padding(body: bytes, stray: int, most: int) -> bytes | None:
         return None
     data = body[coded : behind.start()].rstrip(b"\xff")
     tail = data[len(data) - stray :]
-    alphabet = tail[:1] if tail.strip(WHITE) else WHITE
-    run = len(data) - len(data.rstrip(alphabet))
-    if not stray <= run <= most or (stray < 3 and alphabet is not WHITE):
+    if tail.strip(WHITE) and (stray < 3 or tail.strip(tail[:1])):
+        return None
+    run = len(data) - len(data.rstrip(tail))
+    if not stray <= run <= most:
         return None
     return body[:coded] + data[: len(data) - stray] + b"\xff\xd9"

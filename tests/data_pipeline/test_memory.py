@@ -15,6 +15,7 @@ from tests.data_pipeline.jpegs import written
 from tests.data_pipeline.make import encoded
 from vtx_scale.data_pipeline import decode
 from vtx_scale.data_pipeline.decode import MEMORY
+from vtx_scale.data_pipeline.errors import BadSample
 
 SIDE = 7990  # a square just below the limit of pixels
 CHILD = """
@@ -104,31 +105,59 @@ def large_frame(body: bytes, width: int, height: int) -> bytes:
     return body[: at + 5] + struct.pack("<HH", width, height) + body[at + 9 :]
 
 
-def test_too_large_for_memory_is_known_before_it_is_taken(tmp_path):
-    """Each claims a size below the limit of pixels, at which its decoder would take more than half
-    a gigabyte; Pillow's WebP and GIF take part of it while they look at the header.
+def too_large() -> tuple[list[bytes], list[bytes]]:
+    """Pictures that claim a size below the limit of pixels, at which their decoders would take more
+    than half a gigabyte. Pillow takes memory for the first ones while it looks at the header.
     """
     small = Image.new("RGB", (40, 40), (9, 80, 7))
     clear = Image.new("RGBA", (40, 40))
     first = small.quantize(4)
-    moving = {"save_all": True, "append_images": [first.rotate(90)], "disposal": 2}
-    gif = encoded(first, "GIF", transparency=0, **moving)
-    webp = [
-        encoded(small, "WEBP"),
-        encoded(clear, "WEBP", lossless=True),
-        encoded(clear, "WEBP", save_all=True, append_images=[small.convert("RGBA")]),
+    more = {"save_all": True, "append_images": [small.convert("RGBA").rotate(9)]}
+    gif = encoded(first, "GIF", transparency=0, disposal=2, **more)
+    webps = [encoded(small, "WEBP"), encoded(clear, "WEBP", lossless=True)]
+    webps += [encoded(clear, "WEBP", **more)]
+    opened = [with_size(body, 6400, 6400) for body in webps]
+    opened += [with_size(gif, 7600, 7600), large_frame(gif, 7600, 7600)]
+    full = encoded(small, progressive=True, subsampling=0)
+    apart, rare = [(1, 1)] * 3, [(4, 2), (1, 1), (1, 1)]
+    decoded = [
+        with_size(full, SIDE, SIDE),
+        with_size(encoded(small.convert("CMYK"), progressive=True), 6400, 6400),
+        with_size(written(0, apart, apart=True), SIDE, SIDE),
+        with_size(written(0, rare, apart=True), SIDE, SIDE),
     ]
-    bodies = [with_size(body, 6400, 6400) for body in webp]
-    bodies += [with_size(gif, 7600, 7600), large_frame(gif, 7600, 7600)]
-    progressive = {"progressive": True, "subsampling": 0}
-    bodies += [with_size(encoded(small, **progressive), SIDE, SIDE)]
-    bodies += [with_size(encoded(small.convert("CMYK"), progressive=True), 6400, 6400)]
-    bodies += [with_size(written(0, [(1, 1)] * 3, apart=True), SIDE, SIDE)]
-    unusual = written(0, [(4, 2), (1, 1), (1, 1)], apart=True)
-    bodies += [with_size(unusual, SIDE, SIDE)]
+    return opened, decoded
+
+
+def test_too_large_for_memory_is_known_before_it_is_taken(tmp_path):
+    opened, decoded = too_large()
+    bodies = opened + decoded
     for body, (answer, peak, seconds) in zip(bodies, measured(tmp_path, bodies), strict=True):
         assert answer == "image_memory", body[:30]
         assert peak < 8 << 20 and seconds < 0.2
+
+
+def test_pillow_does_not_look_at_what_is_too_large(monkeypatch):
+    """Its WebP and GIF take canvases for the size that they read."""
+
+    def look(*args, **more):
+        raise AssertionError("Pillow looked")
+
+    monkeypatch.setattr(decode.Image, "open", look)
+    for body in too_large()[0]:
+        with pytest.raises(BadSample, match="image_memory"):
+            decode.decode_image(body)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_too_little_memory_is_no_fault_of_the_picture(kind, monkeypatch):
+    def fail(*args, **more):
+        raise MemoryError
+
+    monkeypatch.setattr(decode.Image, "open", fail)
+    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", fail)
+    with pytest.raises(MemoryError):
+        decode.decode_image(encoded(Image.new("RGB", (8, 8)), kind))
 
 
 def rgba(side: int) -> Image.Image:
