@@ -801,7 +801,7 @@ MUTANTS = (
         LEAVE,
         "                    self.repeated(number)\n",
         "                    pass\n",
-        (f"{SIGNALS}::test_a_second_request_ends_at_once[1-SIGTERM-1]",),
+        (f"{SIGNALS}::test_a_second_request_ends_at_once[1-15-1]",),
         "A second request ends the run at once.",
     ),
     Mutant(
