@@ -797,6 +797,14 @@ MUTANTS = (
         "A request to leave is followed while indexing.",
     ),
     Mutant(
+        "waits-for-the-first-step",
+        LOOP,
+        "anew = p.step == self.first and",
+        "anew = False and",
+        (f"{SIGNALS}::test_the_first_step_is_left_at_once",),
+        "A request to leave is followed while compiling.",
+    ),
+    Mutant(
         "a-second-request-waits",
         LEAVE,
         "                    self.repeated(number)\n",

@@ -219,6 +219,22 @@ def test_patience_ends(started, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_first_step_is_left_at_once(undisturbed, started, tmp_path):
+    """It may compile for minutes, and nothing is lost by it."""
+    run = started(tmp_path / "run", 1)
+    (run.hold / "first").touch()
+    run.reach("first")
+    began = time.monotonic()
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait(20) == 75, run.err.read_text()
+    assert time.monotonic() - began < 10
+    (run.hold / "first").unlink()
+    again = started(tmp_path / "run", 1)
+    assert again.wait(90) == 0, again.err.read_text()
+    assert losses(tmp_path / "run") == undisturbed(1)
+
+
+@pytest.mark.slow
 def test_what_comes_together_is_one_request(started, tmp_path):
     """A scheduler signals a whole group, and a launcher passes it on: that is no second request."""
     run = started(tmp_path / "run", 1)

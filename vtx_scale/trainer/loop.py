@@ -1,5 +1,6 @@
 """The step: defined here and nowhere else. Everything it calls is one file away."""
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -66,6 +67,7 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
     saved: int = -1  # the newest step handed to the writer
+    first: int = 0  # the step that this start goes on from
     unevaluated: bool = False  # asked to leave while it evaluated
 
     def __post_init__(self) -> None:
@@ -73,7 +75,8 @@ class Trainer:
 
     def train(self) -> str:
         """Run to the end, or to the request to leave: "finished" or "left"."""
-        run, p, first = self.run, self.progress, self.progress.step
+        run, p = self.run, self.progress
+        first = self.first = p.step
         set_applied(self.optimizer, p.applied, self.strategy.frozen(0), p.frozen)
         before = (p.samples, p.position, p.step)
         self.limit = BadLimit(run.data.bad_limit, *before)
@@ -86,7 +89,11 @@ class Trainer:
             total, valid, leaving = self.count(batch)
             if leaving or batch is None:
                 break  # asked while a rank waited for data: the step has not begun
-            asked = self.step(batch, total, valid, began, waited)
+            try:
+                asked = self.step(batch, total, valid, began, waited)
+            except Leave:  # the first step of this start, which compiles: nothing is lost by it
+                leaving = True
+                break
             leaving = asked or p.step - first == run.system.leave_after
             requests.patience = max(PATIENCE, 3 * (time.perf_counter() - began))
             if leaving or self.save_is_due():
@@ -128,7 +135,10 @@ class Trainer:
             module.discard_statistics()  # what a step that did not count has left behind
         batch = self.objective.prepare(batch, p.step)
 
-        loss, logged = self.forward_backward(batch, total)
+        # alone and with nothing to lose; several ranks leave together, behind the step
+        anew = p.step == self.first and self.strategy.world == 1
+        with self.control.at_once() if anew else contextlib.nullcontext():
+            loss, logged = self.forward_backward(batch, total)
         failpoint(f"backward-{p.step + 1}")
         loss_value, leave, failed, means = self.share(loss, logged)
         for frozen in self.strategy.frozen(p.step):
