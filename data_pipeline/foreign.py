@@ -126,14 +126,22 @@ def unpacked(path: Path, kind: str) -> str:
     )
 
 
-def instead(folder: Path) -> str:
-    """A sentence on a folder that holds no shards: what is in it, and what to do."""
+def instead(folder: Path, beside: list[str]) -> str:
+    """A sentence on a folder that holds no shards: what is in it, and what to do.
+
+    beside: what in it looks like shards, a clause each kind.
+    """
     names, cut = inside(folder)
     more = "at least " if cut else ""
     if tars := [n for n in names if n.endswith(".tar") and "/" in n]:
         return (
             f"{folder} holds no *.tar itself but {more}{counted(tars, 'tar')} in subfolders: "
             f"give {folder}/**/*.tar."
+        )
+    if beside and not any("compressed" in clause for clause in beside):
+        return (
+            f"{folder} holds no *.tar but {'; '.join(beside)}: finish downloads, give shards names "
+            "that end in .tar and begin with no dot, or give a pattern."
         )
     if any(n.lower().endswith(PACKED) for n in names):
         return (

@@ -17,7 +17,6 @@ FIRST = (
     (b"8BPS", "PSD"),
     (b"gimp xcf", "XCF"),
     (b"\x00\x00\x01\x00", "ICO"),
-    (b"\x00\x00\x02\x00", "CUR"),
     (b"icns", "ICNS"),
     (b"\x8aMNG", "MNG"),
     (b"qoif", "QOI"),

@@ -266,6 +266,26 @@ def scan(path: Path, chunk: int = CHUNK, layout: Layout | None = None) -> Scan:
         )
 
 
+class Told:
+    """Says what is wrong with shards, the first of each reason; `end` gives the counts."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, shard: str, problem: Problem) -> None:
+        """The next problem, of the shard of this name."""
+        self.counts[problem.reason] += 1
+        if self.counts[problem.reason] <= PROBLEMS_SHOWN:
+            line = f"{shard} byte {problem.offset}: {problem.reason} {shown(problem.detail)}"
+            self.say(line.rstrip())
+
+    def end(self) -> None:
+        """How many of each reason there were, where not all were shown."""
+        if any(v > PROBLEMS_SHOWN for v in self.counts.values()):
+            self.say("in all: " + ", ".join(f"{v} {k}" for k, v in sorted(self.counts.items())))
+
+
 def build(
     paths: list[Path], chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None
 ) -> Index:
@@ -276,28 +296,20 @@ def build(
     scans: list[Scan] = []
     bad: dict[int, str] = {}
     again: dict[int, int] = {}
-    counts: Counter[str] = Counter()
+    told = Told(say)
     total, layout = 0, Layout()
     for path in ordered:
         found = scan(path, chunk, layout)
         for problem in found.problems:
-            counts[problem.reason] += 1
-            if counts[problem.reason] <= PROBLEMS_SHOWN:
-                say(
-                    (
-                        f"{path.name} byte {problem.offset}: "
-                        f"{problem.reason} {shown(problem.detail)}"
-                    ).rstrip()
-                )
-        counts.update(
+            told(path.name, problem)
+        told.counts.update(
             {k: v - sum(p.reason == k for p in found.problems) for k, v in found.counts.items()}
         )
         bad |= {total + i: reason for i, reason in found.bad.items()}
         again |= {total + i: times for i, times in found.again.items()}
         total += found.samples
         scans.append(found)
-    if any(v > PROBLEMS_SHOWN for v in counts.values()):
-        say("in all: " + ", ".join(f"{v} {k}" for k, v in sorted(counts.items())))
+    told.end()
     for sentence in layout.sentences():
         say(shown(sentence, 999))
     table = np.array([row for s in scans for row in s.chunks], np.int64).reshape(-1, 3)

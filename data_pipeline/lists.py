@@ -6,10 +6,12 @@ pattern, `in_folder` a folder; `left_out` and `gaps` make the sentences on the r
 
 import os
 import re
-from collections import Counter, defaultdict
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -70,9 +72,7 @@ def expand(shards: str, say: Callable[[str], None] = lambda line: None) -> list[
         refuse_scheme(part)
         found += files(part, looks)
     found = [p.absolute() for p in found]
-    doubled = [p for p, times in Counter(found).items() if times > 1]
-    if doubled:
-        raise UserError(f"{min(doubled)} is named twice: give each shard once.")
+    refuse_doubled(found)
     taken = set(found)
     for look in looks:
         for note in notes_on(look, taken):
@@ -80,10 +80,27 @@ def expand(shards: str, say: Callable[[str], None] = lambda line: None) -> list[
     return found
 
 
+def refuse_doubled(found: list[Path]) -> None:
+    """Raises UserError for a file that is there twice, by one name or by two."""
+    real = cache(os.path.realpath)
+    known: dict[str, Path] = {}
+    for path in found:
+        at = os.path.join(real(path.parent), path.name)
+        at = real(at) if os.path.islink(at) else at
+        other = known.setdefault(at, path)
+        if other is path:
+            continue
+        if other == path:
+            raise UserError(f"{path} is named twice: give each shard once.")
+        raise UserError(f"{other} is named twice, also as {path}: give each shard once.")
+
+
 def refuse_scheme(part: str) -> None:
-    """Raises UserError for a name with a scheme; a file that is there may hold a colon."""
+    """Raises UserError for a name with a scheme; what is there may hold a colon in its name."""
     scheme = SCHEME(part)
-    if not scheme or (part[scheme.end() : scheme.end() + 2] != "//" and os.path.exists(part)):
+    if not scheme:
+        return
+    if part[scheme.end() : scheme.end() + 2] != "//" and begins(Names(), scheme[0]):
         return
     if scheme[1].lower() == "s3":
         raise UserError(
@@ -113,25 +130,51 @@ def separators(text: str) -> list[tuple[int, int]]:
     return cuts
 
 
+class Names(dict[str, list[str] | None]):
+    """The names in folders, sorted, each folder listed once; None of one that is not readable."""
+
+    def __missing__(self, folder: str) -> list[str] | None:
+        try:
+            self[folder] = sorted(os.listdir(folder or "."))
+        except PermissionError:
+            self[folder] = None
+        except (OSError, ValueError):  # not there, no folder, a zero byte
+            self[folder] = []
+        return self[folder]
+
+
+def begins(names: Names, path: str) -> bool:
+    """Whether there may be a file or folder whose path begins with these letters."""
+    folder, name = os.path.split(os.path.expanduser(path))
+    found = names[folder]
+    if found is None:
+        return True
+    at = bisect_left(found, name)
+    return at < len(found) and found[at].startswith(name)
+
+
 def parts(shards: str) -> list[str]:
     """The entries of a list, without blanks around them.
 
     A name that is there keeps the commas and colons in it.
     """
     cuts = separators(shards)
-    begins, ends = [0, *(e for _, e in cuts)], [*(b for b, _ in cuts), len(shards)]
+    starts, ends = [0, *(e for _, e in cuts)], [*(b for b, _ in cuts), len(shards)]
+    names = Names()
     out, i = [], 0
-    while i < len(begins):
+    while i < len(starts):
         j = last = i
-        while j + 1 < len(ends) and ends[j] - begins[i] < PATH_LIMIT:
-            upto = os.path.expanduser(shards[begins[i] : begins[j + 1]].strip())
-            if AT_ROOT(shards, begins[j + 1]) and not os.path.isdir(upto):
+        while j + 1 < len(ends) and ends[j] - starts[i] < PATH_LIMIT:
+            if not begins(names, shards[starts[i] : starts[j + 1]].lstrip()):
+                break  # no name holds this comma
+            upto = os.path.expanduser(shards[starts[i] : starts[j + 1]].strip())
+            if AT_ROOT(shards, starts[j + 1]) and not os.path.isdir(upto):
                 break  # the next begins at the root, as in most lists
             j += 1
-            entry = shards[begins[i] : ends[j]].strip()
+            entry = shards[starts[i] : ends[j]].strip()
             if not separators(anchor(entry)[1]):
                 last = j
-        out.append(shards[begins[i] : ends[last]].strip())
+        out.append(shards[starts[i] : ends[last]].strip())
         i = last + 1
     return out
 
@@ -294,7 +337,7 @@ def in_folder(folder: Path, looks: list[Look]) -> list[Path]:
     names = [n for n in names if n.endswith(".tar") and not n.startswith(".")]
     found = [folder / n for n in names if os.path.isfile(folder / n)]
     if not found:
-        raise UserError(instead(folder))
+        raise UserError(instead(folder, left_out(folder, Look([], "*.tar"), set())))
     looks.append(Look(found, "*.tar", deep=True))
     return found
 
@@ -344,11 +387,20 @@ def left_out(folder: Path, look: Look, taken: set[Path]) -> list[str]:
 
 
 def gaps(folder: Path, names: list[str]) -> str:
-    """A sentence on numbers that are missing between those of shards, "" where none are."""
-    numbered: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    """A sentence on numbers that are missing between those of shards, "" where none are.
+
+    What counts is the last number in which names that are alike otherwise differ.
+    """
+    alike: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
     for name in names:
-        if found := re.fullmatch(r"(.*?)(\d{1,18})(\D*)", name):
-            numbered[found[1], found[3]][int(found[2])] = found[2]
+        pieces = re.split(r"(?<!\d)(\d{1,18})(?!\d)", name)
+        alike[tuple(pieces[::2])].append(pieces)
+    numbered: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for several in alike.values():
+        vary = [k for k, found in enumerate(zip(*several, strict=True)) if len(set(found)) > 1]
+        for pieces in several if vary else ():
+            before, after = "".join(pieces[: vary[-1]]), "".join(pieces[vary[-1] + 1 :])
+            numbered[before, after][int(pieces[vary[-1]])] = pieces[vary[-1]]
     count, first = 0, ""
     for (before, after), digits in numbered.items():
         low, high = min(digits), max(digits)

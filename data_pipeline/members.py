@@ -18,6 +18,8 @@ from vtx_scale.data_pipeline.tar import IMAGES
 CAPTIONS = ("txt", "cap")
 TEXTS = (*CAPTIONS, "json", "cls")
 TEXT_LIMIT = 64 << 10
+JSON_LIMIT = 1 << 20
+CLASS_LIMIT = 4 << 10  # bytes of the words that name classes
 DEPTH = 50
 LABEL_LIMIT = 1 << 31
 CAPTION_VIEW = 1 << 11  # whose random number chooses one of several captions
@@ -84,16 +86,18 @@ def text(body: bytes) -> str:
 
     Raises BadSample text where nothing of it can be seen.
     """
-    if len(body) > TEXT_LIMIT:
+    whole = len(body) <= TEXT_LIMIT
+    if not whole:
         notes["text_cut"] += 1
-        body = body[:TEXT_LIMIT]
+    encoding = next((name for mark, name in MARKS.items() if body.startswith(mark)), "utf-8")
     try:
-        out = decoded(body)
+        # what is cut within a letter ends in front of it
+        out = codecs.getincrementaldecoder(encoding)().decode(body[:TEXT_LIMIT], whole)
     except UnicodeDecodeError:
         notes["text_replaced"] += 1
-        out = decoded(body, "replace")
-    # marks of direction and joints of no width are no text either
-    if all(c.isspace() or unicodedata.category(c) == "Cf" for c in out):
+        out = decoded(body[:TEXT_LIMIT], "replace")
+    # marks of direction, joints of no width and zeros are no text either
+    if all(c.isspace() or c == "\0" or unicodedata.category(c) == "Cf" for c in out):
         raise BadSample("text", "empty")
     return out
 
@@ -102,6 +106,8 @@ def about(members: Mapping[str, Any], name: str = "json") -> Any:
     """The value of a JSON member. Raises BadSample member_missing or json."""
     if name not in members:
         raise BadSample("member_missing", name)
+    if len(members[name]) > JSON_LIMIT:
+        raise BadSample("json", "more than 1 MiB")
     try:
         value = json.loads(members[name])
     except (ValueError, RecursionError) as e:
@@ -234,11 +240,16 @@ def captions(members: Mapping[str, Any]) -> list[str]:
 
 
 def numbers(members: Mapping[str, Any]) -> list[Any]:
-    """The words that name classes: those of `cls`, or what stands at `data.label`."""
+    """The words that name classes: those of `cls`, or what stands at `data.label`.
+
+    Raises BadSample label beyond 4 KiB, json.
+    """
     place = members.get(LABEL)
     found: list[Any] = values(members, place) if isinstance(place, str) else []
     if place is None and "cls" in members:
         found = [members["cls"]]
+    if any(isinstance(x, str | bytes) and len(x) > CLASS_LIMIT for x in found):
+        raise BadSample("label", "more than 4 KiB")
     return found
 
 

@@ -16,8 +16,9 @@ MEMBER_LIMIT = 64 << 20
 EXTRA_LIMIT = 1 << 20  # bytes of an extended header
 NAME_LIMIT = 4096
 ZERO_RUN = 64 << 10  # zeros between members beyond what any writer pads with
-RECORD = 10_240  # what writers pad to unless they are asked otherwise; tapes and disks take more:
-RECORDS = [1 << n for n in range(16, 21)]
+RECORD = 10_240  # what writers pad to unless they are asked otherwise
+RECORD_LIMIT = 64 << 10  # longer ones are rare, and an end that never came looks like them
+FEW = 8  # bytes of a member that may be zeros by chance
 ZEROS = bytes(BLOCK)
 REGULAR, EXTENDED = b"0\x007", b"LKxg"
 OCTAL = re.compile(rb"[0-7]+").fullmatch
@@ -136,12 +137,12 @@ def behind_special(data: Bytes, header: bytes, body: int, after: int) -> int:
     return after
 
 
-def tail(data: Bytes, at: int, zeros: int) -> Iterator[Problem]:
+def tail(data: Bytes, at: int, zeros: int, before: Member | None) -> Iterator[Problem]:
     """What is wrong at the end of a shard: less than a block from `at` on,
-    `zeros` bytes of zeros before it.
+    `zeros` bytes of zeros before it, and before these the data of a member.
 
-    Two blocks of zeros end a tar, and a writer fills its last record with more. What is longer is
-    a download whose end never came.
+    Two blocks of zeros end a tar, and a writer fills its last record with more. What is longer may
+    be a download whose end never came: `tar_zeros`, which long records give too.
     """
     last = len(data)
     if at < last and any(data[at:last]):
@@ -150,23 +151,31 @@ def tail(data: Bytes, at: int, zeros: int) -> Iterator[Problem]:
     start, zeros = at - zeros, zeros + last - at
     if not start and zeros > RECORD:
         yield Problem("tar_tail", 0, f"nothing but {zeros} zero bytes: was it downloaded?")
-    elif zeros > ZERO_RUN and not any(
-        last % record == 0 and zeros < record + 2 * BLOCK for record in RECORDS
+    elif zeros >= 3 * BLOCK and not any(
+        last % record == 0 and zeros < record + 2 * BLOCK
+        for record in range(BLOCK, RECORD_LIMIT + 1, BLOCK)
     ):
         yield Problem(
-            "tar_tail", start, f"{zeros} zero bytes at the end: was the download finished?"
+            "tar_zeros", start, f"{zeros} zero bytes at the end: was the download finished?"
         )
+    elif before is not None and zeros and before.size >= FEW and not before.cut:
+        end = before.offset + before.size
+        if not any(data[max(before.offset, end - BLOCK) : end]):
+            name = before.name[:100]
+            yield Problem(
+                "tar_zeros", start, f"{name} and the shard end in zeros: was the download finished?"
+            )
 
 
 def walk(data: Bytes) -> Iterator[Member | Problem]:
     """Members and problems in order.
 
     data is a whole shard, or a part from the start of one sample to the start of another: what is
-    decided about a member depends on bytes that are in the same part, and so is the same in the
-    part as in the whole.
+    decided about a member depends on bytes of the same part, and so is as in the whole.
     """
     last = len(data)
     at, start, zeros = 0, -1, 0
+    before: Member | None = None  # what the last header gave
     name: str | None = None
     size: int | None = None
     sparse = False
@@ -179,7 +188,7 @@ def walk(data: Bytes) -> Iterator[Member | Problem]:
             continue
         if zeros > ZERO_RUN:
             yield Problem("tar_header", at - zeros, f"{zeros} zero bytes between members")
-        zeros = 0
+        zeros, before = 0, None
         kind, length = header[156:157], number(header[124:136])
         body = at + BLOCK
         extended = kind in EXTENDED
@@ -210,13 +219,14 @@ def walk(data: Bytes) -> Iterator[Member | Problem]:
             cut = body + length > last
             if ODD(name) or len(name) > NAME_LIMIT:
                 yield Problem("member_name", start, name[:100])
+            before = Member(name, start, body, length, cut)
             if len(name) <= NAME_LIMIT:
-                yield Member(name, start, body, length, cut)
+                yield before
             if cut:
                 yield Problem("tar_truncated", start, name[:100])
                 at = next_header(data, body)  # a size that lies hides sound members behind it
         start, name, size, sparse = -1, None, None, False
-    yield from tail(data, at, zeros)
+    yield from tail(data, at, zeros, before)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -267,6 +277,8 @@ def samples(data: Bytes) -> Iterator[Sample | Problem]:
         name, start, offset, size, cut = item
         parts = split_name(name)
         if parts is None:
+            if "." not in name.rpartition("/")[2]:
+                yield Problem("member_nameless", start, f"{name[:100]} is not KEY.EXTENSION")
             continue
         key, extension = parts
         repeated = (

@@ -84,7 +84,9 @@ class Source(IterableDataset[dict[str, Any]]):
         super().__init__()
         self.index = open_index(shards, say=say)
         if not self.index.n:
-            raise UserError(f"{shards} holds no samples: every shard is empty.")
+            raise UserError(
+                f"{shards} holds no samples: no member of a shard is named as 0001.jpg is."
+            )
         self.order = Order(self.index.chunk_samples, seed, lanes, window)
         self.global_batch, self.rank, self.world = global_batch, rank, world
         cap = -(-global_batch // world)

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -96,12 +98,15 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError as e:
         if command not in TRAINING:  # `vtx ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            # what nobody has read may hold a verdict
+            return int(command == "data" and args.what == "verify")
         code, text = 1, why(e)
     except KeyboardInterrupt:
         code, text = 130, "interrupted"
     except OSError as e:
-        code, text = 1, sentence(e)
+        # a full disk below stdout has no name, and the files that a command writes have one
+        full = e.errno == errno.ENOSPC and e.filename is None
+        code, text = 1, "stdout: " * (full and command not in TRAINING) + sentence(e)
     except Exception as e:  # ours to mend: a sentence all the same
         code, text = 1, f"{type(e).__name__}: {e} ('vtx --debug ...' shows where)"
     if "--debug" in arguments and code != 130:
@@ -116,6 +121,9 @@ def end() -> NoReturn:
         # what we start sees what we see: no random.py of the folder that a user stands in
         os.environ.setdefault("PYTHONSAFEPATH", "1")
     open_missing_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a name of a shard may hold letters that a terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = main()
     try:
         if sys.stdout is not None:
@@ -123,7 +131,7 @@ def end() -> NoReturn:
     except BrokenPipeError:
         pass
     except OSError as e:  # a result that is not there must not look like one
-        say(f"vtx: what was printed could not be written: {e.strerror}")
+        say(f"vtx: what was printed on stdout could not be written: {e.strerror}")
         code = code or 1
     if sys.stderr is not None:
         with contextlib.suppress(OSError):

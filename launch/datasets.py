@@ -54,7 +54,7 @@ def data_set(shards: str, say: Callable[[str], None]) -> DataSet:
     """Raises UserError where no shard holds a sample."""
     index = open_index(shards, say=say)
     if index.n == 0:
-        raise UserError(f"{shards} holds no samples: every shard is empty.")
+        raise UserError(f"{shards} holds no samples: no member of a shard is named as 0001.jpg is.")
     return DataSet(index, Path(index.root))
 
 

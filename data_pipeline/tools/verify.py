@@ -14,7 +14,7 @@ import numpy as np
 from vtx_scale.data_pipeline import members as sample
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import BadSample, judged
-from vtx_scale.data_pipeline.index import in_order, open_shard, shown
+from vtx_scale.data_pipeline.index import Told, in_order, open_shard, shown
 from vtx_scale.data_pipeline.layout import Layout
 from vtx_scale.data_pipeline.lists import expand
 from vtx_scale.data_pipeline.loader import Reader, put, uniforms
@@ -37,30 +37,44 @@ def verify(
 
     reader: of a recipe, which then judges with the numbers that it is given in the first epoch of a
     run of this seed. Without one a sample is bad of which a picture, a text, the JSON or a label
-    is, which has no picture, or neither text nor class where others have. say: takes a sentence.
+    is, which has no picture, or neither text nor class where others have. A set without any sample
+    is one line. say: takes a sentence, those of `index.build` among them.
 
     Raises UserError where shards are missing or no tars, or a reader lacks something.
     """
     judge = Judge(reader, seed)
     layout = Layout()
     root, paths = in_order(expand(shards, say))
+    told, found = Told(say), 0  # samples, and lines on tars
     for path in paths:
         name = shown(path.relative_to(root).as_posix())
         layout.begin(name)
         counts: Counter[str] = Counter()
         with open_shard(path) as shard:
             if not len(shard):
+                found += 1
                 yield {"shard": name, "key": "", "reason": "tar_tail", "member": ""}
             for item in samples(shard):
                 if isinstance(item, Problem):
+                    told(path.name, item)
                     if item.reason in ("tar_header", "tar_tail"):
+                        found += 1
                         yield {"shard": name, "key": "", "reason": item.reason, "member": ""}
                     continue
+                found += 1
                 layout.add(item)
                 counts[item.key] += 1
                 times = counts[item.key]
                 key = shown(item.key) + (f"#{times}" if times > 1 else "")
                 yield from judge({"shard": name, "key": key}, path, shard, item)
+    told.end()
+    if not found:
+        yield {
+            "shard": shown(shards),
+            "key": "",
+            "reason": "member_missing",
+            "member": "any sample",
+        }
     for sentence in layout.sentences():
         say(shown(sentence, 999))
 
@@ -170,7 +184,8 @@ def looked_at(members: Mapping[str, Any]) -> tuple[str, str]:
             try:
                 judged("reader_error", look, name, members)
             except BadSample as e:
-                return e.reason, name
+                # of an empty text the JSON may be read in its place
+                return e.reason, "json" if e.reason == "json" else name
     return "", ""
 
 
@@ -181,7 +196,8 @@ def look(name: str, members: Mapping[str, Any]) -> None:
     elif name == "json":
         sample.about(members)
     elif name == "cls":
-        sample.labels(members)
+        if not sample.labels(members):
+            raise BadSample("label", "empty")
     else:
         try:
             sample.text(members[name])

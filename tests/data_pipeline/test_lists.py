@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tests.data_pipeline.make import encoded, jpeg, picture
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import open_index
-from vtx_scale.data_pipeline.lists import braces, expand, gaps
+from vtx_scale.data_pipeline.lists import braces, expand, gaps, parts
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.verify import verify
 
@@ -399,3 +400,83 @@ def test_links_that_lead_back_and_pipes(tmp_path):
     os.mkfifo(tmp_path / "p.tar")
     assert meant(tmp_path, "DIR/**/*.tar")[0] == ["a/0.tar"]
     assert "no regular file" in refused(tmp_path, "DIR/p.tar")
+
+
+def test_a_long_list_of_relative_names_is_read_soon(tmp_path, monkeypatch):
+    """Also beside names that hold commas, of which each is meant where it is named."""
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, "cc/a,b.tar", "cc/00007.tar,cc", "cc/x,y/0.tar")
+    names = [f"cc/{i:05d}.tar" for i in range(3000)]
+    began = time.monotonic()
+    assert parts(",".join(names)) == names
+    assert parts("::".join(names)) == names
+    assert parts("cc/a,b.tar,cc/x,y/0.tar," + ",".join(names))[:3] == [
+        "cc/a,b.tar",
+        "cc/x,y/0.tar",
+        names[0],
+    ]
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "shards", ["DIR/ok,DIR/ok/../ok", "DIR/ok/0.tar,DIR/link/0.tar", "DIR/ok,DIR/one.tar"]
+)
+def test_a_shard_by_two_names_is_named_twice(tmp_path, shards):
+    put(tmp_path, "ok/0.tar", "ok/1.tar")
+    (tmp_path / "link").symlink_to("ok")
+    (tmp_path / "one.tar").symlink_to("ok/1.tar")
+    text = refused(tmp_path, shards)
+    assert "named twice" in text and f"{tmp_path}/ok/" in text
+    assert meant(tmp_path, "DIR/link")[0] == ["link/0.tar", "link/1.tar"], (
+        "one name is none too many"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "first"),
+    [
+        ([f"train-{i:05d}-of-00006.tar" for i in (0, 1, 3, 5)], 2, "train-00002-of-00006.tar"),
+        ([f"part-{i:04d}.v2.tar" for i in (0, 1, 4)], 2, "part-0002.v2.tar"),
+        ([f"2024-{m:02d}-0{d}.tar" for m in (1, 7) for d in (1, 3)], 2, "2024-01-02.tar"),
+        ([f"part-{i:04d}.v2.tar" for i in range(3)], 0, ""),
+        (["a-1.v2.tar", "a-2.v4.tar"], 0, ""),
+    ],
+)
+def test_gaps_are_looked_for_in_the_number_that_varies(tmp_path, names, count, first):
+    text = gaps(tmp_path, names)
+    assert (f"{count} numbers are missing" in text and first in text) if count else text == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "word"),
+    [
+        ("0.TAR", "1 other entry (0.TAR)"),
+        ("0.tar.part 1.tar.part", "2 unfinished downloads (0.tar.part ...)"),
+        (".0.tar", "1 hidden file (.0.tar)"),
+        (".0.tar 1.TAR a.jpg", "1 hidden file (.0.tar); 1 other entry (1.TAR)"),
+    ],
+)
+def test_a_folder_of_what_looks_like_shards_is_refused_with_their_names(tmp_path, names, word):
+    put(tmp_path, *names.split())
+    text = refused(tmp_path, "DIR")
+    assert "holds no *.tar" in text and word in text
+
+
+@pytest.mark.parametrize(
+    "shards",
+    [
+        "t-2024T12:00/*.tar",
+        "t-2024T12:00/{0..1}.tar",
+        "t-2024T12:0[0]/*.tar",
+        "t-2024T12:0{0,1}.tar",
+    ],
+)
+def test_a_colon_in_a_name_that_is_there_is_no_scheme(tmp_path, monkeypatch, shards):
+    put(
+        tmp_path, "t-2024T12:00/0.tar", "t-2024T12:00/1.tar", "t-2024T12:00.tar", "t-2024T12:01.tar"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert len(expand(shards)) == 2
+    for scheme in ("pipe:cat x", "t:0.tar", "t-2024T12://0.tar"):
+        with pytest.raises(UserError, match="is never opened"):
+            expand(scheme)

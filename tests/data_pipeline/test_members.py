@@ -329,3 +329,36 @@ def test_captions_that_are_empty_after_cleaning_are_masked(make, words, body):
     with pytest.raises(BadSample, match="text: empty"):
         row(run, {"jpg": J, "txt": body})
     assert row(run, {"jpg": J, "txt": b"a cat"})["tokens"].any()
+
+
+def test_members_beyond_their_limits_are_bad_before_they_are_parsed(monkeypatch):
+    big = b'{"caption": "a cat", "more": "' + b"x" * (1 << 20) + b'"}'
+    assert reason(sample.caption, {"json": big}) == "json"
+    assert sample.caption({"json": big[: 1 << 19] + b'"}'}) == "a cat"
+    assert reason(sample.label, {"cls": b" " * 4096 + b"7"}) == "label"
+    assert reason(sample.labels, {"cls": b"1," * 2049}) == "label"
+    assert len(sample.labels({"cls": b"1," * 2048})) == 2048
+
+
+def test_a_place_of_labels_that_no_sample_has_is_named():
+    run = vit_b32_jft_smoke()
+    run = replace(run, data=replace(run.data, label="m.x"))
+    with pytest.raises(BadSample, match=r"member_missing: m\.x"):
+        row(run, {"jpg": J, "json": b'{"m": {}}', "cls": b"1"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
+@pytest.mark.parametrize("shift", range(4))
+def test_long_texts_are_cut_at_a_letter(encoding, shift):
+    notes.clear()
+    text = "a" * shift + "\u6f22\U0001f642" * 12_000
+    found = sample.text(text.encode(encoding))
+    assert text.startswith(found) and 65_500 < len(found.encode(encoding)) <= 65_536
+    assert notes == {"text_cut": 1}
+    assert sample.text(b"ab\xf0\x9f") == "ab\ufffd" and notes["text_replaced"] == 1
+
+
+@pytest.mark.parametrize("body", [b"\x00", b"\x00" * 20, b" \x00\n\x00"])
+def test_zeros_are_no_text(body):
+    assert reason(sample.text, body) == "text"
+    assert sample.text(body + b"a").endswith("a")

@@ -1,6 +1,9 @@
 """`vtx data verify` judges as the reader does that will read."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -254,3 +257,30 @@ def test_what_is_no_fault_of_a_sample_ends_it(folder):
 
     with pytest.raises(UserError, match="palette"):
         list(verify(str(folder), Lacks()))
+
+
+def test_the_member_at_fault_behind_an_empty_one(tmp_path):
+    write_shard(
+        tmp_path / "a.tar",
+        [
+            ("json", {"jpg": J, "txt": b"", "json": b"{"}),
+            ("label", {"jpg": J, "txt": b"t", "cls": b" "}),
+            ("text", {"jpg": J, "txt": b"\x00\x00"}),
+        ],
+    )
+    found = {r["key"]: (r["reason"], r["member"]) for r in verify(str(tmp_path))}
+    assert found == {"json": ("json", "json"), "label": ("label", "cls"), "text": ("text", "txt")}
+
+
+def test_a_verdict_that_nobody_reads_to_its_end_is_no_success(tmp_path):
+    """And names that an ASCII terminal lacks are escaped; a full disk is said of stdout."""
+    write_shard(tmp_path / "\u00fc.tar", [(f"{i:05d}", {"txt": b"t"}) for i in range(4000)])
+    command = [sys.executable, "-m", "vtx_scale", "data", "verify", str(tmp_path)]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as run:
+        assert run.stdout.readline() == b"\\xfc.tar/00000: member_missing image\n"
+        run.stdout.close()
+        assert run.wait(60) == 1
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=env, timeout=60)
+    assert done.returncode == 1 and b"stdout" in done.stderr

@@ -81,7 +81,7 @@ class ImageReader:
         if len(found) > self.labels:
             raise BadSample("label", f"{len(found)} labels where the recipe takes {self.labels}")
         if self.classes and self.train and not found:
-            raise BadSample("member_missing", "cls")
+            raise BadSample("member_missing", str(members.get(member_of.LABEL, "cls")))
         return found
 
     def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
