@@ -5,6 +5,7 @@ anywhere costs the same, and the only state is one integer: the position after t
 that was handed out.
 """
 
+import atexit
 import ctypes
 import gc
 import multiprocessing
@@ -13,11 +14,14 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
+import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -276,12 +280,37 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def leave_with_parent() -> None:
+    """The end of the parent asks this process to leave, as its SIGTERM would."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def start_worker(worker: int = 0) -> None:
     """Runs first in each loader process."""
     torch.set_num_threads(1)
     ignore_leaving()
+    sys.excepthook = without_disconnections
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=watch_trainer, daemon=True).start()
+
+
+def without_disconnections(
+    kind: type[BaseException], value: BaseException, trace: TracebackType | None
+) -> None:
+    """A trainer that leaves may hang up while a tensor is handed over: no news, it leaves."""
+    if not issubclass(kind, OSError | EOFError):
+        sys.__excepthook__(kind, value, trace)
+
+
+# workers ignore SIGTERM, by which multiprocessing ends them when its process ends
+_WORKERS: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+@atexit.register
+def end_workers() -> None:
+    """Before multiprocessing waits for them."""
+    for worker in list(_WORKERS):
+        worker.kill()
 
 
 def watch_trainer() -> None:
@@ -408,6 +437,7 @@ class Loader:
         if self._it is None:
             with INTERRUPTION.held():
                 self._it = self._start()
+                _WORKERS.update(getattr(self._it, "_workers", []))
         try:
             batch = Batch(**next(self._it))
         except UserError as e:  # from a worker it comes with a traceback in its text

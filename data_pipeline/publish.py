@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PART = re.compile(r"^\..*\.[0-9a-f]{8}\.part$", re.DOTALL)
+OS_ERROR = re.compile(r"os error (\d+)")
 NAME_BYTES = 200  # of a name that are kept in the name of its part: 255 is the limit
 HOUR, DAY = 3600.0, 86400.0
 
@@ -92,9 +93,10 @@ def part_of(path: Path) -> Iterator[tuple[Path, int]]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(folder / "open", folder / f"lock-{machine()}")  # it counts from here on
         yield folder, stat.S_IMODE(os.fstat(lock).st_mode)
-    except OSError as e:
-        if e.filename is None and e.strerror:  # of a write: whose, the system does not say
-            raise OSError(e.errno, e.strerror, str(path)) from e
+    except Exception as e:  # a library of Rust's says the number in its text alone
+        number = getattr(e, "errno", None) or next(iter(OS_ERROR.findall(str(e))), None)
+        if getattr(e, "filename", None) is None and number:  # of a write: whose, it does not say
+            raise OSError(int(number), os.strerror(int(number)), str(path)) from e
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -117,7 +117,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def end() -> NoReturn:
     """The entry point: daemon threads of libraries must not hold up the end."""
-    if sys.path[0] not in ("", os.getcwd()):
+    open_missing_descriptors()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # libraries of torch's end a process there
+        say("vtx: the folder that this was called in is gone: go to another one and call it again.")
+        os._exit(2)
+    if sys.path[0] not in ("", here):
         # what we start sees what we see: no random.py of the folder that a user stands in
         os.environ.setdefault("PYTHONSAFEPATH", "1")
     open_missing_descriptors()

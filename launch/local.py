@@ -33,12 +33,15 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
     with requests.listen():
         while True:
             code = once(request, world)
+            if requests.count > 1:
+                say("vtx: ended at once: steps after the newest checkpoint are lost.")
             if code in (0, 2, 3, 4, 75, 130):
                 return code
-            if (
-                requests.asked
-            ):  # a rank that our SIGTERM struck before it listened had nothing to save yet
-                return 75 if code == -signal.SIGTERM else max(code, 1)
+            if requests.asked and code != -signal.SIGTERM:
+                return max(code, 1)
+            if requests.asked:  # our SIGTERM struck before a rank listened: there was nothing yet
+                say("vtx: asked to leave, no step is lost by it: run the same command again.")
+                return 75
             now = newest(folder)
             failures = 1 if now > best else failures + 1
             best = max(best, now)

@@ -78,7 +78,8 @@ def absolute_path(path: str) -> str:
     """From the root, with the user's home spelled out; links and `..` stay as they are."""
     if SCHEME.match(path) or "\0" in path:
         return path  # refused where it is opened
-    return os.path.join(os.getcwd(), os.path.expanduser(path))
+    path = os.path.expanduser(path)
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def absolute_list(shards: str) -> str:

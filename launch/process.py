@@ -42,6 +42,17 @@ def device_of(system: System) -> torch.device:
     return device
 
 
+MEETINGS: list[tempfile.TemporaryDirectory[str]] = []  # of a process that is alone
+
+
+def leave_process_group(well: bool) -> None:
+    """After a run. well: the other ranks end too, and can be waited for."""
+    if dist.is_initialized() and well:
+        dist.destroy_process_group()
+    while MEETINGS:
+        MEETINGS.pop().cleanup()
+
+
 def init_process_group(system: System, device: torch.device, rank: int, world: int) -> None:
     """Meet the other ranks, where there are any or the strategy shards.
 
@@ -52,7 +63,8 @@ def init_process_group(system: System, device: torch.device, rank: int, world: i
     where, limit = os.environ.get("VTX_MEET"), timedelta(seconds=system.timeout)
     store = None
     if where is None and "MASTER_ADDR" not in os.environ:
-        where = f"file://{tempfile.mkdtemp(prefix='vtx-')}/store"
+        MEETINGS.append(tempfile.TemporaryDirectory(prefix="vtx-"))
+        where = f"file://{MEETINGS[-1].name}/store"
     elif where is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun keeps one store over its restarts, where a new rank may find the address
         # of a dead one

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from vtx_scale.checkpoints.format import folder_name, read_manifest
+from vtx_scale.checkpoints.format import folder_name, read_manifest, steps
 from vtx_scale.checkpoints.read import Tensors, load, newest
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import run_folder
@@ -66,6 +66,8 @@ def position_of(manifest: dict[str, Any], about: dict[str, Any], run: Run) -> in
 def common_step(folder: Path, strategy: Base) -> int:
     """The step of the newest whole checkpoint as rank 0 sees it, on every rank;
     -1 where there is none.
+
+    Raises UserError where there are some and none of them is whole.
     """
 
     def damaged(line: str) -> None:
@@ -75,9 +77,16 @@ def common_step(folder: Path, strategy: Base) -> int:
     step = 0.0
     if strategy.rank == 0:
         found = newest(folder / "checkpoints", damaged)
-        step = float(found[1]["step"]) if found else -1.0
+        there = steps(folder / "checkpoints")
+        step = float(found[1]["step"]) if found else -2.0 if there else -1.0
     here = torch.tensor([step], dtype=torch.float64, device=strategy.device)
-    return int(strategy.sum(here).item())
+    common = int(strategy.sum(here).item())
+    if common == -2:  # on every rank alike
+        raise UserError(
+            f"{folder} has checkpoints, and none of them is whole: bring one back, or move them "
+            "away to begin again."
+        )
+    return common
 
 
 def overdue(run: Run, folder: Path, step: int, strategy: Base) -> list[str]:
@@ -87,7 +96,7 @@ def overdue(run: Run, folder: Path, step: int, strategy: Base) -> list[str]:
     names, done = due(run, step), set()
     if names and strategy.rank == 0:
         rows = written(folder / "evaluations.jsonl")
-        done = {r.get("name") for r in rows if r.get("step") == step}
+        done = {str(r.get("name")) for r in rows if r.get("step") == step}
     mine = [float(strategy.rank == 0 and name not in done) for name in names]
     flags = torch.tensor(mine, device=strategy.device)
     missing = strategy.sum(flags).tolist() if names else []

@@ -71,8 +71,7 @@ def versions() -> dict[str, str]:
 def read(folder: Path) -> dict[str, Any]:
     """run.json. Raises UserError where the folder is no run folder."""
     try:
-        body: dict[str, Any] = json.loads((folder / "run.json").read_text())
-        return body
+        body = json.loads((folder / "run.json").read_text())
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no run folder (no run.json in it): give the folder of 'vtx train --run'."
@@ -81,6 +80,12 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}/run.json is not JSON: restore it, or train in another folder."
         ) from None
+    if not isinstance(body, dict) or not {"recipe", "hash"} <= body.keys():
+        raise UserError(
+            f"{folder}/run.json is not what a training wrote: restore it, or train in another "
+            "folder."
+        )
+    return body
 
 
 def recipe_of(folder: Path) -> Run:

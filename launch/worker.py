@@ -21,7 +21,7 @@ from vtx_scale.blocks.rules import initial_values
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import Batches, Loader, die_with_parent
+from vtx_scale.data_pipeline.loader import Batches, Loader, die_with_parent, leave_with_parent
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
 from vtx_scale.launch import override, recipes, run_folder
@@ -36,6 +36,7 @@ from vtx_scale.launch.process import (
     device_of,
     init_process_group,
     keep_traceback,
+    leave_process_group,
     rank_and_world,
     speaks,
 )
@@ -60,6 +61,7 @@ from vtx_scale.trainer.output import (
     say,
     sentence,
     truncate_logs_after,
+    why,
 )
 from vtx_scale.trainer.precision import Precision, precision_of
 
@@ -120,6 +122,8 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
     """One rank from start to end; the exit code where no exception says another."""
     if "VTX_PARENT" in os.environ:
         die_with_parent(int(os.environ["VTX_PARENT"]))
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        leave_with_parent()
     rank, world = rank_and_world()
     control = Control(folder, rank, run.system.skip_limit)
     lease = None
@@ -135,22 +139,29 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
     finally:
         if lease is not None:
             lease.close()
-        if dist.is_initialized() and sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+        leave_process_group(well=sys.exc_info()[0] is None)
 
 
 def join(run: Run, folder: Path, fork: bool, rank: int, world: int) -> tuple[Run, IO[str] | None]:
     """What `vtx train` would have done before it started ranks: on rank 0, while the others wait;
     the run and the lease.
     """
-    lease = None
+    lease, fault = None, None
     if rank == 0:
-        run = resolve_data(run, say, folder)
-        data = refuse(run, folder, world)
-        lease = run_folder.acquire_lease(folder)
-        prepare_folder(run, folder, data, fork)
+        try:
+            run = resolve_data(run, say, folder)
+            data = refuse(run, folder, world)
+            lease = run_folder.acquire_lease(folder)
+            prepare_folder(run, folder, data, fork)
+        except (UserError, OSError) as e:
+            fault = e
     if world > 1:
-        dist.barrier()
+        refused = torch.tensor([float(fault is not None)])
+        dist.broadcast(refused, 0)
+        if refused.item() and fault is None:
+            raise UserError("rank 0 says why this run cannot begin.")
+    if fault is not None:
+        raise fault
     resolved = replace(resolve_data(run, folder=folder), system=run.system)
     return held(resolved, folder, run_folder.outside_of(folder)), lease
 
@@ -170,6 +181,7 @@ class Parts:
     precision: Precision
     ledger: Ledger
     progress: Progress = field(default_factory=Progress)
+    hash: str = ""  # of run.json as it was at the start: a file may go away while the run goes on
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint's manifest."""
@@ -183,7 +195,7 @@ class Parts:
             "strategy": self.strategy.name,
             "world": self.world,
             "data": {"version": 1, "position": progress.position, "fingerprint": fingerprint},
-            "hash": run_folder.read(self.folder)["hash"],
+            "hash": self.hash,
             "versions": run_folder.versions(),
         }
 
@@ -198,9 +210,19 @@ def assemble(run: Run, folder: Path, device: torch.device, world: int, control: 
     initialise(objective, initial_values(objective), run.seed)
     optimizer = optimizer_of(objective, strategy.rules, run.optim, strategy.shard_group())
     batches = train_batches(run, training_data(run), strategy.rank, strategy.world)
-    ledger = Ledger(folder)
+    about = run_folder.read(folder)
     return Parts(
-        run, folder, world, control, objective, strategy, optimizer, batches, precision, ledger
+        run=run,
+        folder=folder,
+        world=world,
+        control=control,
+        objective=objective,
+        strategy=strategy,
+        optimizer=optimizer,
+        batches=batches,
+        precision=precision,
+        ledger=Ledger(folder),
+        hash=about["hash"],
     )
 
 
@@ -247,7 +269,10 @@ def fit(parts: Parts, restored: bool) -> int:
     try:
         with parts.control.at_once():
             if strategy.rank == 0 and progress.step == 0:
-                PLACE.attempt("tensorboard", lambda: show_inputs(parts, log))
+                try:
+                    show_inputs(parts, log)
+                except Exception as e:  # a picture for people; the loop reads the data too
+                    PLACE.failed("tensorboard", why(e))
         if missing := overdue(run, parts.folder, progress.step, strategy):
             trainer.evaluate(missing, progress.step)
         if progress.step >= run.steps:

@@ -766,8 +766,8 @@ MUTANTS = (
     Mutant(
         "an-open-board-not-warned",
         "vtx_scale/trainer/events.py",
-        "step=self.resumed + 1, session_log",
-        "step=self.resumed + 1000, session_log",
+        "step=self.begins, session_log",
+        "step=self.begins + 1000, session_log",
         (f"{WATCHERS}::test_tensorboard_has_each_step_once",),
         "A TensorBoard that is open drops what a resumed run redoes.",
     ),

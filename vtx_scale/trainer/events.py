@@ -28,16 +28,21 @@ from vtx_scale.trainer.output import PLACE, add_bytes
 class Events:
     """The scalars, pictures and texts of a run, in `folder`.
 
-    resumed: the step at which this start goes on, None at the beginning. Events beyond it are cut
-    from the files that are there; the new file says where it begins, so that a TensorBoard which is
-    open drops them too, and the text `run/resumed` marks the step.
+    resumed: the step at which this start goes on, None at the beginning. Events beyond it, or all
+    of a start that came before, are cut from the files that are there; the new file says where it
+    begins, so that a TensorBoard which is open drops them too, and the text `run/resumed` marks
+    the step.
     """
 
     def __init__(self, folder: Path, resumed: int | None = None) -> None:
-        self.folder, self.resumed = folder, resumed
+        self.folder = folder
         self.path: Path | None = None
+        last = -1 if resumed is None else resumed
+        self.begins: int | None = None  # where the new file says that it does
+        if any(folder.glob("events.out.tfevents.*")):
+            self.begins = last + 1
+            PLACE.attempt("tensorboard", lambda: cut_after(folder, last))
         if resumed is not None:
-            PLACE.attempt("tensorboard", lambda: cut_after(folder, resumed))
             self.add_text("run/resumed", f"resumed at step {resumed}", resumed)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
@@ -65,7 +70,9 @@ class Events:
 
     def _write(self, event: Any) -> None:
         """Raises OSError; the file then ends with the event before."""
-        path = self.path or self._open()
+        path = self.path
+        if path is None or not path.exists():  # also where somebody has tidied up
+            path = self._open()
         event.wall_time = time.time()
         size = path.stat().st_size
         try:
@@ -80,9 +87,9 @@ class Events:
         # TensorBoard reads in the order of names
         own = f"{time.time():.6f}.{socket.gethostname()}.{secrets.token_hex(4)}"
         first = [Event(file_version="brain.Event:2", wall_time=time.time())]
-        if self.resumed is not None:
+        if self.begins is not None:
             start = SessionLog(status=SessionLog.START)
-            first.append(Event(step=self.resumed + 1, session_log=start, wall_time=time.time()))
+            first.append(Event(step=self.begins, session_log=start, wall_time=time.time()))
         path = self.folder / f"events.out.tfevents.{own}"
         try:
             add_bytes(path, b"".join(record(e.SerializeToString()) for e in first))

@@ -351,5 +351,5 @@ class Trainer:
         if reason:
             raise OSError(
                 f"The last checkpoint could not be saved ({reason}): "
-                "make room and run the same command again."
+                "make room or mend the path, and run the same command again."
             )

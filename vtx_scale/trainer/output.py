@@ -13,7 +13,6 @@ import io
 import json
 import math
 import os
-import secrets
 import select
 import stat
 import sys
@@ -22,6 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vtx_scale.data_pipeline.publish import whole
 
 # everything that is written for watchers; the live line is drawn on stderr
 PLACES = (
@@ -413,7 +414,8 @@ def truncate_after(path: Path, step: int, field: str = "step") -> None:
         if entry is None:
             torn.append(line.rstrip(b"\n") + b"\n")
         elif not (isinstance(at := entry.get(field, 0), int | float) and at > step):
-            kept.append(line.rstrip(b"\n") + b"\n")
+            old = b"NaN" in line or b"Infinity" in line  # written before JSON was strict
+            kept.append((json_line(entry) if old else line.rstrip(b"\n")) + b"\n")
     if any(line.strip() for line in torn):
         with path.with_name(f"{path.name}.torn").open("ab") as f:
             f.write(b"".join(torn))
@@ -421,12 +423,8 @@ def truncate_after(path: Path, step: int, field: str = "step") -> None:
     if body.startswith(rest):  # needs no room on the disk
         os.truncate(path, len(rest))
         return
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
+    with whole(path) as part:
         part.write_bytes(rest)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def written(path: Path) -> list[dict[str, Any]]:
@@ -442,6 +440,6 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     """The object of a line, None where it is none."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
