@@ -126,7 +126,6 @@ def end() -> NoReturn:
     if sys.path[0] not in ("", here):
         # what we start sees what we see: no random.py of the folder that a user stands in
         os.environ.setdefault("PYTHONSAFEPATH", "1")
-    open_missing_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a name of a shard may hold letters that a terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
