@@ -14,6 +14,7 @@ from tests.skips import saved
 from vtx_scale.blocks.rules import Rule, zeros
 from vtx_scale.launch import override, recipes, worker
 from vtx_scale.launch.prepare import prepare_folder, refuse
+from vtx_scale.trainer.loop import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -71,16 +72,14 @@ def test_each_tensor_is_held_to_the_limit_by_its_own_norm(tmp_path):
 
 def leaves_at(run, folder):
     """The worker; in its third step the second rank alone gets a SIGTERM."""
-    from vtx_scale.data_pipeline.loader import Loader
+    plain = Trainer.forward_backward
 
-    plain = Loader.next
-
-    def asked_next(self):
-        if self.step == 2 and os.environ["RANK"] == "1":
+    def asked(self, batch, total):
+        if self.progress.step == 2 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self)
+        return plain(self, batch, total)
 
-    Loader.next = asked_next
+    Trainer.forward_backward = asked
     return worker.work(run, folder)
 
 

@@ -311,7 +311,7 @@ def test_full_disk_while_saving(tmp_path):
         folder = disk / "run"
         done = train(folder, "checkpoint.every=4", "system.world=2", "system.strategy=fsdp", code=1)
         assert "saving step 8 failed" in done.stderr and "No space left" in done.stderr, done.stderr
-        assert "make room and run the same command again" in done.stderr
+        assert "make room or mend the path, and run the same command again" in done.stderr
         assert len(losses(folder)) == 12
         assert {
             e["step"] for e in lines(folder / "ledger.jsonl") if e["kind"] == "save_failed"
