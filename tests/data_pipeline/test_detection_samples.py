@@ -269,7 +269,7 @@ def test_pillow_keeps_its_own_limit():
         (b"caf\xc3\xa9", "café"),
         (b"caf\xe9 au lait", "caf\N{REPLACEMENT CHARACTER} au lait"),
         (b"x" * 70_000, "x" * 65_536),
-        ("漢".encode() * 30_000, "漢" * 21_845 + "\N{REPLACEMENT CHARACTER}"),
+        ("漢".encode() * 30_000, "漢" * 21_845),
     ],
 )
 def test_texts_that_pass(body, expected):
