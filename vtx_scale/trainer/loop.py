@@ -305,11 +305,14 @@ class Trainer:
             self.writer.save(self.progress.step, self.strategy.slices(self.optimizer), self.state())
         self.saved = self.progress.step
 
-    def save_failed(self) -> None:
+    def save_failed(self) -> str:
         """On every rank at the same step: drop the save, say so, go on;
         the last good checkpoint stays.
         """
         self.writer.abandon()
+        ranks = self.objective.context.ranks
+        reasons = [r for r in gathered_json([self.writer.error], ranks) if r and r[0]]
+        reason = str(reasons[0][0]) if reasons else "a part failed"
         if self.writer.error:
             self.ledger.write(
                 kind="save_failed",
@@ -317,11 +320,12 @@ class Trainer:
                 step=self.saved,
                 rank=self.strategy.rank,
             )
-            self.log.message(
-                f"saving step {self.saved} failed ({self.writer.error}): the checkpoint before it "
-                "stays; make room or mend the path before the next save"
-            )
+        self.log.message(
+            f"saving step {self.saved} failed ({reason}): the checkpoint before it stays; "
+            "make room or mend the path before the next save"
+        )
         self.writer.error = None
+        return reason
 
     def settle(self) -> str | None:
         """Wait for the save under way on every rank; why it failed, or None.
@@ -336,9 +340,7 @@ class Trainer:
             )
             some_busy, some_failed = self.strategy.sum(now).tolist()
             if some_failed:
-                reason = self.writer.error or "another rank's part failed"
-                self.save_failed()
-                return reason
+                return self.save_failed()
             if not some_busy:
                 self.writer.wait()
                 return None
