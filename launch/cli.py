@@ -98,15 +98,14 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError as e:
         if command not in TRAINING:  # `vtx ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            # what nobody has read may hold a verdict
-            return int(command == "data" and args.what == "verify")
+            return 0
         code, text = 1, why(e)
     except KeyboardInterrupt:
         code, text = 130, "interrupted"
     except OSError as e:
-        # a full disk below stdout has no name, and the files that a command writes have one
-        full = e.errno == errno.ENOSPC and e.filename is None
-        code, text = 1, "stdout: " * (full and command not in TRAINING) + sentence(e)
+        code, text = 1, sentence(e)
+        if e.errno == errno.ENOSPC and e.filename is None and command not in TRAINING:
+            text = f"stdout: {text}"  # the files that a command writes have names
     except Exception as e:  # ours to mend: a sentence all the same
         code, text = 1, f"{type(e).__name__}: {e} ('vtx --debug ...' shows where)"
     if "--debug" in arguments and code != 130:

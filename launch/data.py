@@ -85,14 +85,17 @@ def verify(args: argparse.Namespace) -> int:
         reader, seed = reader_of(recipe, True), recipe.seed
     elif args.smoke or args.keys:
         raise UserError("--smoke and key=value are of a recipe: add --for RECIPE.")
-    for row in verify_shards(args.shards, reader, seed, say):
-        bad += 1
-        where = f"{row['shard']}/{row['key'] or '(the tar)'}"
-        print_json(row) if args.json else print(
-            f"{where}: {row['reason']} {row['member']}".rstrip()
-        )
-    if not args.json:
-        print(f"{bad} bad" if bad else "every sample is sound")
+    try:
+        for row in verify_shards(args.shards, reader, seed, say):
+            bad += 1
+            where = f"{row['shard']}/{row['key'] or '(the tar)'}"
+            print_json(row) if args.json else print(
+                f"{where}: {row['reason']} {row['member']}".rstrip()
+            )
+        if not args.json:
+            print(f"{bad} bad" if bad else "every sample is sound")
+    except BrokenPipeError:
+        return 1  # a verdict that nobody has read to its end is no good one
     return int(bad > 0)
 
 

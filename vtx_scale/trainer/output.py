@@ -293,11 +293,11 @@ def add_bytes(path: Path, body: bytes) -> None:
 def descriptor(path: Path) -> Iterator[int]:
     """Open to append; a pipe that lies there holds nobody up."""
     flags = os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags | os.O_WRONLY, 0o666)
+    fd = os.open(path, flags | os.O_RDWR, 0o666)  # read too, for the last byte
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):  # of which this process would be its own reader
+        os.close(fd)
+        fd = os.open(path, flags | os.O_WRONLY)
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):  # read too, for the last byte
-            os.close(fd)
-            fd = os.open(path, flags | os.O_RDWR, 0o666)
         yield fd
     finally:
         os.close(fd)
