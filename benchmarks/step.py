@@ -61,7 +61,7 @@ def parts(run, device):
         precision,
         strategy,
         objective,
-        optimizer_of(objective, strategy.rules, run.optim, strategy.shard_group()),
+        optimizer_of(strategy.leaves(), run.optim),
     )
 
 

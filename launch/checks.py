@@ -48,17 +48,9 @@ def check(run: Run) -> None:
         raise UserError(fault)
     check_paths(run)
     check_specs(run)
-    world, strategy = run.system.world, run.system.strategy
-    if strategy == "single" and world and world > 1:
-        raise UserError(
-            f"system.strategy=single runs on one process, the world is {world}: "
-            "choose ddp, fsdp or hsdp."
-        )
-    if strategy == "hsdp" and world and world % run.system.replicas:
-        raise UserError(
-            f"hsdp with system.replicas={run.system.replicas} needs a world that it divides, "
-            f"not {world}."
-        )
+    world = run.system.world
+    if world and (fault := run.system.world_fault(world)) is not None:
+        raise UserError(fault)
     for key, maybe in {
         "system.world": run.system.world,
         "system.micro_batch": run.system.micro_batch,

@@ -31,6 +31,7 @@ def load_initial(run: Run, strategy: Base, say: Callable[[str], None]) -> None:
         load_source(run.init.from_, run, strategy, say)
     for part in run.objective.pretrained:
         load_part(part, run.objective, strategy, say)
+    strategy.settled()
 
 
 TRIES = 8  # checkpoints of a living run that went away between the first rank and the last
@@ -43,17 +44,17 @@ def stored(path: Path, strategy: Base, say: Callable[[str], None]) -> dict[str, 
     """
     for _ in range(TRIES):
         found: tuple[int, dict[str, Tensor]] | None = None
-        if strategy.rank == 0:
+        if strategy.all.rank == 0:
             found = read_newest(path / "checkpoints", values, say)
             found = found or (-1, {})
-        step = int(strategy.sum(number(found[0] if found else 0, strategy)).item())
+        step = int(strategy.all.sum(number(found[0] if found else 0, strategy)).item())
         if step < 0:
             raise UserError(f"{path} has no whole checkpoint: run its training first.")
         if found is None:
             with contextlib.suppress(Damaged, OSError):
                 with Opened(path / "checkpoints" / folder_name(step)) as checkpoint:
                     found = values(checkpoint)
-        missed = int(strategy.sum(number(found is None, strategy)).item())
+        missed = int(strategy.all.sum(number(found is None, strategy)).item())
         if found is not None and not missed:
             return found[1]
     raise UserError(
@@ -85,7 +86,7 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     here = (path / "run.json").exists()
     state = stored(path, strategy, say) if here else import_weights(path, run.objective)
     resized = resize_positions(state, run.objective)
-    if resized is not state and strategy.rank == 0:
+    if resized is not state and strategy.all.rank == 0:
         say(f"init.from={source}: its position embeddings are resized to the recipe's resolution")
     elsewhere = tuple(f"{part.part}." for part in run.objective.pretrained)
     new_heads = run.init.head == "new"
@@ -98,7 +99,7 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     def wanted(name: str) -> bool:
         return not (name.startswith(elsewhere) or (new_heads and is_head(strategy, name)))
 
-    if here and strategy.rank == 0:
+    if here and strategy.all.rank == 0:
         for line in differences(path, run):
             say(f"init.from={source}: {line}")
     refuse_rest(resized, strategy, wanted, f"init.from={source}")

@@ -58,7 +58,7 @@ def init_process_group(system: System, device: torch.device, rank: int, world: i
 
     In VTX_MEET's file where the launcher names one, else at MASTER_ADDR and MASTER_PORT.
     """
-    if world == 1 and system.strategy not in ("fsdp", "hsdp"):
+    if world == 1 and not system.meets_alone:
         return
     where, limit = os.environ.get("VTX_MEET"), timedelta(seconds=system.timeout)
     store = None

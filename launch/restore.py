@@ -42,6 +42,7 @@ def restore(
             f"now {fingerprint}): give data.shards as it was, or train in another folder."
         )
     load(strategy.slices(optimizer), Tensors(path, manifest))
+    strategy.settled()
     progress.step, progress.applied, progress.samples = (
         step,
         manifest["applied"],
@@ -75,12 +76,12 @@ def common_step(folder: Path, strategy: Base) -> int:
         Ledger(folder).write(kind="checkpoint_damaged", reason=line)
 
     step = 0.0
-    if strategy.rank == 0:
+    if strategy.all.rank == 0:
         found = newest(folder / "checkpoints", damaged)
         there = steps(folder / "checkpoints")
         step = float(found[1]["step"]) if found else -2.0 if there else -1.0
     here = torch.tensor([step], dtype=torch.float64, device=strategy.device)
-    common = int(strategy.sum(here).item())
+    common = int(strategy.all.sum(here).item())
     if common == -2:  # on every rank alike
         raise UserError(
             f"{folder} has checkpoints, and none of them is whole: bring one back, or move them "
@@ -94,10 +95,10 @@ def overdue(run: Run, folder: Path, step: int, strategy: Base) -> list[str]:
     the same on every rank.
     """
     names, done = due(run, step), set()
-    if names and strategy.rank == 0:
+    if names and strategy.all.rank == 0:
         rows = written(folder / "evaluations.jsonl")
         done = {str(r.get("name")) for r in rows if r.get("step") == step}
-    mine = [float(strategy.rank == 0 and name not in done) for name in names]
+    mine = [float(strategy.all.rank == 0 and name not in done) for name in names]
     flags = torch.tensor(mine, device=strategy.device)
-    missing = strategy.sum(flags).tolist() if names else []
+    missing = strategy.all.sum(flags).tolist() if names else []
     return [name for name, flag in zip(names, missing, strict=True) if flag]

@@ -23,7 +23,6 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Batches, Loader, die_with_parent, leave_with_parent
 from vtx_scale.data_pipeline.text import tokenizer
-from vtx_scale.distributed.ranks import GroupRanks, Ranks
 from vtx_scale.launch import override, recipes, run_folder
 from vtx_scale.launch.build import build_objective, train_batches
 from vtx_scale.launch.datasets import training_data
@@ -48,7 +47,7 @@ from vtx_scale.strategies.apply import apply, strategy_of
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.control import Control, NotFinite
 from vtx_scale.trainer.flops import peak_flops, training_flops
-from vtx_scale.trainer.init import initialise
+from vtx_scale.trainer.init import initialise_slices
 from vtx_scale.trainer.leave import Leave, requests
 from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.loop import Progress, Trainer
@@ -204,12 +203,11 @@ def assemble(run: Run, folder: Path, device: torch.device, world: int, control: 
     """Model, strategy, optimizer and batches, the model with its keyed initial values."""
     precision = precision_of(run.system, device)
     strategy = strategy_of(run.system, world, device, precision.compute)
-    ranks = GroupRanks() if dist.is_initialized() and world > 1 else Ranks()
-    objective = build_objective(run, precision.weights, ranks)
+    objective = build_objective(run, precision.weights, strategy.data)
     apply(objective, strategy, run.system)
-    initialise(objective, initial_values(objective), run.seed)
-    optimizer = optimizer_of(objective, strategy.rules, run.optim, strategy.shard_group())
-    batches = train_batches(run, training_data(run), strategy.rank, strategy.world)
+    initialise_slices(strategy, initial_values(objective), run.seed)
+    optimizer = optimizer_of(strategy.leaves(), run.optim)
+    batches = train_batches(run, training_data(run), strategy.data.rank, strategy.data.world)
     about = run_folder.read(folder)
     return Parts(
         run=run,
@@ -240,11 +238,11 @@ def restore_or_initialise(parts: Parts) -> bool:
         parts.precision,
     )
     if not restored:
-        if parts.strategy.rank == 0:
+        if parts.strategy.all.rank == 0:
             check_weights(parts.run, run_folder.outside_of(parts.folder))
         load_initial(parts.run, parts.strategy, say)
     parts.batches.go_on(parts.progress.step, parts.progress.position)
-    if parts.strategy.rank == 0:
+    if parts.strategy.all.rank == 0:
         truncate_logs_after(parts.folder, parts.progress.step)
     if parts.world > 1:
         dist.barrier()
@@ -268,7 +266,7 @@ def fit(parts: Parts, restored: bool) -> int:
     how = "left"
     try:
         with parts.control.at_once():
-            if strategy.rank == 0 and progress.step == 0:
+            if strategy.all.rank == 0 and progress.step == 0:
                 try:
                     show_inputs(parts, log)
                 except Exception as e:  # a picture for people; the loop reads the data too
@@ -299,7 +297,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
     attempt = common_attempt(strategy.device, parts.world)
     checkpoints, keep = parts.folder / "checkpoints", run.checkpoint.keep
     writer = Writer(
-        checkpoints, strategy.rank, parts.world, attempt, keep, patience=run.system.timeout
+        checkpoints, strategy.all.rank, parts.world, attempt, keep, patience=run.system.timeout
     )
     return Trainer(
         run=run,
@@ -339,14 +337,14 @@ def evaluate_each(
     for name, scores in each(parts.run, parts.objective, names, note):
         if not isinstance(scores, UserError):
             log.scores(step, name, scores)
-        elif parts.strategy.rank == 0:
+        elif parts.strategy.all.rank == 0:
             parts.ledger.write(kind="evaluation_failed", reason=str(scores), name=name, step=step)
             log.message(f"step {step}  {name} cannot be computed: {scores}")
 
 
 def log_of(parts: Parts, restored: bool) -> Log:
     """Rank 0 counts what a sample costs; the others say nothing."""
-    first, device = parts.strategy.rank == 0, parts.strategy.device
+    first, device = parts.strategy.all.rank == 0, parts.strategy.device
     return Log(
         parts.folder,
         parts.run.steps,

@@ -69,7 +69,7 @@ def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -
     strategy = strategy_of(run.system, world, device, None)
     objective = build_objective(run, torch.float32)
     apply(objective, strategy, run.system)
-    optimizer = optimizer_of(objective, strategy.rules, run.optim, strategy.shard_group())
+    optimizer = optimizer_of(strategy.leaves(), run.optim)
     for s in strategy.slices(optimizer):
         s.tensor.fill_(float("nan"))  # whatever is not loaded shows
     fingerprint = run_folder.read(source)["data"]

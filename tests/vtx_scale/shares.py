@@ -70,17 +70,16 @@ def alone(run: Run, values: Any = lambda initial: initial) -> Any:
 
 def on_this_rank(run: Run, values: Any = lambda initial: initial) -> tuple[Any, Any, int, int]:
     """Strategy, objective in float64, rank and world, on a rank of `tests.ranks.on_ranks`."""
-    from vtx_scale.distributed.ranks import GroupRanks
     from vtx_scale.strategies.apply import apply, strategy_of
-    from vtx_scale.trainer.init import initialise
+    from vtx_scale.trainer.init import initialise_slices
 
     dist = gathered()
     rank, world = dist.get_rank(), dist.get_world_size()
     strategy = strategy_of(run.system, world, torch.device("cpu"), None)
-    objective: Any = build_objective(run, torch.float64, GroupRanks())
+    objective: Any = build_objective(run, torch.float64, strategy.data)
     initial = values(initial_values(objective))
     apply(objective, strategy, run.system)
-    initialise(objective, initial, run.seed)
+    initialise_slices(strategy, initial, run.seed)
     return strategy, objective, rank, world
 
 
@@ -107,7 +106,7 @@ def by_pattern(
     for pattern in PATTERNS:
         batch = objective.prepare(share(samples(pattern), rank, world), step)
         total, value = (
-            strategy.sum(objective.count(batch).double()),
+            strategy.data.sum(objective.count(batch).double()),
             torch.zeros((), dtype=torch.float64),
         )
         parts = batch.split(cut)
@@ -116,7 +115,7 @@ def by_pattern(
                 loss, _ = objective(part, step)
                 strategy.backward(loss / total)
             value += (loss / total).detach()
-        out[pattern] = (strategy.sum(value).item(), whole_grads(objective))
+        out[pattern] = (strategy.data.sum(value).item(), whole_grads(objective))
         objective.zero_grad()
     return out
 

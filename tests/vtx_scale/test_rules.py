@@ -26,6 +26,7 @@ from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Optimizer
+from vtx_scale.strategies.base import whole_leaves
 from vtx_scale.trainer.init import initialise
 from vtx_scale.trainer.optim import groups, optimizer_of, set_rates
 
@@ -168,7 +169,7 @@ def test_lr_scale_scales_the_rate_of_its_group(kind):
     }
     holder = nn.ParameterDict({name: nn.Parameter(torch.ones(2, 3)) for name in rules})
     spec = Optimizer(kind=kind, lr=0.1, trunk_lr=0.2, decay=0.5)
-    optimizer = optimizer_of(holder, rules, spec)
+    optimizer = optimizer_of(whole_leaves(holder, rules), spec)
     set_rates(optimizer, spec, 0.05, 3, 10)
     names = {id(p): name for name, p in holder.items()}
     rates = {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
@@ -184,7 +185,7 @@ def test_lr_scale_scales_the_rate_of_its_group(kind):
 
 def test_each_parameter_is_in_one_group():
     objective = build_objective(recipes.find(RULED, smoke=True), torch.float32)
-    made_of = groups(objective, table_of(objective))
+    made_of = groups(whole_leaves(objective, table_of(objective)))
     members = [id(p) for group in made_of for p in group["params"]]
     assert sorted(members) == sorted(id(p) for p in objective.parameters())
 

@@ -21,6 +21,7 @@ from vtx_scale.objectives.base import Context, Follower, Objective
 from vtx_scale.objectives.pairs import checkpointed_chunks
 from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.run import Optimizer, Schedule
+from vtx_scale.strategies.base import whole_leaves
 from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.flops import training_flops
 from vtx_scale.trainer.init import initialise
@@ -36,7 +37,7 @@ def test_every_parameter_is_in_exactly_one_group():
     called = {id(p): n for n, p in objective.named_parameters()}
     grouped = {
         g["kind"]: [called[id(p)] for p in g["params"]]
-        for g in groups(objective, table_of(objective))
+        for g in groups(whole_leaves(objective, table_of(objective)))
     }
     assert sorted(n for names in grouped.values() for n in names) == sorted(called.values())
     assert grouped.keys() == {"body", "undecayed"}
@@ -89,7 +90,7 @@ def test_optimizers_are_torchs(kind):
     spec = Optimizer(
         kind=kind, decay=0.1, decay_end=0.4, head_decay=3.0, lr=1e-2, betas=(0.9, 0.98)
     )
-    mine = optimizer_of(a, table_of(a), spec)
+    mine = optimizer_of(whole_leaves(a, table_of(a)), spec)
     parts = [
         {"params": [b.body.weight]},
         {"params": [b.classifier.weight], "weight_decay": 3.0},

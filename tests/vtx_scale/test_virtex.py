@@ -26,6 +26,7 @@ from vtx_scale.planner.count import parameters
 from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.run import Optimizer, System
 from vtx_scale.specs.virtex import VIRTEX_SIZES, VirtexConfig
+from vtx_scale.strategies.base import whole_leaves
 from vtx_scale.trainer.lookahead import Lookahead
 from vtx_scale.trainer.optim import optimizer_of, set_applied, set_rates
 
@@ -176,7 +177,7 @@ def test_groups_of_the_recipe():
     run = recipes.find("virtex_r50", smoke=True)
     objective = alone(run).float()
     optim = replace(run.optim, lr=1e-3, trunk_lr=0.2, decay=1e-4)
-    optimizer = optimizer_of(objective, table_of(objective), optim)
+    optimizer = optimizer_of(whole_leaves(objective, table_of(objective)), optim)
     set_rates(optimizer, optim, 5e-4, 3, 10)
     names = {id(p): n for n, p in objective.named_parameters()}
     for group in optimizer.param_groups:
@@ -196,7 +197,8 @@ def test_lookahead_is_sgd_with_slow_weights():
     holder = nn.ParameterDict({"w": p})
     rules = {"w": Rule("w", zeros, decay=True)}
     optimizer = optimizer_of(
-        holder, rules, Optimizer(kind="lookahead", lr=0.1, betas=(0.9, 0.999), decay=0.01)
+        whole_leaves(holder, rules),
+        Optimizer(kind="lookahead", lr=0.1, betas=(0.9, 0.999), decay=0.01),
     )
     assert isinstance(optimizer, Lookahead)
     with torch.no_grad():

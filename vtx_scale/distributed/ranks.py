@@ -18,6 +18,7 @@ class Ranks:
 
     rank = 0
     world = 1
+    group: dist.ProcessGroup | None = None  # None: all ranks
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, without gradient."""

@@ -16,7 +16,7 @@ from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.run import Augment, Data
 
-__all__ = ["Context", "Follower", "Objective"]
+__all__ = ["Context", "Follower", "Objective", "sources"]
 
 
 @torch.no_grad()
@@ -155,3 +155,15 @@ class Objective(nn.Module):
         step: the one that is done, from 0.
         """
         return {}
+
+
+def sources(objective: Objective) -> dict[str, str]:
+    """Name of a follower's parameter -> name of the one that it follows,
+    whose initial values it shares.
+    """
+    names = {id(p): n for n, p in objective.named_parameters()}
+    return {
+        names[id(t)]: names[id(s)]
+        for f in objective.followers()
+        for t, s in zip(f.teacher.parameters(), f.student.parameters(), strict=True)
+    }

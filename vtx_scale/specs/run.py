@@ -237,6 +237,33 @@ class System(Spec):
     leave_after: int | None = None
     skip_limit: int = 10  # steps in a row that may be skipped for not being finite
 
+    def strategy_at(self, world: int, cuda: bool) -> str:
+        """The strategy by name; automatic: single for one process, else fsdp on GPUs and ddp on
+        CPU.
+        """
+        if self.strategy != "auto":
+            return self.strategy
+        return "single" if world == 1 else "fsdp" if cuda else "ddp"
+
+    @property
+    def meets_alone(self) -> bool:
+        """Whether one process of its own needs a process group too."""
+        return self.strategy not in ("auto", "single", "ddp")
+
+    def world_fault(self, world: int) -> str | None:
+        """Why the strategy cannot run on so many ranks, a sentence."""
+        if self.strategy == "single" and world > 1:
+            return (
+                f"system.strategy=single runs on one process, the world is {world}: "
+                "choose ddp, fsdp or hsdp."
+            )
+        if self.strategy == "hsdp" and world % self.replicas:
+            return (
+                f"hsdp with system.replicas={self.replicas} needs a world that it divides, "
+                f"not {world}."
+            )
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Spec):

@@ -7,32 +7,31 @@ from torch.utils.checkpoint import checkpoint
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.base import Objective
+from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import System
 from vtx_scale.strategies.base import Base
-from vtx_scale.strategies.ddp import DDP
-from vtx_scale.strategies.fsdp import FSDP
-from vtx_scale.strategies.single import Single
+
+# imported when one is chosen: some need a library of their own
+STRATEGIES = {
+    "single": "vtx_scale.strategies.single:Single",
+    "ddp": "vtx_scale.strategies.ddp:DDP",
+    "fsdp": "vtx_scale.strategies.fsdp:FSDP",
+    "hsdp": "vtx_scale.strategies.fsdp:HSDP",
+}
 
 
 def strategy_of(
     system: System, world: int, device: torch.device, compute: torch.dtype | None
 ) -> Base:
-    """The strategy that `system` names; automatic: single for one process,
-    else fsdp on GPUs and ddp on CPU.
+    """The strategy that `system` names for a world of ranks on a kind of device.
+
+    Raises UserError for a world that it does not admit.
     """
-    name = system.strategy
-    if name == "auto":
-        name = "single" if world == 1 else "fsdp" if device.type == "cuda" else "ddp"
-    if name == "single" and world > 1:
-        raise UserError(
-            f"system.strategy=single runs on one process, the world is {world}: "
-            "choose ddp, fsdp or hsdp."
-        )
-    if name == "single":
-        return Single(device)
-    if name == "ddp":
-        return DDP(device)
-    return FSDP(device, compute=compute, replicas=system.replicas if name == "hsdp" else 1)
+    name = system.strategy_at(world, device.type == "cuda")
+    if (fault := system.world_fault(world)) is not None:
+        raise UserError(fault)
+    strategy: Base = import_object(STRATEGIES[name])(device, system, compute)
+    return strategy
 
 
 def apply(objective: Objective, strategy: Base, system: System) -> None:

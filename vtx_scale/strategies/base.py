@@ -1,8 +1,8 @@
 """What the loop needs of a strategy, and what all of them share.
 
 Gradients are sums over ranks: the loop divides by the global count once, and no factor of the world
-appears. The step is norm -> verdict -> step: the norm is ours under every strategy, the same number
-on every rank.
+appears. The step is norm -> verdict -> step: norm and optimizer are ours under every strategy, on
+leaves, and the norm is the same number on every rank.
 """
 
 import contextlib
@@ -15,13 +15,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vtx_scale.blocks.rules import Rule, table_of
-from vtx_scale.distributed.sharding import Box, Slice, box_of, local
-from vtx_scale.objectives.base import Objective
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.distributed.ranks import GroupRanks, Ranks
+from vtx_scale.distributed.sharding import Leaf, Place, Slice, slices_at, whole_box
+from vtx_scale.objectives.base import Objective, sources
+from vtx_scale.specs.run import System
 
-__all__ = ["Base", "Strategy"]
+__all__ = ["Base", "Strategy", "whole_leaves"]
 
-# (parameter, kind of state) -> shape, this rank's box, whether every rank holds all of it
-Placement = Callable[[nn.Parameter, str], tuple[tuple[int, ...], Box, bool]]
+# (leaf, kind of state) -> where that tensor of the optimizer's state lies
+Placement = Callable[[Leaf, str], Place]
+Losses = tuple[Tensor, dict[str, Tensor]]
 
 
 class Strategy(Protocol):
@@ -29,12 +33,16 @@ class Strategy(Protocol):
     does them.
 
     "Trained parameters" are those with requires_grad, P of them, in the order of
-    `objective.parameters()`. All ranks call the same verbs in the same order.
+    `objective.parameters()`. All ranks call the same verbs in the same order. What goes over ranks
+    by itself (loss, counts, batch statistics, the loader) is over `data`, the ranks that share a
+    batch; requests, errors and norms are over `all`.
     """
 
     name: str
-    world: int  # ranks that share a batch
-    rank: int
+    device: torch.device
+    data: Ranks
+    all: Ranks
+    speaks: bool  # on one of the ranks that hold the same samples
 
     def prepare(self, objective: Objective) -> None:
         """Take an objective on the meta device, once: afterwards its tensors are empty ones on the
@@ -43,9 +51,18 @@ class Strategy(Protocol):
         Raises LookupError or ValueError where its parameter rules do not say all.
         """
 
+    def leaves(self) -> list[Leaf]:
+        """This rank's parts of all parameters, in the order of `objective.named_parameters()`."""
+
+    def settled(self) -> None:
+        """After values were written through `slices`: let the forward pass read them."""
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        """The objective's forward pass: what it returns."""
+
     def micro(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Around forward and backward pass of one micro-batch; at the last one of a step gradients
-        are summed over the ranks.
+        """Around forward and backward pass of one micro-batch; when the last one of a step leaves,
+        the leaves have their gradients, summed over the ranks.
         """
 
     def backward(self, loss: Tensor) -> None:
@@ -60,42 +77,56 @@ class Strategy(Protocol):
         """Multiply all gradients by one factor, or by P factors in the order of `norms`."""
 
     def clamp(self) -> None:
-        """Hold the parameters whose rules have limits within them."""
+        """Hold the leaves whose rules have limits within them, before `publish`."""
 
-    def frozen(self, step: int) -> list[nn.Parameter]:
-        """The trained parameters that rest at this step (`Rule.frozen_until`)."""
+    def publish(self) -> None:
+        """After a step: bring the leaves to what the forward pass reads."""
 
     def follow(self, step: int) -> None:
         """Move the objective's followers, after a step that counted."""
 
+    def clear(self) -> None:
+        """Drop all gradients, of a step that was skipped too."""
+
+    def frozen(self, step: int) -> list[Tensor]:
+        """The trained leaves that rest at this step (`Rule.frozen_until`)."""
+
     def reshard(self) -> None:
         """Back to the state between two steps, after a forward pass without a backward pass."""
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+    def totals(self, shared: Tensor, own: Tensor) -> tuple[list[float], list[float]]:
+        """In one message: the sums of `shared` over `data`, and of `own` over `all`."""
 
-    def slices(self, optimizer: torch.optim.Optimizer) -> Iterator[Slice]:
+    def slices(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Slice]:
         """What this rank puts into a checkpoint: parameters, the optimizer's state of each, and
         buffers, each with its place in the whole.
         """
 
 
 class Base:
-    """One process: the whole state here. The others replace what differs.
+    """One process, and copies on every rank: the whole state here. The others replace what differs.
 
-    device: where tensors lie. group: the process group of the ranks that share a batch, None for
-    all.
+    device: where tensors lie. system: how it is computed. compute: the type of matrix products
+    where it differs from that of the parameters.
     """
 
     name = "single"
+    speaks = True
 
-    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
-        self.device = device
-        self.group = group
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+    def __init__(
+        self,
+        device: torch.device,
+        system: System | None = None,
+        compute: torch.dtype | None = None,
+    ) -> None:
+        self.device, self.compute = device, compute
+        self.system = system or System()
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self.all: Ranks = GroupRanks() if several else Ranks()
+        self.data: Ranks = self.all
         self.objective: Objective
         self.rules: dict[str, Rule]
+        self.sources: dict[str, str]  # a follower's parameter -> the one that it follows
 
     def prepare(self, objective: Objective) -> None:
         """Read the objective's rules, give it empty memory on the device, and let its probes run
@@ -105,7 +136,20 @@ class Base:
         """
         self.rules = table_of(objective)
         self.objective = objective.to_empty(device=self.device)
+        self.sources = sources(objective)
+        self._leaves = self.parts()
         objective.context.run_probe = self.run_probe
+
+    def parts(self) -> list[Leaf]:
+        """The leaves, once the objective has its memory."""
+        return whole_leaves(self.objective, self.rules, self.all)
+
+    def leaves(self) -> list[Leaf]:
+        """This rank's parts of all parameters, in the objective's order."""
+        return self._leaves
+
+    def settled(self) -> None:
+        """After values were written through slices; the forward pass reads the leaves."""
 
     def run_probe(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """function(*rows) of the objective in evaluation, without gradient: float32 on the CPU.
@@ -126,6 +170,11 @@ class Base:
         """
         return function(*rows)
 
+    def forward(self, batch: Batch, step: int) -> Losses:
+        """What the objective's forward pass returns for a micro-batch."""
+        losses: Losses = self.objective(batch, step)
+        return losses
+
     def micro(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Around a micro-batch; of one process there is nothing to do."""
         return contextlib.nullcontext()
@@ -134,110 +183,124 @@ class Base:
         """Add the gradients of a loss () to those that are there."""
         torch.autograd.backward(loss)
 
-    def trained(self) -> list[nn.Parameter]:
-        """The parameters with requires_grad, P of them, in the objective's order."""
-        return [p for p in self.objective.parameters() if p.requires_grad]
+    @functools.cached_property
+    def trained(self) -> list[str]:
+        """The names of the parameters with requires_grad, P of them, in the objective's order."""
+        return [name for name, p in self.objective.named_parameters() if p.requires_grad]
+
+    @functools.cached_property
+    def _trained_leaves(self) -> list[tuple[int, Leaf]]:
+        number = {name: k for k, name in enumerate(self.trained)}
+        return [(number[leaf.name], leaf) for leaf in self.leaves() if leaf.trained]
+
+    def _grads(self) -> list[tuple[int, Leaf, Tensor]]:
+        return [(k, leaf, g) for k, leaf in self._trained_leaves if (g := leaf.grad) is not None]
 
     @torch.no_grad()
     def norms(self) -> Tensor:
         """(P,) float64: the gradient's norm of each trained parameter, 0 where it has none;
         the same on every rank.
         """
-        zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        squares = torch.stack(
-            [zero if p.grad is None else square_sum(local(p.grad)) for p in self.trained()]
-        )
-        if self.shard_group() is not None:  # then every parameter is cut
-            dist.all_reduce(squares, group=self.shard_group())
-        return squares.sqrt()
-
-    def shard_group(self) -> dist.ProcessGroup | None:
-        """The ranks over which parameters are cut, None where each holds them whole."""
-        return None
+        squares = torch.zeros(len(self.trained), dtype=torch.float64, device=self.device)
+        everywhere = all(leaf.copies == self.all.world for _, leaf in self._trained_leaves)
+        for k, leaf, grad in self._grads():
+            if everywhere or leaf.copy == 0:
+                squares[k] += square_sum(grad)
+        return (squares if everywhere else self.all.sum(squares)).sqrt()
 
     @torch.no_grad()
     def scale(self, factor: Tensor | float | list[float]) -> None:
         """Multiply all gradients; by a factor each, in the order of `norms`,
         where a list is given.
         """
-        having = [(k, local(p.grad)) for k, p in enumerate(self.trained()) if p.grad is not None]
-        grads = [g for _, g in having]
+        having = self._grads()
+        grads = [g for _, _, g in having]
         if isinstance(factor, list):
-            torch._foreach_mul_(grads, [factor[k] for k, _ in having])
+            torch._foreach_mul_(grads, [factor[k] for k, _, _ in having])
         else:
             torch._foreach_mul_(grads, factor)
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Hold the parameters whose rules have limits within them."""
-        for p, limits in self._limited:
-            local(p).clamp_(*limits)
+        """Hold the leaves whose rules have limits within them."""
+        for leaf in self.leaves():
+            if leaf.rule.limits is not None:
+                leaf.tensor.clamp_(*leaf.rule.limits)
 
-    @functools.cached_property
-    def _limited(self) -> list[tuple[nn.Parameter, tuple[float, float]]]:
-        rules = self.rules
-        named = self.objective.named_parameters()
-        return [(p, limits) for name, p in named if (limits := rules[name].limits) is not None]
+    def publish(self) -> None:
+        """After a step; the forward pass reads the leaves."""
 
-    def frozen(self, step: int) -> list[nn.Parameter]:
-        """Trained parameters that the optimizer leaves alone at this step;
+    def clear(self) -> None:
+        """Drop all gradients."""
+        for p in self.objective.parameters():
+            p.grad = None
+        for leaf in self.leaves():
+            leaf.tensor.grad = None
+
+    def frozen(self, step: int) -> list[Tensor]:
+        """Trained leaves that the optimizer lets rest at this step;
         once let go, never frozen again.
         """
-        return [p for p, until in self._late if step < until]
+        return [leaf.tensor for _, leaf in self._trained_leaves if step < leaf.rule.frozen_until]
 
     @functools.cached_property
-    def _late(self) -> list[tuple[nn.Parameter, int]]:
-        named = [
-            (self.rules[name].frozen_until, p) for name, p in self.objective.named_parameters()
+    def _pairs(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Of each follower, its leaves and those that they follow."""
+        names = {id(p): name for name, p in self.objective.named_parameters()}
+        at = {leaf.name: leaf.tensor.detach() for leaf in self.leaves()}
+        teachers = [
+            [names[id(p)] for p in f.teacher.parameters()] for f in self.objective.followers()
         ]
-        return [(p, until) for until, p in named if until and p.requires_grad]
+        return [([at[t] for t in ts], [at[self.sources[t]] for t in ts]) for ts in teachers]
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Move the followers on this rank's shards: teacher += (1 - momentum) (student - teacher).
+        """Move the followers on this rank's leaves: teacher += (1 - momentum) (student - teacher).
 
         No communication.
         """
-        for f in self.objective.followers():
-            mine = [local(t) for t in f.teacher.parameters()]
-            theirs = [local(s.detach()) for s in f.student.parameters()]
+        followers = self.objective.followers()
+        for f, (mine, theirs) in zip(followers, self._pairs, strict=True):
             torch._foreach_lerp_(mine, theirs, 1 - f.momentum(step))
 
     def reshard(self) -> None:
         """After a forward pass without a backward pass: back to the state between two steps."""
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
-        if self.world > 1:
-            dist.all_reduce(tensor, group=self.group)
-        return tensor
-
-    def replicas(self) -> tuple[int, int]:
-        """How many ranks hold the same slice, and which of them this is."""
-        return self.world, self.rank
+    def totals(self, shared: Tensor, own: Tensor) -> tuple[list[float], list[float]]:
+        """In one message: the sums of `shared` over `data`, and of `own` over `all`."""
+        together = self.all.sum(torch.cat([shared * self.speaks, own])).tolist()
+        return together[: len(shared)], together[len(shared) :]
 
     def slices(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Slice]:
         """This rank's part of every parameter, of the optimizer's state where one is given, and of
         every buffer: "param/NAME", "KIND/NAME", "buffer/NAME".
 
-        The tensors are the live ones: to read a checkpoint is to write into them.
+        The tensors are the live ones: to read a checkpoint is to write into them, and to call
+        `settled`.
         """
-        replicas, replica = self.replicas()
         place: Placement | None = getattr(optimizer, "place", None)
-        for name, p in self.objective.named_parameters():
-            states = {"param": p}
-            if optimizer is not None and p in optimizer.state:
-                states |= {k: v for k, v in optimizer.state[p].items() if k != "step"}
+        for leaf in self.leaves():
+            states = {"param": leaf.tensor}
+            if optimizer is not None and leaf.tensor in optimizer.state:
+                states |= {k: v for k, v in optimizer.state[leaf.tensor].items() if k != "step"}
             for kind, tensor in states.items():
-                shape, box, everywhere = tuple(p.shape), box_of(p), False
-                if kind != "param" and place is not None:
-                    shape, box, everywhere = place(p, kind)
-                copies = (self.world, self.rank) if everywhere else (replicas, replica)
-                yield Slice(f"{kind}/{name}", shape, box, local(tensor.detach()), *copies)
+                at = leaf.place if kind == "param" or place is None else place(leaf, kind)
+                yield from slices_at(f"{kind}/{leaf.name}", at, tensor.detach())
         for name, b in self.objective.named_buffers():
-            yield Slice(
-                f"buffer/{name}", tuple(b.shape), box_of(b), local(b), self.world, self.rank
-            )
+            shape = tuple(b.shape)
+            at = Place(shape, (whole_box(shape),), self.all.world, self.all.rank)
+            yield from slices_at(f"buffer/{name}", at, b)
+
+
+def whole_leaves(
+    module: nn.Module, rules: dict[str, Rule], ranks: Ranks | None = None
+) -> list[Leaf]:
+    """The parameters of a module that lies whole on each of `ranks`: their own leaves."""
+    copies, copy = (ranks.world, ranks.rank) if ranks is not None else (1, 0)
+    return [
+        Leaf(name, tuple(p.shape), rules[name], (whole_box(tuple(p.shape)),), p, copies, copy)
+        for name, p in module.named_parameters()
+    ]
 
 
 def square_sum(t: Tensor) -> Tensor:

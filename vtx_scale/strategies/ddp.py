@@ -27,7 +27,7 @@ class DDP(Base):
         super().prepare(objective)
         self.buckets: list[list[nn.Parameter]] = [[]]
         size = 0
-        for p in reversed(self.trained()):
+        for p in reversed([p for p in self.objective.parameters() if p.requires_grad]):
             if size >= BUCKET_BYTES:
                 self.buckets.append([])
                 size = 0
@@ -41,7 +41,7 @@ class DDP(Base):
 
     @contextlib.contextmanager
     def micro(self, last: bool) -> Iterator[None]:
-        self.live = last and self.world > 1
+        self.live = last and self.all.world > 1
         self.waiting = [len(b) for b in self.buckets]
         self.sent: list[tuple[dist.Work, Tensor, list[nn.Parameter]]] = []
         yield
@@ -68,7 +68,7 @@ class DDP(Base):
     def _send(self, k: int) -> None:
         bucket = self.buckets[k]
         flat = torch.cat([g.reshape(-1) for g in grads(bucket)])
-        self.sent.append((dist.all_reduce(flat, group=self.group, async_op=True), flat, bucket))
+        self.sent.append((dist.all_reduce(flat, group=self.all.group, async_op=True), flat, bucket))
 
 
 def grads(bucket: list[nn.Parameter]) -> list[Tensor]:

@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -19,8 +18,9 @@ from torch.distributed.fsdp import (
 )
 
 from vtx_scale.blocks.rules import float32_units, table_of
-from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.sharding import Leaf, box_of, local
 from vtx_scale.objectives.base import Objective
+from vtx_scale.specs.run import System
 from vtx_scale.strategies.base import Base
 
 
@@ -30,29 +30,18 @@ class FSDP(Base):
     def __init__(
         self,
         device: torch.device,
-        group: dist.ProcessGroup | None = None,
+        system: System | None = None,
         compute: torch.dtype | None = None,
-        replicas: int = 1,
     ) -> None:
-        super().__init__(device, group)
-        if self.world % replicas:
-            raise UserError(
-                f"hsdp with system.replicas={replicas} needs a world that it divides, "
-                f"not {self.world}."
-            )
-        self.copies = replicas
+        super().__init__(device, system, compute)
         self.policy = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=torch.float32 if compute else None
         )
-        self.mesh: DeviceMesh
-        if replicas > 1:
-            self.mesh = init_device_mesh(
-                device.type,
-                (replicas, self.world // replicas),
-                mesh_dim_names=("replicate", "shard"),
-            )
-        else:
-            self.mesh = init_device_mesh(device.type, (self.world,), mesh_dim_names=("shard",))
+        self.mesh = self.mesh_of()
+
+    def mesh_of(self) -> DeviceMesh:
+        """All ranks, each with a shard."""
+        return init_device_mesh(self.device.type, (self.all.world,), mesh_dim_names=("shard",))
 
     def prepare(self, objective: Objective) -> None:
         for unit in float32_units(objective, table_of(objective)):
@@ -62,11 +51,28 @@ class FSDP(Base):
                 fully_shard(unit, mesh=self.mesh, mp_policy=self.policy)
         # a probe is a forward pass of the whole, which gathers and casts
         register_fsdp_forward_method(objective, "call")
-        self.parts = [m for m in objective.modules() if isinstance(m, FSDPModule)]
-        for part in self.parts:  # both are needed for a sum on gloo
+        self.sharded = [m for m in objective.modules() if isinstance(m, FSDPModule)]
+        for part in self.sharded:  # both are needed for a sum on gloo
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
         super().prepare(objective)
+
+    def parts(self) -> list[Leaf]:
+        # FSDP pads what does not divide at its first pass, which would move the local tensors
+        root = self.objective
+        assert isinstance(root, FSDPModule)
+        root._get_fsdp_state()._lazy_init()
+        copies = self.all.world // self.mesh["shard"].size()
+        copy = self.all.rank // self.mesh["shard"].size()
+        cuts = ((0, self.mesh.get_group("shard")),)
+        self.parameters = dict(root.named_parameters())  # a pass puts whole ones in their place
+        leaves = []
+        for name, p in self.parameters.items():
+            here, box = local(p.detach()).requires_grad_(p.requires_grad), box_of(p)
+            boxes = (box,) if here.numel() else ()
+            shape = tuple(p.shape)
+            leaves.append(Leaf(name, shape, self.rules[name], boxes, here, copies, copy, cuts))
+        return leaves
 
     def call(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         out: Tensor = self.objective.call(function, *rows)
@@ -79,13 +85,25 @@ class FSDP(Base):
         root.set_requires_gradient_sync(last)
         root.set_is_last_backward(last)
         yield
+        if last:
+            for leaf in self.leaves():
+                grad = self.parameters[leaf.name].grad
+                leaf.tensor.grad = None if grad is None else local(grad)
 
     def reshard(self) -> None:
-        for part in self.parts:  # the root keeps its whole parameters until a backward pass comes
+        for part in self.sharded:  # the root keeps its whole parameters until a backward pass comes
             part.reshard()
 
-    def shard_group(self) -> dist.ProcessGroup:
-        return self.mesh.get_group("shard")
 
-    def replicas(self) -> tuple[int, int]:
-        return self.copies, self.rank // (self.world // self.copies)
+class HSDP(FSDP):
+    """`system.replicas` copies of the sharded model."""
+
+    name = "hsdp"
+
+    def mesh_of(self) -> DeviceMesh:
+        replicas = self.system.replicas
+        return init_device_mesh(
+            self.device.type,
+            (replicas, self.all.world // replicas),
+            mesh_dim_names=("replicate", "shard"),
+        )

@@ -5,24 +5,27 @@ The second moment of a tensor whose two largest dimensions have 32 or more is ke
 each of them. No relative step, no scaling by the parameter, no clipping of updates; a first moment,
 a plain average stored in bfloat16, comes last. Departs from the authors' code in that q, k and v,
 one tensor here, are factored together.
-Parameters may be cut along their first dimension: what must be added up over the ranks goes
+Leaves may be blocks along any dimension: sums over one that is cut go over its ranks, all tensors
 in one message.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from vtx_scale.distributed.sharding import Box, box_of, local
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.sharding import Leaf, Place, Shape
 
 LEAST = 32
 EPS = 1e-30
 
 
-def factored(shape: tuple[int, ...]) -> tuple[int, int] | None:
+def factored(shape: Shape) -> tuple[int, int] | None:
     """The two largest dimensions, in order, where both have at least LEAST."""
     if len(shape) < 2:
         return None
@@ -30,105 +33,153 @@ def factored(shape: tuple[int, ...]) -> tuple[int, int] | None:
     return (a, b) if min(shape[a], shape[b]) >= LEAST else None
 
 
+@dataclass
+class Mean:
+    """The mean over a dimension of a leaf's parameter: of the block that is here, until `complete`
+    has added up the ranks that cut the dimension.
+    """
+
+    leaf: Leaf
+    dim: int
+    value: Tensor
+
+    @property
+    def groups(self) -> list[dist.ProcessGroup]:
+        """The groups of ranks over which it is spread."""
+        return [group for dim, group in self.leaf.cuts or () if dim == self.dim]
+
+
+def complete(means: list[Mean]) -> None:
+    """Add up over ranks, in place, a message a group."""
+    spread: dict[dist.ProcessGroup, list[Mean]] = {}
+    for mean in means:
+        for group in mean.groups:
+            spread.setdefault(group, []).append(mean)
+    for group, parts in spread.items():
+        flat = torch.cat([m.value.reshape(-1) for m in parts])
+        dist.all_reduce(flat, group=group)
+        sizes = [m.value.numel() for m in parts]
+        for mean, summed in zip(parts, torch.split(flat, sizes), strict=True):
+            mean.value = summed.view_as(mean.value)
+
+
 class Adafactor(torch.optim.Optimizer):
     """betas: of the first moment, and the cap of the second's, which is min(cap,
     1 - t^-0.8) at step t = 1, 2, ...
+
+    leaves: of the tensors in `params`. Raises UserError where one is no block of its parameter.
     """
 
     def __init__(
         self,
         params: ParamsT,
+        leaves: Iterable[Leaf],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
-        shards: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
-        self.shards = shards
-        for p in (p for group in self.param_groups for p in group["params"]):
-            here = local(p)
+        self.leaf_of = {leaf.tensor: leaf for leaf in leaves if leaf.trained}
+        for p, leaf in self.leaf_of.items():
+            if leaf.cuts is None:
+                raise UserError(
+                    "optim.kind=adafactor adds up rows and columns, and this system.strategy cuts "
+                    "matrices anywhere: choose ddp, fsdp, hsdp, tp or fairscale, or optim.kind "
+                    "adamw, sgd or lookahead."
+                )
             state: dict[str, Any] = {
                 "step": torch.zeros(()),
                 "exp_avg": torch.zeros_like(p, dtype=torch.bfloat16),
             }
-            dims = factored(p.shape)
+            dims = factored(leaf.shape) if p.ndim == len(leaf.shape) else None
             if dims is None:
                 state["exp_avg_sq"] = torch.zeros_like(p)
             else:
-                a, b = dims
-                state["exp_avg_sq_row"] = here.new_zeros(
-                    [n for d, n in enumerate(here.shape) if d != b]
-                )
-                # the mean over a cut dimension is whole on every rank
-                column = here.shape if a else p.shape
-                state["exp_avg_sq_col"] = here.new_zeros(
-                    [n for d, n in enumerate(column) if d != a]
-                )
+                for kind, gone in zip(("col", "row"), dims, strict=True):
+                    shape = [n for d, n in enumerate(p.shape) if d != gone]
+                    state[f"exp_avg_sq_{kind}"] = p.new_zeros(shape)
             self.state[p] = state
 
-    def place(self, p: nn.Parameter, kind: str) -> tuple[tuple[int, ...], Box, bool]:
-        """Shape, this rank's box, and whether every rank holds all of it:
-        where a tensor of the state lies.
+    def place(self, leaf: Leaf, kind: str) -> Place:
+        """Where a tensor of the state lies: a mean lacks the dimension that is gone, and has as
+        many more copies as ranks cut that.
         """
-        dims, shape, box = factored(p.shape), tuple(p.shape), box_of(p)
+        dims = factored(leaf.shape)
         if dims is None or kind == "exp_avg":
-            return shape, box, False
+            return leaf.place
         gone = dims[1] if kind == "exp_avg_sq_row" else dims[0]
-        return (
-            tuple(n for d, n in enumerate(shape) if d != gone),
-            tuple(x for d, x in enumerate(box) if d != gone),
-            gone == 0,
-        )
+        copies, copy = leaf.copies, leaf.copy
+        for dim, group in leaf.cuts or ():
+            if dim == gone:
+                world = dist.get_world_size(group)
+                copies, copy = copies * world, copy * world + dist.get_rank(group)
+        rest = [tuple(x for d, x in enumerate(box) if d != gone) for box in leaf.boxes]
+        shape = tuple(n for d, n in enumerate(leaf.shape) if d != gone)
+        return Place(shape, tuple(dict.fromkeys(rest)), copies, copy)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         moved = [
-            (group, p) for group in self.param_groups for p in group["params"] if p.grad is not None
+            (group, self.leaf_of[p], p.grad)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
         ]
-        over_first: list[tuple[nn.Parameter, Tensor]] = []  # sums over the cut dimension
-        for _, p in moved:
-            dims = factored(p.shape)
-            if dims is not None and dims[0] == 0 and p.grad is not None:
-                over_first.append((p, (local(p.grad).square() + EPS).sum(0) / p.shape[0]))
-        if over_first and self.shards is not None:
-            flat = torch.cat([t.reshape(-1) for _, t in over_first])
-            dist.all_reduce(flat, group=self.shards)
-            parts = torch.split(flat, [t.numel() for _, t in over_first])
-            over_first = [
-                (p, part.view_as(t)) for (p, t), part in zip(over_first, parts, strict=True)
-            ]
-        columns = {id(p): t for p, t in over_first}
-        for group, p in moved:
-            self.move(group, p, columns.get(id(p)))
+        means: dict[tuple[str, int], Mean] = {}  # over cut dimensions, and over the first one
+        for _, leaf, g in moved:
+            for gone in factored(leaf.shape) or ():
+                mean = Mean(leaf, gone, g)
+                if gone == 0 or mean.groups:
+                    mean.value = (g.square() + EPS).sum(gone) / leaf.shape[gone]
+                    means[leaf.name, gone] = mean
+        complete(list(means.values()))
+        whole: dict[str, Mean] = {}
+        for group, leaf, g in moved:
+            if (dims := factored(leaf.shape)) is not None:
+                self.update_means(group, leaf, g, means)
+                b = dims[1]
+                # equals the mean of the row
+                col = self.state[leaf.tensor]["exp_avg_sq_col"]
+                mean = Mean(leaf, b, col.mean(b - 1, keepdim=True))
+                if mean.groups:
+                    mean.value = col.sum(b - 1, keepdim=True) / leaf.shape[b]
+                whole[leaf.name] = mean
+        complete(list(whole.values()))
+        for group, leaf, g in moved:
+            self.move(group, leaf, g, whole.get(leaf.name))
 
-    def move(self, group: dict[str, Any], p: nn.Parameter, column: Tensor | None) -> None:
-        assert p.grad is not None
-        state, here, g = self.state[p], local(p), local(p.grad)
+    def keep(self, group: dict[str, Any], leaf: Leaf) -> float:
+        """The share of the second moment that stays at the step that comes."""
+        return float(
+            min(group["betas"][1], 1 - (self.state[leaf.tensor]["step"].item() + 1) ** -0.8)
+        )
+
+    def update_means(
+        self, group: dict[str, Any], leaf: Leaf, g: Tensor, means: dict[tuple[str, int], Mean]
+    ) -> None:
+        """The second moment's means over its two dimensions."""
+        state, keep = self.state[leaf.tensor], self.keep(group, leaf)
+        square = g.square() + EPS
+        for kind, gone in zip(("col", "row"), factored(leaf.shape) or (), strict=True):
+            mean = means.get((leaf.name, gone))
+            if mean is not None:
+                state[f"exp_avg_sq_{kind}"].lerp_(mean.value, 1 - keep)
+            elif g.numel():
+                state[f"exp_avg_sq_{kind}"].lerp_(square.mean(gone), 1 - keep)
+
+    def move(self, group: dict[str, Any], leaf: Leaf, g: Tensor, mean: Mean | None) -> None:
+        """A leaf by one step. mean: of the second moment, None where it is not factored."""
+        here, state, keep = leaf.tensor, self.state[leaf.tensor], self.keep(group, leaf)
         state["step"] += 1
-        beta, cap = group["betas"]
-        keep = min(cap, 1 - state["step"].item() ** -0.8)
-        if here.numel():
-            square = g.square() + EPS
-        dims = factored(p.shape)
-        if dims is None:
-            if not here.numel():
-                return
-            second = local(state["exp_avg_sq"])
-            second.lerp_(square, 1 - keep)
-            update = g * second.rsqrt()
+        if not g.numel():
+            return
+        if mean is None:
+            state["exp_avg_sq"].lerp_(g.square() + EPS, 1 - keep)
+            update = g * state["exp_avg_sq"].rsqrt()
         else:
-            a, b = dims
-            if a == 0:
-                state["exp_avg_sq_col"].lerp_(column, 1 - keep)
-            if not here.numel():
-                return
+            a, b = factored(leaf.shape) or (0, 1)
             row, col = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
-            row.lerp_(square.mean(b), 1 - keep)
-            if a:
-                col.lerp_(square.mean(a), 1 - keep)
-            # equals the mean of the row, and lies whole on every rank
-            mean = col.mean(b - 1, keepdim=True)
-            update = g * row.rsqrt().unsqueeze(b) * (col / mean).rsqrt().unsqueeze(a)
-        first = local(state["exp_avg"])
-        update = first.to(update.dtype).lerp(update, 1 - beta)
+            update = g * row.rsqrt().unsqueeze(b) * (col / mean.value).rsqrt().unsqueeze(a)
+        first = state["exp_avg"]
+        update = first.to(update.dtype).lerp(update, 1 - group["betas"][0])
         first.copy_(update)
         here.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vtx_scale.blocks.rules import Shape, Values
-from vtx_scale.distributed.sharding import box_of, local
-from vtx_scale.objectives.base import Objective
+from vtx_scale.distributed.sharding import Slice, whole_box
+from vtx_scale.objectives.base import Objective, sources
+from vtx_scale.strategies.base import Base
 
 BLOCK = 1 << 14
 
@@ -45,34 +46,44 @@ def keyed_flat(name: str, lo: int, hi: int, initial: Values, seed: int) -> Tenso
     return out
 
 
-def sources(objective: Objective) -> dict[str, str]:
-    """Name of a follower's parameter -> name of the one that it follows,
-    whose initial values it shares.
+@torch.no_grad()
+def initialise(module: nn.Module, initial: Callable[[str, Shape], Values], seed: int) -> None:
+    """Fill every parameter and buffer of a module that lies whole here; a follower's parameters as
+    their source's.
     """
-    names = {id(p): n for n, p in objective.named_parameters()}
-    return {
-        names[id(t)]: names[id(s)]
-        for f in objective.followers()
-        for t, s in zip(f.teacher.parameters(), f.student.parameters(), strict=True)
-    }
+    follows = sources(cast(Objective, module)) if hasattr(module, "followers") else {}
+    named = (("param", module.named_parameters()), ("buffer", module.named_buffers()))
+    for kind, tensors in named:
+        for name, tensor in tensors:
+            shape = tuple(tensor.shape)
+            here = Slice(f"{kind}/{name}", shape, whole_box(shape), tensor)
+            fill(here, initial, seed, follows)
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, initial: Callable[[str, Shape], Values], seed: int) -> None:
-    """Fill every parameter's local part, in place; a follower's as its source's."""
-    source = sources(cast(Objective, module)) if hasattr(module, "followers") else {}
-    for name, parameter in module.named_parameters():
-        name = source.get(name, name)
-        box, here = box_of(parameter), local(parameter)
-        if here.numel() == 0:
-            continue
-        row = math.prod(parameter.shape[1:])
-        lo, hi = (box[0][0] * row, box[0][1] * row) if box else (0, 1)
-        rows = keyed_flat(name, lo, hi, initial(name, parameter.shape), seed)
-        whole = rows.view(-1, *parameter.shape[1:]) if box else rows.view(())
-        for dim, (a, b) in enumerate(box[1:], start=1):
-            whole = whole.narrow(dim, a, b - a)
-        here.copy_(whole)
-    for name, buffer in module.named_buffers():
-        kind, number = initial(name, buffer.shape)
-        local(buffer).fill_({"zeros": 0.0, "ones": 1.0}.get(kind, number))
+def initialise_slices(strategy: Base, initial: Callable[[str, Shape], Values], seed: int) -> None:
+    """Fill what lies on this rank; the same values in every world and under every strategy."""
+    for part in strategy.slices():
+        fill(part, initial, seed, strategy.sources)
+    strategy.settled()
+
+
+def fill(
+    part: Slice, initial: Callable[[str, Shape], Values], seed: int, follows: dict[str, str]
+) -> None:
+    """Write the initial values of a slice, in place."""
+    kind, _, name = part.key.partition("/")
+    values = initial(follows.get(name, name), part.shape)
+    if kind == "buffer":
+        part.tensor.fill_({"zeros": 0.0, "ones": 1.0}.get(*values))
+        return
+    if part.tensor.numel() == 0:
+        return
+    name = follows.get(name, name)
+    row = math.prod(part.shape[1:])
+    lo, hi = (part.box[0][0] * row, part.box[0][1] * row) if part.box else (0, 1)
+    rows = keyed_flat(name, lo, hi, values, seed)
+    whole = rows.view(-1, *part.shape[1:]) if part.box else rows.view(())
+    for dim, (a, b) in enumerate(part.box[1:], start=1):
+        whole = whole.narrow(dim, a, b - a)
+    part.tensor.copy_(whole)

@@ -136,13 +136,13 @@ class Trainer:
         batch = self.objective.prepare(batch, p.step)
 
         # alone and with nothing to lose; several ranks leave together, behind the step
-        anew = p.step == self.first and self.strategy.world == 1
+        anew = p.step == self.first and self.strategy.all.world == 1
         with self.control.at_once() if anew else contextlib.nullcontext():
             loss, logged = self.forward_backward(batch, total)
         failpoint(f"backward-{p.step + 1}")
         loss_value, leave, failed, means = self.share(loss, logged)
-        for frozen in self.strategy.frozen(p.step):
-            frozen.grad = None
+        for leaf in self.strategy.frozen(p.step):
+            leaf.grad = None
         norms = self.strategy.norms() / self.precision.scale
         norm = torch.linalg.vector_norm(norms).float().item()
         metrics = {name: value / max(valid, 1.0) for name, value in means.items()}
@@ -151,7 +151,7 @@ class Trainer:
 
         if self.sound(batch, loss, loss_value, norm, valid):
             metrics |= self.apply(norm, norms)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.strategy.clear()
         p.step += 1
         p.samples += int(valid)
         p.position += run.global_batch
@@ -184,10 +184,11 @@ class Trainer:
         else:
             masked = (~batch.valid & (batch.ids >= 0)).sum()
             heads[:3] = torch.stack([self.objective.count(batch), batch.valid.sum(), masked])
-        total, valid, bad, leave = self.strategy.sum(heads).tolist()
+        (total, valid, bad), (leave,) = self.strategy.totals(heads[:3], heads[3:])
         if leave or batch is None:
             return total, valid, True
-        self.note(batch)
+        if self.strategy.speaks:
+            self.note(batch)
         self.limit.add(int(bad), int(valid), self.progress.step + 1 == self.run.steps)
         return total, valid, False
 
@@ -198,7 +199,7 @@ class Trainer:
             return
         reasons: Counter[str] = Counter()
         mine = dict(limit.reasons.most_common(20))
-        for theirs in gathered_json(mine, self.objective.context.ranks):
+        for theirs in gathered_json(mine, self.strategy.data):
             reasons.update(theirs)
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         since = f"since step {first}: " if first else ""
@@ -214,10 +215,12 @@ class Trainer:
         the sums of what is logged.
         """
         flags = torch.tensor(
-            [self.control.wants_to_leave(), self.writer.error is not None], dtype=torch.float64
+            [self.control.wants_to_leave(), self.writer.error is not None],
+            dtype=torch.float64,
+            device=loss.device,
         )
-        parts = [loss.double().reshape(1), flags.to(loss.device), *logged.values()]
-        loss_value, leave, failed, *sums = self.strategy.sum(torch.cat(parts)).tolist()
+        values = torch.cat([loss.double().reshape(1), *logged.values()])
+        (loss_value, *sums), (leave, failed) = self.strategy.totals(values, flags)
         return loss_value, leave > 0, failed > 0, dict(zip(logged, sums, strict=True))
 
     def save_is_due(self) -> bool:
@@ -237,7 +240,7 @@ class Trainer:
         for i, micro in enumerate(micros):
             with self.strategy.micro(last=i == len(micros) - 1):
                 with self.precision.cast(self.strategy.device):
-                    part, log = self.objective(micro, self.progress.step)
+                    part, log = self.strategy.forward(micro, self.progress.step)
                 part = part / max(total, 1.0)
                 self.strategy.backward(
                     part * self.precision.scale if self.precision.scale != 1 else part
@@ -256,7 +259,7 @@ class Trainer:
         """
         step = self.progress.step + 1
         if not valid:
-            if self.strategy.rank == 0:
+            if self.strategy.all.rank == 0:
                 self.ledger.write(kind="skip", reason="no valid sample", step=step)
             return False
         finite = math.isfinite(loss) and math.isfinite(norm)
@@ -264,13 +267,13 @@ class Trainer:
         if finite:
             self.control.skipped = 0
             return True
-        if not math.isfinite(mine.item()) or math.isfinite(loss):
+        if self.strategy.speaks and (not math.isfinite(mine.item()) or math.isfinite(loss)):
             ids = batch.ids[batch.valid].tolist()
             self.ledger.write(
                 kind="skip",
                 reason="loss" if not math.isfinite(loss) else "gradient",
                 step=step,
-                rank=self.strategy.rank,
+                rank=self.strategy.all.rank,
                 samples=ids,
             )
         self.log.message(
@@ -296,6 +299,7 @@ class Trainer:
         for module in self.statistics:
             module.update_statistics()
         self.strategy.clamp()
+        self.strategy.publish()
         self.strategy.follow(step)
         return {name: value.item() for name, value in (self.objective.update_buffers(step)).items()}
 
@@ -310,15 +314,14 @@ class Trainer:
         the last good checkpoint stays.
         """
         self.writer.abandon()
-        ranks = self.objective.context.ranks
-        reasons = [r for r in gathered_json([self.writer.error], ranks) if r and r[0]]
+        reasons = [r for r in gathered_json([self.writer.error], self.strategy.all) if r and r[0]]
         reason = str(reasons[0][0]) if reasons else "a part failed"
         if self.writer.error:
             self.ledger.write(
                 kind="save_failed",
                 reason=self.writer.error,
                 step=self.saved,
-                rank=self.strategy.rank,
+                rank=self.strategy.all.rank,
             )
         self.log.message(
             f"saving step {self.saved} failed ({reason}): the checkpoint before it stays; "
@@ -338,7 +341,7 @@ class Trainer:
             now = torch.tensor(
                 [float(busy), float(self.writer.error is not None)], device=self.strategy.device
             )
-            some_busy, some_failed = self.strategy.sum(now).tolist()
+            some_busy, some_failed = self.strategy.all.sum(now).tolist()
             if some_failed:
                 return self.save_failed()
             if not some_busy:

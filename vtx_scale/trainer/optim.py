@@ -1,37 +1,35 @@
-"""Optimizers with parameter groups made from names: each trained parameter is in exactly one."""
+"""Optimizers over leaves, with groups by their rules."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 
-from vtx_scale.blocks.rules import Rule
+from vtx_scale.distributed.sharding import Leaf
 from vtx_scale.specs.run import Optimizer
 from vtx_scale.trainer.adafactor import Adafactor
 from vtx_scale.trainer.lookahead import Lookahead
 
 
-def groups(module: nn.Module, rules: dict[str, Rule]) -> list[dict[str, Any]]:
+def groups(leaves: Iterable[Leaf]) -> list[dict[str, Any]]:
     """Groups of kind "body", "head" and "undecayed", of the trunk or not, of one `lr_scale` each;
-    none is empty.
+    none is empty. Each trained leaf is in exactly one.
     """
     kinds = [(kind, trunk) for trunk in (False, True) for kind in ("body", "head", "undecayed")]
-    grouped: dict[tuple[str, bool, float], list[nn.Parameter]] = {
-        (*kind, 1.0): [] for kind in kinds
-    }
-    for name, p in module.named_parameters():
-        if p.requires_grad:
-            rule = rules[name]
+    grouped: dict[tuple[str, bool, float], list[Tensor]] = {(*kind, 1.0): [] for kind in kinds}
+    for leaf in leaves:
+        if leaf.trained:
+            rule = leaf.rule
             kind = (
                 "undecayed"
-                if not rule.decays(p.ndim)
+                if not rule.decays(len(leaf.shape))
                 else "head"
                 if rule.group == "head"
                 else "body"
             )
-            grouped.setdefault((kind, rule.group == "trunk", rule.lr_scale), []).append(p)
+            key = (kind, rule.group == "trunk", rule.lr_scale)
+            grouped.setdefault(key, []).append(leaf.tensor)
     return [
         {"kind": kind, "trunk": trunk, "lr_scale": scale, "params": part}
         for (kind, trunk, scale), part in grouped.items()
@@ -54,24 +52,19 @@ def set_rates(
         )
 
 
-def optimizer_of(
-    objective: nn.Module,
-    rules: dict[str, Rule],
-    spec: Optimizer,
-    shards: dist.ProcessGroup | None = None,
-) -> torch.optim.Optimizer:
-    """The optimizer with its state made at once, so that a checkpoint can be read into it before
-    the first step.
+def optimizer_of(leaves: Iterable[Leaf], spec: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer with its state, keyed by `Leaf.tensor`, there at once, so that a checkpoint can
+    be read into it before the first step.
 
-    rules: as `table_of` gives them. shards: the process group over which parameters are cut, None
-    where they are whole.
+    Raises UserError for one that needs sums along dimensions where leaves are no blocks of these.
     """
-    grouped = groups(objective, rules)
+    leaves = list(leaves)
+    grouped = groups(leaves)
     cuda = any(p.is_cuda for g in grouped for p in g["params"])
     each = None if cuda else False  # many tensors at once only where that is faster
     optimizer: torch.optim.Optimizer
     if spec.kind == "adafactor":
-        optimizer = Adafactor(grouped, spec.lr, betas=spec.betas, shards=shards)
+        optimizer = Adafactor(grouped, leaves, spec.lr, betas=spec.betas)
     elif spec.kind == "sgd":
         optimizer = torch.optim.SGD(grouped, lr=spec.lr, momentum=spec.betas[0], foreach=each)
         for p in parameters(optimizer):
@@ -107,12 +100,12 @@ def optimizer_of(
     return optimizer
 
 
-def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def set_applied(
-    optimizer: torch.optim.Optimizer, steps: int, late: Iterable[nn.Parameter] = (), missed: int = 0
+    optimizer: torch.optim.Optimizer, steps: int, late: Iterable[Tensor] = (), missed: int = 0
 ) -> None:
     """Tell every parameter how many steps were applied to it;
     `late` ones were frozen for `missed` of them.

@@ -1,0 +1,86 @@
+"""Leaves and slices: every element of every tensor once, wherever the cuts fall."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.ranks import gathered, on_ranks
+from vtx_scale.distributed.sharding import Place, boxes_of_flat, slices_at
+from vtx_scale.launch.build import build_objective
+from vtx_scale.launch.override import override
+from vtx_scale.launch.recipes import find
+
+SHAPES = st.lists(st.integers(1, 5), max_size=4).map(tuple)
+
+
+@given(SHAPES, st.data())
+def test_boxes_of_an_interval_are_its_elements_in_order(shape, data):
+    whole = torch.arange(math.prod(shape)).view(shape)
+    lo = data.draw(st.integers(0, whole.numel()))
+    hi = data.draw(st.integers(lo, whole.numel()))
+    boxes = boxes_of_flat(shape, lo, hi)
+    found = [whole[tuple(slice(a, b) for a, b in box)].reshape(-1) for box in boxes]
+    flat = torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+    assert torch.equal(flat, torch.arange(lo, hi))
+    assert len(boxes) <= 2 * max(len(shape), 1), "more boxes than an interval needs"
+
+
+@given(SHAPES, st.data())
+def test_slices_are_views_of_their_boxes(shape, data):
+    """What is written through them lies in the tensor where its boxes say."""
+    size = math.prod(shape)
+    lo = data.draw(st.integers(0, size))
+    hi = data.draw(st.integers(lo, size))
+    here = torch.zeros(hi - lo)
+    whole = torch.arange(size, dtype=torch.float32).view(shape)
+    slices = list(slices_at("param/w", Place(shape, boxes_of_flat(shape, lo, hi)), here))
+    assert slices, "a reader must know the key of what lies elsewhere"
+    for part in slices:
+        part.tensor.copy_(whole[tuple(slice(a, b) for a, b in part.box)])
+    assert torch.equal(here, torch.arange(lo, hi, dtype=torch.float32))
+
+
+def of_this_rank(strategy: str, recipe: str):
+    """Key -> (shape, boxes that this rank would write), and names of leaves that a pass moves."""
+    from vtx_scale.strategies.apply import apply, strategy_of
+    from vtx_scale.trainer.optim import optimizer_of
+
+    dist = gathered()
+    run = override(find(recipe, smoke=True), [f"system.strategy={strategy}"])
+    parallel = strategy_of(run.system, dist.get_world_size(), torch.device("cpu"), None)
+    objective = build_objective(run, torch.float32, parallel.data)
+    apply(objective, parallel, run.system)
+    before = {leaf.name: leaf.tensor.data_ptr() for leaf in parallel.leaves()}
+    optimizer = optimizer_of(parallel.leaves(), run.optim)
+    parts = {}
+    for part in parallel.slices(optimizer):
+        shape, boxes = parts.setdefault(part.key, (part.shape, []))
+        if part.tensor.numel():
+            boxes.append((part.box, part.replicas, part.replica))
+    parallel.call(lambda: torch.zeros(1))
+    parallel.reshard()
+    now = dict(objective.named_parameters())
+    local = {n: getattr(p, "_local_tensor", p).data_ptr() for n, p in now.items()}
+    return parts, [name for name, at in before.items() if local[name] != at]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "world"), [("ddp", 3), ("fsdp", 3), ("fsdp", 4), ("hsdp", 4)])
+@pytest.mark.parametrize("recipe", ["clip_vit_b32", "dino_vit_s16", "vit_g14_jft3b"])
+def test_slices_of_all_ranks_cover_every_tensor_once(strategy, world, recipe):
+    """The state of Adafactor too; each copy number once, and nothing moves in memory at a pass."""
+    ranks = on_ranks(world, of_this_rank, strategy, recipe)
+    for parts, moved in ranks:
+        assert not moved, moved
+        assert parts.keys() == ranks[0][0].keys()
+    for key, (shape, _) in ranks[0][0].items():
+        held: dict[int, torch.Tensor] = {}
+        for parts, _ in ranks:
+            for box, copies, copy in parts[key][1]:
+                count = held.setdefault(copy, torch.zeros(shape))
+                count[tuple(slice(a, b) for a, b in box)] += 1
+                assert 0 <= copy < copies
+        assert held and all(bool((count == 1).all()) for count in held.values()), key
