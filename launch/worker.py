@@ -206,7 +206,7 @@ def assemble(run: Run, folder: Path, device: torch.device, world: int, control: 
     objective = build_objective(run, precision.weights, strategy.data)
     apply(objective, strategy, run.system)
     initialise_slices(strategy, initial_values(objective), run.seed)
-    optimizer = optimizer_of(strategy.leaves(), run.optim)
+    optimizer = optimizer_of(strategy.leaves(), run.optim, run.seed)
     batches = train_batches(run, training_data(run), strategy.data.rank, strategy.data.world)
     about = run_folder.read(folder)
     return Parts(

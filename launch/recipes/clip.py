@@ -117,6 +117,16 @@ def clip_vit_h14_smoke() -> Run:
     return _smoke(clip_vit_h14())
 
 
+def clip_vit_h14_bf16_moments() -> Run:
+    """OpenCLIP ViT-H/14 with AdamW's moments in bfloat16: 4 bytes a parameter less."""
+    run = clip_vit_h14()
+    return replace(run, optim=replace(run.optim, moments="bfloat16"))
+
+
+def clip_vit_h14_bf16_moments_smoke() -> Run:
+    return _smoke(clip_vit_h14_bf16_moments())
+
+
 def clip_vit_g14() -> Run:
     """OpenCLIP ViT-g/14, 1.37B parameters, LAION-2B, 12B samples seen;
     learning rate and warm-up are H/14's.

@@ -303,6 +303,16 @@ def vit_s16_imagenet_smoke() -> Run:
     return _smoke(vit_s16_imagenet())
 
 
+def vit_s16_imagenet_muon() -> Run:
+    """ViT-S/16 on ImageNet-1k by Muon, at AdamW's rate and decay; not as published."""
+    run = vit_s16_imagenet()
+    return replace(run, optim=replace(run.optim, kind="muon"))
+
+
+def vit_s16_imagenet_muon_smoke() -> Run:
+    return _smoke(vit_s16_imagenet_muon())
+
+
 def _finetune(size: str, resolution: int) -> Run:
     """ImageNet-1k at a higher resolution from a pre-trained run (`init.from`):
     SGD without decay, a new classifier.

@@ -133,5 +133,6 @@ def rules(spec: VirtexConfig) -> Rules:
         Rule(rf"{INNER}fc2\.bias", uniform((4 * spec.width) ** -0.5), decay=False),
         Rule(r"bias", uniform(spec.width**-0.5), decay=True),
         Rule(r"projection\.bias", uniform(spec.net.widths[-1] ** -0.5), decay=True),
+        Rule(r"(words|positions)\.weight", normal(0.02), decay=True, hidden=False),
         Rule(r".*", normal(0.02), decay=True),
     )

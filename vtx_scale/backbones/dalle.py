@@ -246,6 +246,11 @@ def rules(spec: TextToCodesConfig) -> Rules:
         Rule(r"(text_out|code_out)\.bias", zeros, keep_float32=True),
         Rule(r".*bias", zeros),
         Rule(r".*(proj|fc2)\.weight", normal(0.02 * (2 * spec.depth) ** -0.5)),
-        Rule(r"(text|code|text_out|code_out)\.weight", normal(0.02), keep_float32=True),
+        Rule(
+            r"(text|code|text_out|code_out)\.weight",
+            normal(0.02),
+            keep_float32=True,
+            hidden=False,
+        ),
         Rule(r".*", normal(0.02)),
     )

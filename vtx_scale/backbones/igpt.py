@@ -120,10 +120,11 @@ def rules(spec: PixelGPTConfig) -> Rules:
     C = spec.width
     return (
         Rule(r".*norm\w*\.weight", ones),
-        Rule(r"out\..*", zeros),
+        Rule(r"out\..*", zeros, hidden=False),
         Rule(r"head\..*", zeros, group="head"),
         Rule(r".*\.qkv\.weight", normal(C**-0.5)),
         Rule(r".*\.proj\.weight", normal((C * spec.depth) ** -0.5)),
         Rule(r"positions", normal(0.01)),
+        Rule(r"embedding\.weight", normal(0.02), hidden=False),
         Rule(r".*", normal(0.02)),
     )

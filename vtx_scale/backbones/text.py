@@ -70,7 +70,7 @@ def clip_rules(spec: TextTowerConfig) -> Rules:
     width = spec.width
     return (
         *NORMS,
-        Rule(r"embedding\.weight", normal(0.02)),
+        Rule(r"embedding\.weight", normal(0.02), hidden=False),
         Rule(r"positions", normal(0.01)),
         Rule(r".*\.attn\..*\.bias", zeros),
         Rule(r".*\.fc1\.bias", uniform(1 / math.sqrt(width))),
@@ -84,7 +84,12 @@ def clip_rules(spec: TextTowerConfig) -> Rules:
 # a ViT's, but for positions and embedding, which go by the width; decay leaves what is
 # no kernel alone
 SIGLIP_RULES: Rules = (
-    Rule(r"positions|embedding\.weight", normal(lambda shape: shape[-1] ** -0.5), decay=False),
+    Rule(
+        r"positions|embedding\.weight",
+        normal(lambda shape: shape[-1] ** -0.5),
+        decay=False,
+        hidden=False,
+    ),
     Rule(r"head\.weight", normal(lambda shape: shape[1] ** -0.5)),
     Rule(r"head\.bias", zeros),
     *XAVIER,

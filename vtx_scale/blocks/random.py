@@ -47,6 +47,24 @@ def uniform(key: Tensor, purpose: str, rows: Tensor, *shape: int) -> Tensor:
     return ((bits >> 8).float() * 2.0**-24).view(len(rows), *shape)
 
 
+def bits(key: Tensor, purpose: str, at: Tensor) -> Tensor:
+    """32 random bits for each element of `at`, numbers of places in one tensor modulo 2^32: int32,
+    as `at` is, whose memory is taken for them.
+
+    Equal for a place however a tensor is cut. `mix` in 32-bit arithmetic, which wraps.
+    """
+    both = mix(mix((key & MASK) ^ zlib.crc32(purpose.encode())) ^ (key >> 32))
+    x = at.mul_(signed(0x9E3779B1)).bitwise_xor_(both.to(torch.int32))
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(signed(factor))
+    return x
+
+
+def signed(number: int) -> int:
+    """A 32-bit number as int32 writes it."""
+    return number - (1 << 32) if number >> 31 else number
+
+
 def normal(key: Tensor, purpose: str, rows: Tensor, *shape: int) -> Tensor:
     """Standard normals by Box and Muller."""
     radius = (-2 * torch.log1p(-uniform(key, purpose + "/radius", rows, *shape))).sqrt()

@@ -74,7 +74,9 @@ class Rule:
     not vectors. lr_scale: of their learning rate. frozen_until: the step before which they rest;
     one such step a table. keep_float32: no mixed precision, for all parameters of a module or for
     none. group: "head" starts anew under `init.head=new` and has `optim.head_decay`, "trunk" has
-    `optim.trunk_lr`. limits: where a value is clamped to after each step.
+    `optim.trunk_lr`. limits: where a value is clamped to after each step. hidden: whether it is a
+    hidden layer's matrix, which Muon orthogonalises; None: two dimensions, named `*.weight`, and
+    not of a head.
     """
 
     pattern: str
@@ -85,6 +87,13 @@ class Rule:
     keep_float32: bool = False
     group: Literal["", "head", "trunk"] = ""
     limits: tuple[float, float] | None = None
+    hidden: bool | None = None
+
+    def orthogonal(self, name: str, ndim: int) -> bool:
+        """Whether a parameter of this line is a hidden layer's matrix."""
+        if self.hidden is None:
+            return ndim == 2 and name.endswith(".weight") and self.group != "head"
+        return self.hidden
 
     def decays(self, ndim: int) -> bool:
         """Whether a parameter of so many dimensions is decayed."""

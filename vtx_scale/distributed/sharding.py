@@ -39,6 +39,9 @@ class Treatment(Protocol):
     def decays(self, ndim: int) -> bool:
         """Whether a parameter of so many dimensions is decayed."""
 
+    def orthogonal(self, name: str, ndim: int) -> bool:
+        """Whether a parameter is a hidden layer's matrix, which Muon orthogonalises."""
+
 
 @dataclass(frozen=True)
 class Place:

@@ -51,7 +51,7 @@ class Masked(Objective):
         self.probes = {**image_probes(self, self.net, spec.pixels), "loss": self._loss}
         self.parameter_rules = (
             Rule(r"mask", normal(0.02), decay=False),
-            Rule(r"colours\..*", zeros),
+            Rule(r"colours\..*", zeros, hidden=False),
             *under("net.", self.net.parameter_rules),
         )
 

@@ -137,14 +137,16 @@ class Data(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Spec):
-    """AdamW (Loshchilov & Hutter 2019), SGD with momentum, with Lookahead around it,
-    or ViT-g's Adafactor.
+    """AdamW (Loshchilov & Hutter 2019), SGD with momentum, with Lookahead around it, ViT-g's
+    Adafactor, or Muon (Jordan et al. 2024) for the matrices of hidden layers beside AdamW.
 
     `lr` is the peak; `clip` the global gradient norm, None for none. SGD's momentum is betas[0],
-    and its decay is added to the gradient.
+    and its decay is added to the gradient. `moments` "bfloat16" halves the memory of AdamW's and
+    Muon's moments; they are rounded up or down by chance, so that small changes add up.
     """
 
-    kind: Literal["adamw", "sgd", "lookahead", "adafactor"] = "adamw"
+    kind: Literal["adamw", "sgd", "lookahead", "adafactor", "muon"] = "adamw"
+    moments: Literal["float32", "bfloat16"] = "float32"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8  # of adamw
@@ -157,6 +159,11 @@ class Optimizer(Spec):
     lookahead_share: float = 0.5  # ... the slow weights move so far to the fast ones
     clip: float | None = None
     clip_each: bool = False  # `clip` holds for each tensor's own norm
+
+    def faults(self) -> list[str]:
+        if self.moments != "float32" and self.kind not in ("adamw", "muon"):
+            return [f"moments={self.moments} is for adamw and muon: leave it out."]
+        return []
 
     def decay_at(self, step: int, steps: int) -> float:
         if self.decay_end is None:
