@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     command = ""
     try:
         args = parse(arguments)
-        command = args.command
+        command, args.words = args.command, arguments
         return int(args.run(args) or 0)
     except UserError as e:
         code, text = 2, str(e)

@@ -26,6 +26,7 @@ from vtx_scale.launch.datasets import open_data
 from vtx_scale.launch.open_run import open_run
 from vtx_scale.launch.reading import KEYS, Reading, reading_of
 from vtx_scale.launch.run_folder import recipe_of
+from vtx_scale.launch.several import is_rank, run_together, speaks
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.imports import import_object
@@ -207,7 +208,7 @@ def evaluate(
             if isinstance(values, UserError)
             else {
                 key: keep_picture(folder, name, key, opened.step, value)
-                if isinstance(value, np.ndarray)
+                if isinstance(value, np.ndarray) and speaks()
                 else value
                 for key, value in values.items()
             },
@@ -237,6 +238,8 @@ def keep_picture(folder: Path, name: str, key: str, step: int, pixels: NDArray[n
 def run(args: argparse.Namespace) -> int:
     folder = local_path(args.folder)
     reading = reading_of(args.keys, also=("system.workers", "data."))
+    if (reading.world or 1) > 1 and not is_rank():
+        return run_together(args.words, reading.world or 1)
     rest = [key for key in args.keys if key.partition("=")[0] not in KEYS]
     trained = recipe_of(folder)
     recipe = override.override(trained, rest)

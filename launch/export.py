@@ -20,7 +20,8 @@ WRITTEN = {
 
 
 def run(args: argparse.Namespace) -> int:
-    reading, out = reading_of(args.keys), local_path(args.out)
+    reading = reading_of(args.keys, known=("system.device", "system.precision"))
+    out = local_path(args.out)
     refuse_taken(out)
     opened = open_run(args.folder, reading.device)
     if reading.precision in WRITTEN:

@@ -2,7 +2,6 @@
 and the networks that an objective takes from elsewhere (its pretrained parts, such as a teacher).
 """
 
-import contextlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 
 from vtx_scale.blocks.rules import rule_of
-from vtx_scale.checkpoints.format import Damaged, folder_name
-from vtx_scale.checkpoints.read import Opened, read_newest
+from vtx_scale.checkpoints.read import Opened
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.interop.files import FILES, read_weights
 from vtx_scale.interop.weights import import_network, import_weights, resize_positions
 from vtx_scale.launch.pretrained import held
+from vtx_scale.launch.restore import read_common
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.specs import walk
 from vtx_scale.specs.objective import ObjectiveSpec, Pretrained
@@ -34,44 +33,21 @@ def load_initial(run: Run, strategy: Base, say: Callable[[str], None]) -> None:
     strategy.settled()
 
 
-TRIES = 8  # checkpoints of a living run that went away between the first rank and the last
-
-
 def stored(path: Path, strategy: Base, say: Callable[[str], None]) -> dict[str, Tensor]:
     """Parameters and buffers of the newest checkpoint of a run folder, the same on every rank.
 
     Raises UserError where it has none, or a run in it removes them faster than the ranks open them.
     """
-    for _ in range(TRIES):
-        found: tuple[int, dict[str, Tensor]] | None = None
-        if strategy.all.rank == 0:
-            found = read_newest(path / "checkpoints", values, say)
-            found = found or (-1, {})
-        step = int(strategy.all.sum(number(found[0] if found else 0, strategy)).item())
-        if step < 0:
-            raise UserError(f"{path} has no whole checkpoint: run its training first.")
-        if found is None:
-            with contextlib.suppress(Damaged, OSError):
-                with Opened(path / "checkpoints" / folder_name(step)) as checkpoint:
-                    found = values(checkpoint)
-        missed = int(strategy.all.sum(number(found is None, strategy)).item())
-        if found is not None and not missed:
-            return found[1]
-    raise UserError(
-        f"{path} loses its checkpoints faster than all ranks can open one: wait for its training, "
-        "or give it a higher checkpoint.keep."
-    )
+    found = read_common(path, strategy, values, say)
+    if found is None:
+        raise UserError(f"{path} has no whole checkpoint: run its training first.")
+    return found
 
 
-def values(checkpoint: Opened) -> tuple[int, dict[str, Tensor]]:
-    """The step, and parameters and buffers by their names."""
+def values(checkpoint: Opened) -> dict[str, Tensor]:
+    """Parameters and buffers by their names."""
     tensors = checkpoint.tensors()
-    return checkpoint.manifest["step"], tensors.state("param") | tensors.state("buffer")
-
-
-def number(value: int, strategy: Base) -> Tensor:
-    """A number that ranks add up."""
-    return torch.tensor([value], dtype=torch.float64, device=strategy.device)
+    return tensors.state("param") | tensors.state("buffer")
 
 
 def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None] = print) -> None:

@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 
-from vtx_scale.checkpoints.read import Opened, load, read_newest
+from vtx_scale.checkpoints.read import Opened, load
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.process import device_of
 from vtx_scale.launch.reading import Reading, reading_of
+from vtx_scale.launch.restore import read_common
 from vtx_scale.launch.run_folder import recipe_of
+from vtx_scale.launch.several import meet
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run, System
-from vtx_scale.strategies.single import Single
+from vtx_scale.strategies.apply import apply, strategy_of
+from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.precision import Precision, precision_of
 
 
@@ -58,23 +61,36 @@ def open_run(folder: str | Path, device: str = "cpu", precision: str | None = No
     folder = local_path(folder)
     run = recipe_of(folder)
     at, computed = place_of(reading, run)
-    objective = build_objective(run, computed.weights)
-    strategy = Single(at)
-    strategy.prepare(objective)
+    world = meet(at)
+    # several ranks have a part of the parameters each; products are cast by `cast_probes`
+    system = System(strategy="single" if world == 1 else "fsdp")
+    strategy = strategy_of(system, world, at, None)
+    objective = build_objective(run, computed.weights, strategy.data if world > 1 else None)
+    apply(objective, strategy, system)
     objective.context.run_probe = cast_probes(strategy, computed)
+    step = load_newest(folder, strategy)
+    objective.eval()
+    return OpenRun(folder, run, step, objective)
+
+
+def load_newest(folder: Path, strategy: Base) -> int:
+    """The newest whole checkpoint into the strategy's slices, the same on every rank; its step.
+
+    Raises UserError where there is none.
+    """
     wanted = {s.key for s in strategy.slices()}
 
     def take(checkpoint: Opened) -> int:
         tensors = checkpoint.tensors()
         tensors.shapes = {k: v for k, v in tensors.shapes.items() if k in wanted}
         load(strategy.slices(), tensors)
+        strategy.settled()
         return int(checkpoint.manifest["step"])
 
-    step = read_newest(folder / "checkpoints", take)
+    step = read_common(folder, strategy, take)
     if step is None:
         raise UserError(f"{folder} has no whole checkpoint: run its training first.")
-    objective.eval()
-    return OpenRun(folder, run, step, objective)
+    return step
 
 
 def place_of(reading: Reading, run: Run) -> tuple[torch.device, Precision]:
@@ -87,7 +103,7 @@ def place_of(reading: Reading, run: Run) -> tuple[torch.device, Precision]:
     return device, precision_of(replace(run.system, precision=reading.precision), device)
 
 
-def cast_probes(strategy: Single, precision: Precision) -> Callable[..., torch.Tensor]:
+def cast_probes(strategy: Base, precision: Precision) -> Callable[..., torch.Tensor]:
     """`Context.run_probe` whose products are in the precision."""
 
     def run_probe(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:

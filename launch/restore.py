@@ -1,12 +1,15 @@
 """Going on where a run's newest checkpoint stands."""
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from vtx_scale.checkpoints.format import folder_name, read_manifest, steps
-from vtx_scale.checkpoints.read import Tensors, load, newest
+from vtx_scale.checkpoints.format import Damaged, folder_name, read_manifest, steps
+from vtx_scale.checkpoints.read import Opened, Tensors, load, newest, read_newest
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import run_folder
 from vtx_scale.specs.run import Run
@@ -14,6 +17,8 @@ from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.loop import Progress, due
 from vtx_scale.trainer.output import Ledger, say, written
 from vtx_scale.trainer.precision import Precision
+
+T = TypeVar("T")
 
 
 def restore(
@@ -52,6 +57,42 @@ def restore(
     progress.frozen = manifest.get("frozen", 0)
     precision.scale, precision.good_steps = manifest["scale"], manifest["good"]
     return True
+
+
+TRIES = 8  # checkpoints of a living run that went away between the first rank and the last
+
+
+def read_common(
+    folder: Path, strategy: Base, use: Callable[[Opened], T], say: Callable[[str], None] = print
+) -> T | None:
+    """What `use` makes of the newest whole checkpoint of a run folder, the same one on every rank;
+    None where there is none. `use` may be called again for another checkpoint.
+
+    Raises UserError where a run in it removes them faster than the ranks open them.
+    """
+
+    def number(value: int) -> Tensor:
+        return torch.tensor([value], dtype=torch.float64, device=strategy.device)
+
+    for _ in range(TRIES):
+        found: tuple[int, T] | None = None
+        if strategy.all.rank == 0:
+            found = read_newest(folder / "checkpoints", lambda c: (c.manifest["step"], use(c)), say)
+        first = strategy.all.rank == 0
+        step = int(strategy.all.sum(number((found[0] if found else -1) if first else 0)).item())
+        if step < 0:
+            return None
+        if found is None:
+            with contextlib.suppress(Damaged, OSError):
+                with Opened(folder / "checkpoints" / folder_name(step)) as checkpoint:
+                    found = step, use(checkpoint)
+        missed = int(strategy.all.sum(number(found is None)).item())
+        if found is not None and not missed:
+            return found[1]
+    raise UserError(
+        f"{folder} loses its checkpoints faster than all ranks can open one: wait for its "
+        "training, or give it a higher checkpoint.keep."
+    )
 
 
 def position_of(manifest: dict[str, Any], about: dict[str, Any], run: Run) -> int:

@@ -17,6 +17,7 @@ from vtx_scale.data_pipeline.publish import whole
 from vtx_scale.interop.files import refuse_taken
 from vtx_scale.launch.open_run import OpenRun, open_run
 from vtx_scale.launch.reading import reading_of
+from vtx_scale.launch.several import is_rank, run_together, speaks
 from vtx_scale.trainer.output import say
 
 AT_ONCE = 16  # pictures
@@ -26,7 +27,10 @@ Picture = NDArray[np.uint8]  # (S, S, 3)
 def run(args: argparse.Namespace) -> int:
     reading, out = reading_of(args.keys), local_path(args.out)
     check_numbers(args)
-    refuse_taken(out)
+    if not is_rank():
+        refuse_taken(out)
+    if (reading.world or 1) > 1 and not is_rank():
+        return run_together(args.words, reading.world or 1)
     # half a surrogate pair, which a shell can pass, is no text
     texts = [text.encode("utf-8", "replace").decode() for text in args.text]
     opened = open_run(args.folder, reading.device, reading.precision)
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for reader in (opened, judge):
         if reader is not None and texts:
             report_cut(reader, texts)
-    with folder_for(out):
+    with folder_for(out) if speaks() else contextlib.nullcontext():
         for c, caption in enumerate(texts or [""]):
             pictures: list[Picture] = []
             while len(pictures) < args.count:
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
                 pictures += draw(opened, caption, first, min(AT_ONCE, count), args)
             if judge is not None:
                 pictures = best(judge, caption, pictures)[: args.keep or 1]
-            for i, pixels in enumerate(pictures):
+            for i, pixels in enumerate(pictures if speaks() else ()):
                 path = out / f"{c:03d}-{i:03d}.png"
                 with whole(path) as part:
                     Image.fromarray(np.asarray(pixels)).save(part)
