@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtx_scale.blocks.cuts import Colwise, Cuts, Rowwise
 from vtx_scale.blocks.rules import Rule, Rules, normal, ones, uniform, zeros
-from vtx_scale.blocks.slots import SlotContext, dropout
+from vtx_scale.blocks.slots import WHOLE, SlotContext, dropout
+from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.specs.virtex import VirtexConfig
 
 
@@ -25,7 +27,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, drop: float, name: str) -> None:
         super().__init__()
-        self.heads, self.drop, self.name = heads, drop, name
+        self.heads, self.head_width, self.drop, self.name = heads, width // heads, drop, name
+        self.axis = Ranks()  # the ranks that share the heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -33,17 +36,16 @@ class Attention(nn.Module):
     def forward(
         self, x_BTH: Tensor, memory_BPH: Tensor, causal: bool, slots: SlotContext | None
     ) -> Tensor:
-        B, T, H = x_BTH.shape
-        q = self.q(x_BTH).view(B, T, self.heads, -1).transpose(1, 2)
-        k, v = (
-            self.kv(memory_BPH).view(B, -1, 2, self.heads, H // self.heads).permute(2, 0, 3, 1, 4)
-        )
+        T, D = x_BTH.shape[1], self.head_width
+        q = self.q(x_BTH).unflatten(2, (-1, D)).transpose(1, 2)
+        k, v = self.kv(memory_BPH).unflatten(2, (2, -1, D)).permute(2, 0, 3, 1, 4)
         score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if causal:
             later = torch.ones(T, T, dtype=torch.bool, device=x_BTH.device).triu(1)
             score = score.masked_fill(later, float("-inf"))
-        share = dropout(score.softmax(-1), self.drop, slots, self.name, "weights")
-        out: Tensor = self.proj((share @ v).transpose(1, 2).reshape(B, T, H))
+        share = score.softmax(-1)
+        share = dropout(share, self.drop, slots, self.name, "weights", axis=self.axis, dim=-3)
+        out: Tensor = self.proj((share @ v).transpose(1, 2).flatten(2))
         return out
 
 
@@ -52,20 +54,32 @@ class Layer(nn.Module):
         super().__init__()
         H = spec.width
         self.drop, self.name = spec.dropout, name
+        self.axis = Ranks()  # the ranks that share the hidden units
         self.own = Attention(H, spec.heads, spec.dropout, f"{name}.own")
         self.map = Attention(H, spec.heads, spec.dropout, f"{name}.map")
         self.fc1, self.fc2 = nn.Linear(H, 4 * H), nn.Linear(4 * H, H)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(H), nn.LayerNorm(H), nn.LayerNorm(H)
 
+    def cuts(self) -> Cuts:
+        """Where tensor parallelism cuts it."""
+        q, kv = Colwise(heads=self.own.heads), Colwise(parts=2, heads=self.own.heads)
+        attentions = {
+            f"{name}.{layer}": cut
+            for name in ("own", "map")
+            for layer, cut in (("q", q), ("kv", kv), ("proj", Rowwise()))
+        }
+        return {**attentions, "fc1": Colwise(), "fc2": Rowwise()}
+
     def forward(self, x: Tensor, map_BPH: Tensor, slots: SlotContext | None = None) -> Tensor:
         """Padding stands behind every token that it could be seen by."""
 
-        def drop(y: Tensor, purpose: str) -> Tensor:
-            return dropout(y, self.drop, slots, self.name, purpose)
+        def drop(y: Tensor, purpose: str, axis: Ranks = WHOLE) -> Tensor:
+            return dropout(y, self.drop, slots, self.name, purpose, axis=axis)
 
         x = self.norm1(x + drop(self.own(x, x, True, slots), "drop1"))
         x = self.norm2(x + drop(self.map(x, map_BPH, False, slots), "drop2"))
-        out: Tensor = self.norm3(x + drop(self.fc2(drop(F.gelu(self.fc1(x)), "fc1")), "drop3"))
+        hidden = drop(F.gelu(self.fc1(x)), "fc1", self.axis)
+        out: Tensor = self.norm3(x + drop(self.fc2(hidden), "drop3"))
         return out
 
 

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.blocks.attention import MLP, KVCache
+from vtx_scale.blocks.attention import MLP, KVCache, block_cuts
 from vtx_scale.blocks.autocast import no_autocast
+from vtx_scale.blocks.cuts import Cuts
 from vtx_scale.blocks.norm import NORMS
 from vtx_scale.blocks.rules import Rule, Rules, normal, zeros
 from vtx_scale.specs.dalle import TextToCodesConfig
@@ -68,7 +69,7 @@ def columns(kind: str, grid: int, reach: int, place: int, device: torch.device) 
 class Attention(nn.Module):
     def __init__(self, spec: TextToCodesConfig, kind: str) -> None:
         super().__init__()
-        self.spec, self.kind, self.heads = spec, kind, spec.heads
+        self.spec, self.kind, self.head_width = spec, kind, spec.width // spec.heads
         # rows of codes that a row's places touch
         self.above = min(spec.grid, {"row": 1, "conv": spec.reach + 1}.get(kind, 0))
         self.qkv = nn.Linear(spec.width, 3 * spec.width)
@@ -78,8 +79,8 @@ class Attention(nn.Module):
         """cache: x is the text, or one place of the codes,
         which sees what it may of those before and itself.
         """
-        B, N, C = x_BNC.shape
-        q, k, v = self.qkv(x_BNC).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        N = x_BNC.shape[1]
+        q, k, v = self.qkv(x_BNC).unflatten(2, (3, -1, self.head_width)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.add(k, v)
             if N == 1:
@@ -91,7 +92,7 @@ class Attention(nn.Module):
                 q[:, :, :T], k[:, :, :T], v[:, :, :T], is_causal=True
             )
             y = torch.cat([text, self.of_codes(q[:, :, T:], k, v)], dim=2)
-        out: Tensor = self.proj(y.transpose(1, 2).reshape(B, N, C))
+        out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
         return out
 
     def seen(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,10 +144,15 @@ class Block(nn.Module):
 
     def __init__(self, spec: TextToCodesConfig, kind: str) -> None:
         super().__init__()
+        self.heads = spec.heads
         self.norm1 = nn.LayerNorm(spec.width, eps=EPS)
         self.attn = Attention(spec, kind)
         self.norm2 = nn.LayerNorm(spec.width, eps=EPS)
         self.mlp = MLP(spec.width, 4 * spec.width, "gelu")
+
+    def cuts(self) -> Cuts:
+        """Where tensor parallelism cuts it."""
+        return block_cuts(self.heads)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), cache)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vtx_scale.blocks.attention import MLP, Attention, KVCache
+from vtx_scale.blocks.attention import MLP, Attention, KVCache, block_cuts
+from vtx_scale.blocks.cuts import Cuts
 from vtx_scale.blocks.rules import Rule, Rules, normal, ones, zeros
 from vtx_scale.specs.igpt import PixelGPTConfig
 
@@ -30,6 +31,10 @@ class Block(nn.Module):
         self.attn = Attention(C, spec.heads, spec.causal, bias=False)
         self.norm2 = nn.RMSNorm(C, eps=EPS)
         self.mlp = MLP(C, 4 * C, "quick_gelu", bias=False)
+
+    def cuts(self) -> Cuts:
+        """Where tensor parallelism cuts it."""
+        return block_cuts(self.attn.heads)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, peek: bool = False) -> Tensor:
         """(B, N, C) -> (B, N, C); `peek`: instead the norm that opens the block,

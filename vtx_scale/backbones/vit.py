@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vtx_scale.backbones import bit
 from vtx_scale.blocks.attention import MLP, NORMS, XAVIER, Block, xavier
+from vtx_scale.blocks.cuts import Colwise, Cuts, Rowwise
 from vtx_scale.blocks.position import resampled, sincos2d
 from vtx_scale.blocks.rules import Rule, Rules, fan_in, normal, under, uniform, zeros
 from vtx_scale.blocks.slots import SlotContext, dropout
@@ -29,7 +30,7 @@ class MapHead(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, activation: str, eps: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_width = heads, width // heads
         self.probe = nn.Parameter(torch.empty(1, 1, width))
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
@@ -37,16 +38,21 @@ class MapHead(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, activation)
 
+    def cuts(self) -> Cuts:
+        """Where tensor parallelism cuts it."""
+        return {
+            "q": Colwise(heads=self.heads),
+            "kv": Colwise(parts=2, heads=self.heads),
+            "proj": Rowwise(),
+            "mlp.fc1": Colwise(),
+            "mlp.fc2": Rowwise(),
+        }
+
     def forward(self, x_BNC: Tensor) -> Tensor:
-        B, N, C = x_BNC.shape
-        q = (
-            self.q(self.probe)
-            .view(1, 1, self.heads, C // self.heads)
-            .transpose(1, 2)
-            .expand(B, -1, -1, -1)
-        )
-        k, v = self.kv(x_BNC).view(B, N, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        y = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, C))
+        q = self.q(self.probe).unflatten(2, (-1, self.head_width)).transpose(1, 2)
+        q = q.expand(len(x_BNC), -1, -1, -1)
+        k, v = self.kv(x_BNC).unflatten(2, (2, -1, self.head_width)).permute(2, 0, 3, 1, 4)
+        y = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
         out: Tensor = y + self.mlp(self.norm(y))
         return out
 

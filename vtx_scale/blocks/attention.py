@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtx_scale.blocks.cuts import Colwise, Cuts, Rowwise
 from vtx_scale.blocks.rules import Initial, Rule, Rules, fan_in, normal, ones, uniform, zeros
 from vtx_scale.blocks.slots import SlotContext, drop_path, dropout
+from vtx_scale.distributed.ranks import Ranks
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -66,19 +68,22 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with fused q, k, v (rows of `qkv` in this order)."""
+    """Multi-head self-attention with fused q, k, v (rows of `qkv` in this order).
+
+    How many heads there are here is seen in what `qkv` gives: some, where ranks share them.
+    """
 
     def __init__(self, width: int, heads: int, causal: bool = False, bias: bool = True) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.head_width = heads, causal, width // heads
+        self.axis = Ranks()  # the ranks that share the heads
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width, bias=bias)
 
     def split(self, x_BNC: Tensor) -> Tensor:
-        """(3, B, H, N, C / H): q, k, v."""
-        B, N, C = x_BNC.shape
+        """(3, B, H, N, D): q, k, v."""
         qkv: Tensor = self.qkv(x_BNC)
-        return qkv.view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        return torch.unflatten(qkv, 2, (3, -1, self.head_width)).permute(2, 0, 3, 1, 4)
 
     def forward(self, x_BNC: Tensor, cache: KVCache | None = None) -> Tensor:
         """cache: x is one token, which sees those of before and itself."""
@@ -86,7 +91,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.add(k, v)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and cache is None)
-        out: Tensor = self.proj(y.transpose(1, 2).reshape(x_BNC.shape))
+        out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
         return out
 
 
@@ -104,12 +109,22 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(width, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, width, bias=bias)
         self.activation, self.dropout, self.name = activation, dropout, name
+        self.axis = Ranks()  # the ranks that share the hidden units
 
     def forward(self, x: Tensor, slots: SlotContext | None = None) -> Tensor:
-        x = dropout(
-            ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, slots, self.name, "fc1"
-        )
+        x = ACTIVATIONS[self.activation](self.fc1(x))
+        x = dropout(x, self.dropout, slots, self.name, "fc1", axis=self.axis)
         return dropout(self.fc2(x), self.dropout, slots, self.name, "fc2")
+
+
+def block_cuts(heads: int) -> Cuts:
+    """Of a block with `attn`, an attention with fused q, k, v, and `mlp`."""
+    return {
+        "attn.qkv": Colwise(parts=3, heads=heads),
+        "attn.proj": Rowwise(),
+        "mlp.fc1": Colwise(),
+        "mlp.fc2": Rowwise(),
+    }
 
 
 class Block(nn.Module):
@@ -138,6 +153,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, activation, dropout, name)
 
+    def cuts(self) -> Cuts:
+        """Where tensor parallelism cuts it."""
+        return block_cuts(self.attn.heads)
+
     def forward(self, x: Tensor, slots: SlotContext | None = None, look: bool = False) -> Tensor:
         """(B, N, C) -> (B, N, C); `look`: instead (B, H, N, N),
         how the attention spreads over the tokens (rows sum to 1).
@@ -145,7 +164,8 @@ class Block(nn.Module):
         if look:
             q, k, _ = self.attn.split(self.norm1(x))
             share: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-            return share.softmax(-1)
+            # (H, B, N, N) of this rank's heads, then of all
+            return self.attn.axis.gather_plain(share.softmax(-1).transpose(0, 1)).transpose(0, 1)
         y = dropout(self.attn(self.norm1(x)), self.dropout, slots, self.name, "attn")
         x = x + drop_path(y, self.drop_path, slots, self.name, "path1")
         return x + drop_path(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vtx_scale.blocks import random
 from vtx_scale.distributed.ranks import Ranks
 
+WHOLE = Ranks()
 VIEWS = 1 << 16  # a row's number is slot * VIEWS + view
 
 
@@ -44,13 +45,26 @@ class SlotContext:
         return random.normal(self.key, f"{self.call}/{purpose}", self.number, *shape)
 
 
-def dropout(x: Tensor, rate: float, slots: SlotContext | None, *purpose: str) -> Tensor:
+def dropout(
+    x: Tensor,
+    rate: float,
+    slots: SlotContext | None,
+    *purpose: str,
+    axis: Ranks = WHOLE,
+    dim: int = -1,
+) -> Tensor:
     """Each number of x (B, ...) becomes 0 with probability `rate`,
     the others grow by 1 / (1 - rate).
+
+    axis: the ranks that share the dimension `dim`, counted from the end, in equal parts: what is
+    drawn is drawn of the whole.
     """
     if slots is None or not rate:
         return x
-    keep = slots.uniform(".".join(purpose), *x.shape[1:]) >= rate
+    shape, here = list(x.shape[1:]), x.shape[dim]
+    shape[dim] *= axis.world
+    drawn = slots.uniform(".".join(purpose), *shape)
+    keep = drawn.narrow(dim, axis.rank * here, here) >= rate
     return x * keep.to(x.dtype) / (1 - rate)
 
 

@@ -1,0 +1,200 @@
+"""Tensor parallelism: blocks that are cut compute what they compute whole, forwards and backwards,
+whatever they drop; what is whole on every rank stays alike to the bit.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.ranks import gathered, on_ranks
+from vtx_scale.backbones import captioner, dalle, igpt
+from vtx_scale.backbones.vit import MapHead
+from vtx_scale.blocks.attention import Block, KVCache
+from vtx_scale.blocks.cuts import Colwise, Rowwise, cut_fault, cut_layers
+from vtx_scale.blocks.random import step_key
+from vtx_scale.blocks.slots import VIEWS, SlotContext
+from vtx_scale.distributed.ranks import GroupRanks, Ranks
+from vtx_scale.specs.dalle import TextToCodesConfig
+from vtx_scale.specs.igpt import PixelGPTConfig
+from vtx_scale.specs.resnet import ResNetConfig
+from vtx_scale.specs.virtex import VirtexConfig
+from vtx_scale.strategies.tp import share_layers
+
+C, B = 48, 3
+CODES = TextToCodesConfig(width=C, heads=6, depth=4, context=5, grid=4, vocab=11, codes=7)
+PIXELS = PixelGPTConfig(width=C, heads=6, depth=1, side=3)
+
+
+def captioning():
+    """A layer of six heads that drops at three places inside of what is cut."""
+    spec = VirtexConfig(net=ResNetConfig(blocks=(1, 1)), width=C, dropout=0.3)
+    layer = captioner.Layer(spec, "forwards.0")
+    for attention in (layer.own, layer.map):
+        attention.heads, attention.head_width = 6, C // 6
+    return layer
+
+
+BLOCKS = {
+    "plain": lambda: Block(C, 6, 4 * C, "gelu", 1e-5, dropout=0.3, drop_path=0.3, name="b"),
+    "causal": lambda: Block(C, 6, 2 * C, "quick_gelu", 1e-5, causal=True),
+    "pixels": lambda: igpt.Block(PIXELS),
+    "row": lambda: dalle.Block(CODES, "row"),
+    "column": lambda: dalle.Block(CODES, "column"),
+    "conv": lambda: dalle.Block(CODES, "conv"),
+    "attention pooling": lambda: MapHead(C, 6, 2 * C, "gelu", 1e-6),
+    "captions": captioning,
+}
+
+
+def filled(name: str) -> nn.Module:
+    """In float64, with values that leave no part silent."""
+    torch.manual_seed(0)
+    block = BLOCKS[name]().double()
+    with torch.no_grad():
+        for p in block.parameters():
+            p.copy_(torch.randn(p.shape, dtype=torch.float64) / math.sqrt(p.shape[-1]))
+    return block
+
+
+def inputs(name: str) -> tuple:
+    torch.manual_seed(1)
+    tokens = 1 + CODES.context + CODES.grid**2
+    x = torch.randn(B, tokens, C, dtype=torch.float64, requires_grad=True)
+    number = torch.arange(B) * VIEWS + 3
+    slots = SlotContext(torch.ones(B, dtype=torch.bool), number, step_key(5, 2), Ranks())
+    if name == "captions":
+        memory = torch.randn(B, 7, C, dtype=torch.float64, requires_grad=True)
+        return x, memory, slots
+    return (x, slots) if name == "plain" else (x,)
+
+
+def run(block: nn.Module, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What a block gives, and the gradients of its inputs; its parameters have theirs."""
+    given = inputs(name)
+    y = block(*given)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype)
+    (y * weight).sum().backward()
+    tensors = [t for t in given if isinstance(t, torch.Tensor)]
+    return y.detach(), [t.grad for t in tensors]
+
+
+def shared(whole: nn.Module) -> tuple[nn.Module, dict]:
+    """A copy of which this rank has its part."""
+    dist = gathered()
+    module = copy.deepcopy(whole).to("meta")
+    parts = share_layers(module, GroupRanks(dist.group.WORLD))
+    module.to_empty(device="cpu")
+    with torch.no_grad():
+        for (name, p), (same, value) in zip(
+            module.named_parameters(), whole.named_parameters(), strict=True
+        ):
+            assert name == same, "names never change"
+            p.copy_(of(parts, name, value))
+    return module, parts
+
+
+def of(parts: dict, name: str, value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a whole tensor, box under box."""
+    if name not in parts:
+        return value
+    assert parts[name].shape == tuple(value.shape)
+    return torch.cat([value[tuple(slice(a, b) for a, b in box)] for box in parts[name].boxes])
+
+
+def on_rank(name: str) -> dict[str, bytes]:
+    """One block cut against the same whole; the bits of gradients that every rank holds."""
+    whole = filled(name)
+    module, parts = shared(whole)
+    y, grads = run(whole, name)
+    part_y, part_grads = run(module, name)
+    assert torch.allclose(part_y, y, rtol=1e-12, atol=1e-12), name
+    for a, b in zip(part_grads, grads, strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-12)
+    alike = {"input": part_grads[0], "output": part_y}
+    own = dict(module.named_parameters())
+    for key, p in whole.named_parameters():
+        assert torch.allclose(own[key].grad, of(parts, key, p.grad), rtol=1e-11, atol=1e-12), key
+        if key not in parts:
+            alike[key] = own[key].grad
+    assert sum(p.numel() for p in own.values()) < sum(p.numel() for p in whole.parameters())
+    return {key: t.numpy().tobytes() for key, t in alike.items()}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_cut_block_is_the_whole_one(name):
+    """Copies get gradients of the same bits on both ranks: a norm's, whose layer is cut, too."""
+    one, two = on_ranks(2, on_rank, name)
+    assert one == two and "norm.weight" in one or "norm1.weight" in one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "column", "captions", "attention pooling"])
+def test_three_ranks_share_six_heads(name):
+    one, *others = on_ranks(3, on_rank, name)
+    assert all(other == one for other in others)
+
+
+def looks() -> None:
+    """How a block attends is told of all heads; keys and values are kept of some."""
+    whole = filled("plain")
+    module, _ = shared(whole)
+    x = inputs("plain")[0].detach()
+    with torch.no_grad():
+        assert torch.allclose(module(x, look=True), whole(x, look=True), rtol=1e-12)
+        whole = filled("row")
+        module, _ = shared(whole)
+        ours, theirs = (KVCache(22) for _ in range(2))
+        for a, b in ((0, 6), *((n, n + 1) for n in range(6, 22))):
+            step = inputs("row")[0].detach()[:, a:b]
+            assert torch.allclose(module(step, ours), whole(step, theirs), rtol=1e-11, atol=1e-12)
+        assert ours.k is not None and theirs.k is not None
+        assert ours.k.shape[1] == theirs.k.shape[1] // 2
+
+
+def test_heads_are_looked_at_and_remembered():
+    on_ranks(2, looks)
+
+
+def test_every_block_that_attends_is_cut():
+    """All of its heads and hidden units; and no layer is named that is none."""
+    for name, build in BLOCKS.items():
+        block = build()
+        cuts = cut_layers(block)
+        assert {type(c) for c in cuts.values()} == {Colwise, Rowwise}
+        wide = {n for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+        assert cuts.keys() == wide, name
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_parts_cover_a_layer_once(count):
+    """Of qkv in three boxes, whose rows a rank holds one box under another."""
+    for cut, shape in (
+        (Colwise(parts=3, heads=12), (72, 10)),
+        (Colwise(parts=3, heads=12), (72,)),
+        (Colwise(parts=2), (48, 10)),
+        (Colwise(), (24,)),
+        (Rowwise(), (10, 24)),
+    ):
+        seen = torch.zeros(shape)
+        for index in range(count):
+            boxes = cut.boxes(shape, index, count)
+            assert len(boxes) == getattr(cut, "parts", 1)
+            for box in boxes:
+                seen[tuple(slice(a, b) for a, b in box)] += 1
+        assert bool((seen == 1).all())
+
+
+def test_what_does_not_divide_is_refused_in_a_sentence():
+    with torch.device("meta"):
+        three = nn.ModuleDict({"blocks": Block(66, 3, 264, "gelu", 1e-5)})
+        odd = Block(64, 4, 257, "gelu", 1e-5)
+    fault = cut_fault(three, 2)
+    assert fault == (
+        "system.tp=2 does not divide the 3 heads of blocks.attn.qkv: "
+        "choose a system.tp that does, or another strategy."
+    )
+    assert cut_fault(three, 3) is None
+    assert "257 outputs of mlp.fc1" in str(cut_fault(odd, 2))
