@@ -78,6 +78,8 @@ LEAVE = "vtx_scale/trainer/leave.py"
 CONTROL = "vtx_scale/trainer/control.py"
 RESTORE = "vtx_scale/launch/restore.py"
 WRITE = "vtx_scale/checkpoints/write.py"
+TP = "vtx_scale/strategies/cut_layers.py"
+CUT = "tests/vtx_scale/test_tp.py"
 
 MUTANTS = (
     # --- steps that count and steps that do not
@@ -237,8 +239,8 @@ MUTANTS = (
     Mutant(
         "dropout-without-its-block",
         "vtx_scale/blocks/slots.py",
-        'slots.uniform(".".join(purpose), *x.shape[1:])',
-        "slots.uniform(purpose[-1], *x.shape[1:])",
+        'slots.uniform(".".join(purpose), *shape)',
+        "slots.uniform(purpose[-1], *shape)",
         (f"{DROPS}::test_no_two_blocks_drop_alike",),
         "Each block drops numbers of its own.",
     ),
@@ -566,6 +568,55 @@ MUTANTS = (
         'f"{seed}/{name}/{k - lo // BLOCK}"',
         (f"{TRAINER}::test_initial_values_do_not_hang_on_the_sharding",),
         "Initial values do not hang on how a tensor is cut.",
+    ),
+    # --- tensor parallelism
+    Mutant(
+        "qkv-cut-as-one-matrix",
+        "vtx_scale/blocks/attention.py",
+        "Colwise(parts=3, heads=heads)",
+        "Colwise(heads=heads)",
+        (f"{CUT}::test_a_cut_block_is_the_whole_one[causal]",),
+        "A rank has its part of q, of k and of v, not the first rows of the three.",
+    ),
+    Mutant(
+        "gradient-of-a-share",
+        TP,
+        "dist.all_reduce(grad, group=ctx.group)",
+        "pass",
+        (f"{CUT}::test_a_cut_block_is_the_whole_one[causal]",),
+        "What comes before a block that is cut has the gradient of all its heads.",
+    ),
+    Mutant(
+        "a-bias-of-every-rank",
+        TP,
+        "F.linear(x, layer.weight), group)",
+        "F.linear(x, layer.weight, layer.bias), group)",
+        (f"{CUT}::test_a_cut_block_is_the_whole_one[causal]",),
+        "A bias behind a sum over ranks is added once.",
+    ),
+    Mutant(
+        "every-share-drops-alike",
+        "vtx_scale/blocks/slots.py",
+        "drawn.narrow(dim, axis.rank * here, here)",
+        "drawn.narrow(dim, 0, here)",
+        (f"{CUT}::test_a_cut_block_is_the_whole_one[plain]",),
+        "What is dropped of hidden units does not hang on the rank that has them.",
+    ),
+    Mutant(
+        "weights-dropped-of-the-first-heads",
+        "vtx_scale/backbones/captioner.py",
+        '"weights", axis=self.axis, dim=-3',
+        '"weights"',
+        (f"{CUT}::test_a_cut_block_is_the_whole_one[captions]",),
+        "What is dropped of an attention's weights does not hang on the rank that has the head.",
+    ),
+    Mutant(
+        "heads-of-one-rank-looked-at",
+        "vtx_scale/blocks/attention.py",
+        "self.attn.axis.gather_plain(share.softmax(-1).transpose(0, 1))",
+        "(share.softmax(-1).transpose(0, 1))",
+        (f"{CUT}::test_heads_are_looked_at_and_remembered",),
+        "How a block attends is told of all heads, whichever rank has them.",
     ),
     # --- P3: one checkpoint
     Mutant(

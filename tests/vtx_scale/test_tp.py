@@ -21,7 +21,7 @@ from vtx_scale.specs.dalle import TextToCodesConfig
 from vtx_scale.specs.igpt import PixelGPTConfig
 from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.virtex import VirtexConfig
-from vtx_scale.strategies.tp import share_layers
+from vtx_scale.strategies.cut_layers import share_layers
 
 C, B = 48, 3
 CODES = TextToCodesConfig(width=C, heads=6, depth=4, context=5, grid=4, vocab=11, codes=7)

@@ -62,6 +62,17 @@ class Rowwise:
         return (((0, shape[0]), (index * share, (index + 1) * share)),)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is left to a rank of a parameter that is cut: its boxes in the whole `shape`, and the
+    dimension that is cut.
+    """
+
+    shape: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    dim: int
+
+
 Cut = Colwise | Rowwise
 Cuts = dict[str, Cut]  # name of a linear layer below the block -> how it is cut
 

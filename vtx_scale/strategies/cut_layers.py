@@ -1,16 +1,15 @@
-"""Tensor parallelism (Shoeybi et al. 2019, arXiv:1909.08053): ranks of one axis share the heads and
-the hidden units of every block that says by `cuts()` where.
+"""Layers of which a rank has its part, as blocks say by `cuts()` (Shoeybi et al. 2019, Megatron-LM,
+arXiv:1909.08053).
 
 Not torch's parallelize_module: a placement of DTensor cannot say that q, k and v stand in one
-matrix, of each of which a rank has a part. A layer's parameter gives way to a plain one of this
+matrix and that a rank has a part of each. A layer's parameter gives way to a plain one of this
 rank's part, so that whatever comes after (FSDP, the optimizer) sees ordinary tensors. Around a pair
 of layers stand two sums: of the gradient where the input comes in, of the output where it leaves.
-Whatever is whole gets the same gradient on every rank of the axis, to the bit.
+What is whole gets the same gradient on every rank of the axis, to the bit.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,10 +17,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtx_scale.blocks.cuts import Colwise, cut_fault, cut_layers
+from vtx_scale.blocks.cuts import Colwise, Part, cut_fault, cut_layers
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import GroupRanks
-from vtx_scale.distributed.sharding import Box
 
 
 class Enter(torch.autograd.Function):
@@ -67,17 +65,6 @@ def rowwise(layer: nn.Linear, group: dist.ProcessGroup | None, x: Tensor) -> Ten
     """(..., inputs / ranks) -> all outputs (..., outputs)."""
     y = leave(F.linear(x, layer.weight), group)
     return y if layer.bias is None else y + layer.bias.to(y.dtype)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What the axis leaves to this rank of a parameter: its boxes in the whole `shape`, and which
-    of the dimensions is cut.
-    """
-
-    shape: tuple[int, ...]
-    boxes: tuple[Box, ...]
-    dim: int
 
 
 def share_layers(module: nn.Module, axis: GroupRanks) -> dict[str, Part]:
