@@ -61,7 +61,7 @@ def check(run: Run) -> None:
             raise UserError(f"{key}={maybe}: give 1 or more, or leave it out.")
     check_data(run)
     if run.system.world is not None:
-        check_micro_batch(run, run.system.world)
+        check_micro_batch(run, run.system.sharers(run.system.world))
     for evaluation in run.evaluate:
         check_evaluator(evaluation.name)
 
@@ -107,7 +107,9 @@ def changed(spec: Spec, name: str) -> bool:
 
 
 def check_micro_batch(run: Run, world: int) -> None:
-    """Raises UserError where batch statistics are to be taken of less than a batch."""
+    """Raises UserError where batch statistics are to be taken of less than a batch, which `world`
+    ranks share.
+    """
     micro, share = run.system.micro_batch, -(-run.global_batch // world)
     if micro is not None and micro < share and run.objective.batch_statistics:
         raise UserError(

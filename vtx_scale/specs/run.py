@@ -229,8 +229,10 @@ class System(Spec):
     """How it is computed. Nothing here counts in the hash; None is automatic (docs/tour.md)."""
 
     world: int | None = None
-    strategy: Literal["auto", "single", "ddp", "fsdp", "hsdp"] = "auto"
+    strategy: Literal["auto", "single", "ddp", "fsdp", "hsdp", "tp"] = "auto"
     replicas: int = 2  # hsdp: how many copies of the sharded model
+    # ranks that share heads and hidden units: all under tp, neighbours under fsdp
+    tp: int | None = None
     micro_batch: int | None = None  # slots a rank encodes at once
     workers: int = 1  # loader processes a rank
     precision: PrecisionName = "auto"
@@ -246,8 +248,10 @@ class System(Spec):
 
     def strategy_at(self, world: int, cuda: bool) -> str:
         """The strategy by name; automatic: single for one process, else fsdp on GPUs and ddp on
-        CPU.
+        CPU. With `tp` "fsdp" is "tp_fsdp".
         """
+        if self.tp is not None and self.strategy != "tp":
+            return "tp_fsdp"
         if self.strategy != "auto":
             return self.strategy
         return "single" if world == 1 else "fsdp" if cuda else "ddp"
@@ -255,7 +259,11 @@ class System(Spec):
     @property
     def meets_alone(self) -> bool:
         """Whether one process of its own needs a process group too."""
-        return self.strategy not in ("auto", "single", "ddp")
+        return self.tp is not None or self.strategy not in ("auto", "single", "ddp")
+
+    def sharers(self, world: int) -> int:
+        """How many of the ranks share a batch: each of them has slots of its own."""
+        return 1 if self.strategy == "tp" else world // (self.tp or 1)
 
     def world_fault(self, world: int) -> str | None:
         """Why the strategy cannot run on so many ranks, a sentence."""
@@ -264,6 +272,18 @@ class System(Spec):
                 f"system.strategy=single runs on one process, the world is {world}: "
                 "choose ddp, fsdp or hsdp."
             )
+        if self.tp is not None and self.strategy not in ("auto", "fsdp", "tp"):
+            return (
+                f"system.tp={self.tp} is for system.strategy=tp or fsdp, not {self.strategy}: "
+                "choose one of them, or leave system.tp out."
+            )
+        if self.strategy == "tp" and self.tp not in (None, world):
+            return (
+                f"system.strategy=tp takes the whole world for its axis, {world} ranks and not "
+                f"system.tp={self.tp}: leave system.tp out, or choose system.strategy=fsdp."
+            )
+        if self.tp is not None and (self.tp < 1 or world % self.tp):
+            return f"system.tp={self.tp} needs a world that it divides, not {world}."
         if self.strategy == "hsdp" and world % self.replicas:
             return (
                 f"hsdp with system.replicas={self.replicas} needs a world that it divides, "

@@ -17,6 +17,8 @@ STRATEGIES = {
     "ddp": "vtx_scale.strategies.ddp:DDP",
     "fsdp": "vtx_scale.strategies.fsdp:FSDP",
     "hsdp": "vtx_scale.strategies.fsdp:HSDP",
+    "tp": "vtx_scale.strategies.tp:TP",
+    "tp_fsdp": "vtx_scale.strategies.tp:ShardedTP",
 }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vtx_scale.blocks.cuts import Colwise, Part, cut_fault, cut_layers
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.distributed.ranks import GroupRanks
+from vtx_scale.distributed.ranks import Ranks
 
 
 class Enter(torch.autograd.Function):
@@ -67,7 +67,7 @@ def rowwise(layer: nn.Linear, group: dist.ProcessGroup | None, x: Tensor) -> Ten
     return y if layer.bias is None else y + layer.bias.to(y.dtype)
 
 
-def share_layers(module: nn.Module, axis: GroupRanks) -> dict[str, Part]:
+def share_layers(module: nn.Module, axis: Ranks) -> dict[str, Part]:
     """Cut the layers of a module on the meta device; what is left of each parameter that is cut.
 
     Raises UserError where the ranks of the axis do not divide its heads or widths.
