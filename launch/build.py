@@ -1,7 +1,11 @@
 """From a recipe to live parts: specs become modules, readers and batches."""
 
+from collections.abc import Callable
+
 import torch
 
+from vtx_scale.blocks.cuts import cut_fault, cut_layers
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Batches, InOrder, Reader
 from vtx_scale.data_pipeline.members import Placed
 from vtx_scale.distributed.ranks import Ranks
@@ -32,6 +36,22 @@ def build_objective(run: Run, dtype: torch.dtype, ranks: Ranks | None = None) ->
     with torch.device("meta"):
         objective: Objective = import_object(type(run.objective).build)(run.objective, context)
     return objective.to(dtype)
+
+
+def check_cuts(run: Run, axis: int, say: Callable[[str], None]) -> None:
+    """Whether so many ranks can share the blocks of a run's networks; where none of its blocks can
+    be cut, a line on that.
+
+    Raises UserError where they do not divide heads or hidden units.
+    """
+    objective = build_objective(run, torch.float32)
+    if (fault := cut_fault(objective, axis)) is not None:
+        raise UserError(fault)
+    if not cut_layers(objective):
+        say(
+            f"{run.objective.title()} has no block that {axis} ranks could share: "
+            "each of them computes all of it"
+        )
 
 
 def reader_of(run: Run, train: bool) -> Reader:

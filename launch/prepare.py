@@ -40,6 +40,10 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
         from vtx_scale.launch.strangers import check_buildable
 
         check_buildable(run)
+    if (axis := run.system.axis(world)) > 1:
+        from vtx_scale.launch.build import check_cuts
+
+        check_cuts(run, axis, say)
     data = training_data(run, say)
     if run.evaluate and open_data(run, False, say) is None:
         say(f"no data.val_shards: {', '.join(e.name for e in run.evaluate)} will be left out")

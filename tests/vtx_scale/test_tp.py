@@ -4,24 +4,33 @@ whatever they drop; what is whole on every rank stays alike to the bit.
 
 import copy
 import math
+import os
 
 import pytest
 import torch
 from torch import nn
 
 from tests.ranks import gathered, on_ranks
+from tests.runs import smoke
 from vtx_scale.backbones import captioner, dalle, igpt
 from vtx_scale.backbones.vit import MapHead
 from vtx_scale.blocks.attention import Block, KVCache
 from vtx_scale.blocks.cuts import Colwise, Rowwise, cut_fault, cut_layers
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.slots import VIEWS, SlotContext
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
+from vtx_scale.launch import override
+from vtx_scale.launch.build import build_objective
+from vtx_scale.launch.prepare import refuse
 from vtx_scale.specs.dalle import TextToCodesConfig
 from vtx_scale.specs.igpt import PixelGPTConfig
 from vtx_scale.specs.resnet import ResNetConfig
+from vtx_scale.specs.run import System
 from vtx_scale.specs.virtex import VirtexConfig
+from vtx_scale.strategies.apply import apply, strategy_of
 from vtx_scale.strategies.cut_layers import share_layers
+from vtx_scale.trainer.optim import optimizer_of
 
 C, B = 48, 3
 CODES = TextToCodesConfig(width=C, heads=6, depth=4, context=5, grid=4, vocab=11, codes=7)
@@ -198,3 +207,108 @@ def test_what_does_not_divide_is_refused_in_a_sentence():
     )
     assert cut_fault(three, 3) is None
     assert "257 outputs of mlp.fc1" in str(cut_fault(odd, 2))
+
+
+ODD = {
+    "dalle_12b": (
+        "objective.net.width=66",
+        "objective.net.heads=6",
+        "objective.net.vocab=259",
+        "objective.net.depth=2",
+    ),
+    "clip_vit_b32": (
+        "objective.image.width=66",
+        "objective.image.heads=6",
+        "objective.image.mlp=138",
+        "objective.text.width=42",
+        "objective.text.heads=6",
+        "objective.image.pool=map",
+        "objective.image.class_token=false",
+        "objective.text.vocab=259",
+    ),
+    "dino_vit_s16": ("objective.net.width=66", "objective.net.heads=6", "objective.net.mlp=138"),
+}
+
+
+def held(recipe: dict) -> list[tuple]:
+    """What this rank would put into a checkpoint, without its values."""
+    gathered()
+    run = override.from_dict(recipe)
+    world = int(os.environ["WORLD_SIZE"])
+    strategy = strategy_of(run.system, world, torch.device("cpu"), None)
+    apply(build_objective(run, torch.float32), strategy, run.system)
+    optimizer = optimizer_of(strategy.leaves(), run.optim)
+    for leaf in strategy.leaves():
+        assert type(leaf.tensor) in (torch.Tensor, nn.Parameter), "a leaf is a plain tensor"
+    rows = []
+    for s in strategy.slices(optimizer):
+        assert tuple(s.tensor.shape) == tuple(b - a for a, b in s.box), s.key
+        rows.append((s.key, s.shape, s.box, s.replicas, s.replica))
+    return rows
+
+
+CELLS = [
+    (2, "tp", "dalle_12b", "adamw"),
+    (2, "tp", "clip_vit_b32", "adafactor"),
+    pytest.param(3, "tp", "dino_vit_s16", "adamw", marks=pytest.mark.slow),
+    pytest.param(3, "tp", "clip_vit_b32", "lookahead", marks=pytest.mark.slow),
+    pytest.param(4, "fsdp", "dalle_12b", "adafactor", marks=pytest.mark.slow),
+    pytest.param(4, "fsdp", "clip_vit_b32", "adamw", marks=pytest.mark.slow),
+    pytest.param(6, "fsdp", "clip_vit_b32", "adafactor", marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize(("world", "strategy", "recipe", "optimizer"), CELLS)
+def test_slices_cover_every_tensor_once(world, strategy, recipe, optimizer):
+    """A number of each copy on just one rank, of sizes that nothing divides."""
+    axis = () if strategy == "tp" else ("system.tp=2",)
+    keys = (f"system.strategy={strategy}", *axis, f"optim.kind={optimizer}", *ODD[recipe])
+    alone = smoke(*keys[1 + len(axis) :], recipe=recipe)
+    whole = on_ranks(1, held, override.to_dict(alone))
+    ranks = on_ranks(world, held, override.to_dict(smoke(*keys, recipe=recipe)))
+    shapes = {key: shape for key, shape, *_ in whole[0]}
+    counts: dict[tuple[str, int], torch.Tensor] = {}
+    copies: dict[str, set[int]] = {}
+    for rank in ranks:
+        assert {key: shape for key, shape, *_ in rank} == shapes, "every rank knows every key"
+        for key, shape, box, replicas, replica in rank:
+            count = counts.setdefault((key, replica), torch.zeros(shape, dtype=torch.int32))
+            count[tuple(slice(a, b) for a, b in box)] += 1
+            copies.setdefault(key, set()).add(replicas)
+    for key, many in copies.items():
+        (number,) = many
+        assert {replica for k, replica in counts if k == key} == set(range(number)), key
+    assert all(bool((count == 1).all()) for count in counts.values())
+    assert {n for many in copies.values() for n in many} >= {1, world if axis == () else 2}
+
+
+def test_a_run_that_ranks_cannot_share_is_refused(tmp_path):
+    """Before anything is written, and whatever the width is."""
+    three = ("objective.net.width=66", "objective.net.heads=3", "objective.net.mlp=138")
+    run = smoke("system.strategy=tp", *three, recipe="dino_vit_s16")
+    with pytest.raises(UserError, match="system.tp=2 does not divide the 3 heads of student.net.b"):
+        refuse(run, tmp_path / "run", 2)
+    assert not (tmp_path / "run").exists()
+    refuse(run, tmp_path / "run", 3)
+
+
+def test_a_model_without_such_blocks_says_so(tmp_path, capsys):
+    run = smoke("system.strategy=tp", recipe="resnet50_imagenet")
+    refuse(run, tmp_path / "run", 2)
+    assert "Supervised has no block that 2 ranks could share" in capsys.readouterr().err
+
+
+def test_worlds_and_strategies_that_do_not_go_with_an_axis():
+    def fault(world, **fields):
+        return System(**fields).world_fault(world) or ""
+
+    assert "needs a world that it divides, not 3" in fault(3, strategy="fsdp", tp=2)
+    assert "leave system.tp out" in fault(4, strategy="tp", tp=2)
+    assert "not ddp: choose one of them" in fault(4, strategy="ddp", tp=2)
+    assert not fault(4, strategy="fsdp", tp=2) and not fault(2, strategy="tp", tp=2)
+    assert System(tp=2).strategy_at(4, False) == System(tp=2).strategy_at(4, True)
+    assert [System(strategy="tp").sharers(4), System(tp=2).sharers(4), System().sharers(4)] == [
+        1,
+        2,
+        4,
+    ]

@@ -261,9 +261,13 @@ class System(Spec):
         """Whether one process of its own needs a process group too."""
         return self.tp is not None or self.strategy not in ("auto", "single", "ddp")
 
+    def axis(self, world: int) -> int:
+        """How many ranks share the heads and hidden units of a block."""
+        return world if self.strategy == "tp" else self.tp or 1
+
     def sharers(self, world: int) -> int:
         """How many of the ranks share a batch: each of them has slots of its own."""
-        return 1 if self.strategy == "tp" else world // (self.tp or 1)
+        return world // self.axis(world)
 
     def world_fault(self, world: int) -> str | None:
         """Why the strategy cannot run on so many ranks, a sentence."""
