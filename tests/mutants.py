@@ -78,7 +78,8 @@ LEAVE = "vtx_scale/trainer/leave.py"
 CONTROL = "vtx_scale/trainer/control.py"
 RESTORE = "vtx_scale/launch/restore.py"
 WRITE = "vtx_scale/checkpoints/write.py"
-TP = "vtx_scale/strategies/cut_layers.py"
+CUT_LAYERS = "vtx_scale/strategies/cut_layers.py"
+TP = "vtx_scale/strategies/tp.py"
 CUT = "tests/vtx_scale/test_tp.py"
 
 MUTANTS = (
@@ -580,7 +581,7 @@ MUTANTS = (
     ),
     Mutant(
         "gradient-of-a-share",
-        TP,
+        CUT_LAYERS,
         "dist.all_reduce(grad, group=ctx.group)",
         "pass",
         (f"{CUT}::test_a_cut_block_is_the_whole_one[causal]",),
@@ -588,7 +589,7 @@ MUTANTS = (
     ),
     Mutant(
         "a-bias-of-every-rank",
-        TP,
+        CUT_LAYERS,
         "F.linear(x, layer.weight), group)",
         "F.linear(x, layer.weight, layer.bias), group)",
         (f"{CUT}::test_a_cut_block_is_the_whole_one[causal]",),
@@ -617,6 +618,38 @@ MUTANTS = (
         "(share.softmax(-1).transpose(0, 1))",
         (f"{CUT}::test_heads_are_looked_at_and_remembered",),
         "How a block attends is told of all heads, whichever rank has them.",
+    ),
+    Mutant(
+        "copies-on-an-axis-are-parts",
+        TP,
+        "copies=axis.world, copy=axis.rank",
+        "copies=1, copy=0",
+        (f"{CUT}::test_slices_cover_every_tensor_once[2-tp-dalle_12b-adamw]",),
+        "What an axis does not cut is stored and counted once.",
+    ),
+    Mutant(
+        "rows-of-the-first-box",
+        TP,
+        "        at += b - a\n",
+        "",
+        (f"{CUT}::test_slices_cover_every_tensor_once[4-fsdp-dalle_12b-adafactor]",),
+        "A shard of what an axis left of q, k and v lies where it came from.",
+    ),
+    Mutant(
+        "every-rank-of-an-axis-counts",
+        TP,
+        "self.speaks = self.axis.rank == 0",
+        "self.speaks = True",
+        (f"{CUT}::test_a_run_on_an_axis_is_the_run_of_one_process[2-tp-clip_vit_b32-keys4]",),
+        "Samples that all ranks of an axis see are counted once.",
+    ),
+    Mutant(
+        "columns-added-up-by-nobody",
+        TP,
+        "((part.dim, axis.group),) if axis.group is not None else ()",
+        "()",
+        (f"{CUT}::test_a_run_on_an_axis_is_the_run_of_one_process[2-tp-vit_g14_jft3b-keys6]",),
+        "Adafactor's means over a dimension that an axis cuts are means over all of it.",
     ),
     # --- P3: one checkpoint
     Mutant(

@@ -79,7 +79,9 @@ def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -
     writer = Writer(target / "checkpoints", rank, world, "again", 1)
     if world > 1:
         torch.distributed.barrier()  # rank 0 has cleared what it found
-    writer.save(progress.step, strategy.slices(optimizer), {"applied": progress.applied})
+    there = read_manifest(newest(source / "checkpoints")[0])
+    state = {k: v for k, v in there.items() if k not in ("format", "step", "files", "sum")}
+    writer.save(progress.step, strategy.slices(optimizer), state)
     writer.wait()
     assert writer.error is None, writer.error
 

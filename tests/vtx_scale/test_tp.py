@@ -5,24 +5,37 @@ whatever they drop; what is whole on every rank stays alike to the bit.
 import copy
 import math
 import os
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.promises.test_p3_one_checkpoint import read_and_write
 from tests.ranks import gathered, on_ranks
-from tests.runs import smoke
+from tests.runs import (
+    assert_same_bits,
+    lines,
+    losses,
+    norms,
+    smoke,
+    tensors,
+    train_on_ranks,
+)
 from vtx_scale.backbones import captioner, dalle, igpt
 from vtx_scale.backbones.vit import MapHead
 from vtx_scale.blocks.attention import Block, KVCache
 from vtx_scale.blocks.cuts import Colwise, Rowwise, cut_fault, cut_layers
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.slots import VIEWS, SlotContext
+from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
-from vtx_scale.launch import override
+from vtx_scale.launch import override, recipes, worker
 from vtx_scale.launch.build import build_objective
-from vtx_scale.launch.prepare import refuse
+from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.specs.dalle import TextToCodesConfig
 from vtx_scale.specs.igpt import PixelGPTConfig
 from vtx_scale.specs.resnet import ResNetConfig
@@ -30,6 +43,7 @@ from vtx_scale.specs.run import System
 from vtx_scale.specs.virtex import VirtexConfig
 from vtx_scale.strategies.apply import apply, strategy_of
 from vtx_scale.strategies.cut_layers import share_layers
+from vtx_scale.trainer.control import Control
 from vtx_scale.trainer.optim import optimizer_of
 
 C, B = 48, 3
@@ -312,3 +326,147 @@ def test_worlds_and_strategies_that_do_not_go_with_an_axis():
         2,
         4,
     ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """(recipe, keys) -> the folder of eight steps on one process."""
+    folders = {}
+
+    def get(recipe, *keys):
+        if (recipe, keys) not in folders:
+            folder = folders[recipe, keys] = tmp_path_factory.mktemp("alone") / "run"
+            train_on_ranks(folder, 1, "single", "steps=8", *keys, recipe=recipe)
+        return folders[recipe, keys]
+
+    return get
+
+
+LIMITS = ("objective.scale=20", "objective.scale_limit=14")
+DINO = ("objective.frozen=3", "optim.clip=0.1", "optim.clip_each=true", "system.micro_batch=3")
+VIRTEX = ("system.precision=fp64", "objective.width=128", "objective.dropout=0.2")
+DROPS = ("objective.net.dropout=0.2", "objective.net.drop_path=0.2", "system.recompute=true")
+FULL = pytest.mark.full
+RUNS = [
+    (2, "tp", "dino_vit_s16", DINO),
+    (4, "fsdp", "dalle_12b", ("system.micro_batch=3",)),
+    (2, "tp", "vit_b16_imagenet21k", DROPS),
+    (2, "tp", "clip_vit_b32", LIMITS),
+    (2, "tp", "clip_vit_b32", ("optim.kind=sgd", "optim.lr=0.001")),
+    (2, "tp", "clip_vit_b32", ("optim.kind=lookahead", "optim.lr=0.001", "optim.lookahead=3")),
+    (2, "tp", "vit_g14_jft3b", ()),  # Adafactor
+    (4, "fsdp", "vit_g14_jft3b", ()),
+    pytest.param(4, "fsdp", "clip_vit_b32", LIMITS, marks=FULL),
+    pytest.param(2, "fsdp", "clip_vit_b32", ("system.micro_batch=3",), marks=FULL),
+    pytest.param(4, "fsdp", "dino_vit_s16", DINO, marks=FULL),
+    pytest.param(2, "tp", "dalle_12b", (), marks=FULL),
+    pytest.param(2, "tp", "virtex_r50", VIRTEX, marks=FULL),
+    pytest.param(4, "fsdp", "virtex_r50", VIRTEX, marks=FULL),
+    pytest.param(2, "tp", "igpt_s_bert", (), marks=FULL),
+    pytest.param(4, "fsdp", "siglip_vit_b16", (), marks=FULL),
+    pytest.param(4, "fsdp", "vit_b16_imagenet21k", DROPS, marks=FULL),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "strategy", "recipe", "keys"), RUNS)
+def test_a_run_on_an_axis_is_the_run_of_one_process(alone, tmp_path, world, strategy, recipe, keys):
+    """Losses, norms, parameters at the end and what evaluators say; a layer that is frozen at
+    first, a teacher that follows, a scale held within limits, whatever is dropped.
+    """
+    axis = () if strategy == "tp" else ("system.tp=2",)
+    one, many = alone(recipe, *keys), tmp_path / "run"
+    train_on_ranks(many, world, strategy, "steps=8", *axis, *keys, recipe=recipe)
+    assert losses(many) == pytest.approx(losses(one), rel=1e-5)
+    assert norms(many) == pytest.approx(norms(one), rel=1e-5)
+    found, wanted = tensors(many), tensors(one)
+    assert found.keys() == wanted.keys()
+    # in exact arithmetic the gradient of a key's bias is nought
+    compared = [k for k in wanted if k.startswith("param/") and not k.endswith("kv.bias")]
+    far = {k: (found[k].double() - wanted[k].double()).abs().max().item() for k in compared}
+    assert max(far.values()) < 1e-4, max(far, key=far.get)
+    for found_row, wanted_row in zip(scores(many), scores(one), strict=True):
+        assert found_row == pytest.approx(wanted_row, rel=1e-4, abs=1e-4)
+
+
+def scores(folder: Path) -> list[dict[str, float]]:
+    """What evaluators found, an item each."""
+    file = folder / "evaluations.jsonl"
+    rows = lines(file) if file.exists() else []
+    return [{k: v for k, v in row.items() if k != "name"} for row in rows]
+
+
+@pytest.mark.slow
+def test_a_limit_holds_on_an_axis(alone):
+    """At a rate that could not have brought it there: those runs do not agree by doing nothing."""
+    scale = tensors(alone("clip_vit_b32", *LIMITS))["param/logit_scale"]
+    assert scale.item() < math.log(14) + 1e-6 < math.log(20) - 8 * 1e-3
+
+
+WAYS = [("tp", 2, ()), ("fsdp", 4, ("system.tp=2",)), ("single", 1, ())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "keys"),
+    [
+        ("dino_vit_s16", ()),
+        pytest.param("vit_g14_jft3b", (), marks=FULL),
+        pytest.param("clip_vit_b32", ("optim.kind=lookahead",), marks=FULL),
+    ],
+)
+def test_a_checkpoint_goes_from_axis_to_axis(alone, tmp_path, recipe, keys):
+    """Read and written again by each without a step: equal to the bit, moments and teacher too."""
+    source = alone(recipe, *keys)
+    for k, (strategy, world, axis) in enumerate(WAYS):
+        run = smoke(f"system.strategy={strategy}", *axis, *keys, recipe=recipe)
+        target = tmp_path / str(k)
+        target.mkdir()
+        shutil.copyfile(source / "run.json", target / "run.json")
+        on_ranks(world, read_and_write, override.to_dict(run), recipes.STRANGERS, source, target)
+        assert_same_bits(target, alone(recipe, *keys))
+        source = target
+
+
+def request_on_the_last(recipe: dict, folder: Path, step: int, fails: bool) -> int:
+    """The worker; at a step the last rank alone is asked to leave, or its save fails."""
+    run, last = override.from_dict(recipe), os.environ["RANK"] == str(run_world() - 1)
+    if last and fails:
+        plain = Writer._write
+
+        def write(self: Writer, at: int, *rest: Any) -> None:
+            if at == step:
+                raise OSError(28, "No space left on device")
+            plain(self, at, *rest)
+
+        Writer._write = write
+    elif last:
+        Control.wants_to_leave = lambda self: calls(self) == step
+    return worker.work(run, folder)
+
+
+def run_world() -> int:
+    return int(os.environ["WORLD_SIZE"])
+
+
+def calls(control: Control) -> int:
+    """How often it was asked."""
+    control.asked = getattr(control, "asked", 0) + 1
+    return control.asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [False, True], ids=["leave", "save"])
+def test_a_flag_of_one_rank_of_an_axis_is_seen_by_all(tmp_path, fails):
+    """A rank whose samples another one counts has a voice of its own."""
+    run = smoke("system.strategy=tp", "checkpoint.every=2", "steps=6")
+    folder = tmp_path / "run"
+    prepare_folder(run, folder, refuse(run, folder, 2))
+    codes = on_ranks(2, request_on_the_last, override.to_dict(run), folder, 4, fails)
+    steps = [p.name for p in sorted((folder / "checkpoints").glob("step-*"))]
+    if fails:
+        assert codes == [0, 0] and steps == ["step-00000002", "step-00000006"]
+        failed = [r for r in lines(folder / "ledger.jsonl") if r["kind"] == "save_failed"]
+        assert [(r["step"], r["rank"]) for r in failed] == [(4, 1)]
+    else:
+        assert codes == [75, 75] and steps[-1] == "step-00000004"
