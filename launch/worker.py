@@ -320,7 +320,8 @@ def evaluate(parts: Parts, log: Log, names: list[str], step: int) -> None:
     """Evaluators in the loop: one that cannot be had must not end a training."""
 
     def note(bad: dict[str, Any]) -> None:
-        parts.ledger.write(**bad, step=step, where="evaluation")
+        if parts.strategy.speaks:  # else another rank has the same samples
+            parts.ledger.write(**bad, step=step, where="evaluation")
 
     alone = parts.control.at_once() if parts.world == 1 else contextlib.nullcontext()
     try:

@@ -629,11 +629,27 @@ MUTANTS = (
     ),
     Mutant(
         "rows-of-the-first-box",
-        TP,
+        "vtx_scale/distributed/sharding.py",
         "        at += b - a\n",
         "",
         (f"{CUT}::test_slices_cover_every_tensor_once[4-fsdp-dalle_12b-adafactor]",),
         "A shard of what an axis left of q, k and v lies where it came from.",
+    ),
+    Mutant(
+        "copies-left-to-drift",
+        TP,
+        "            self.align()",
+        "            pass",
+        (f"{CUT}::test_copies_cannot_drift_apart[2-keys0]",),
+        "Copies on an axis have one gradient, whatever their ranks computed.",
+    ),
+    Mutant(
+        "a-bad-sample-of-every-rank",
+        LOOP,
+        "if not self.strategy.speaks:",
+        "if False:",
+        (f"{CUT}::test_a_bad_sample_is_counted_once",),
+        "A sample that all ranks of an axis meet stands in the ledger once.",
     ),
     Mutant(
         "every-rank-of-an-axis-counts",

@@ -3,6 +3,7 @@ whatever they drop; what is whole on every rank stays alike to the bit.
 """
 
 import copy
+import json
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.promises.shards import faulty
 from tests.promises.test_p3_one_checkpoint import read_and_write
 from tests.ranks import gathered, on_ranks
 from tests.runs import (
@@ -363,6 +365,7 @@ RUNS = [
     pytest.param(2, "tp", "virtex_r50", VIRTEX, marks=FULL),
     pytest.param(4, "fsdp", "virtex_r50", VIRTEX, marks=FULL),
     pytest.param(2, "tp", "igpt_s_bert", (), marks=FULL),
+    pytest.param(2, "tp", "deit_s16_distilled", (), marks=FULL),  # a frozen teacher that is cut
     pytest.param(4, "fsdp", "siglip_vit_b16", (), marks=FULL),
     pytest.param(4, "fsdp", "vit_b16_imagenet21k", DROPS, marks=FULL),
 ]
@@ -401,6 +404,52 @@ def test_a_limit_holds_on_an_axis(alone):
     """At a rate that could not have brought it there: those runs do not agree by doing nothing."""
     scale = tensors(alone("clip_vit_b32", *LIMITS))["param/logit_scale"]
     assert scale.item() < math.log(14) + 1e-6 < math.log(20) - 8 * 1e-3
+
+
+def drifted(recipe: dict) -> None:
+    """Gradients that differ by rank, as no kernel should make them."""
+    dist = gathered()
+    run = override.from_dict(recipe)
+    strategy = strategy_of(run.system, dist.get_world_size(), torch.device("cpu"), None)
+    apply(build_objective(run, torch.float32), strategy, run.system)
+    rank = float(dist.get_rank())
+    with strategy.micro(last=True):
+        for p in strategy.objective.parameters():
+            if p.requires_grad:
+                p.grad = torch.full_like(p, 1 + rank)
+    found = {leaf.copies: set() for leaf in strategy.leaves() if leaf.trained}
+    for leaf in strategy.leaves():
+        if leaf.trained:
+            found[leaf.copies] |= set(leaf.grad.flatten().tolist())
+    first = rank // 2 * 2 if run.system.tp else 0.0  # of this rank's axis
+    assert found == {1: {1 + rank}, 2: {1 + first}}, found
+
+
+@pytest.mark.parametrize(
+    ("world", "keys"),
+    [
+        (2, ("system.strategy=tp",)),
+        pytest.param(4, ("system.strategy=fsdp", "system.tp=2"), marks=pytest.mark.slow),
+    ],
+)
+def test_copies_cannot_drift_apart(world, keys):
+    """Their gradients are those of the axis's first rank, whatever the others computed."""
+    on_ranks(world, drifted, override.to_dict(smoke(*keys)))
+
+
+@pytest.mark.slow
+def test_a_bad_sample_is_counted_once(alone, tmp_path):
+    """Both ranks of an axis meet it, in training and in an evaluation."""
+    shards, reasons = faulty(tmp_path / "shards")
+    keys = (f"data.shards={shards}", f"data.val_shards={shards}", "data.bad_limit=1")
+    train_on_ranks(tmp_path / "run", 2, "tp", "steps=8", *keys)
+
+    def named(folder: Path) -> list[str]:
+        rows = lines(folder / "ledger.jsonl")
+        return sorted(json.dumps({k: v for k, v in r.items() if k != "time"}) for r in rows)
+
+    assert named(tmp_path / "run") == named(alone("clip_vit_b32", *keys))
+    assert len(named(tmp_path / "run")) > 2 * len(reasons)
 
 
 WAYS = [("tp", 2, ()), ("fsdp", 4, ("system.tp=2",)), ("single", 1, ())]

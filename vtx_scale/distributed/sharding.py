@@ -168,6 +168,17 @@ def boxes_of_flat(shape: Shape, lo: int, hi: int) -> tuple[Box, ...]:
     return tuple(boxes)
 
 
+def rows_of(boxes: tuple[Box, ...], first: int, end: int) -> tuple[Box, ...]:
+    """Of boxes that lie one under another, rows first..end of what they make together."""
+    found, at = [], 0
+    for (a, b), *rest in boxes:
+        lo, hi = max(first - at, 0), min(end - at, b - a)
+        if lo < hi:
+            found.append(((a + lo, a + hi), *rest))
+        at += b - a
+    return tuple(found)
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies on this rank, as a view."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor

@@ -68,8 +68,9 @@ class Backbone(Network):
     layer(name)              how deep a parameter lies, 0 for what meets the picture: for a rate
                              that falls with depth
 
-    and, where `attends`, tokens(x, slots, keep=n), norm, extra and attention(x), as
-    `vtx_scale.backbones.vit` has them.
+    whose blocks may have cuts(), for tensor parallelism (`vtx_scale.blocks.cuts`); and, where
+    `attends`, tokens(x, slots, keep=n), norm, extra and attention(x), as `vtx_scale.backbones.vit`
+    has them.
     """
 
     classes: int = 0  # of a linear classifier; 0 for none

@@ -6,6 +6,8 @@ the axis is neighbouring ranks, and what it leaves to a rank of each parameter i
 ranks that have the same place on their axes, which share a batch.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -14,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vtx_scale.blocks.cuts import Part
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
-from vtx_scale.distributed.sharding import Box, Leaf
+from vtx_scale.distributed.sharding import Leaf, rows_of
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import System
 from vtx_scale.strategies.base import Base
@@ -43,6 +45,24 @@ class TP(Base):
         self.cut = share_layers(objective, self.axis)
         super().prepare(objective)
 
+    @contextlib.contextmanager
+    def micro(self, last: bool) -> Iterator[None]:
+        with super().micro(last):
+            yield
+        if last:
+            self.align()
+
+    def align(self) -> None:
+        """Give copies the gradients of the axis's first rank: kernels that are not deterministic,
+        and another order of sums, must not let them drift apart.
+        """
+        grads = [g for leaf in self.leaves() if leaf.copies > 1 and (g := leaf.grad) is not None]
+        if self.axis.world > 1 and any(g.numel() for g in grads):
+            flat = torch.cat([g.reshape(-1) for g in grads])
+            dist.broadcast(flat, group=self.axis.group, group_src=0)
+            same = torch.split(flat, [g.numel() for g in grads])
+            torch._foreach_copy_(grads, [t.view_as(g) for t, g in zip(same, grads, strict=True)])
+
     def parts(self) -> list[Leaf]:
         return [placed(leaf, self.cut.get(leaf.name), self.axis) for leaf in super().parts()]
 
@@ -70,14 +90,3 @@ def placed(leaf: Leaf, part: Part | None, axis: Ranks) -> Leaf:
     boxes = rows_of(part.boxes, *leaf.boxes[0][0]) if leaf.boxes else ()
     cuts = (*(leaf.cuts or ()), *(((part.dim, axis.group),) if axis.group is not None else ()))
     return replace(leaf, shape=part.shape, boxes=boxes, cuts=cuts, copies=1, copy=0)
-
-
-def rows_of(boxes: tuple[Box, ...], first: int, end: int) -> tuple[Box, ...]:
-    """Of boxes that lie one under another, rows first..end of what they make together."""
-    found, at = [], 0
-    for (a, b), *rest in boxes:
-        lo, hi = max(first - at, 0), min(end - at, b - a)
-        if lo < hi:
-            found.append(((a + lo, a + hi), *rest))
-        at += b - a
-    return tuple(found)

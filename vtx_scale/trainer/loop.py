@@ -167,9 +167,12 @@ class Trainer:
         """What could not be used, and what was let pass, in the ledger."""
         step = self.progress.step + 1
         for bad in batch.bad:
-            self.ledger.write(**bad, step=step)
             if bad["kind"] != "retry":
                 self.limit.add_reason(bad)
+        if not self.strategy.speaks:  # another rank has the same samples
+            return
+        for bad in batch.bad:
+            self.ledger.write(**bad, step=step)
         for reason, count in batch.notes.items():
             self.ledger.write(kind="note", reason=reason, count=count, step=step)
 
@@ -187,8 +190,7 @@ class Trainer:
         (total, valid, bad), (leave,) = self.strategy.totals(heads[:3], heads[3:])
         if leave or batch is None:
             return total, valid, True
-        if self.strategy.speaks:
-            self.note(batch)
+        self.note(batch)
         self.limit.add(int(bad), int(valid), self.progress.step + 1 == self.run.steps)
         return total, valid, False
 
