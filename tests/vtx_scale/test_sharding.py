@@ -43,13 +43,13 @@ def test_slices_are_views_of_their_boxes(shape, data):
     assert torch.equal(here, torch.arange(lo, hi, dtype=torch.float32))
 
 
-def of_this_rank(strategy: str, recipe: str):
+def of_this_rank(strategy: str, recipe: str, *keys: str):
     """Key -> (shape, boxes that this rank would write), and names of leaves that a pass moves."""
     from vtx_scale.strategies.apply import apply, strategy_of
     from vtx_scale.trainer.optim import optimizer_of
 
     dist = gathered()
-    run = override(find(recipe, smoke=True), [f"system.strategy={strategy}"])
+    run = override(find(recipe, smoke=True), [f"system.strategy={strategy}", *keys])
     parallel = strategy_of(run.system, dist.get_world_size(), torch.device("cpu"), None)
     objective = build_objective(run, torch.float32, parallel.data)
     apply(objective, parallel, run.system)
@@ -72,15 +72,30 @@ def of_this_rank(strategy: str, recipe: str):
 @pytest.mark.parametrize("recipe", ["clip_vit_b32", "dino_vit_s16", "vit_g14_jft3b"])
 def test_slices_of_all_ranks_cover_every_tensor_once(strategy, world, recipe):
     """The state of Adafactor too; each copy number once, and nothing moves in memory at a pass."""
-    ranks = on_ranks(world, of_this_rank, strategy, recipe)
+    assert_covered(on_ranks(world, of_this_rank, strategy, recipe))
+
+
+@pytest.mark.full
+def test_a_rank_without_rows_stands_in_for_nobody():
+    """33 rows over eight ranks, five each: the last has none, but a whole mean over them."""
+    keys = ("width=33", "heads=3", "mlp=36", "pool=gap", "class_token=false")
+    assert_covered(
+        on_ranks(8, of_this_rank, "fsdp", "vit_g14_jft3b", *(f"objective.net.{k}" for k in keys))
+    )
+
+
+def assert_covered(ranks):
+    """Every element once by each copy."""
     for parts, moved in ranks:
         assert not moved, moved
         assert parts.keys() == ranks[0][0].keys()
     for key, (shape, _) in ranks[0][0].items():
         held: dict[int, torch.Tensor] = {}
+        numbers = set()
         for parts, _ in ranks:
             for box, copies, copy in parts[key][1]:
                 count = held.setdefault(copy, torch.zeros(shape))
                 count[tuple(slice(a, b) for a, b in box)] += 1
-                assert 0 <= copy < copies
-        assert held and all(bool((count == 1).all()) for count in held.values()), key
+                numbers.add(copies)
+        assert held.keys() == set(range(max(numbers))) and len(numbers) == 1, key
+        assert all(bool((count == 1).all()) for count in held.values()), key

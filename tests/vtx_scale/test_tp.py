@@ -7,16 +7,20 @@ import json
 import math
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from tests import ranks
 from tests.promises.shards import faulty
 from tests.promises.test_p3_one_checkpoint import read_and_write
 from tests.ranks import gathered, on_ranks
+from tests.require import need
 from tests.runs import (
     assert_same_bits,
     lines,
@@ -106,10 +110,14 @@ def run(block: nn.Module, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return y.detach(), [t.grad for t in tensors]
 
 
-def shared(whole: nn.Module) -> tuple[nn.Module, dict]:
-    """A copy of which this rank has its part."""
+def shared(whole: nn.Module, *wrapped: str) -> tuple[nn.Module, dict]:
+    """A copy of which this rank has its part; recomputed and compiled first, as `apply` does it."""
     dist = gathered()
     module = copy.deepcopy(whole).to("meta")
+    if "recompute" in wrapped:
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+    if "compile" in wrapped:
+        module.compile()
     parts = share_layers(module, GroupRanks(dist.group.WORLD))
     module.to_empty(device="cpu")
     with torch.no_grad():
@@ -129,10 +137,10 @@ def of(parts: dict, name: str, value: torch.Tensor) -> torch.Tensor:
     return torch.cat([value[tuple(slice(a, b) for a, b in box)] for box in parts[name].boxes])
 
 
-def on_rank(name: str) -> dict[str, bytes]:
+def on_rank(name: str, *wrapped: str) -> dict[str, bytes]:
     """One block cut against the same whole; the bits of gradients that every rank holds."""
     whole = filled(name)
-    module, parts = shared(whole)
+    module, parts = shared(whole, *wrapped)
     y, grads = run(whole, name)
     part_y, part_grads = run(module, name)
     assert torch.allclose(part_y, y, rtol=1e-12, atol=1e-12), name
@@ -160,6 +168,20 @@ def test_a_cut_block_is_the_whole_one(name):
 def test_three_ranks_share_six_heads(name):
     one, *others = on_ranks(3, on_rank, name)
     assert all(other == one for other in others)
+
+
+def test_a_block_that_is_computed_again_is_cut_too():
+    one, two = on_ranks(2, on_rank, "plain", "recompute")
+    assert one == two
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("wrapped", [("compile",), ("recompute", "compile")], ids="+".join)
+def test_a_compiled_block_is_cut_too(wrapped, monkeypatch):
+    need("compile")
+    monkeypatch.setattr(ranks, "PATIENCE", 280.0)
+    one, two = on_ranks(2, on_rank, "plain", *wrapped)
+    assert one == two
 
 
 def looks() -> None:
@@ -359,6 +381,7 @@ RUNS = [
     (2, "tp", "vit_g14_jft3b", ()),  # Adafactor
     (4, "fsdp", "vit_g14_jft3b", ()),
     pytest.param(4, "fsdp", "clip_vit_b32", LIMITS, marks=FULL),
+    pytest.param(4, "fsdp", "clip_vit_b32", ("optim.moments=bfloat16",), marks=FULL),
     pytest.param(2, "fsdp", "clip_vit_b32", ("system.micro_batch=3",), marks=FULL),
     pytest.param(4, "fsdp", "dino_vit_s16", DINO, marks=FULL),
     pytest.param(2, "tp", "dalle_12b", (), marks=FULL),

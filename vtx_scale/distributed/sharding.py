@@ -48,7 +48,8 @@ class Place:
     """Where a plain local tensor lies in a whole one.
 
     shape: of the whole. boxes: what lies here; the tensor's elements in C order are those of one
-    box after another, and where there is no box it is empty. copies, copy: how many ranks hold the
+    box after another, and where there is no box it is empty. A box may be empty too: it still says
+    the other dimensions, as of a mean over the rows. copies, copy: how many ranks hold the
     same, and which of them this is.
     """
 
@@ -169,14 +170,16 @@ def boxes_of_flat(shape: Shape, lo: int, hi: int) -> tuple[Box, ...]:
 
 
 def rows_of(boxes: tuple[Box, ...], first: int, end: int) -> tuple[Box, ...]:
-    """Of boxes that lie one under another, rows first..end of what they make together."""
+    """Of boxes that lie one under another, rows first..end of what they make together; a box of no
+    rows where there are none.
+    """
     found, at = [], 0
     for (a, b), *rest in boxes:
         lo, hi = max(first - at, 0), min(end - at, b - a)
         if lo < hi:
             found.append(((a + lo, a + hi), *rest))
         at += b - a
-    return tuple(found)
+    return tuple(found) or (((0, 0), *boxes[0][1:]),)
 
 
 def local(tensor: Tensor) -> Tensor:

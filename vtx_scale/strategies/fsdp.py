@@ -68,9 +68,8 @@ class FSDP(Base):
         self.parameters = dict(root.named_parameters())  # a pass puts whole ones in their place
         leaves = []
         for name, p in self.parameters.items():
-            here, box = local(p.detach()).requires_grad_(p.requires_grad), box_of(p)
-            boxes = (box,) if here.numel() else ()
-            shape = tuple(p.shape)
+            here = local(p.detach()).requires_grad_(p.requires_grad)
+            shape, boxes = tuple(p.shape), (box_of(p),)  # one of no rows where there are none here
             leaves.append(Leaf(name, shape, self.rules[name], boxes, here, copies, copy, cuts))
         return leaves
 

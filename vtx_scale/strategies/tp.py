@@ -87,6 +87,6 @@ def placed(leaf: Leaf, part: Part | None, axis: Ranks) -> Leaf:
     """
     if part is None:
         return replace(leaf, copies=axis.world, copy=axis.rank)
-    boxes = rows_of(part.boxes, *leaf.boxes[0][0]) if leaf.boxes else ()
+    boxes = rows_of(part.boxes, *leaf.boxes[0][0])
     cuts = (*(leaf.cuts or ()), *(((part.dim, axis.group),) if axis.group is not None else ()))
     return replace(leaf, shape=part.shape, boxes=boxes, cuts=cuts, copies=1, copy=0)
