@@ -30,6 +30,7 @@ def build_objective(run: Run, dtype: torch.dtype, ranks: Ranks | None = None) ->
         seed=run.seed,
         steps=run.steps,
         micro_batch=run.system.micro_batch if ranks is not None else None,
+        contrastive=run.system.contrastive if ranks is not None else "gather",
         tokenizer=run.data.tokenizer,
         augment=run.data.augment,
     )

@@ -72,6 +72,7 @@ COMMIT = "tests/promises/test_p3_commit.py"
 WATCHERS = "tests/promises/test_p4_watchers.py"
 SIGNALS = "tests/promises/test_p4_signals.py"
 UNUSABLE = "tests/promises/test_p4_unusable.py"
+RING = "tests/vtx_scale/test_ring.py"
 LOOP = "vtx_scale/trainer/loop.py"
 OUTPUT = "vtx_scale/trainer/output.py"
 LEAVE = "vtx_scale/trainer/leave.py"
@@ -163,6 +164,23 @@ MUTANTS = (
         "set_rates(self.optimizer, run.optim, rate, p.step + 1, run.steps)",
         (f"{SKIPS}::test_a_step_is_taken_at_its_own_rate_and_decay",),
         "Weight decay moves on its schedule.",
+    ),
+    # --- contrastive losses over ranks
+    Mutant(
+        "ring-of-masked-columns",
+        "vtx_scale/distributed/ranks.py",
+        "logits.masked_fill_(~there[c], -INF)",
+        "pass",
+        (f"{RING}::test_a_ring_is_the_gathered_form_and_the_definition[2-True]",),
+        "A masked slot is nobody's negative, also where features go round.",
+    ),
+    Mutant(
+        "ring-leaves-columns-out",
+        "vtx_scale/distributed/ranks.py",
+        "return (slice(a, min(a + chunk, n)) for a in range(0, n, chunk))",
+        "return (slice(a, a + chunk) for a in range(0, n, chunk + 1))",
+        (f"{RING}::test_a_ring_is_the_gathered_form_and_the_definition[1-False]",),
+        "Every column is compared once, whatever the size of a chunk.",
     ),
     # --- checkpoints, logs, the lease
     Mutant(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ class Context:
 
     ranks: sums and gathers over the ranks that share a batch. seed, steps: the run's. micro_batch:
     slots of this rank at once, None for all; an objective that is not separable cuts its batch
-    itself. tokenizer, augment: the recipe's `data`, the tokenizer by its name.
+    itself. contrastive: whether a loss over pairs gathers the other ranks' features or lets them go
+    round. tokenizer, augment: the recipe's `data`, the tokenizer by its name.
     run_probe(function, *rows): function(*rows) without gradient, evaluated where a sharded model
     has its parameters, float32 on the CPU; the strategy fills it. What a probe does.
     """
@@ -42,6 +43,7 @@ class Context:
     seed: int = 0
     steps: int = 1
     micro_batch: int | None = None
+    contrastive: Literal["gather", "ring"] = "gather"
     tokenizer: str = "bytes"
     augment: Augment = field(default_factory=Augment)
     run_probe: Callable[..., Tensor] = run_here

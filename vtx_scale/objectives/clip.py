@@ -1,10 +1,10 @@
 """CLIP (Radford et al. 2021, arXiv:2103.00020): images and their captions meet in one space.
 
-n slots of this rank, A = W n of all ranks, E embedding. Every rank computes the rows of its own
-slots in both directions against all A columns; a masked slot is nobody's negative and weighs
-nothing. The loss couples the whole batch, so the towers run in micro-batches under recomputation:
-memory is one micro-batch's, the loss the batch's. A ResNet's images go through in one pass, because
-its statistics are over the whole batch.
+n slots of this rank, E embedding. Every rank computes the rows of its own slots in both directions
+against the slots of all, whose features are gathered or go round; a masked slot is nobody's
+negative and weighs nothing. The loss couples the whole batch, so the towers run in micro-batches
+under recomputation: memory is one micro-batch's, the loss the batch's. A ResNet's images go through
+in one pass, because its statistics are over the whole batch.
 Departs from the paper: the logit scale is clamped after the step to [0, ln 100], as open_clip does.
 The sigmoid loss is SigLIP's (Zhai et al. 2023, arXiv:2303.15343), after the authors' code where it
 differs from Eq. 1.
@@ -28,7 +28,7 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.clip_reader import ClipReader
-from vtx_scale.objectives.pairs import checkpointed_chunks, own, sigmoid_loss, similar
+from vtx_scale.objectives.pairs import checkpointed_chunks, contrastive_loss
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.probes import probe
 from vtx_scale.specs.clip import ClipConfig
@@ -102,11 +102,7 @@ class Clip(Objective):
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
-        micro, slots, ranks = (
-            self.context.micro_batch,
-            self.context.slots(batch, step),
-            self.context.ranks,
-        )
+        micro, slots = self.context.micro_batch, self.context.slots(batch, step)
         whole_batch = self.spec.image.couples  # statistics of all of it
         image_nE = checkpointed_chunks(
             self.encode_image, batch["image"], None if whole_batch else micro, slots
@@ -117,21 +113,11 @@ class Clip(Objective):
         scale = with_master_value(
             self.logit_scale, self.master.pop("scale", None), image_nE.dtype
         ).exp()
-        valid_A = ranks.gather_plain(batch.valid)
-        text_AE = ranks.gather(text_nE)
-        log = {"logit_scale": scale.detach()}
+        bias = None
         if self.logit_bias is not None:
             bias = with_master_value(self.logit_bias, self.master.pop("bias", None), image_nE.dtype)
-            return sigmoid_loss(
-                image_nE, text_AE, scale, bias, batch.valid, valid_A, ranks.rank
-            ).sum(), log
-        loss_n = (
-            cross_entropy(image_nE, text_AE, scale, batch.valid, valid_A, ranks.rank)
-            + cross_entropy(
-                text_nE, ranks.gather(image_nE), scale, batch.valid, valid_A, ranks.rank
-            )
-        ) / 2
-        return loss_n.sum(), log
+        loss_n = contrastive_loss(image_nE, text_nE, scale, bias, batch.valid, self.context)
+        return loss_n.sum(), {"logit_scale": scale.detach()}
 
     @staticmethod
     def macs(spec: ClipConfig, count: Callable[..., int]) -> int:
@@ -154,16 +140,6 @@ class Clip(Objective):
     def _probe_cut(self, texts: list[str]) -> tuple[int, int]:
         """How many captions are longer than what is read of one, and that number of tokens."""
         return tokenizer(self.context.tokenizer).cut(texts, self.spec.text.context - 2)
-
-
-def cross_entropy(
-    x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor, rank: int
-) -> Tensor:
-    """(n,) of each valid row against its own column; 0 on rows that are not valid."""
-    logits_nA = similar(scale * x_nE, y_AE).masked_fill(~valid_A, float("-inf"))
-    logits_nA = torch.where(valid_n[:, None], logits_nA, torch.zeros_like(logits_nA))
-    loss_n = F.cross_entropy(logits_nA, own(rank, len(x_nE), x_nE.device), reduction="none")
-    return torch.where(valid_n, loss_n, torch.zeros_like(loss_n))
 
 
 def unit(x: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """What CLIP and SigLIP share: what a sample is, towers in micro-batches, similarities,
-and the sigmoid loss.
+and the losses of both, with the other ranks' features gathered or going round.
 
 n slots of this rank, A of all, E embedding.
 """
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from vtx_scale.blocks.autocast import no_autocast
 from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.data_pipeline.read import Row
+from vtx_scale.objectives.base import Context
 
 
 def blank_pair(size: int, context: int) -> Row:
@@ -48,6 +49,46 @@ def checkpointed_chunks(
     # a forward cut short would leave a sharded unit half done
     with set_checkpoint_early_stop(False):
         return torch.cat([part(a) for a in range(0, len(x), micro)])
+
+
+def contrastive_loss(
+    image_nE: Tensor,
+    text_nE: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    valid_n: Tensor,
+    context: Context,
+) -> Tensor:
+    """(n,) the loss of each slot against those of all ranks; 0 where it is not valid. SigLIP's
+    where there is a bias (1,), else CLIP's, the mean of both directions.
+
+    A rank holds the rows of its own slots; a slot that is not valid is nobody's negative. The
+    context says whether the other ranks' features are gathered or go round (`Ranks.ring_softmax`,
+    `Ranks.ring_sigmoid`): the same numbers up to the order in which they are added.
+    """
+    ranks = context.ranks
+    if context.contrastive == "ring":
+        with no_autocast(image_nE.device):
+            if bias is not None:
+                return ranks.ring_sigmoid(scale * image_nE, text_nE, bias, valid_n)
+            there = ranks.ring_softmax(scale * image_nE, text_nE, valid_n)
+            return (there + ranks.ring_softmax(scale * text_nE, image_nE, valid_n)) / 2
+    valid_A, text_AE = ranks.gather_plain(valid_n), ranks.gather(text_nE)
+    if bias is not None:
+        return sigmoid_loss(image_nE, text_AE, scale, bias, valid_n, valid_A, ranks.rank)
+    image_loss_n = softmax_loss(image_nE, text_AE, scale, valid_n, valid_A, ranks.rank)
+    image_AE = ranks.gather(image_nE)
+    return (image_loss_n + softmax_loss(text_nE, image_AE, scale, valid_n, valid_A, ranks.rank)) / 2
+
+
+def softmax_loss(
+    x_nE: Tensor, y_AE: Tensor, scale: Tensor, valid_n: Tensor, valid_A: Tensor, rank: int
+) -> Tensor:
+    """(n,) of each valid row against its own column; 0 on rows that are not valid."""
+    logits_nA = similar(scale * x_nE, y_AE).masked_fill(~valid_A, float("-inf"))
+    logits_nA = torch.where(valid_n[:, None], logits_nA, torch.zeros_like(logits_nA))
+    loss_n = F.cross_entropy(logits_nA, own(rank, len(x_nE), x_nE.device), reduction="none")
+    return torch.where(valid_n, loss_n, torch.zeros_like(loss_n))
 
 
 def own(rank: int, n: int, device: torch.device) -> Tensor:

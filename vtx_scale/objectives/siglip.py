@@ -1,13 +1,14 @@
 """SigLIP (Zhai et al. 2023, arXiv:2303.15343): each pair of an image and a text is a question
 of yes or no.
 
-n slots of this rank, A = W n of all ranks, E embedding. A rank holds the rows of its own images and
-gathers the texts of all, with gradient; a masked slot is nobody's negative and weighs nothing. The
-loss couples the whole batch, so the towers run in micro-batches under recomputation: memory is one
-micro-batch's, the loss the batch's.
-Departs from the authors' code: texts are gathered at once where theirs travel around a ring. Their
-vocabulary is a SentencePiece one, which is not built in: `data.tokenizer` takes a tokenizer.json,
-whose end token fills a text up as their id 1 does; a probe takes token ids as they are.
+n slots of this rank, E embedding. A rank holds the rows of its own images and sees the texts of
+all, gathered or going round, with gradient; a masked slot is nobody's negative and weighs nothing.
+The loss couples the whole batch, so the towers run in micro-batches under recomputation: memory is
+one micro-batch's, the loss the batch's.
+Departs from the authors' code: texts are gathered at once where theirs travel around a ring, as
+with `system.contrastive=ring`. Their vocabulary is a SentencePiece one, which is not built in:
+`data.tokenizer` takes a tokenizer.json, whose end token fills a text up as their id 1 does; a probe
+takes token ids as they are.
 """
 
 import math
@@ -26,7 +27,7 @@ from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Context, Objective
-from vtx_scale.objectives.pairs import checkpointed_chunks, sigmoid_loss
+from vtx_scale.objectives.pairs import checkpointed_chunks, contrastive_loss
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.objectives.siglip_reader import SiglipReader, canonical, encode_all
 from vtx_scale.specs.run import Data
@@ -85,7 +86,7 @@ class Siglip(Objective):
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the loss over this rank's valid slots, and what to log."""
-        micro, ranks = self.context.micro_batch, self.context.ranks
+        micro = self.context.micro_batch
         image_nE = checkpointed_chunks(
             self.encode_image, batch["image"], micro, self.context.slots(batch, step)
         )
@@ -96,15 +97,7 @@ class Siglip(Objective):
             self.logit_scale, self.master.pop("scale", None), image_nE.dtype
         ).exp()
         bias = with_master_value(self.logit_bias, self.master.pop("bias", None), image_nE.dtype)
-        loss_n = sigmoid_loss(
-            image_nE,
-            ranks.gather(text_nE),
-            scale,
-            bias,
-            batch.valid,
-            ranks.gather_plain(batch.valid),
-            ranks.rank,
-        )
+        loss_n = contrastive_loss(image_nE, text_nE, scale, bias, batch.valid, self.context)
         # a copy, because the bias itself lies in memory that a strategy may take back
         return loss_n.sum(), {"logit_scale": scale.detach(), "logit_bias": bias.detach().clone()}
 

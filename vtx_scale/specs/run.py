@@ -234,6 +234,9 @@ class System(Spec):
     # ranks that share heads and hidden units: all under tp, neighbours under fsdp
     tp: int | None = None
     micro_batch: int | None = None  # slots a rank encodes at once
+    # where pairs are told from those of all ranks: the others' features at once, or in turn, for
+    # which the loss needs no more memory on more ranks
+    contrastive: Literal["gather", "ring"] = "gather"
     workers: int = 1  # loader processes a rank
     precision: PrecisionName = "auto"
     device: DeviceName = "auto"
