@@ -115,6 +115,7 @@ class Batches(TorchDataset[dict[str, Any]]):
     seed: int = 0
     source: int = 0
     offset: int = 0  # of the first batch; not 0 where the batch size changed on the way
+    jumps: dict[int, int] = field(default_factory=dict)  # step -> where its batch begins instead
     chunks: ChunkReader | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,11 +130,22 @@ class Batches(TorchDataset[dict[str, Any]]):
         assert isinstance(self.order, Order), "an evaluation has no order to name"
         return self.order.fingerprint([self.index.digest])
 
-    def go_on(self, step: int, position: int) -> None:
-        """Let the batch of `step` begin at this position of the order:
-        the batches before may have had another size.
+    def go_on(self, step: int, position: int, jumps: dict[int, int] | None = None) -> None:
+        """Let the batch of `step` begin at this position of the order: the batches before may have
+        had another size.
+
+        jumps: steps, from 0, whose batches begin elsewhere than behind the one before; of `step`
+        itself it counts in place of `position`.
         """
         self.offset = position - step * self.global_batch
+        self.jumps = {at: to for at, to in (jumps or {}).items() if at >= step}
+
+    def start(self, step: int) -> int:
+        """The position of the order at which the batch of a step begins."""
+        last = max((at for at in self.jumps if at <= step), default=None)
+        if last is None:
+            return self.offset + step * self.global_batch
+        return self.jumps[last] + (step - last) * self.global_batch
 
     def chunk_reader(self) -> ChunkReader:
         """This process's reader of samples, made when first asked for; it keeps as many tables as
@@ -157,7 +169,8 @@ class Batches(TorchDataset[dict[str, Any]]):
         changed, or too much cannot be read.
         """
         chunks = self.chunk_reader()
-        positions = self.order.share(step, self.global_batch, self.rank, self.world, self.offset)
+        offset = self.start(step) - step * self.global_batch
+        positions = self.order.share(step, self.global_batch, self.rank, self.world, offset)
         n = len(positions)
         inside = positions >= 0
         ids = np.full(n, -1, np.int64)
@@ -486,7 +499,12 @@ class Loader:
     @property
     def position(self) -> int:
         """Samples handed out since the beginning of the run: the whole state of the data."""
-        return self.batches.offset + self.step * self.batches.global_batch
+        return self.batches.start(self.step)
+
+    @property
+    def end(self) -> int:
+        """The position of the order behind the batch that was handed out last."""
+        return self.batches.start(self.step - 1) + self.batches.global_batch
 
     def state_dict(self) -> dict[str, Any]:
         """{"version", "position", "fingerprint"}: JSON, and the same on every rank."""
@@ -500,6 +518,7 @@ class Loader:
         position = checked(state, self.batches.fingerprint)
         self.close()
         self.step, self.batches.offset = divmod(position, self.batches.global_batch)
+        self.batches.jumps = {}
 
     def abandon(self, grace: float = 3.0) -> None:
         """Before `close`: workers that have not ended in `grace` seconds are killed; they may wait

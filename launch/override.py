@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch.checks import check
 from vtx_scale.specs.imports import import_object
-from vtx_scale.specs.run import Run
+from vtx_scale.specs.run import Guard, Run
 from vtx_scale.specs.spec import Spec
 from vtx_scale.specs.walk import hints, shown
 
@@ -201,6 +201,8 @@ def recipe_hash(run: Run, data: str = "", words: str = "") -> str:
         )
     }
     body = {name: compact(value) for name, value in counted.items()}
+    if run.guard != Guard():  # it came later
+        body["guard"] = compact(run.guard)
     for key in UNCOUNTED:
         body["data"].pop(key.removeprefix("data."), None)
     body["data"]["tokenizer"] = words or run.data.tokenizer

@@ -29,14 +29,15 @@ def restore(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     precision: Precision,
-) -> bool:
-    """Load the newest whole checkpoint, the same on every rank; False where there is none.
+) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint, the same on every rank; its manifest, None where there is
+    none.
 
     Raises UserError where it was made from other data.
     """
     step = common_step(folder, strategy)
     if step < 0:
-        return False
+        return None
     path = folder / "checkpoints" / folder_name(step)
     manifest = read_manifest(path)
     data = manifest["data"]
@@ -56,7 +57,7 @@ def restore(
     progress.position = position_of(manifest, run_folder.read(folder), run)
     progress.frozen = manifest.get("frozen", 0)
     precision.scale, precision.good_steps = manifest["scale"], manifest["good"]
-    return True
+    return manifest
 
 
 TRIES = 8  # checkpoints of a living run that went away between the first rank and the last

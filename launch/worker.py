@@ -5,6 +5,7 @@ join, assemble, restore, fit, exit code.
 """
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -23,9 +24,10 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Batches, Loader, die_with_parent, leave_with_parent
 from vtx_scale.data_pipeline.text import tokenizer
-from vtx_scale.launch import override, recipes, run_folder
+from vtx_scale.launch import decisions, override, recipes, run_folder
 from vtx_scale.launch.build import build_objective, train_batches
 from vtx_scale.launch.datasets import training_data
+from vtx_scale.launch.decisions import Decision
 from vtx_scale.launch.evaluate import each
 from vtx_scale.launch.initial import load_initial
 from vtx_scale.launch.outside import check_weights, held
@@ -47,6 +49,7 @@ from vtx_scale.strategies.apply import apply, strategy_of
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.control import Control, NotFinite
 from vtx_scale.trainer.flops import peak_flops, training_flops
+from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.init import initialise_slices
 from vtx_scale.trainer.leave import Leave, requests
 from vtx_scale.trainer.log import Log
@@ -132,13 +135,25 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
             init_process_group(run.system, device, rank, world)
             if prepare:
                 run, lease = join(run, folder, fork, rank, world)
-            parts = assemble(run, folder, device, world, control)
-            restored = restore_or_initialise(parts)
-        return fit(parts, restored)
+        while (code := attempt(run, folder, device, world, control)) is None:
+            requests.unsaved = lambda: False  # what was computed is abandoned, and let go
+            control.skipped = 0
+            gc.collect()
+        return code
     finally:
         if lease is not None:
             lease.close()
         leave_process_group(well=sys.exc_info()[0] is None)
+
+
+def attempt(
+    run: Run, folder: Path, device: torch.device, world: int, control: Control
+) -> int | None:
+    """From the newest checkpoint on; the exit code, None where it was decided to go back."""
+    with control.at_once():
+        parts = assemble(run, folder, device, world, control)
+        restored = restore_or_initialise(parts)
+    return fit(parts, restored)
 
 
 def join(run: Run, folder: Path, fork: bool, rank: int, world: int) -> tuple[Run, IO[str] | None]:
@@ -179,7 +194,9 @@ class Parts:
     batches: Batches
     precision: Precision
     ledger: Ledger
+    guard: Window
     progress: Progress = field(default_factory=Progress)
+    decisions: list[Decision] = field(default_factory=list)
     hash: str = ""  # of run.json as it was at the start: a file may go away while the run goes on
 
     def state(self) -> dict[str, Any]:
@@ -194,6 +211,8 @@ class Parts:
             "strategy": self.strategy.name,
             "world": self.world,
             "data": {"version": 1, "position": progress.position, "fingerprint": fingerprint},
+            "decisions": [d.name for d in self.decisions],
+            **({"guard": self.guard.state()} if self.run.guard.factor else {}),
             "hash": self.hash,
             "versions": run_folder.versions(),
         }
@@ -220,6 +239,7 @@ def assemble(run: Run, folder: Path, device: torch.device, world: int, control: 
         batches=batches,
         precision=precision,
         ledger=Ledger(folder),
+        guard=Window(run.guard),
         hash=about["hash"],
     )
 
@@ -228,30 +248,67 @@ def restore_or_initialise(parts: Parts) -> bool:
     """Go on from the newest checkpoint, or fill in what comes from other runs;
     whether there was a checkpoint.
     """
-    restored = restore(
-        parts.folder,
+    folder, strategy, progress = parts.folder, parts.strategy, parts.progress
+    parts.decisions = decisions.shared(folder, strategy.all, strategy.device)
+    if strategy.all.rank == 0:
+        decisions.sweep(folder, parts.decisions)
+    manifest = restore(
+        folder,
         parts.run,
         parts.batches.fingerprint,
-        parts.strategy,
+        strategy,
         parts.optimizer,
-        parts.progress,
+        progress,
         parts.precision,
     )
-    if not restored:
-        if parts.strategy.all.rank == 0:
-            check_weights(parts.run, run_folder.outside_of(parts.folder))
-        load_initial(parts.run, parts.strategy, say)
-    parts.batches.go_on(parts.progress.step, parts.progress.position)
-    if parts.strategy.all.rank == 0:
-        truncate_logs_after(parts.folder, parts.progress.step)
+    if manifest is None:
+        if strategy.all.rank == 0:
+            check_weights(parts.run, run_folder.outside_of(folder))
+        load_initial(parts.run, strategy, say)
+    else:
+        decisions.check_known(manifest, parts.decisions, folder)
+        parts.guard.load(manifest.get("guard", []))
+    parts.batches.go_on(progress.step, progress.position, decisions.jumps(parts.decisions))
+    if strategy.all.rank == 0:
+        truncate_logs_after(folder, progress.step)
+        decisions.tell(folder, parts.decisions)
     if parts.world > 1:
         dist.barrier()
-    return restored
+    return manifest is not None
 
 
-def fit(parts: Parts, restored: bool) -> int:
+def roll_back(parts: Parts, log: Log) -> None:
+    """Decide it on rank 0, behind the step that is finished.
+
+    Raises NotFinite where the run went back too often, OSError where the decision cannot be
+    written; on every rank alike.
+    """
+    ranks, window, progress = parts.strategy.all, parts.guard, parts.progress
+    fault: Exception | None = None
+    if ranks.rank == 0:
+        try:
+            made = decisions.roll_back(parts.folder, window, progress.step, progress.position)
+            log.message(
+                f"{len(window.spikes())} spikes in {window.guard.window} steps: from step "
+                f"{progress.step} back to {made.step}, and on behind what was read since "
+                f"(decisions/{made.name}.json)"
+            )
+        except (NotFinite, OSError, UserError) as e:
+            fault = e
+    flags = [isinstance(fault, NotFinite), fault is not None]
+    often, failed = ranks.sum(
+        torch.tensor(flags, dtype=torch.float64, device=parts.strategy.device)
+    ).tolist()
+    if fault is not None:
+        raise fault
+    if failed:
+        text = "rank 0 says why the run cannot go back."
+        raise NotFinite(text) if often else OSError(text)
+
+
+def fit(parts: Parts, restored: bool) -> int | None:
     """The loop and what surrounds it; 0 where it came to the end,
-    75 where it was asked to leave.
+    75 where it was asked to leave, None where it goes back.
     """
     run, strategy, progress = parts.run, parts.strategy, parts.progress
     with parts.control.at_once():
@@ -277,6 +334,8 @@ def fit(parts: Parts, restored: bool) -> int:
             log.message(f"finished already: {progress.step} of {run.steps} steps")
             return 0
         how = trainer.train()
+        if how == "back":
+            return None
         saved = parts.folder / "checkpoints"
         log.message(
             f"{how} at step {progress.step}: checkpoint in {saved}"
@@ -312,7 +371,9 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         log=log,
         state=parts.state,
         progress=parts.progress,
+        guard=parts.guard,
         evaluate=lambda names, step: evaluate(parts, log, names, step),
+        roll_back=lambda: roll_back(parts, log),
     )
 
 

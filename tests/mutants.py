@@ -72,6 +72,7 @@ COMMIT = "tests/promises/test_p3_commit.py"
 WATCHERS = "tests/promises/test_p4_watchers.py"
 SIGNALS = "tests/promises/test_p4_signals.py"
 UNUSABLE = "tests/promises/test_p4_unusable.py"
+GUARD = "tests/promises/test_p4_guard.py"
 RING = "tests/vtx_scale/test_ring.py"
 LOOP = "vtx_scale/trainer/loop.py"
 OUTPUT = "vtx_scale/trainer/output.py"
@@ -181,6 +182,47 @@ MUTANTS = (
         "return (slice(a, a + chunk) for a in range(0, n, chunk + 1))",
         (f"{RING}::test_a_ring_is_the_gathered_form_and_the_definition[1-False]",),
         "Every column is compared once, whatever the size of a chunk.",
+    ),
+    # --- the guard and its decisions
+    Mutant(
+        "spikes-in-the-median",
+        "vtx_scale/trainer/guard.py",
+        "self.beyond(norm, [n.norm for n in self.numbers if not n.spike])",
+        "self.beyond(norm, [n.norm for n in self.numbers])",
+        (f"{GUARD}::test_a_spike_is_beyond_the_median_of_sound_steps",),
+        "A spike does not make the next one look sound.",
+    ),
+    Mutant(
+        "spike-by-a-rank-of-its-own",
+        LOOP,
+        "self.guard.judge(step, loss, norm)",
+        "self.guard.judge(step, mine.item(), norm)",
+        (f"{GUARD}::test_a_spike_on_one_rank_is_skipped_on_all[2-ddp-True]",),
+        "All ranks skip by the same number.",
+    ),
+    Mutant(
+        "window-not-restored",
+        "vtx_scale/launch/worker.py",
+        'parts.guard.load(manifest.get("guard", []))',
+        "pass",
+        (f"{GUARD}::test_a_resume_has_the_same_verdicts[13]",),
+        "A resume judges as if the run had stayed.",
+    ),
+    Mutant(
+        "abandoned-checkpoints-stay",
+        "vtx_scale/launch/decisions.py",
+        "remove(checkpoints / folder_name(step))",
+        "pass",
+        (f"{GUARD}::test_ended_within_a_roll_back_it_goes_on[decision-15]",),
+        "What a decision went back behind is never gone on from.",
+    ),
+    Mutant(
+        "guard-in-every-hash",
+        "vtx_scale/launch/override.py",
+        "if run.guard != Guard():",
+        "if True:",
+        (f"{GUARD}::test_a_guard_counts_in_the_hash_and_its_default_does_not",),
+        "A new field changes no old hash.",
     ),
     # --- checkpoints, logs, the lease
     Mutant(

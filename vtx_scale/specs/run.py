@@ -318,8 +318,35 @@ class Evaluation(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guard(Spec):
+    """Against steps that would throw a run off: off at factor 0.
+
+    A step whose loss or gradient norm is beyond `factor` times the median of the last `window`
+    steps is skipped, once `after` steps are done; with more than `many` of them in `window` steps
+    the run goes back to the newest checkpoint from before, and on behind what was read since.
+    """
+
+    factor: float = 0.0
+    after: int = 100
+    many: int = 3
+    window: int = 100
+
+    def faults(self) -> list[str]:
+        found = []
+        if self.factor and self.factor <= 1:
+            found.append(f"factor={self.factor:g}: give a number above 1, or 0 for no guard.")
+        if self.after < 1:
+            found.append(f"after={self.after}: give 1 or more.")
+        if not 0 <= self.many < self.window:
+            found.append(f"many={self.many}: give 0 or more, and less than guard.window.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Spec):
-    """A whole training. The hash counts `objective` to `seed`, the data by its fingerprint."""
+    """A whole training. The hash counts `objective` to `seed`, and `guard` where it differs from
+    its default; the data by its fingerprint.
+    """
 
     objective: ObjectiveSpec
     data: Data = field(default_factory=Data)
@@ -329,6 +356,7 @@ class Run(Spec):
     steps: int = 100
     global_batch: int = 64
     seed: int = 0
+    guard: Guard = field(default_factory=Guard)
     system: System = field(default_factory=System)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: tuple[Evaluation, ...] = ()

@@ -18,9 +18,10 @@ from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.objectives.base import Objective
-from vtx_scale.specs.run import Run
+from vtx_scale.specs.run import Guard, Run
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.control import BadLimit, Control
+from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.leave import PATIENCE, Leave, requests
 from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.optim import set_applied, set_rates
@@ -65,7 +66,9 @@ class Trainer:
     log: Log
     state: Callable[[], dict[str, Any]]  # JSON that goes into the manifest
     progress: Progress = field(default_factory=Progress)
+    guard: Window = field(default_factory=lambda: Window(Guard()))
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
+    roll_back: Callable[[], None] = lambda: None  # decide to go back, on every rank
     saved: int = -1  # the newest step handed to the writer
     first: int = 0  # the step that this start goes on from
     unevaluated: bool = False  # asked to leave while it evaluated
@@ -74,7 +77,9 @@ class Trainer:
         self.statistics = with_running_statistics(self.objective)
 
     def train(self) -> str:
-        """Run to the end, or to the request to leave: "finished" or "left"."""
+        """Run to the end, to the request to leave, or to where the guard goes back: "finished",
+        "left" or "back".
+        """
         run, p = self.run, self.progress
         first = self.first = p.step
         set_applied(self.optimizer, p.applied, self.strategy.frozen(0), p.frozen)
@@ -96,6 +101,8 @@ class Trainer:
                 break
             leaving = asked or p.step - first == run.system.leave_after
             requests.patience = max(PATIENCE, 3 * (time.perf_counter() - began))
+            if self.guard.over():
+                return self.go_back(leaving)
             if leaving or self.save_is_due():
                 self.save()
             if not asked and (names := due(run, p.step)):
@@ -105,6 +112,13 @@ class Trainer:
         self.finish()
         self.tell_masked(first)
         return "left" if leaving and (p.step < run.steps or self.unevaluated) else "finished"
+
+    def go_back(self, leaving: bool) -> str:
+        """Decide to go back; what is beyond is abandoned, so that leaving saves nothing."""
+        with self.control.saving():
+            self.settle()
+            self.roll_back()
+        return "left" if leaving else "back"
 
     def next_batch(self) -> Batch | None:
         """The step's share, None where this rank is asked to leave before it came."""
@@ -154,7 +168,7 @@ class Trainer:
         self.strategy.clear()
         p.step += 1
         p.samples += int(valid)
-        p.position += run.global_batch
+        p.position = self.loader.end
 
         failpoint(f"step-{p.step}")
         seconds = time.perf_counter() - began
@@ -256,7 +270,7 @@ class Trainer:
         return loss, logged
 
     def sound(self, batch: Batch, mine: Tensor, loss: float, norm: float, valid: float) -> bool:
-        """The same verdict on every rank; a step that is not finite is skipped and its
+        """The same verdict on every rank; a step that is not finite, or a spike, is skipped and its
         samples are named.
         """
         step = self.progress.step + 1
@@ -268,7 +282,10 @@ class Trainer:
         self.precision.update(finite)
         if finite:
             self.control.skipped = 0
-            return True
+            spike = self.guard.judge(step, loss, norm)
+            if spike:
+                self.tell_spike(batch, mine, loss, norm, valid)
+            return not spike
         if self.strategy.speaks and (not math.isfinite(mine.item()) or math.isfinite(loss)):
             ids = batch.ids[batch.valid].tolist()
             self.ledger.write(
@@ -284,6 +301,31 @@ class Trainer:
         )
         self.control.skip(step)
         return False
+
+    def tell_spike(
+        self, batch: Batch, mine: Tensor, loss: float, norm: float, valid: float
+    ) -> None:
+        """In the ledger: a line of rank 0, and one of each rank whose own samples have a loss that
+        would be a spike, with their names.
+        """
+        step, sound = self.progress.step + 1, [n.loss for n in self.guard.numbers if not n.spike]
+        share = batch.valid.sum().item() / valid
+        guilty = self.strategy.speaks and self.guard.beyond(mine.item(), [x * share for x in sound])
+        if guilty or self.strategy.all.rank == 0:
+            self.ledger.write(
+                kind="skip",
+                reason="spike",
+                step=step,
+                rank=self.strategy.all.rank,
+                loss=loss,
+                grad_norm=norm,
+                position=self.loader.end - self.run.global_batch,
+                samples=batch.ids[batch.valid].tolist() if guilty else [],
+            )
+        self.log.message(
+            f"step {step} is a spike (loss {loss:.4g}, gradient norm {norm:.4g}): "
+            "skipped, see ledger.jsonl"
+        )
 
     def apply(self, norm: float, norms: Tensor) -> dict[str, float]:
         """Move the weights and what follows them; what the objective logs of it."""
