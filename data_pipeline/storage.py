@@ -1,16 +1,21 @@
 """Where bytes lie: a small protocol, and local folders."""
 
+import contextlib
+import errno
 import hashlib
 import os
+import shutil
+import stat
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 # where callers of the first version find them
 from vtx_scale.data_pipeline.lists import braces as braces
 from vtx_scale.data_pipeline.lists import expand as expand
-from vtx_scale.data_pipeline.publish import PART
+from vtx_scale.data_pipeline.publish import PART, sync
 from vtx_scale.data_pipeline.publish import whole as whole
 
 
@@ -20,6 +25,35 @@ class Head:
 
     size: int
     tag: str
+
+
+class Object(Protocol):
+    """An object that was opened: what is read of it is what it was then, also when its name goes
+    away or names another one.
+
+    To be closed, or used as a context. `size` in bytes; `tag` as `Head` has it.
+    """
+
+    size: int
+
+    @property
+    def tag(self) -> str:
+        """Changes with the content."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly these bytes. Raises OSError where the object ends before or cannot be read."""
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Fill `out`, bytes, from byte `offset` on. Raises OSError as `read` does."""
+
+    def close(self) -> None:
+        """Let it go; a second time is no error."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Storage(Protocol):
@@ -35,8 +69,24 @@ class Storage(Protocol):
         Raises FileNotFoundError where there is no such object.
         """
 
+    def open(self, name: str) -> Object:
+        """An object, to be read in ranges.
+
+        Raises FileNotFoundError where there is no such object, OSError where it cannot be opened.
+        """
+
     def put(self, name: str, body: bytes) -> None:
         """Store an object whole, in place of one of that name."""
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Store a local file whole, in place of an object of that name; the file is gone then, and
+        the bytes are kept when this returns.
+        """
+
+    def scratch(self, name: str) -> AbstractContextManager[Path]:
+        """A path of no file yet, from which `put_file` takes an object of this name at its
+        cheapest; what is left there at the end is removed.
+        """
 
     def put_if_absent(self, name: str, body: bytes) -> bool:
         """Store an object where there is none of that name; whether it was stored."""
@@ -72,10 +122,42 @@ class Folder:
             f.seek(offset)
             return f.read(length)
 
+    def open(self, name: str) -> "File":
+        """A file through one descriptor. No link is followed: what is stored here is a file.
+
+        Raises FileNotFoundError where there is no such file, OSError where it cannot be opened.
+        """
+        return File(self.root / name, links=False)
+
     def put(self, name: str, body: bytes) -> None:
         """Write a file whole; folders on the way are made."""
         with whole(self.root / name) as part:
             part.write_bytes(body)
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Move a file here, with the mode that it has; on the disk when this returns."""
+        target = self.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sync(path)
+        try:
+            os.replace(path, target)
+        except OSError as e:
+            if e.errno != errno.EXDEV:
+                raise
+            with whole(target) as part:  # from another disk
+                shutil.copyfile(path, part)
+            path.unlink()
+        sync(target.parent)
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """`NAME.part` beside the place of a file, on the same disk."""
+        path = self.root / f"{name}.part"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
     def put_if_absent(self, name: str, body: bytes) -> bool:
         """Write a file where there is none of that name; whether it was written."""
@@ -102,24 +184,41 @@ class Folder:
 
     def list(self, prefix: str) -> Iterator[str]:
         """The names of files, in all folders below, that begin with `prefix`, in order."""
-        for path in sorted(self.root.rglob("*")):
-            inside = path.relative_to(self.root)
-            name = inside.as_posix()
-            half = any(PART.match(part) for part in inside.parts)
-            if path.is_file() and name.startswith(prefix) and not half:
-                yield name
+        names, met = [], set()  # met: folders, as a link may lead round in a circle
+        top = self.root / prefix.rpartition("/")[0]
+        for folder, folders, files in os.walk(top, followlinks=True):
+            above = Path(folder)
+            if (real := above.resolve()) in met:
+                folders.clear()
+                continue
+            met.add(real)
+            folders[:] = [name for name in folders if not PART.match(name)]
+            inside = above.relative_to(self.root)
+            names += [(inside / name).as_posix() for name in files if not PART.match(name)]
+        yield from sorted(name for name in names if name.startswith(prefix))
 
     def head(self, name: str) -> Head | None:
-        """Size and tag of a file, None where there is none; the tag is time and size."""
+        """Size and tag of a file, None where there is none; the tag is time, inode and size."""
         try:
-            stat = (self.root / name).stat()
-        except FileNotFoundError:
+            status = (self.root / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return Head(stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+        return Head(status.st_size, tag_of(status))
 
     def delete(self, name: str) -> None:
-        """Remove a file; one that is not there is no error."""
-        (self.root / name).unlink(missing_ok=True)
+        """Remove a file, and the folders that are empty without it, as objects have none; one that
+        is not there is no error.
+        """
+        path = self.root / name
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty, or gone
+            while (path := path.parent) != self.root:
+                path.rmdir()
+
+
+def tag_of(status: os.stat_result) -> str:
+    """What changes when a file is written anew, also within one tick of the clock."""
+    return f"{status.st_mtime_ns:x}-{status.st_ino:x}-{status.st_size:x}"
 
 
 class File:
@@ -131,21 +230,32 @@ class File:
 
     WINDOW = 16 << 10
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        stat = os.fstat(self.fd)
-        self.size, self.mtime_ns = stat.st_size, stat.st_mtime_ns
+    def __init__(self, path: Path, links: bool = True) -> None:
+        """links: whether a link is followed. Raises OSError where it cannot be opened."""
+        self.path, self.fd = path, -1
+        # a pipe would hold up whoever opens it
+        alone = 0 if links else os.O_NOFOLLOW | os.O_NONBLOCK
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | alone)
+        status = os.fstat(self.fd)
+        if not (links or stat.S_ISREG(status.st_mode)):
+            raise OSError(errno.EINVAL, "no plain file", str(path))
+        self.size, self.mtime_ns, self.tag = status.st_size, status.st_mtime_ns, tag_of(status)
         self._window, self._at = b"", 0
 
-    def __enter__(self) -> "File":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
-        os.close(self.fd)
+        """Let the descriptor go; a second time is no error."""
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
 
     def __len__(self) -> int:
         return self.size
@@ -172,6 +282,14 @@ class File:
                 )
             body += more
         return body
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Fill `out`, bytes, from byte `offset` on. Raises OSError where the file ends before."""
+        while len(out):
+            got = os.preadv(self.fd, [out], offset)
+            if not got:
+                raise OSError(f"{self.path} ends at byte {offset}")
+            out, offset = out[got:], offset + got
 
     def forget(self, offset: int, length: int) -> None:
         """Let the next read of this range come from the disk and not from the page cache."""

@@ -1,6 +1,7 @@
 """Local folders as storage."""
 
 import os
+import stat
 
 import pytest
 
@@ -28,6 +29,84 @@ def test_a_folder_keeps_objects_whole(tmp_path):
     folder.delete("a/b")
     folder.delete("a/b")
     assert list(folder.list("")) == ["a/c"]
+
+
+def test_what_was_opened_is_read_whatever_becomes_of_its_name(tmp_path):
+    folder = Folder(tmp_path)
+    folder.put("a/b", b"0123456789")
+    with folder.open("a/b") as first:
+        folder.put("a/b", b"another123")
+        with folder.open("a/b") as second:
+            assert second.tag == folder.head("a/b").tag != first.tag
+            folder.delete("a/b")
+            room = bytearray(4)
+            first.read_into(memoryview(room), 3)
+            assert (len(first), first.read(0, 10), room) == (10, b"0123456789", b"3456")
+            assert second.size == 10 and second.read(7, 3) == b"123"
+        with pytest.raises(OSError, match="ends"):
+            first.read_into(memoryview(room), 8)
+    first.close()
+    with pytest.raises(FileNotFoundError):
+        folder.open("a/b")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_an_object_is_a_file_of_its_own(tmp_path, kind):
+    """Nothing is read through a link, and a pipe holds nobody up."""
+    (tmp_path / "elsewhere").write_text("a secret")
+    there = tmp_path / "there"
+    {
+        "link": lambda: there.symlink_to(tmp_path / "elsewhere"),
+        "pipe": lambda: os.mkfifo(there),
+    }.get(kind, there.mkdir)()
+    with pytest.raises(OSError):
+        Folder(tmp_path).open("there")
+
+
+def test_a_file_is_moved_in_with_its_mode(tmp_path):
+    folder = Folder(tmp_path / "root")
+    folder.put("a/b", b"before")
+    with folder.scratch("a/b") as path:
+        path.write_bytes(b"after")
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert folder.get_range("a/b", 0, 9) == b"before"
+        folder.put_file("a/b", path)
+        assert not path.exists() and folder.get_range("a/b", 0, 9) == b"after"
+    assert stat.S_IMODE((tmp_path / "root" / "a" / "b").stat().st_mode) == mode
+    with pytest.raises(ZeroDivisionError), folder.scratch("a/c") as path:
+        path.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert list(folder.list("")) == ["a/b"]
+
+
+def test_a_file_is_moved_in_from_another_disk(tmp_path, monkeypatch):
+    plain = os.replace
+
+    def replace(source, target):
+        if source == tmp_path / "file":
+            raise OSError(18, "Invalid cross-device link")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    (tmp_path / "file").write_bytes(b"body")
+    Folder(tmp_path / "root").put_file("a", tmp_path / "file")
+    assert (tmp_path / "root" / "a").read_bytes() == b"body" and not (tmp_path / "file").exists()
+
+
+def test_folders_are_no_objects(tmp_path):
+    """One that is empty goes; a link to a folder leads on, and never round in a circle."""
+    folder = Folder(tmp_path / "root")
+    folder.put("a/b/c", b"")
+    folder.put("a/d", b"")
+    (tmp_path / "root" / "again").symlink_to(tmp_path / "root" / "a")
+    (tmp_path / "root" / "a" / "round").symlink_to(tmp_path / "root")
+    assert list(folder.list("again/")) == ["again/b/c", "again/d"]
+    (tmp_path / "root" / "again").unlink()
+    (tmp_path / "root" / "a" / "round").unlink()
+    folder.delete("a/b/c")
+    assert (tmp_path / "root" / "a").exists() and not (tmp_path / "root" / "a" / "b").exists()
+    folder.delete("a/d")
+    assert (tmp_path / "root").exists() and not list((tmp_path / "root").iterdir())
 
 
 def test_a_file_is_sliced_like_bytes(tmp_path):
