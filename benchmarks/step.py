@@ -21,6 +21,7 @@ import torch
 from vtx_scale.blocks.rules import initial_values
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.recipes.clip import clip_vit_b32_smoke
 from vtx_scale.strategies.apply import apply
@@ -126,7 +127,7 @@ def main() -> None:
         strategy,
         optimizer,
         Given(batch),
-        Silent(folder / "c", 0, 1, "a", 1),
+        Silent(Folder(folder / "c"), 0, 1, "a", 1),
         precision,
         Control(folder, 0),
         Ledger(folder),

@@ -5,6 +5,7 @@ import argparse
 from vtx_scale.checkpoints.read import listing
 from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch import run_folder
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.tables import print_json, print_table
 
 
@@ -12,7 +13,7 @@ def run(args: argparse.Namespace) -> int:
     folder = local_path(args.folder)
     run_folder.read(folder)
 
-    rows = listing(folder / "checkpoints", deep=args.verify)
+    rows = listing(checkpoints_of(folder), deep=args.verify)
     if args.json:
         for row in rows:
             print_json(row)

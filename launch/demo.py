@@ -25,6 +25,7 @@ from vtx_scale.launch import recipes
 from vtx_scale.launch.build import eval_batches
 from vtx_scale.launch.datasets import open_data
 from vtx_scale.launch.open_run import OpenRun, open_run
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.tables import print_table
 from vtx_scale.specs.clip import ClipConfig
 
@@ -130,7 +131,7 @@ def report(folder: Path, error: float) -> int:
     recovery = next(r["time"] for r in struck if r["step"] == killed) - restart["time"]
     last = rows(folder / "disturbed" / "evaluations.jsonl")[-1]
     same_curve = [r["loss"] for r in calm] == [r["loss"] for r in struck]
-    stored = [newest(folder / name / "checkpoints") for name in ("undisturbed", "disturbed")]
+    stored = [newest(checkpoints_of(folder / name)) for name in ("undisturbed", "disturbed")]
     same_weights = len({digests(found) for found in stored}) == 1
     checks = {
         "throughput": (
@@ -177,13 +178,11 @@ def recovered_step(folder: Path) -> int:
     return int(next((folder / "killed").glob("backward-*")).name.split("-")[1].split(".")[0])
 
 
-def digests(found: tuple[Path, dict[str, Any]] | None) -> tuple[tuple[str, str], ...]:
-    assert found is not None
-    _, manifest = found
+def digests(manifest: dict[str, Any] | None) -> tuple[str, ...]:
+    """Of the data of each rank."""
+    assert manifest is not None
     return tuple(
-        sorted(
-            (name, entry["sha256"])
-            for name, entry in manifest["files"].items()
-            if name.startswith("data-")
-        )
+        manifest["files"][name]["sha256"]
+        for name in sorted(manifest["files"])
+        if name.startswith("data-")
     )

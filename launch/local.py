@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vtx_scale.checkpoints.format import steps
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.trainer.leave import requests
 from vtx_scale.trainer.output import Ledger
 
@@ -62,7 +63,7 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
 
 
 def newest(folder: Path) -> int:
-    return max(steps(folder / "checkpoints"), default=0)
+    return max(steps(checkpoints_of(folder)), default=0)
 
 
 def once(request: Path, world: int) -> int:

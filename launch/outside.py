@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vtx_scale.checkpoints.format import Damaged, folder_name, read_manifest, sha256_file, steps
+from vtx_scale.checkpoints.format import Damaged, read_manifest, sha256_file, steps
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.walk import shown
 
@@ -47,9 +48,10 @@ def look(path: Path) -> Entry | None:
 
 def look_at_run(path: Path) -> Entry | None:
     """The same of a run folder; its checkpoints are verified where they are read."""
-    for step in reversed(steps(path / "checkpoints")):
+    stored = checkpoints_of(path)
+    for step in reversed(steps(stored)):
         try:
-            manifest = read_manifest(path / "checkpoints" / folder_name(step))
+            manifest = read_manifest(stored, step)
         except (Damaged, UserError):
             continue
         about = json.loads((path / "run.json").read_text())

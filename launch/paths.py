@@ -7,11 +7,13 @@ Standard library and specs alone.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.lists import parts, refuse_scheme
 from vtx_scale.data_pipeline.paths import SCHEME, local_path
+from vtx_scale.data_pipeline.storage import Folder, Storage
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.spec import Spec
 from vtx_scale.specs.walk import shown, specs
@@ -98,3 +100,13 @@ def remote(entry: str) -> bool:
     except UserError:
         return True
     return False
+
+
+def checkpoints_of(folder: Path) -> Storage:
+    """Where a run keeps its checkpoints."""
+    return Folder(folder / "checkpoints")
+
+
+def lease_of(folder: Path) -> Storage:
+    """Where a run keeps the epochs of its lease."""
+    return Folder(folder / "lease")

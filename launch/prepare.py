@@ -15,6 +15,7 @@ from vtx_scale.data_pipeline.text import tokenizer, tokenizer_file
 from vtx_scale.launch import checks, run_folder
 from vtx_scale.launch.datasets import DataSet, fingerprint_of, hash_of, open_data, training_data
 from vtx_scale.launch.outside import TOKENIZER, Entry, held
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.specs.network import networks_of
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
@@ -106,7 +107,7 @@ def keep_tokenizer(run: Run, folder: Path, entry: Entry | None) -> None:
 
 def check_steps(run: Run, folder: Path) -> None:
     """Raises UserError where a run has gone further than it should go."""
-    at = max(steps(folder / "checkpoints"), default=0)
+    at = max(steps(checkpoints_of(folder)), default=0)
     if run.steps < at:
         raise UserError(
             f"steps={run.steps}: {folder} has a checkpoint of step {at}; give more steps than "

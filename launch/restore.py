@@ -12,6 +12,7 @@ from vtx_scale.checkpoints.format import Damaged, folder_name, read_manifest, st
 from vtx_scale.checkpoints.read import Opened, Tensors, load, newest, read_newest
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import run_folder
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.loop import Progress, due
@@ -38,16 +39,17 @@ def restore(
     step = common_step(folder, strategy)
     if step < 0:
         return None
-    path = folder / "checkpoints" / folder_name(step)
-    manifest = read_manifest(path)
+    stored = checkpoints_of(folder)
+    manifest = read_manifest(stored, step)
     data = manifest["data"]
     forked = bool(run_folder.read(folder).get("forks"))
     if data["fingerprint"] != fingerprint and not forked:
         raise UserError(
-            f"{path} was made from another data set or order (fingerprint {data['fingerprint']}, "
-            f"now {fingerprint}): give data.shards as it was, or train in another folder."
+            f"{folder_name(step)} of {folder} was made from another data set or order "
+            f"(fingerprint {data['fingerprint']}, now {fingerprint}): give "
+            "data.shards as it was, or train in another folder."
         )
-    load(strategy.slices(optimizer), Tensors(path, manifest))
+    load(strategy.slices(optimizer), Tensors(stored, manifest))
     strategy.settled()
     progress.step, progress.applied, progress.samples = (
         step,
@@ -75,17 +77,18 @@ def read_common(
     def number(value: int) -> Tensor:
         return torch.tensor([value], dtype=torch.float64, device=strategy.device)
 
+    stored = checkpoints_of(folder)
     for _ in range(TRIES):
         found: tuple[int, T] | None = None
         if strategy.all.rank == 0:
-            found = read_newest(folder / "checkpoints", lambda c: (c.manifest["step"], use(c)), say)
+            found = read_newest(stored, lambda c: (c.manifest["step"], use(c)), say)
         first = strategy.all.rank == 0
         step = int(strategy.all.sum(number((found[0] if found else -1) if first else 0)).item())
         if step < 0:
             return None
         if found is None:
             with contextlib.suppress(Damaged, OSError):
-                with Opened(folder / "checkpoints" / folder_name(step)) as checkpoint:
+                with Opened(stored, step) as checkpoint:
                     found = step, use(checkpoint)
         missed = int(strategy.all.sum(number(found is None)).item())
         if found is not None and not missed:
@@ -119,9 +122,9 @@ def common_step(folder: Path, strategy: Base) -> int:
 
     step = 0.0
     if strategy.all.rank == 0:
-        found = newest(folder / "checkpoints", damaged)
-        there = steps(folder / "checkpoints")
-        step = float(found[1]["step"]) if found else -2.0 if there else -1.0
+        stored = checkpoints_of(folder)
+        found, there = newest(stored, damaged), steps(stored)
+        step = float(found["step"]) if found else -2.0 if there else -1.0
     here = torch.tensor([step], dtype=torch.float64, device=strategy.device)
     common = int(strategy.all.sum(here).item())
     if common == -2:  # on every rank alike

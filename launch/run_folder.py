@@ -19,7 +19,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.publish import whole
 from vtx_scale.launch import outside, override, recipes
 from vtx_scale.launch.outside import Entry, Outside
-from vtx_scale.launch.paths import absolute
+from vtx_scale.launch.paths import absolute, checkpoints_of
 from vtx_scale.specs import walk
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import Ledger
@@ -211,7 +211,7 @@ def short(value: Any) -> str:
 
 def begun(folder: Path) -> bool:
     """Whether there is a checkpoint, even one that is damaged."""
-    return bool(steps(folder / "checkpoints"))
+    return bool(steps(checkpoints_of(folder)))
 
 
 def counted(key: str) -> bool:

@@ -31,6 +31,7 @@ from vtx_scale.launch.decisions import Decision
 from vtx_scale.launch.evaluate import each
 from vtx_scale.launch.initial import load_initial
 from vtx_scale.launch.outside import check_weights, held
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.process import (
     common_attempt,
@@ -354,9 +355,13 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
     """The loop with all that it calls."""
     run, strategy = parts.run, parts.strategy
     attempt = common_attempt(strategy.device, parts.world)
-    checkpoints, keep = parts.folder / "checkpoints", run.checkpoint.keep
     writer = Writer(
-        checkpoints, strategy.all.rank, parts.world, attempt, keep, patience=run.system.timeout
+        checkpoints_of(parts.folder),
+        strategy.all.rank,
+        parts.world,
+        attempt,
+        run.checkpoint.keep,
+        patience=run.system.timeout,
     )
     return Trainer(
         run=run,

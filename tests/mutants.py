@@ -226,14 +226,45 @@ MUTANTS = (
     ),
     # --- checkpoints, logs, the lease
     Mutant(
-        "named-before-its-manifest",
+        "committed-before-its-data",
         WRITE,
-        'failpoint(f"before-manifest-{step}")',
-        "os.rename(open_folder, self.folder / folder_name(step)); "
-        "open_folder = self.folder / folder_name(step)",
-        (f"{COMMIT}::test_a_checkpoint_has_its_name_when_it_is_whole",),
-        "A checkpoint has its name when it is whole.",
-        also=(("if final.exists():", "if False:"), ("os.rename(open_folder, final)", "pass")),
+        "self.storage.put_file(data, path)",
+        "late = path.read_bytes()",
+        (f"{COMMIT}::test_a_checkpoint_is_there_when_it_is_whole[1]",),
+        "A save is committed when all of it is there.",
+        also=(("self.committed = step\n", "self.storage.put(data, late)\n"),),
+    ),
+    Mutant(
+        "written-and-not-read-back",
+        "vtx_scale/checkpoints/tensor_file.py",
+        "compare(file, pieces)",
+        "pass",
+        (f"{COMMIT}::test_a_bit_that_turns_on_the_way_to_the_disk_is_found",),
+        "What lies on the disk is what was handed over.",
+    ),
+    Mutant(
+        "table-of-another-start",
+        WRITE,
+        'if table["attempt"] == self.attempt else None',
+        'if table["attempt"] else None',
+        (f"{COMMIT}::test_another_starts_table_is_not_taken",),
+        "A save is of one start of the run.",
+    ),
+    Mutant(
+        "leftovers-stay",
+        WRITE,
+        "        storage.delete(name)\n\n\ndef names_of",
+        "        pass\n\n\ndef names_of",
+        (f"{COMMIT}::test_what_is_no_checkpoint_is_cleared_by_the_next_start",),
+        "What a killed save left is cleared.",
+    ),
+    Mutant(
+        "manifest-removed-last",
+        WRITE,
+        "    storage.delete(manifest_name(step))",
+        "    pass",
+        (f"{COMMIT}::test_a_checkpoint_is_there_when_it_is_whole[1]",),
+        "A checkpoint that is removed is none before its first file goes.",
     ),
     Mutant(
         "ledger-not-cut",
@@ -739,8 +770,8 @@ MUTANTS = (
     Mutant(
         "not-staged",
         WRITE,
-        '.to("cpu", copy=True)',
-        '.to("cpu")',
+        "return room.copy_(tensor)",
+        "return tensor",
         (f"{COMMIT}::test_a_save_takes_what_there_was_when_it_was_asked_for",),
         "A save holds the step at which it was asked for.",
     ),
@@ -755,20 +786,20 @@ MUTANTS = (
     Mutant(
         "digests-unread",
         "vtx_scale/checkpoints/read.py",
-        'if hashlib.file_digest(f, "sha256").hexdigest() != entry["sha256"]:',
+        'if digest_of(file.file) != entry["sha256"]:',
         "if False:",
         (
             "tests/promises/test_p3_one_checkpoint.py"
             "::test_a_damaged_file_is_found_and_the_older_checkpoint_taken"
-            "[flip-data-00000.safetensors]",
+            "[flip-data-00000.e0.safetensors]",
         ),
         "Every byte is verified when it is read.",
     ),
     Mutant(
         "manifest-unchecked",
         "vtx_scale/checkpoints/format.py",
-        'if manifest["sum"] != hashlib.sha256(canonical(body)).hexdigest():',
-        "if False:",
+        'sound = value["sum"] == hashlib.sha256(canonical(body)).hexdigest()',
+        "sound = True",
         (
             "tests/promises/test_p3_one_checkpoint.py"
             "::test_a_damaged_file_is_found_and_the_older_checkpoint_taken[flip-manifest.json]",

@@ -12,6 +12,7 @@ from tests import slow
 from tests.ranks import on_ranks
 from vtx_scale.checkpoints.read import Tensors, newest
 from vtx_scale.launch import override, recipes, worker
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
@@ -149,9 +150,10 @@ def norms(folder: Path) -> list[float]:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, optimizer moments included."""
-    found = newest(folder / "checkpoints")
+    storage = checkpoints_of(folder)
+    found = newest(storage)
     assert found is not None
-    stored = Tensors(*found)
+    stored = Tensors(storage, found)
     return {k: stored.tensor(k) for k in stored.keys()}
 
 

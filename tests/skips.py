@@ -8,9 +8,9 @@ import torch
 from tests import slow
 from tests.ranks import on_ranks
 from tests.runs import COLOUR, lines, log_of, smoke
-from vtx_scale.checkpoints.format import folder_name
 from vtx_scale.checkpoints.read import Tensors, verify
 from vtx_scale.launch import override, recipes, worker
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.specs.imports import import_object
 
@@ -51,9 +51,9 @@ def train_poisoned(
 
 def saved(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Every tensor of the checkpoint at a step, and its manifest."""
-    path = folder / "checkpoints" / folder_name(step)
-    manifest = verify(path)
-    stored = Tensors(path, manifest)
+    storage = checkpoints_of(folder)
+    manifest = verify(storage, step)
+    stored = Tensors(storage, manifest)
     return {k: stored.tensor(k) for k in stored.keys()}, manifest
 
 

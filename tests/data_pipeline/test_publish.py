@@ -35,7 +35,7 @@ def umask(request):
 
 
 def save_a_checkpoint(folder: Path) -> None:
-    writer = Writer(folder / "checkpoints", 0, 1, "one", 1)
+    writer = Writer(Folder(folder / "checkpoints"), 0, 1, "one", 1)
     writer.save(1, [Slice("param/x", (2,), ((0, 2),), torch.zeros(2))], {})
     writer.wait()
     assert writer.error is None

@@ -8,8 +8,10 @@ import pytest
 from tests.data_pipeline.make import Pixels, batches_of, small_index, small_set
 from tests.ranks import on_ranks
 from tests.runs import ids, lines, one_rank, smoke, train_on_ranks, vtx
-from vtx_scale.checkpoints.format import read_manifest, seal
+from vtx_scale.checkpoints.format import manifest_name, read_manifest, seal
+from vtx_scale.checkpoints.format import steps as steps_of
 from vtx_scale.launch import override, recipes
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.prepare import prepare_folder, refuse
 
 EPOCH = 256  # toy samples
@@ -77,8 +79,9 @@ def test_a_fork_with_another_batch_goes_on_in_the_epoch(tmp_path, one, two, thre
     position = 3 * one + 2 * two
     whole = -(-(EPOCH - position) // three)  # steps to the end of the epoch
     go_on(folder, 1, f"global_batch={three}", f"steps={5 + whole}", code=0)
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    assert read_manifest(newest)["data"]["position"] == position + whole * three
+    storage = checkpoints_of(folder)
+    newest = read_manifest(storage, steps_of(storage)[-1])
+    assert newest["data"]["position"] == position + whole * three
     seen = read_in(folder, 1, 5 + whole)
     assert len(seen) == position + whole * three and set(seen) == set(range(EPOCH))
     inside = read_in(folder, 1, 4 + whole)  # the last batch may reach into the next epoch
@@ -87,10 +90,11 @@ def test_a_fork_with_another_batch_goes_on_in_the_epoch(tmp_path, one, two, thre
 
 def without_position(folder) -> None:
     """Its checkpoint as one that says its step alone."""
-    for path in (folder / "checkpoints").glob("step-*"):
-        manifest = read_manifest(path)
+    storage = checkpoints_of(folder)
+    for step in steps_of(storage):
+        manifest = read_manifest(storage, step)
         del manifest["data"]["position"]
-        (path / "manifest.json").write_bytes(seal(manifest))
+        storage.put(manifest_name(step), seal(manifest))
 
 
 @pytest.mark.slow

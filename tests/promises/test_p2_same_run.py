@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 12
 # see vtx_scale.distributed.failpoint
-KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "before-rename-{}")
+KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "after-manifest-{}")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def killed_run(folder, points, world, strategy):
     ("strategy", "world", "points"),
     [
         ("fsdp", 2, ["backward-4:1", "before-manifest-6:0", "step-9:0"]),
-        ("ddp", 3, ["before-rename-3:0", "backward-8:2", "before-table-11:1"]),
+        ("ddp", 3, ["after-manifest-3:0", "backward-8:2", "before-table-11:1"]),
     ],
 )
 def test_three_kills_leave_no_trace(undisturbed, tmp_path, strategy, world, points):
@@ -149,7 +149,7 @@ def test_three_kills_leave_no_trace(undisturbed, tmp_path, strategy, world, poin
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kill_at_every_step(undisturbed, tmp_path, strategy, world, kind):
     """Twelve kills in one run, and the rank that is struck changes; in a save too."""
-    first_rank_only = kind.startswith(("before-manifest", "before-rename"))
+    first_rank_only = kind.startswith(("before-manifest", "after-manifest"))
     points = [
         f"{kind.format(n)}:{0 if first_rank_only else n % world}" for n in range(1, STEPS + 1)
     ]

@@ -25,6 +25,7 @@ from tests.runs import (
 from vtx_scale.checkpoints.format import Damaged, read_manifest, seal
 from vtx_scale.checkpoints.read import Tensors, listing, newest, verify
 from vtx_scale.launch import override, recipes, run_folder
+from vtx_scale.launch.paths import checkpoints_of
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +77,7 @@ def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -
     progress = Progress()
     precision = precision_of(run.system, device)
     assert restore(source, run, fingerprint, strategy, optimizer, progress, precision)
-    writer = Writer(target / "checkpoints", rank, world, "again", 1)
+    writer = Writer(checkpoints_of(target), rank, world, "again", 1)
     if world > 1:
         torch.distributed.barrier()  # rank 0 has cleared what it found
     there = read_manifest(newest(source / "checkpoints")[0])
@@ -136,7 +137,12 @@ def newer(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "file",
-    ["data-00000.safetensors", "data-00001.safetensors", "table-00001.json", "manifest.json"],
+    [
+        "data-00000.e0.safetensors",
+        "data-00001.e0.safetensors",
+        "table-00001.e0.json",
+        "manifest.json",
+    ],
 )
 @pytest.mark.parametrize("how", ["flip", "cut", "remove"])
 def test_a_damaged_file_is_found_and_the_older_checkpoint_taken(copy, file, how):
@@ -149,21 +155,25 @@ def test_a_damaged_file_is_found_and_the_older_checkpoint_taken(copy, file, how)
         path.write_bytes(body[:-1])
     else:
         path.unlink()
-    with pytest.raises(Damaged, match=file):
-        verify(newer(copy))
+    storage = checkpoints_of(copy)
+    with pytest.raises(Damaged):
+        verify(storage, 6)
     lines: list[str] = []
-    found = newest(copy / "checkpoints", lines.append)
-    assert found is not None and found[1]["step"] == 3
+    found = newest(storage, lines.append)
+    assert found is not None and found["step"] == 3
+    if (file, how) == ("manifest.json", "remove"):  # without one there is no checkpoint
+        assert not lines and [r["step"] for r in listing(storage)] == [3]
+        return
     assert len(lines) == 1 and file in lines[0]
-    row = next(r for r in listing(copy / "checkpoints", deep=True) if r["step"] == 6)
+    row = next(r for r in listing(storage, deep=True) if r["step"] == 6)
     assert not row["valid"] and file in row["reason"]
 
 
 def test_a_run_goes_on_from_the_older_one_and_says_so(copy):
-    data = newer(copy) / "data-00001.safetensors"
+    data = newer(copy) / "data-00001.e0.safetensors"
     data.write_bytes(data.read_bytes()[:-7])
     done = train(copy, "system.world=1")
-    assert "step-00000006 is damaged (data-00001.safetensors has" in done.stderr
+    assert "step-00000006 is damaged (data-00001.e0.safetensors has" in done.stderr
     assert "resumed at step 3 of 12" in done.stderr
     assert [e["kind"] for e in lines(copy / "ledger.jsonl")] == ["checkpoint_damaged"]
     assert len(losses(copy)) == 12
@@ -175,24 +185,24 @@ def test_half_a_checkpoint_cannot_be_passed_off_as_whole(copy):
     """
     from vtx_scale.checkpoints.format import canonical, sha256_file
 
-    table = newer(copy) / "table-00001.json"
+    table = newer(copy) / "table-00001.e0.json"
     body = json.loads(table.read_bytes())
     gone = next(s for s in body["slices"] if s["key"].startswith("exp_avg/"))
     body["slices"].remove(gone)
     table.write_bytes(canonical(body))
-    manifest = read_manifest(newer(copy))
+    manifest = read_manifest(checkpoints_of(copy), 6)
     manifest["files"][table.name] = {"size": table.stat().st_size, "sha256": sha256_file(table)}
     (newer(copy) / "manifest.json").write_bytes(seal(manifest))
     with pytest.raises(Damaged, match=re.escape(gone["key"])):
-        Tensors(newer(copy), verify(newer(copy))).tensor(gone["key"])
+        Tensors(checkpoints_of(copy), verify(checkpoints_of(copy), 6)).tensor(gone["key"])
 
 
 def test_a_manifest_cannot_name_files_elsewhere(copy):
-    manifest = read_manifest(newer(copy))
+    manifest = read_manifest(checkpoints_of(copy), 6)
     manifest["files"]["../../../run.json"] = {"size": 1, "sha256": "0"}
     (newer(copy) / "manifest.json").write_bytes(seal(manifest))
     with pytest.raises(Damaged, match="names the file"):
-        verify(newer(copy))
+        verify(checkpoints_of(copy), 6)
 
 
 def test_no_stored_file_is_a_pickle():
@@ -215,4 +225,4 @@ def test_files_of_a_run_are_of_known_kinds(saved):
 def test_retention(tmp_path):
     keys = ("checkpoint.every=2", "checkpoint.keep=2")
     train_on_ranks(tmp_path / "run", 1, "single", *keys, recipe=COLOUR)
-    assert [r["step"] for r in listing(tmp_path / "run" / "checkpoints")] == [10, 12]
+    assert [r["step"] for r in listing(checkpoints_of(tmp_path / "run"))] == [10, 12]

@@ -6,9 +6,10 @@ import signal
 import pytest
 
 from tests.runs import COLOUR, SMALL, lines, smoke, train_on_ranks, vtx
-from vtx_scale.checkpoints.format import folder_name
+from vtx_scale.checkpoints.format import manifest_name
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import local, worker
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.run_folder import acquire_lease
 from vtx_scale.trainer.control import BadLimit
 from vtx_scale.trainer.output import truncate_logs_after
@@ -47,7 +48,7 @@ def launched(tmp_path, monkeypatch, starts):
         if step == "end":
             return 0
         if step is not None:
-            (tmp_path / "checkpoints" / folder_name(step)).mkdir(parents=True, exist_ok=True)
+            checkpoints_of(tmp_path).put(manifest_name(step), b"")
         return -signal.SIGKILL
 
     monkeypatch.setattr(local, "once", once)

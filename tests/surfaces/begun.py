@@ -6,21 +6,23 @@ from pathlib import Path
 import torch
 
 from tests.runs import SMALL
+from vtx_scale.checkpoints.format import manifest_name
 from vtx_scale.interop.files import write_folder
 from vtx_scale.launch import override, recipes
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
 
 
 def begin(folder: Path, *keys: str, recipe: str = "clip_vit_b32", fork: bool = False) -> Run:
-    """What `vtx train` does before its first rank, and a checkpoint's empty folder after it; the
-    run as the ranks get it.
+    """What `vtx train` does before its first rank, and a checkpoint that says nothing after it;
+    the run as the ranks get it.
     """
     run = override.override(recipes.find(recipe, True), [*SMALL, *keys])
     run = resolve_data(run, folder=folder)
     run = prepare_folder(run, folder, refuse(run, folder, 1), fork)
-    (folder / "checkpoints" / "step-00000001").mkdir(parents=True, exist_ok=True)
+    checkpoints_of(folder).put(manifest_name(1), b"")
     return run
 
 

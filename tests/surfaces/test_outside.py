@@ -17,6 +17,7 @@ from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
 from vtx_scale.distributed.sharding import Slice
 from vtx_scale.launch import outside
 from vtx_scale.launch.cli import main
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.worker import work
 
@@ -178,7 +179,7 @@ def test_every_reader_takes_the_ids_of_the_training(trained, tmp_path, capsys):
 
 
 def checkpoint(folder: Path, step: int, value: float) -> None:
-    writer = Writer(folder / "checkpoints", 0, 1, "one", 2)
+    writer = Writer(checkpoints_of(folder), 0, 1, "one", 2)
     writer.save(step, [Slice("param/x", (2,), ((0, 2),), torch.full((2,), value))], {})
     writer.wait()
     assert writer.error is None

@@ -12,14 +12,16 @@ import torch
 
 from tests.runs import environment, smoke
 from vtx_scale import open_run
-from vtx_scale.checkpoints.format import Damaged, folder_name, steps
+from vtx_scale.checkpoints.format import Damaged, folder_name, manifest_name, steps
 from vtx_scale.checkpoints.read import Opened, Tensors, listing, read_newest, verify
 from vtx_scale.checkpoints.write import Writer, prune
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.distributed.sharding import Slice
 from vtx_scale.launch import override
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.initial import load_source
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.run_folder import write_whole
 from vtx_scale.strategies.single import Single
 
@@ -50,7 +52,7 @@ def publish(folder: Path, keep: int, least: int, until: float = 0.0) -> None:
     of step N is N.
     """
     _, strategy = model(recipe())
-    writer = Writer(folder / "checkpoints", 0, 1, "one", keep)
+    writer = Writer(checkpoints_of(folder), 0, 1, "one", keep)
     step = 0
     while step < least or time.time() < until:
         step += 1
@@ -77,7 +79,7 @@ def living(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", code, folder], env=environment())
     try:
-        while not steps(folder / "checkpoints"):
+        while not steps(checkpoints_of(folder)):
             assert process.poll() is None
             time.sleep(0.02)
         yield folder
@@ -115,7 +117,7 @@ def test_every_reader_gets_a_whole_checkpoint(living):
         return found.step
 
     def rows(folder: Path) -> int:
-        found = listing(folder / "checkpoints", deep=True)
+        found = listing(checkpoints_of(folder), deep=True)
         assert all(row["valid"] for row in found), found
         return 0
 
@@ -124,7 +126,7 @@ def test_every_reader_gets_a_whole_checkpoint(living):
         "open_run": opened,
         "init.from": start_from,
         "vtx checkpoints --verify": rows,
-        "slow": lambda f: read_newest(f / "checkpoints", read_by_step, said.append),
+        "slow": lambda f: read_newest(checkpoints_of(f), read_by_step, said.append),
     }
     failed, counts = [], dict.fromkeys(readers, 0)
     until = time.time() + 5
@@ -142,51 +144,55 @@ def test_every_reader_gets_a_whole_checkpoint(living):
 def test_what_is_open_stays_readable_when_it_is_removed(tmp_path):
     folder = tmp_path / "run"
     publish(folder, 1, 2)
-    path = folder / "checkpoints" / folder_name(max(steps(folder / "checkpoints")))
-    with Opened(path) as checkpoint:
-        prune(folder / "checkpoints", 0)
+    storage = checkpoints_of(folder)
+    step = max(steps(storage))
+    with Opened(storage, step) as checkpoint:
+        prune(storage, 0)
         assert not list((folder / "checkpoints").iterdir())
         assert whole(checkpoint.tensors().state().values()) == checkpoint.manifest["step"]
     with pytest.raises(Damaged):
-        verify(path)
-    assert read_newest(folder / "checkpoints", lambda c: c) is None
+        verify(storage, step)
+    assert read_newest(storage, lambda c: c) is None
 
 
 def test_one_that_goes_away_under_its_reader_gives_place_to_the_next(tmp_path):
     """As on a network file system, where a removed file cannot be read though it is open."""
-    folder = tmp_path / "checkpoints"
+    storage = checkpoints_of(tmp_path)
     publish(tmp_path, 3, 4)
-    prune(folder, 2)
-    older, newer = steps(folder)
+    prune(storage, 2)
+    older, newer = steps(storage)
     tried, said = [], []
 
     def use(checkpoint: Opened) -> int:
         tried.append(checkpoint.manifest["step"])
         if len(tried) == 1:
-            os.rename(checkpoint.folder, tmp_path / "elsewhere")
+            os.rename(
+                tmp_path / "checkpoints" / folder_name(checkpoint.step), tmp_path / "elsewhere"
+            )
             raise OSError(116, "Stale file handle")
         return tried[-1]
 
-    assert read_newest(folder, use, said.append) == older
+    assert read_newest(storage, use, said.append) == older
     assert tried == [newer, older] and not said
 
 
 def test_a_folder_that_never_holds_still_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("vtx_scale.checkpoints.read.PAUSES", (0.0, 0.0, 0.0))
-    folder = tmp_path / "checkpoints"
-    (folder / folder_name(1)).mkdir(parents=True)
+    storage, step = Folder(tmp_path), [1]
+    storage.put(manifest_name(1), b"")
 
     def use_nothing(checkpoint):
         raise AssertionError
 
-    def moving(path):
-        name = next(folder.iterdir())
-        name.rename(folder / folder_name(int(name.name[5:]) + 1))
-        return [int(name.name[5:])]
+    def moving(storage):
+        storage.delete(manifest_name(step[0]))
+        step[0] += 1
+        storage.put(manifest_name(step[0]), b"")
+        return [step[0] - 1]
 
     monkeypatch.setattr("vtx_scale.checkpoints.read.steps", moving)
     with pytest.raises(UserError, match="checkpoint.keep"):
-        read_newest(folder, use_nothing)
+        read_newest(storage, use_nothing)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 3), (4, 3, 2), (2, 1, 3, 2)])
@@ -201,11 +207,12 @@ def test_any_box_is_what_was_saved(tmp_path, shape, dtype):
         Slice("param/x", shape, box_of(part, shape), value[slice(*part)] if part else value)
         for part in parts
     ]
-    writer = Writer(tmp_path, 0, 1, "one", 1)
+    storage = Folder(tmp_path)
+    writer = Writer(storage, 0, 1, "one", 1)
     writer.save(1, slices, {})
     writer.wait()
     assert writer.error is None
-    stored = Tensors(tmp_path / folder_name(1), verify(tmp_path / folder_name(1)))
+    stored = Tensors(storage, verify(storage, 1))
     assert torch.equal(stored.tensor("param/x"), value)
     for _ in range(10):
         box = []
@@ -223,8 +230,8 @@ def box_of(part, shape):
 
 def test_a_checkpoint_of_many_files_needs_no_descriptor_each(tmp_path, monkeypatch):
     publish(tmp_path, 1, 2)
-    folder = tmp_path / "checkpoints"
+    storage = checkpoints_of(tmp_path)
     monkeypatch.setattr("resource.getrlimit", lambda kind: (2, 2))
-    with Opened(folder / folder_name(steps(folder)[-1])) as checkpoint:
+    with Opened(storage, steps(storage)[-1]) as checkpoint:
         assert len(checkpoint.files) == 1
         assert whole(checkpoint.tensors().state().values()) == checkpoint.manifest["step"]

@@ -1,17 +1,21 @@
-"""Names, digests and the manifest."""
+"""Names, digests and the manifest. Standard library alone."""
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.storage import Storage
 
-FORMAT = 1
-NAME = re.compile(r"^step-(\d{8})$")
-FILE = re.compile(r"^(data|table)-\d{5}\.(safetensors|json)$")
+FORMAT = 2
+READ = (1, 2)  # 1 had no epochs
+FILE = re.compile(r"(data|table)-\d{5}(\.e\d+)?\.(safetensors|json)")
+MANIFEST = re.compile(r"step-(\d{8})/manifest\.json")
+MANIFEST_LIMIT = 1 << 28  # bytes: two lines a rank, of a million ranks
+# what JSON of another kind than expected raises where it is looked at
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
 
 
 class Damaged(Exception):
@@ -20,6 +24,20 @@ class Damaged(Exception):
 
 def folder_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def manifest_name(step: int) -> str:
+    return f"{folder_name(step)}/manifest.json"
+
+
+def file_names(rank: int, epoch: int) -> tuple[str, str]:
+    """A rank's data and its table, within the folder of a step."""
+    return f"data-{rank:05d}.e{epoch}.safetensors", f"table-{rank:05d}.e{epoch}.json"
+
+
+def data_of(table: str) -> str:
+    """The name of the data that a table describes."""
+    return table.replace("table-", "data-").replace(".json", ".safetensors")
 
 
 def canonical(value: Any) -> bytes:
@@ -31,46 +49,68 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write_synced(path: Path, body: bytes) -> None:
-    """Write, and return when the bytes are on the disk."""
-    with path.open("wb") as f:
-        f.write(body)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def seal(manifest: dict[str, Any]) -> bytes:
-    """The manifest with the digest of its own canonical JSON."""
-    body = {k: v for k, v in manifest.items() if k != "sum"}
+def seal(value: dict[str, Any]) -> bytes:
+    """A manifest or a table with the digest of its own canonical JSON."""
+    body = {k: v for k, v in value.items() if k != "sum"}
     return canonical({**body, "sum": hashlib.sha256(canonical(body)).hexdigest()})
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a committed checkpoint, checked against its own digest.
+def unseal(sealed: bytes, name: str) -> dict[str, Any]:
+    """What `seal` was given, with its digest.
+
+    Raises Damaged where the bytes are not what it gave.
+    """
+    try:
+        value: dict[str, Any] = json.loads(sealed)
+        body = {k: v for k, v in value.items() if k != "sum"}
+        sound = value["sum"] == hashlib.sha256(canonical(body)).hexdigest()
+    except MALFORMED as e:
+        raise Damaged(f"{name} cannot be read ({type(e).__name__})") from e
+    if not sound:
+        raise Damaged(f"{name} does not match its own digest")
+    return value
+
+
+def read_manifest(storage: Storage, step: int) -> dict[str, Any]:
+    """The manifest of a checkpoint, checked against its own digest.
 
     Raises Damaged where it is missing, torn, altered or names a file outside the folder; UserError
     for another format.
     """
+    return manifest_and_tag(storage, step)[0]
+
+
+def manifest_and_tag(storage: Storage, step: int) -> tuple[dict[str, Any], str]:
+    """The same, and the tag of the object that it was."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
-        body = {k: v for k, v in manifest.items() if k != "sum"}
-        if manifest["sum"] != hashlib.sha256(canonical(body)).hexdigest():
-            raise Damaged("manifest.json does not match its own digest")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
-        raise Damaged(f"manifest.json cannot be read ({type(e).__name__})") from e
-    if manifest["format"] != FORMAT:
+        with storage.open(manifest_name(step)) as file:
+            if file.size > MANIFEST_LIMIT:
+                raise Damaged(f"manifest.json has {file.size} bytes")
+            body, tag = file.read(0, file.size), file.tag
+    except OSError as e:
+        raise Damaged(f"manifest.json cannot be read ({e.strerror or e})") from e
+    manifest = unseal(body, "manifest.json")
+    if manifest.get("format") not in READ:
         raise UserError(
-            f"{folder} has checkpoint format {manifest['format']}, this version reads {FORMAT}: "
-            f"open it with the version that wrote it ({manifest.get('versions')})."
+            f"{folder_name(step)} has checkpoint format {manifest.get('format')}, this version "
+            f"reads up to {FORMAT}: open it with the version that wrote it "
+            f"({manifest.get('versions')})."
         )
-    for name in manifest["files"]:
-        if not FILE.match(name):
-            raise Damaged(f"manifest.json names the file {name!r}")
-    return manifest
+    try:
+        if manifest["step"] != step:
+            raise Damaged(f"manifest.json is of step {manifest['step']}")
+        for name, entry in manifest["files"].items():
+            if not FILE.fullmatch(name):
+                raise Damaged(f"manifest.json names the file {name!r}")
+            if not (isinstance(entry["size"], int) and isinstance(entry["sha256"], str)):
+                raise Damaged(f"manifest.json does not say what {name} is")
+    except MALFORMED as e:
+        raise Damaged(f"manifest.json is none ({type(e).__name__})") from e
+    return manifest, tag
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoint folders of a run, ascending; their content is not looked at."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(m[1]) for p in folder.iterdir() if (m := NAME.match(p.name)))
+def steps(storage: Storage) -> list[int]:
+    """Steps of the checkpoints of a run, ascending: those that have a manifest, which is not
+    looked at.
+    """
+    return sorted(int(m[1]) for name in storage.list("step-") if (m := MANIFEST.fullmatch(name)))

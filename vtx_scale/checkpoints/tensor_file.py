@@ -1,42 +1,133 @@
-"""A safetensors file read by offset through one open descriptor.
+"""A safetensors file: written so that what lies on the disk is what was handed over, and read by
+offset.
 
-Not through a memory map: what retention removes stays readable while the descriptor is open, and on
-a network file system a file that is gone is an error that one can catch, where a map ends the
+Read not through a memory map: what retention removes stays readable while it is open, and on a
+network file system a file that is gone is an error that one can catch, where a map ends the
 process.
 """
 
+import hashlib
 import json
 import math
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from vtx_scale.checkpoints.format import Damaged
-from vtx_scale.data_pipeline.storage import File
+from vtx_scale.checkpoints.format import MALFORMED, Damaged
+from vtx_scale.data_pipeline.storage import Object
 
 HEADER_LIMIT = 100_000_000  # bytes, as safetensors itself has it
+CHUNK = 4 << 20
+DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 
 
-class TensorFile(File):
-    """The entries of a safetensors file; opened at once, the header is read with the first entry.
+def dtype_name(dtype: torch.dtype) -> str:
+    """float32 for torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
-    Raises OSError where it cannot be opened or read.
+
+def dtype_of(name: str) -> torch.dtype:
+    """The type of that name. Raises Damaged for one that is not stored here."""
+    if name not in DTYPES:
+        raise Damaged(f"there is no type {name!r}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, as they lie."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def save_file(tensors: dict[str, Tensor], path: Path) -> str:
+    """Write contiguous tensors on the CPU, and return the SHA-256 of the file when it is on the
+    disk.
+
+    The digest is of the bytes as they were handed over, and what was written is read back and
+    compared with them. Raises OSError where it cannot be written, or is not what was handed over.
     """
+    # the widest first, so that each lies at a multiple of its size
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, at = {}, 0
+    for name in names:
+        tensor = tensors[name]
+        end = at + tensor.numel() * tensor.element_size()
+        kind = DTYPES[dtype_name(tensor.dtype)]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    first = memoryview(len(text).to_bytes(8, "little") + text)
+    pieces = [first, *(bytes_of(tensors[name]) for name in names if tensors[name].numel())]
+    with ThreadPoolExecutor(2) as others, path.open("w+b", buffering=0) as file:
+        digest = others.submit(digest_of, pieces)
+        for piece in pieces:
+            write_all(file, piece)
+        synced = others.submit(os.fsync, file.fileno())
+        compare(file, pieces)
+        synced.result()
+        return digest.result()
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+
+def digest_of(pieces: Iterable[memoryview]) -> str:
+    """SHA-256 of bytes one after the other."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_all(file: BinaryIO, piece: memoryview) -> None:
+    """Every byte: one call takes at most 2 GiB."""
+    while len(piece):
+        piece = piece[file.write(piece[: 1 << 30]) :]
+
+
+def compare(file: BinaryIO, pieces: Iterable[memoryview]) -> None:
+    """Raises OSError where a file does not hold these bytes."""
+    file.seek(0)
+    for piece in pieces:
+        for start in range(0, len(piece), CHUNK):
+            wanted = piece[start : start + CHUNK]
+            found = bytearray(len(wanted))
+            got = 0
+            while got < len(wanted) and (n := file.readinto(memoryview(found)[got:])):  # type: ignore[attr-defined]
+                got += n
+            if found != wanted:  # of a bytearray this is one memcmp
+                raise OSError(
+                    f"{file.name}: what was written is not what is there, near byte "
+                    f"{file.tell() - got}"
+                )
+
+
+class TensorFile:
+    """The entries of a safetensors file; the header is read with the first entry."""
+
+    def __init__(self, name: str, file: Object) -> None:
+        self.name, self.file = name, file
         self._entries: dict[str, tuple[int, int]] | None = None  # first byte, one behind the last
 
     def close(self) -> None:
-        """Let the descriptor go; a second time is no error."""
-        fd, self.fd = getattr(self, "fd", -1), -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
+        """Let the file go; a second time is no error."""
+        self.file.close()
 
     def rows(
         self,
@@ -55,33 +146,30 @@ class TensorFile(File):
         if self._entries is None:
             self._entries = self._header()
         if entry not in self._entries:
-            raise Damaged(f"{self.path.name} has no entry {entry}")
+            raise Damaged(f"{self.name} has no entry {entry}")
         start, stop = self._entries[entry]
         row = math.prod(shape[1:]) * dtype.itemsize
-        if stop - start != row * (shape[0] if shape else 1) or stop > self.size:
-            raise Damaged(f"{self.path.name}: {entry} has {stop - start} bytes, not {shape}")
+        if stop - start != row * (shape[0] if shape else 1) or stop > self.file.size:
+            raise Damaged(f"{self.name}: {entry} has {stop - start} bytes, not {shape}")
         if out is None:
             out = torch.empty((end - first, *shape[1:]), dtype=dtype)
-        self._read_into(
-            out.detach().reshape(-1).view(torch.uint8).numpy().data, start + first * row
-        )
+        self.file.read_into(bytes_of(out), start + first * row)
         return out
 
     def _header(self) -> dict[str, tuple[int, int]]:
+        """Where each entry lies, in bytes of the file."""
         try:
-            length = int.from_bytes(self.read(0, 8), "little")
-            if length > min(HEADER_LIMIT, self.size):
+            length = int.from_bytes(self.file.read(0, 8), "little")
+            if length > min(HEADER_LIMIT, self.file.size):
                 raise ValueError("its header is too long")
-            found = json.loads(self.read(8, length))
+            found = json.loads(self.file.read(8, length))
             found.pop("__metadata__", None)
-            offsets = {name: entry["data_offsets"] for name, entry in found.items()}
-            return {name: (8 + length + a, 8 + length + b) for name, (a, b) in offsets.items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as e:
-            raise Damaged(f"{self.path.name} is no safetensors file ({e})") from e
-
-    def _read_into(self, out: memoryview, offset: int) -> None:
-        while len(out):
-            got = os.preadv(self.fd, [out], offset)
-            if not got:
-                raise OSError(f"{self.path} ends at byte {offset}")
-            out, offset = out[got:], offset + got
+            entries = {}
+            for name, entry in found.items():
+                a, b = entry["data_offsets"]
+                if not (isinstance(a, int) and isinstance(b, int) and 0 <= a <= b):
+                    raise ValueError(f"{name} lies nowhere")
+                entries[name] = (8 + length + a, 8 + length + b)
+            return entries
+        except MALFORMED as e:
+            raise Damaged(f"{self.name} is no safetensors file ({e})") from e

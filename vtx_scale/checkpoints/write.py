@@ -2,59 +2,77 @@
 committed whole or not at all.
 
 Every rank copies its slices and hands them to its writer, which writes data, then a table with the
-digest. The writer of rank 0 waits for the tables of all ranks, writes the manifest, and gives the
-folder its name. Ranks meet in the file system alone, so a writer never takes part in a collective.
+digest. The writer of rank 0 waits for the tables of all ranks and puts the manifest, which commits
+the save. Ranks meet in the storage alone, so a writer never takes part in a collective.
 """
 
 import contextlib
-import json
-import os
-import shutil
-import stat
+import hashlib
+import re
 import threading
 import time
 import zlib
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from vtx_scale.checkpoints.format import (
+    FILE,
     FORMAT,
-    canonical,
+    Damaged,
+    data_of,
+    file_names,
     folder_name,
+    manifest_name,
+    read_manifest,
     seal,
-    sha256_file,
     steps,
-    write_synced,
+    unseal,
 )
-from vtx_scale.data_pipeline.publish import settle, sync
+from vtx_scale.checkpoints.lease import Lost
+from vtx_scale.checkpoints.tensor_file import dtype_name, save_file
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.sharding import Slice
 
+LEFT = re.compile(r"(\.step-\d{8}\.[^/]*|step-\d{8})/(.*)")  # format 1 wrote in hidden folders
+PATIENCE = 300.0  # seconds for a rank's part
+
 
 class Writer:
-    """One save at a time in the background.
+    """One save at a time in the background, into a storage whose objects are those of checkpoints.
 
-    `attempt` names this start of the run, the same on every rank.
+    attempt: names this start of the run, the same on every rank. keep: how many of the newest stay,
+    beside those that `stays` names of a list of steps. epoch: of the lease under which the run
+    writes, 0 for none; held: raises Lost where another has taken it since. patience: in seconds.
     """
 
     def __init__(
-        self, folder: Path, rank: int, world: int, attempt: str, keep: int, patience: float = 300.0
+        self,
+        storage: Storage,
+        rank: int,
+        world: int,
+        attempt: str,
+        keep: int,
+        *,
+        epoch: int = 0,
+        held: Callable[[], None] = lambda: None,
+        stays: Callable[[list[int]], set[int]] = lambda there: set(),
+        patience: float = PATIENCE,
     ) -> None:
-        self.folder, self.rank, self.world, self.attempt = folder, rank, world, attempt
-        self.keep, self.patience = keep, patience
+        self.storage, self.rank, self.world, self.attempt = storage, rank, world, attempt
+        self.keep, self.epoch, self.held, self.stays = keep, epoch, held, stays
+        self.patience = patience
         self.thread: threading.Thread | None = None
         self.error: str | None = None
+        self.lost = False  # another job writes here
         self.stop = threading.Event()
         self.committed: int | None = None
         self.written = 0  # bytes of this rank's last save
-        if rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.glob(".step-*"):  # what a killed run left behind
-                shutil.rmtree(old, ignore_errors=True)
+        self.staged: dict[str, torch.Tensor] = {}  # kept, as fresh memory is slow
+        self.clear()
 
     @property
     def busy(self) -> bool:
@@ -63,27 +81,25 @@ class Writer:
     def save(self, step: int, slices: Iterable[Slice], state: dict[str, Any]) -> None:
         """Stage this rank's share and return; `state` is JSON and counts on rank 0 alone."""
         self.wait()
-        data: dict[str, torch.Tensor] = {}
+        before, self.staged = self.staged, {}
         table: list[dict[str, Any]] = []
         for s in slices:
             if s.tensor.numel() == 0 or zlib.crc32(s.key.encode()) % s.replicas != s.replica:
                 continue
             entry = f"{s.key}#{len(table)}"
-            data[entry] = s.tensor.detach().to("cpu", copy=True).contiguous()
+            self.staged[entry] = copied(s.tensor.detach(), before.get(entry))
             table.append(
                 {
                     "key": s.key,
                     "shape": list(s.shape),
-                    "dtype": str(s.tensor.dtype).removeprefix("torch."),
+                    "dtype": dtype_name(s.tensor.dtype),
                     "box": [list(b) for b in s.box],
                     "entry": entry,
                 }
             )
         self.error = None
         self.stop.clear()
-        self.thread = threading.Thread(
-            target=self._guarded, args=(step, data, table, state), daemon=True
-        )
+        self.thread = threading.Thread(target=self._guarded, args=(step, table, state), daemon=True)
         self.thread.start()
 
     def wait(self) -> None:
@@ -96,97 +112,163 @@ class Writer:
         """Another rank's save failed: drop this one."""
         self.stop.set()
         self.wait()
-        if self.rank == 0:
-            for torn in self.folder.glob(f".step-*.{self.attempt}"):
-                shutil.rmtree(torn, ignore_errors=True)
 
-    def _guarded(
-        self,
-        step: int,
-        data: dict[str, torch.Tensor],
-        table: list[dict[str, Any]],
-        state: dict[str, Any],
-    ) -> None:
+    def clear(self) -> None:
+        """Remove what saves that were not committed have left: on rank 0, when no rank writes."""
+        if self.rank == 0:
+            with contextlib.suppress(OSError):  # it costs room, and no save
+                sweep(self.storage)
+
+    def _guarded(self, step: int, table: list[dict[str, Any]], state: dict[str, Any]) -> None:
         try:
-            self._write(step, data, table, state)
+            self._write(step, table, state)
         except Exception as e:
             # reported by the loop at the next step: a save must never end a training
-            self.error = reason(e, self.folder / folder_name(step))
+            self.lost = isinstance(e, Lost)
+            self.error = str(e) if self.lost else reason(e, folder_name(step))
 
-    def _write(
-        self,
-        step: int,
-        data: dict[str, torch.Tensor],
-        table: list[dict[str, Any]],
-        state: dict[str, Any],
-    ) -> None:
-        open_folder = self.folder / f".{folder_name(step)}.{self.attempt}"
-        open_folder.mkdir(parents=True, exist_ok=True)
-        data_name, table_name = f"data-{self.rank:05d}.safetensors", f"table-{self.rank:05d}.json"
-        path = open_folder / data_name
-        path.touch()
-        mode = stat.S_IMODE(path.stat().st_mode)
-        save_file(data, path)  # makes a private file
-        settle(path, mode)
-        self.written = path.stat().st_size
-        listed = {"slices": table, "size": self.written, "sha256": sha256_file(path)}
+    def _write(self, step: int, table: list[dict[str, Any]], state: dict[str, Any]) -> None:
+        data, listed = (f"{folder_name(step)}/{n}" for n in file_names(self.rank, self.epoch))
+        with self.storage.scratch(data) as path:
+            digest = save_file(self.staged, path)
+            self.written = path.stat().st_size
+            self.storage.put_file(data, path)
         failpoint(f"before-table-{step}")
-        write_synced(open_folder / f"{table_name}.part", canonical(listed))
-        os.rename(open_folder / f"{table_name}.part", open_folder / table_name)
-        if self.rank == 0:
-            self._commit(step, open_folder, state)
+        about = {"attempt": self.attempt, "size": self.written, "sha256": digest}
+        self.storage.put(listed, seal({"slices": table, **about}))
+        if self.rank == 0 and (files := self._files(step)) is not None:
+            failpoint(f"before-manifest-{step}")
+            about = {"format": FORMAT, "epoch": self.epoch, "step": step, "files": files}
+            self._commit(step, seal({**about, **state}))
+            self.committed = step
+            failpoint(f"after-manifest-{step}")
+            self.held()
+            prune(self.storage, self.keep, self.stays)
 
-    def _commit(self, step: int, open_folder: Path, state: dict[str, Any]) -> None:
+    def _files(self, step: int) -> dict[str, dict[str, Any]] | None:
+        """What the manifest says of every rank's files; None where the save is abandoned."""
         files: dict[str, dict[str, Any]] = {}
         until = time.monotonic() + self.patience
         for rank in range(self.world):
-            table = open_folder / f"table-{rank:05d}.json"
-            while not table.exists():
+            name, pause = file_names(rank, self.epoch)[1], 0.002
+            while (found := self._table(step, name)) is None:
                 if self.stop.is_set():
-                    return
+                    return None
                 if time.monotonic() > until:
                     raise TimeoutError(
                         f"rank {rank} did not write its part of step {step} "
                         f"in {self.patience:.0f} s"
                     )
-                time.sleep(0.005)
-            body = json.loads(table.read_bytes())
-            files[f"data-{rank:05d}.safetensors"] = {"size": body["size"], "sha256": body["sha256"]}
-            files[table.name] = {"size": table.stat().st_size, "sha256": sha256_file(table)}
-        failpoint(f"before-manifest-{step}")
-        write_synced(
-            open_folder / "manifest.json",
-            seal({"format": FORMAT, "step": step, "files": files, **state}),
-        )
-        sync(open_folder)
-        final = self.folder / folder_name(step)
-        if final.exists():  # redone after a damaged checkpoint was passed over
-            remove(final)
-        failpoint(f"before-rename-{step}")
-        os.rename(open_folder, final)
-        sync(self.folder)
-        self.committed = step
-        prune(self.folder, self.keep)
+                time.sleep(pause := min(2 * pause, 0.25))
+            table, body = found
+            files[data_of(name)] = {"size": table["size"], "sha256": table["sha256"]}
+            files[name] = {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+        return files
+
+    def _table(self, step: int, name: str) -> tuple[dict[str, Any], bytes] | None:
+        """A rank's table and its bytes; None where this start of the run has not written it yet.
+
+        Raises Damaged where it is not what the rank wrote.
+        """
+        try:
+            with self.storage.open(f"{folder_name(step)}/{name}") as file:
+                body = file.read(0, file.size)
+        except FileNotFoundError:
+            return None
+        table = unseal(body, name)
+        return (table, body) if table["attempt"] == self.attempt else None
+
+    def _commit(self, step: int, manifest: bytes) -> None:
+        """Put the manifest where there is none; in place of a damaged one, or of one that this
+        run's earlier starts wrote, where the step was redone.
+
+        Raises Lost where the lease is another's.
+        """
+        name = manifest_name(step)
+        while True:
+            self.held()
+            if self.storage.put_if_absent(name, manifest):
+                return
+            head = self.storage.head(name)
+            if head is None:
+                continue
+            if (epoch := epoch_of(self.storage, step)) > self.epoch:
+                raise Lost(
+                    f"{folder_name(step)} was saved by another job, which has the run since "
+                    f"(epoch {epoch}, this one's is {self.epoch})"
+                )
+            if self.storage.replace_if(name, manifest, head.tag) is not None:
+                sweep(self.storage, step)  # the files of the manifest that was there
+                return
 
 
-def reason(e: Exception, path: Path) -> str:
+def copied(tensor: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
+    """A copy on the CPU, in `room` where that is of its size and type."""
+    if room is None or room.shape != tensor.shape or room.dtype != tensor.dtype:
+        room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return room.copy_(tensor)
+
+
+def epoch_of(storage: Storage, step: int) -> int:
+    """Of the job that saved a checkpoint; 0 where that cannot be read, or there were none."""
+    try:
+        return int(read_manifest(storage, step).get("epoch", 0))
+    except (Damaged, ValueError, TypeError):
+        return 0
+
+
+def reason(e: Exception, name: str) -> str:
     """Which file, and what the system or a library says of it."""
     if isinstance(e, OSError) and e.strerror:
-        return f"{e.filename or path}: {e.strerror}"
-    return f"{path}: {type(e).__name__}: {e}"
+        return f"{e.filename or name}: {e.strerror}"
+    return f"{name}: {type(e).__name__}: {e}"
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for step in steps(folder)[: -keep if keep > 0 else None]:
-        remove(folder / folder_name(step))
+def prune(
+    storage: Storage, keep: int, stays: Callable[[list[int]], set[int]] = lambda there: set()
+) -> list[int]:
+    """Remove all but the newest `keep` checkpoints and those that stay; the steps removed."""
+    there = steps(storage)
+    gone = sorted(set(there[: -keep if keep > 0 else None]) - stays(there))
+    for step in gone:
+        remove(storage, step)
+    return gone
 
 
-def remove(checkpoint: Path) -> None:
-    """Take the name away first, at once, so that nobody opens half of one; what a kill leaves is
+def remove(storage: Storage, step: int) -> None:
+    """The manifest first, so that nobody takes half of one for a checkpoint; what a kill leaves is
     cleared by the next start.
     """
-    torn = checkpoint.with_name(f".{checkpoint.name}.removed-{os.urandom(4).hex()}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(checkpoint, torn)
-        shutil.rmtree(torn, ignore_errors=True)
+    storage.delete(manifest_name(step))
+    for name in list(storage.list(f"{folder_name(step)}/")):
+        storage.delete(name)
+
+
+def sweep(storage: Storage, step: int | None = None) -> None:
+    """Remove what belongs to no checkpoint: files in a folder without a manifest, and those of
+    other saves beside one that can be read. For the holder of the lease, when nothing is saved.
+
+    step: of this one alone.
+    """
+    committed = set(steps(storage))
+    named: dict[int, set[str] | None] = {}  # None: one whose manifest tells nothing
+    for name in list(storage.list(f"{folder_name(step)}/" if step is not None else "")):
+        found = LEFT.fullmatch(name)
+        if not found:
+            continue
+        of = -1 if found[1].startswith(".") else int(found[1].removeprefix("step-"))
+        if of in committed:
+            if of not in named:
+                named[of] = names_of(storage, of)
+            known, ours = named[of], FILE.fullmatch(found[2].removesuffix(".part"))
+            if known is None or not ours or found[2] in known:
+                continue
+        storage.delete(name)
+
+
+def names_of(storage: Storage, step: int) -> set[str] | None:
+    """The files that a manifest knows; None where it cannot be read."""
+    try:
+        return set(read_manifest(storage, step)["files"])
+    except (Damaged, UserError):
+        return None

@@ -359,6 +359,7 @@ class Trainer:
         """
         self.writer.abandon()
         reasons = [r for r in gathered_json([self.writer.error], self.strategy.all) if r and r[0]]
+        self.writer.clear()  # no rank writes any more
         reason = str(reasons[0][0]) if reasons else "a part failed"
         if self.writer.error:
             self.ledger.write(

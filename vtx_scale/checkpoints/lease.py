@@ -1,0 +1,154 @@
+"""One writer of a run: epochs over any storage. Standard library alone.
+
+An epoch is one object, `00000007`, that only one process can put; the newest is the holder's. The
+holder renews it, with a number that grows, and says at the end that it is released. No two
+machines' clocks are compared: who waits takes over when the newest epoch has not changed for `TTL`
+seconds of its own monotonic clock. A save is committed only while its epoch is the newest, so who
+lost the lease writes nothing that counts.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vtx_scale.data_pipeline.storage import Storage
+
+TTL = 30.0  # seconds without renewal after which a holder counts as gone
+KEPT = 4  # epochs before the newest that stay, for people who look
+NAME = re.compile(r"\d{8}")
+
+
+class Lost(Exception):
+    """Another job writes here; the text names it."""
+
+
+class Lease:
+    """The right to write, from `acquire` until `close`; renewed by a thread of its own.
+
+    epoch: from 1 on, the same for nobody else. lost: why it is no longer held, "" while it is.
+    """
+
+    def __init__(self, storage: Storage, epoch: int, body: dict[str, Any], ttl: float) -> None:
+        self.storage, self.epoch, self.body = storage, epoch, body
+        self.lost = ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, args=(ttl / 3,), daemon=True)
+        self._thread.start()
+
+    def renew(self) -> None:
+        """Say that the holder lives. Raises Lost where another has the run, OSError where the
+        storage does not answer.
+        """
+        check(self.storage, self.epoch)
+        self.body["beat"] += 1
+        name, body = name_of(self.epoch), json.dumps(self.body).encode()
+        head = self.storage.head(name)
+        if head is None:  # somebody has cleared the folder: nobody else has it yet
+            self.storage.put_if_absent(name, body)
+        elif self.storage.replace_if(name, body, head.tag) is None:
+            raise Lost(f"epoch {self.epoch} was changed by another job")
+
+    def close(self) -> None:
+        """Give it back; a second time is no error."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self._thread.join(5)  # a dead file system must not hold up the end
+        self.body["state"] = "released"
+        try:
+            self.renew()
+        except (Lost, OSError):
+            pass  # there is nothing to give back, or it runs out by itself
+
+    def _renew(self, pause: float) -> None:
+        while not self._ended.wait(pause):
+            try:
+                self.renew()
+            except OSError:
+                continue  # until another takes it, it is held
+            except Lost as e:
+                self.lost = str(e)
+                return
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def name_of(epoch: int) -> str:
+    return f"{epoch:08d}"
+
+
+def newest(storage: Storage) -> int:
+    """The newest epoch, 0 where there was none."""
+    return max((int(name) for name in storage.list("") if NAME.fullmatch(name)), default=0)
+
+
+def holder(storage: Storage, epoch: int) -> dict[str, Any]:
+    """What the holder of an epoch says of itself; nothing where that cannot be read."""
+    try:
+        with storage.open(name_of(epoch)) as file:
+            body = json.loads(file.read(0, file.size))
+            return dict(body)
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def check(storage: Storage, epoch: int) -> None:
+    """Raises Lost where an epoch is not the newest; of a folder that was cleared it still is."""
+    now = newest(storage)
+    if now not in (0, epoch):
+        who = holder(storage, now).get("who", "another job")
+        raise Lost(f"{who} has taken the run over (epoch {now}, this job's is {epoch})")
+
+
+def acquire(
+    storage: Storage,
+    who: dict[str, str],
+    gone: Callable[[dict[str, Any]], bool] = lambda body: False,
+    wait: Callable[[str], None] = lambda holder: None,
+    ttl: float = TTL,
+    poll: float = 0.2,
+) -> Lease:
+    """The lease, as soon as no other job holds it.
+
+    who: "who" for people, and what `gone` looks at, which says of a holder's own words whether it
+    is known to be gone. wait: is called once, with the holder's name, where it may have died and
+    time must show. ttl, poll: in seconds.
+
+    Raises Lost where another job holds it and renews it.
+    """
+    told, seen, since = False, None, time.monotonic()
+    while True:
+        epoch = newest(storage)
+        body = holder(storage, epoch) if epoch else {"state": "released"}
+        name, state = str(body.get("who", "another job")), body.get("state")
+        if seen is None:
+            seen, since = (epoch, body), time.monotonic()
+        elif seen != (epoch, body) and state == "held":
+            raise Lost(name)
+        free = state == "released" or gone(body)
+        if free or time.monotonic() - since >= ttl:
+            mine = {**who, "state": "held", "beat": 0}
+            stored = storage.put_if_absent(name_of(epoch + 1), json.dumps(mine).encode())
+            # an epoch of long ago, which was cleared away, could be put once more
+            if stored and newest(storage) == epoch + 1:
+                clear(storage, epoch - KEPT)
+                return Lease(storage, epoch + 1, mine, ttl)
+            seen = None  # another was quicker
+        elif not told:
+            told = True
+            wait(name)
+        time.sleep(poll)
+
+
+def clear(storage: Storage, until: int) -> None:
+    """Remove the epochs up to one."""
+    for name in list(storage.list("")):
+        if NAME.fullmatch(name) and int(name) <= until:
+            storage.delete(name)
