@@ -14,15 +14,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from vtx_scale.checkpoints import lease
 from vtx_scale.checkpoints.format import steps
+from vtx_scale.checkpoints.lease import Lease
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.data_pipeline.publish import machine, whole
 from vtx_scale.launch import outside, override, recipes
 from vtx_scale.launch.outside import Entry, Outside
-from vtx_scale.launch.paths import absolute, checkpoints_of
+from vtx_scale.launch.paths import absolute, checkpoints_of, lease_of
 from vtx_scale.specs import walk
 from vtx_scale.specs.run import Run
-from vtx_scale.trainer.output import Ledger
+from vtx_scale.trainer.output import Ledger, say
 
 SHOWN = 200  # letters of a value in a refusal
 HashOf = Callable[[Run, str], str]  # (run, fingerprint of its data) -> the run's name
@@ -34,27 +36,71 @@ def write_whole(path: Path, body: str) -> None:
         part.write_text(body)
 
 
-def acquire_lease(folder: Path) -> IO[str]:
-    """The right to write in a folder, for as long as the returned file is open or
-    its process lives.
+class Held:
+    """The right to write in a folder, until `close` or for as long as its process lives.
 
-    Raises UserError, naming the holder, where another process of this host has it.
+    epoch: of the lease, the same for nobody else.
+    """
+
+    def __init__(self, lease: Lease, local: IO[str]) -> None:
+        self.lease, self.local, self.epoch = lease, local, lease.epoch
+
+    def close(self) -> None:
+        """Give it back."""
+        self.lease.close()
+        self.local.close()
+
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def acquire_lease(folder: Path, say: Callable[[str], None] = say) -> Held:
+    """The right to write in a folder. One whose holder on this host is gone is taken over at once;
+    of another host's, time must show.
+
+    Raises UserError, naming the holder, where another process has it.
     """
     path = folder / "lease" / "local"
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
+    local, alone = path.open("a+"), True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        raise UserError(
-            f"{folder} is being written by {file.read().strip() or 'another process'}: "
-            "wait for it, or choose another --run folder."
-        ) from None
-    file.truncate(0)
+        fcntl.flock(local, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        local.seek(0)
+        raise refusal(folder, local.read().strip() or "another process") from None
+    except OSError:  # a file system without locks: epochs alone count
+        alone = False
+    me = f"process {os.getpid()} on {socket.gethostname()}"
     with contextlib.suppress(OSError):  # the lock is what counts: a full disk has no room for words
-        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-    return file
+        local.truncate(0)
+        os.write(local.fileno(), me.encode())
+    here = machine()
+
+    def gone(body: dict[str, Any]) -> bool:
+        return alone and body.get("machine") == here != "unknown"
+
+    def wait(name: str) -> None:
+        say(f"{folder} was left by {name} without a word: seeing for {lease.TTL:.0f} s if it lives")
+
+    try:
+        held = lease.acquire(lease_of(folder), {"who": me, "machine": here}, gone, wait)
+    except lease.Lost as e:
+        local.close()
+        raise refusal(folder, str(e)) from None
+    except BaseException:
+        local.close()
+        raise
+    return Held(held, local)
+
+
+def refusal(folder: Path, holder: str) -> UserError:
+    """Of a second writer."""
+    return UserError(
+        f"{folder} is being written by {holder}: wait for it, or choose another --run folder."
+    )
 
 
 def versions() -> dict[str, str]:

@@ -38,13 +38,15 @@ def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = Fa
     try:
         with requests() as asked:
             run = prepare_folder(run, folder, data)
-            return 75 if asked else on_ray(run, folder, address, failures, debug, asked)
+            if asked:
+                return 75
+            return on_ray(run, folder, address, failures, debug, asked, lease.epoch)
     finally:
         lease.close()
 
 
 def on_ray(
-    run: Run, folder: Path, address: str, failures: int, debug: bool, asked: list[int]
+    run: Run, folder: Path, address: str, failures: int, debug: bool, asked: list[int], epoch: int
 ) -> int:
     payload = {
         "recipe": override.to_dict(run),
@@ -52,6 +54,7 @@ def on_ray(
         "paths": recipes.STRANGERS,
         "cwd": os.getcwd(),
         "debug": debug,
+        "epoch": epoch,
     }
     try:
         with settings(address) as home:
@@ -180,7 +183,8 @@ def ray_worker(payload: dict[str, Any]) -> Ended:
         run = override.from_dict(payload["recipe"])
     except UserError as e:  # this node lacks what the driver has
         return Ended(2, f"vtx: {e}")
-    code = work(run, Path(payload["folder"]), debug=payload["debug"], message=lines.append)
+    folder, epoch = Path(payload["folder"]), payload["epoch"]
+    code = work(run, folder, debug=payload["debug"], message=lines.append, epoch=epoch)
     text = lines[-1] if lines else ""
     if code not in (0, 2, 3, 4, 75):
         raise Died(text.removeprefix("vtx: "))

@@ -33,7 +33,7 @@ def train(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> in
 def prepared(run: Run, folder: Path, fork: bool, debug: bool) -> int:
     """Prepare the folder, then train."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return in_this_process(run, folder, fork, debug, prepare=True)
+        return in_this_process(run, folder, fork, debug, prepare=True, epoch=0)
     lease = None
     try:
         with requests.at_once():
@@ -45,23 +45,25 @@ def prepared(run: Run, folder: Path, fork: bool, debug: bool) -> int:
             lease = run_folder.acquire_lease(folder)
             run = prepare_folder(run, folder, data, fork)
         if world == 1:
-            return in_this_process(run, folder, False, debug, prepare=False)
-        return in_processes(run, folder, world, debug)
+            return in_this_process(run, folder, False, debug, prepare=False, epoch=lease.epoch)
+        return in_processes(run, folder, world, debug, lease.epoch)
     finally:
         if lease is not None:
             lease.close()
 
 
-def in_this_process(run: Run, folder: Path, fork: bool, debug: bool, prepare: bool) -> int:
+def in_this_process(
+    run: Run, folder: Path, fork: bool, debug: bool, prepare: bool, epoch: int
+) -> int:
     """This process is a rank."""
     from vtx_scale.launch.worker import (
         work,
     )  # torch: a launcher of many ranks and a refusal do without
 
-    return work(run, folder, fork=fork, debug=debug, prepare=prepare)
+    return work(run, folder, fork=fork, debug=debug, prepare=prepare, epoch=epoch)
 
 
-def in_processes(run: Run, folder: Path, world: int, debug: bool) -> int:
+def in_processes(run: Run, folder: Path, world: int, debug: bool, epoch: int) -> int:
     """Processes of their own are the ranks; what they must know stands in a file
     while they live.
     """
@@ -70,6 +72,7 @@ def in_processes(run: Run, folder: Path, world: int, debug: bool) -> int:
         "folder": str(folder),
         "debug": debug,
         "paths": recipes.STRANGERS,
+        "epoch": epoch,
     }
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="vtx-request-") as request:
         json.dump(body, request)

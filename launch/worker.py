@@ -12,13 +12,15 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from vtx_scale.blocks.rules import initial_values
+from vtx_scale.checkpoints.lease import check
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
@@ -31,7 +33,7 @@ from vtx_scale.launch.decisions import Decision
 from vtx_scale.launch.evaluate import each
 from vtx_scale.launch.initial import load_initial
 from vtx_scale.launch.outside import check_weights, held
-from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.paths import checkpoints_of, lease_of
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.process import (
     common_attempt,
@@ -77,14 +79,16 @@ def work(
     debug: bool = False,
     prepare: bool = False,
     message: Callable[[str], None] = say,
+    epoch: int = 0,
 ) -> int:
     """One rank from start to exit code; a sentence to `message` in place of a
     traceback unless `debug`.
 
-    prepare: no launcher of ours has prepared the folder, rank 0 does.
+    prepare: no launcher of ours has prepared the folder, rank 0 does. epoch: of the lease that
+    a launcher of ours holds on it, 0 for none.
     """
     with guarded_stderr(), requests.listen():
-        code, text = outcome(lambda: train(run, folder, fork, prepare), folder, debug)
+        code, text = outcome(lambda: train(run, folder, fork, prepare, epoch), folder, debug)
         if text and (message is not say or speaks(code)):
             message(f"vtx: {text}")
         return code
@@ -121,7 +125,7 @@ def outcome(attempt: Callable[[], int], folder: Path, debug: bool) -> tuple[int,
     return code, text
 
 
-def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
+def train(run: Run, folder: Path, fork: bool, prepare: bool, epoch: int) -> int:
     """One rank from start to end; the exit code where no exception says another."""
     if "VTX_PARENT" in os.environ:
         die_with_parent(int(os.environ["VTX_PARENT"]))
@@ -135,8 +139,8 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
             device = device_of(run.system)
             init_process_group(run.system, device, rank, world)
             if prepare:
-                run, lease = join(run, folder, fork, rank, world)
-        while (code := attempt(run, folder, device, world, control)) is None:
+                run, lease, epoch = join(run, folder, fork, rank, world)
+        while (code := attempt(run, folder, device, world, control, epoch)) is None:
             requests.unsaved = lambda: False  # what was computed is abandoned, and let go
             control.skipped = 0
             gc.collect()
@@ -148,20 +152,23 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool) -> int:
 
 
 def attempt(
-    run: Run, folder: Path, device: torch.device, world: int, control: Control
+    run: Run, folder: Path, device: torch.device, world: int, control: Control, epoch: int
 ) -> int | None:
     """From the newest checkpoint on; the exit code, None where it was decided to go back."""
     with control.at_once():
         parts = assemble(run, folder, device, world, control)
+        parts.epoch = epoch
         restored = restore_or_initialise(parts)
     return fit(parts, restored)
 
 
-def join(run: Run, folder: Path, fork: bool, rank: int, world: int) -> tuple[Run, IO[str] | None]:
+def join(
+    run: Run, folder: Path, fork: bool, rank: int, world: int
+) -> tuple[Run, run_folder.Held | None, int]:
     """What `vtx train` would have done before it started ranks: on rank 0, while the others wait;
-    the run and the lease.
+    the run, the lease where it is rank 0 that holds it, and its epoch.
     """
-    lease, fault = None, None
+    lease, fault, epoch = None, None, 0
     if rank == 0:
         try:
             run = resolve_data(run, say, folder)
@@ -170,15 +177,17 @@ def join(run: Run, folder: Path, fork: bool, rank: int, world: int) -> tuple[Run
             prepare_folder(run, folder, data, fork)
         except (UserError, OSError) as e:
             fault = e
+        epoch = -1 if fault is not None or lease is None else lease.epoch
     if world > 1:
-        refused = torch.tensor([float(fault is not None)])
-        dist.broadcast(refused, 0)
-        if refused.item() and fault is None:
+        common = torch.tensor([epoch])
+        dist.broadcast(common, 0)
+        epoch = int(common.item())
+        if epoch < 0 and fault is None:
             raise UserError("rank 0 says why this run cannot begin.")
     if fault is not None:
         raise fault
     resolved = replace(resolve_data(run, folder=folder), system=run.system)
-    return held(resolved, folder, run_folder.outside_of(folder)), lease
+    return held(resolved, folder, run_folder.outside_of(folder)), lease, epoch
 
 
 @dataclass
@@ -199,6 +208,7 @@ class Parts:
     progress: Progress = field(default_factory=Progress)
     decisions: list[Decision] = field(default_factory=list)
     hash: str = ""  # of run.json as it was at the start: a file may go away while the run goes on
+    epoch: int = 0  # of the lease under which this start writes; 0: nobody took one
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint's manifest."""
@@ -361,6 +371,8 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         parts.world,
         attempt,
         run.checkpoint.keep,
+        epoch=parts.epoch,
+        held=holds(parts),
         patience=run.system.timeout,
     )
     return Trainer(
@@ -380,6 +392,13 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         evaluate=lambda names, step: evaluate(parts, log, names, step),
         roll_back=lambda: roll_back(parts, log),
     )
+
+
+def holds(parts: Parts) -> Callable[[], None]:
+    """What raises Lost where another job has taken the folder over."""
+    if not parts.epoch:
+        return lambda: None
+    return partial(check, lease_of(parts.folder), parts.epoch)
 
 
 def evaluate(parts: Parts, log: Log, names: list[str], step: int) -> None:
@@ -452,7 +471,10 @@ def main(argv: list[str]) -> int:
     request = json.loads(Path(argv[0]).read_text())
     recipes.let_import(request["paths"])
     return work(
-        override.from_dict(request["recipe"]), Path(request["folder"]), debug=request["debug"]
+        override.from_dict(request["recipe"]),
+        Path(request["folder"]),
+        debug=request["debug"],
+        epoch=request["epoch"],
     )
 
 

@@ -83,6 +83,7 @@ WRITE = "vtx_scale/checkpoints/write.py"
 CUT_LAYERS = "vtx_scale/strategies/cut_layers.py"
 TP = "vtx_scale/strategies/tp.py"
 CUT = "tests/vtx_scale/test_tp.py"
+LEASE = "tests/vtx_scale/test_lease.py"
 
 MUTANTS = (
     # --- steps that count and steps that do not
@@ -257,6 +258,38 @@ MUTANTS = (
         "        pass\n\n\ndef names_of",
         (f"{COMMIT}::test_what_is_no_checkpoint_is_cleared_by_the_next_start",),
         "What a killed save left is cleared.",
+    ),
+    Mutant(
+        "commits-without-its-lease",
+        WRITE,
+        "        while True:\n            self.held()",
+        "        while True:",
+        (f"{LEASE}::test_who_lost_it_commits_nothing",),
+        "Who lost the lease commits nothing.",
+    ),
+    Mutant(
+        "overwrites-a-newer-epoch",
+        WRITE,
+        "if (epoch := epoch_of(self.storage, step)) > self.epoch:",
+        "if (epoch := epoch_of(self.storage, step)) > 99:",
+        (f"{LEASE}::test_who_lost_it_commits_nothing",),
+        "What another job saved since is not overwritten.",
+    ),
+    Mutant(
+        "takes-over-a-living-holder",
+        "vtx_scale/checkpoints/lease.py",
+        'elif seen != (epoch, body) and state == "held":',
+        "elif False:",
+        (f"{LEASE}::test_one_holds_it_and_the_next_is_refused_while_it_is_renewed",),
+        "A lease that is renewed is its holder's.",
+    ),
+    Mutant(
+        "waits-for-a-dead-holder-of-this-host",
+        "launch/run_folder.py",
+        'return alone and body.get("machine") == here != "unknown"',
+        "return False",
+        (f"{LEASE}::test_a_holder_of_this_host_that_was_killed_is_taken_over_at_once",),
+        "A holder of this host that is gone is taken over at once.",
     ),
     Mutant(
         "manifest-removed-last",

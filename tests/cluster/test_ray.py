@@ -16,11 +16,13 @@ import pytest
 
 from tests.require import need
 from tests.runs import SMALL, assert_same_bits, environment, lines, losses, train_on_ranks, vtx
+from vtx_scale.checkpoints.read import newest
 from vtx_scale.cluster.guard import family, living, processes
 from vtx_scale.cluster.job import Died, Ended, Event, GaveUp
 from vtx_scale.cluster.policy import Failures, after_failure, give_up
 from vtx_scale.cluster.ray_settings import OWN, QUIET, TRAIN, settings
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch.paths import checkpoints_of
 
 pytestmark = pytest.mark.slow
 
@@ -127,6 +129,8 @@ def test_the_same_command_goes_on_and_a_lost_rank_is_started_again(story):
 def test_the_curve_and_every_tensor_are_those_of_the_undisturbed_run(story):
     assert losses(story.at / "run") == losses(story.at / "undisturbed")
     assert_same_bits(story.at / "run", story.at / "undisturbed")
+    epoch = newest(checkpoints_of(story.at / "run"))["epoch"]
+    assert epoch == 2, "the lease of the second vtx submit, on ranks that Ray started"
 
 
 def test_the_terminal_shows_the_run_and_not_ray(story):

@@ -15,6 +15,8 @@ from tests.runs import (
     train_on_ranks,
 )
 from tests.survivors import assert_none_survives
+from vtx_scale.checkpoints.read import newest
+from vtx_scale.launch.paths import checkpoints_of
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +130,7 @@ def killed_run(folder, points, world, strategy):
     assert len(list(marks.iterdir())) == len(points), "a kill did not happen"
     assert done.stderr.count("starting again") >= 1
     assert_none_survives(folder)
+    assert newest(checkpoints_of(folder))["epoch"] == 1, "one start of the launcher, one lease"
 
 
 @pytest.mark.parametrize(

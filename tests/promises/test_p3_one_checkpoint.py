@@ -177,6 +177,7 @@ def test_a_run_goes_on_from_the_older_one_and_says_so(copy):
     assert "resumed at step 3 of 12" in done.stderr
     assert [e["kind"] for e in lines(copy / "ledger.jsonl")] == ["checkpoint_damaged"]
     assert len(losses(copy)) == 12
+    assert read_manifest(checkpoints_of(copy), 12)["epoch"] == 1
 
 
 def test_half_a_checkpoint_cannot_be_passed_off_as_whole(copy):

@@ -84,7 +84,7 @@ def test_what_will_be_written_again_is_cut(tmp_path, name):
 
 def test_a_rank_of_another_launcher_takes_the_lease(tmp_path):
     """Under torchrun and srun rank 0 does what `vtx train` does before it starts ranks."""
-    run, lease = worker.join(smoke(recipe=COLOUR), tmp_path, False, 0, 1)
+    _, lease, epoch = worker.join(smoke(recipe=COLOUR), tmp_path, False, 0, 1)
     with pytest.raises(UserError, match=f"is being written by process {os.getpid()}"):
         acquire_lease(tmp_path)
     lease.close()

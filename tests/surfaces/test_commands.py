@@ -14,6 +14,8 @@ import pytest
 from tests.runs import environment, lines, losses, train_on_ranks, vtx
 from tests.survivors import assert_none_survives
 from vtx_scale import open_run
+from vtx_scale.checkpoints.format import read_manifest, steps
+from vtx_scale.launch.paths import checkpoints_of
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +203,9 @@ def test_the_worker_runs_under_torchrun(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert list(marks.iterdir()) and "resumed at step 4" in done.stderr
+    storage = checkpoints_of(folder)
+    epochs = [read_manifest(storage, step)["epoch"] for step in steps(storage)]
+    assert epochs == [2, 2, 2], "each start has a lease of its own, on all of its ranks"
     train_on_ranks(tmp_path / "other", 2, "fsdp")
     assert losses(folder) == losses(tmp_path / "other")
     assert_none_survives(folder)

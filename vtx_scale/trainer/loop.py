@@ -14,6 +14,7 @@ from torch import Tensor
 from vtx_scale.blocks.slots import with_running_statistics
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.ranks import gathered_json
@@ -356,11 +357,16 @@ class Trainer:
     def save_failed(self) -> str:
         """On every rank at the same step: drop the save, say so, go on;
         the last good checkpoint stays.
+
+        Raises UserError where another job has taken the run over.
         """
         self.writer.abandon()
-        reasons = [r for r in gathered_json([self.writer.error], self.strategy.all) if r and r[0]]
-        self.writer.clear()  # no rank writes any more
+        found = gathered_json([self.writer.error, self.writer.lost], self.strategy.all)
+        reasons = [r for r in found if r and r[0]]
         reason = str(reasons[0][0]) if reasons else "a part failed"
+        if any(lost for _, lost in reasons):
+            raise UserError(f"{reason}: this one ends, with what it has saved before.")
+        self.writer.clear()  # no rank writes any more
         if self.writer.error:
             self.ledger.write(
                 kind="save_failed",
