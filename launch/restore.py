@@ -34,7 +34,7 @@ def restore(
     """Load the newest whole checkpoint, the same on every rank; its manifest, None where there is
     none.
 
-    Raises UserError where it was made from other data.
+    Raises UserError where it was made from other data, or cannot be loaded.
     """
     step = common_step(folder, strategy)
     if step < 0:
@@ -49,7 +49,13 @@ def restore(
             f"(fingerprint {data['fingerprint']}, now {fingerprint}): give "
             "data.shards as it was, or train in another folder."
         )
-    load(strategy.slices(optimizer), Tensors(stored, manifest))
+    try:
+        load(strategy.slices(optimizer), Tensors(stored, manifest))
+    except Damaged as e:  # since it was verified, or of a maker who did not mean well
+        raise UserError(
+            f"{folder_name(step)} of {folder} cannot be loaded ({e}): move it away to go on from "
+            "the one before it."
+        ) from e
     strategy.settled()
     progress.step, progress.applied, progress.samples = (
         step,

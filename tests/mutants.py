@@ -84,6 +84,9 @@ CUT_LAYERS = "vtx_scale/strategies/cut_layers.py"
 TP = "vtx_scale/strategies/tp.py"
 CUT = "tests/vtx_scale/test_tp.py"
 LEASE = "tests/vtx_scale/test_lease.py"
+DAMAGE = (
+    "tests/promises/test_p3_damage.py::test_a_maker_who_does_not_mean_well_is_refused_in_a_line"
+)
 
 MUTANTS = (
     # --- steps that count and steps that do not
@@ -290,6 +293,38 @@ MUTANTS = (
         "return False",
         (f"{LEASE}::test_a_holder_of_this_host_that_was_killed_is_taken_over_at_once",),
         "A holder of this host that is gone is taken over at once.",
+    ),
+    Mutant(
+        "boxes-that-overlap",
+        "vtx_scale/checkpoints/read.py",
+        "if not apart(boxes):",
+        "if False:",
+        (f"{DAMAGE}[box twice, and a hole]",),
+        "Every value of a tensor is stored once.",
+    ),
+    Mutant(
+        "data-that-no-digest-covers",
+        "vtx_scale/checkpoints/read.py",
+        'if data_of(name) not in manifest["files"]:',
+        "if False:",
+        (f"{DAMAGE}[table without its data]",),
+        "No byte is loaded that the manifest does not cover.",
+    ),
+    Mutant(
+        "through-a-link",
+        "data_pipeline/storage.py",
+        "os.O_NOFOLLOW | os.O_NONBLOCK",
+        "os.O_NONBLOCK",
+        (f"{DAMAGE}[link for data]",),
+        "A checkpoint's files are read nowhere else.",
+    ),
+    Mutant(
+        "a-manifest-in-other-letters",
+        "vtx_scale/checkpoints/format.py",
+        "sound = sound and canonical(value) == sealed",
+        "pass",
+        ("tests/promises/test_p3_damage.py::test_a_manifest_is_its_bytes",),
+        "A manifest is what its writer sealed, to the byte.",
     ),
     Mutant(
         "manifest-removed-last",

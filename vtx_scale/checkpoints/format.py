@@ -64,6 +64,7 @@ def unseal(sealed: bytes, name: str) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(sealed)
         body = {k: v for k, v in value.items() if k != "sum"}
         sound = value["sum"] == hashlib.sha256(canonical(body)).hexdigest()
+        sound = sound and canonical(value) == sealed
     except MALFORMED as e:
         raise Damaged(f"{name} cannot be read ({type(e).__name__})") from e
     if not sound:

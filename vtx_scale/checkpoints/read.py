@@ -1,5 +1,6 @@
 """Reading a checkpoint of any strategy and world into any other. Every byte is verified first."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -62,9 +63,8 @@ class Opened:
             raise
 
     def open(self) -> None:
-        """Open all files; of very many, as many as half the descriptors of this process allow."""
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-        for name in list(self.manifest["files"])[:most]:
+        """Open all files; of very many, as many as `most_files` says."""
+        for name in list(self.manifest["files"])[: most_files()]:
             self.files[name] = opened(self.storage, self.step, name)
 
     def check(self, name: str, entry: dict[str, Any]) -> None:
@@ -102,6 +102,16 @@ class Opened:
         self.close()
 
 
+def most_files() -> int:
+    """Half the descriptors that this process may have, as many as the system lets it ask for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft // 2 if soft > 0 else 1 << 20  # negative: no limit
+
+
 def opened(storage: Storage, step: int, name: str) -> TensorFile:
     """A file of a checkpoint. Raises Damaged where it cannot be opened."""
     try:
@@ -124,12 +134,12 @@ def digest_of(file: Object) -> str:
 
 
 def verify(storage: Storage, step: int) -> dict[str, Any]:
-    """Check every file against the manifest and return it.
+    """Check every file against the manifest, which is returned, and that no part is missing.
 
     Raises Damaged, of which Gone is a kind.
     """
     with Opened(storage, step) as checkpoint:
-        return checkpoint.manifest
+        return complete(checkpoint)
 
 
 def read_newest(
@@ -176,7 +186,13 @@ def newest(storage: Storage, say: Callable[[str], None] = print) -> dict[str, An
 
     Of a run that somebody trains use `read_newest`, which holds what it reads.
     """
-    return read_newest(storage, lambda checkpoint: checkpoint.manifest, say)
+    return read_newest(storage, complete, say)
+
+
+def complete(checkpoint: Opened) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises Damaged where a tensor is not all there."""
+    checkpoint.tensors().check()
+    return checkpoint.manifest
 
 
 def listing(storage: Storage, deep: bool = False) -> list[dict[str, Any]]:
@@ -237,6 +253,7 @@ class Tensors:
         self._parts: dict[str, list[Part]] = {}
         self._sound: set[str] = set()  # keys whose parts were looked at
         self._files: dict[str, TensorFile] = {} if files is None else files
+        self._most = most_files()
         for name in manifest["files"]:
             if not name.startswith("table-"):
                 continue
@@ -269,6 +286,8 @@ class Tensors:
 
     def _file(self, name: str) -> TensorFile:
         if name not in self._files:
+            while len(self._files) >= self._most:
+                self._files.pop(next(iter(self._files))).close()
             self._files[name] = opened(self.storage, self.step, name)
         return self._files[name]
 
@@ -287,6 +306,14 @@ class Tensors:
 
     def keys(self) -> Iterable[str]:
         return self.shapes.keys()
+
+    def check(self) -> None:
+        """Raises Damaged where a tensor is not all there, as far as sizes tell."""
+        for key in self.keys():
+            self._check(key)
+            for part in self._parts[key]:
+                shape = tuple(b - a for a, b in part.box)
+                self._file(part.file).place(part.entry, shape, self.dtypes[key])
 
     def fill(self, key: str, box: Box, out: Tensor) -> None:
         """Copy `box` of the tensor `key` into `out`.

@@ -143,24 +143,35 @@ class TensorFile:
         out: a contiguous tensor of that size and type on the CPU, which is filled and returned.
         Raises Damaged where the file has no such entry, or one of another size.
         """
+        start = self.place(entry, shape, dtype)
+        if out is None:
+            out = torch.empty((end - first, *shape[1:]), dtype=dtype)
+        row = math.prod(shape[1:]) * dtype.itemsize
+        self.file.read_into(bytes_of(out), start + first * row)
+        return out
+
+    def place(self, entry: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        """The first byte of an entry of this shape and type.
+
+        Raises Damaged where the file has no such entry, or one of another size.
+        """
         if self._entries is None:
             self._entries = self._header()
         if entry not in self._entries:
             raise Damaged(f"{self.name} has no entry {entry}")
         start, stop = self._entries[entry]
-        row = math.prod(shape[1:]) * dtype.itemsize
-        if stop - start != row * (shape[0] if shape else 1) or stop > self.file.size:
-            raise Damaged(f"{self.name}: {entry} has {stop - start} bytes, not {shape}")
-        if out is None:
-            out = torch.empty((end - first, *shape[1:]), dtype=dtype)
-        self.file.read_into(bytes_of(out), start + first * row)
-        return out
+        if stop - start != math.prod(shape) * dtype.itemsize or stop > self.file.size:
+            raise Damaged(f"{self.name}: {entry} has {stop - start} bytes, not {list(shape)}")
+        return start
 
     def _header(self) -> dict[str, tuple[int, int]]:
         """Where each entry lies, in bytes of the file."""
         try:
+            room = self.file.size - 8
+            if room < 0:
+                raise ValueError("it has no header")
             length = int.from_bytes(self.file.read(0, 8), "little")
-            if length > min(HEADER_LIMIT, self.file.size):
+            if length > min(HEADER_LIMIT, room):
                 raise ValueError("its header is too long")
             found = json.loads(self.file.read(8, length))
             found.pop("__metadata__", None)
