@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from vtx_scale.checkpoints.format import Damaged, folder_name, read_manifest, steps
+from vtx_scale.checkpoints.format import Damaged, read_manifest, steps
 from vtx_scale.checkpoints.write import remove
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.trainer.control import NotFinite
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.output import Ledger, written
@@ -122,11 +123,11 @@ def sweep(folder: Path, decisions: list[Decision]) -> None:
 
     Raises UserError, and removes nothing, where none from before a decision would be left.
     """
-    checkpoints = folder / "checkpoints"
+    checkpoints = checkpoints_of(folder)
     old, left = [], 0
     for step in steps(checkpoints) if decisions else []:
         try:
-            manifest = read_manifest(checkpoints / folder_name(step))
+            manifest = read_manifest(checkpoints, step)
         except Damaged:  # it is passed over and reported by whoever looks for the newest
             continue
         old += [step] if abandoned(manifest, decisions) else []
@@ -138,7 +139,7 @@ def sweep(folder: Path, decisions: list[Decision]) -> None:
             f"write a decision that goes back to step {old[0]} or later."
         )
     for step in old:
-        remove(checkpoints / folder_name(step))
+        remove(checkpoints, step)
 
 
 def check_known(manifest: dict[str, Any], decisions: Iterable[Decision], folder: Path) -> None:
@@ -170,7 +171,7 @@ def roll_back(folder: Path, window: Window, step: int, position: int) -> Decisio
     written.
     """
     before = read(folder)
-    trunk = [s for s in steps(folder / "checkpoints") if on_the_way(folder, s, before)]
+    trunk = [s for s in steps(checkpoints_of(folder)) if on_the_way(folder, s, before)]
     early = [s for s in trunk if s <= step - window.guard.window]
     target = max(early) if early else min(trunk) if trunk else 0
     if sum(d.step >= target for d in before) >= SAME_STEP:
@@ -199,7 +200,7 @@ def roll_back(folder: Path, window: Window, step: int, position: int) -> Decisio
 def on_the_way(folder: Path, step: int, decisions: Iterable[Decision]) -> bool:
     """Whether a checkpoint has a manifest, and is not abandoned."""
     try:
-        manifest = read_manifest(folder / "checkpoints" / folder_name(step))
+        manifest = read_manifest(checkpoints_of(folder), step)
     except Damaged:
         return False
     return not abandoned(manifest, decisions)

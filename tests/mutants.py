@@ -215,7 +215,7 @@ MUTANTS = (
     Mutant(
         "abandoned-checkpoints-stay",
         "vtx_scale/launch/decisions.py",
-        "remove(checkpoints / folder_name(step))",
+        "remove(checkpoints, step)",
         "pass",
         (f"{GUARD}::test_ended_within_a_roll_back_it_goes_on[decision-15]",),
         "What a decision went back behind is never gone on from.",
