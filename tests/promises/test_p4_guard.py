@@ -254,7 +254,7 @@ def assert_as_by_hand(folder: Path, hand: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "strategy"), [(1, "single"), (2, "fsdp")])
+@pytest.mark.parametrize(("world", "strategy"), [(1, "single"), (2, "fsdp"), (2, "tp")])
 def test_five_spikes_go_back_to_what_a_decision_by_hand_gives(tmp_path, world, strategy, hand):
     """The same bits on the same world; the decision names the spikes."""
     ways = {"world": world, "strategy": strategy}
