@@ -127,7 +127,7 @@ def check_micro_batch(run: Run, world: int) -> None:
         raise UserError(
             f"system.micro_batch={micro} is less than a rank's {share} slots, but this model's "
             "batch norms are over the whole batch: leave it out, use more ranks, or set "
-            "system.recompute=true to save memory."
+            "system.recompute=full to save memory."
         )
 
 

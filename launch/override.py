@@ -86,6 +86,7 @@ def set_key(spec: Any, path: list[str], text: str, whole: str) -> Any:
         )
     if get_origin(kinds[head]) is tuple and any(is_dataclass(a) for a in get_args(kinds[head])):
         raise UserError(f"{whole} is a whole part of the recipe: name another recipe.")
+    text = spec.former.get(name, {}).get(text.lower(), text)
     return replace(spec, **{name: parse(whole, text, kinds[head])})
 
 

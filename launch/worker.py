@@ -109,7 +109,7 @@ def outcome(attempt: Callable[[], int], folder: Path, debug: bool) -> tuple[int,
         code, text = (
             4,
             (
-                f"out of memory ({first}): lower system.micro_batch, set system.recompute=true, "
+                f"out of memory ({first}): lower system.micro_batch, set system.recompute=full, "
                 "or use system.strategy=fsdp on more ranks."
             ),
         )

@@ -187,6 +187,15 @@ MUTANTS = (
         (f"{RING}::test_a_ring_is_the_gathered_form_and_the_definition[1-False]",),
         "Every column is compared once, whatever the size of a chunk.",
     ),
+    # --- memory
+    Mutant(
+        "recompute-keeps-all",
+        "vtx_scale/strategies/apply.py",
+        "kept = operator in PRODUCTS",
+        "kept = True",
+        ("tests/vtx_scale/test_recompute.py::test_gradients_are_the_same_and_memory_lies_between",),
+        "Selective recomputation keeps products alone.",
+    ),
     # --- the guard and its decisions
     Mutant(
         "spikes-in-the-median",

@@ -26,7 +26,7 @@ def _run(size: str) -> Run:
         steps=430_000,
         global_batch=1_024,
         checkpoint=Checkpoint(every=1_000),
-        system=System(workers=8, recompute=True),
+        system=System(workers=8, recompute="full"),
         evaluate=(Evaluation(name="loss", every=10_000), Evaluation(name="samples", every=10_000)),
     )
 

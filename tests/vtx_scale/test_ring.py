@@ -4,14 +4,12 @@ definition's, and memory that does not grow with the ranks.
 
 import itertools
 import math
-import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from tests.memory import Bytes
 from tests.ranks import gathered, on_ranks
 from tests.runs import losses, norms, train_on_ranks
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
@@ -118,35 +116,6 @@ def test_a_ring_is_the_gathered_form_and_the_definition(world, grouped):
             error = (value - torch.tensor(wanted)).abs().max().item()
             assert error < 1e-9, (key, name, error)
     assert len(found[0]) == len(KINDS) * len(PATTERNS) * (1 + len(CHUNKS))
-
-
-class Bytes(TorchDispatchMode):
-    """Bytes of the tensors that are made inside and still live; the most there were."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.most = 0
-        self.known = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
-        return out
-
-    def count(self, storage):
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.live += size
-        self.most = max(self.most, self.live)
-        weakref.finalize(storage, self.forget, key, size)
-
-    def forget(self, key, size):
-        self.known.discard(key)
-        self.live -= size
 
 
 def most_bytes(form, kind, n, embed):

@@ -228,6 +228,11 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 class System(Spec):
     """How it is computed. Nothing here counts in the hash; None is automatic (docs/tour.md)."""
 
+    former: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "recompute": {"true": "full", "1": "full", "yes": "full"}
+        | {"false": "none", "0": "none", "no": "none"}
+    }
+
     world: int | None = None
     strategy: Literal["auto", "single", "ddp", "fsdp", "hsdp", "tp"] = "auto"
     replicas: int = 2  # hsdp: how many copies of the sharded model
@@ -241,13 +246,21 @@ class System(Spec):
     precision: PrecisionName = "auto"
     device: DeviceName = "auto"
     compile: bool = False
-    recompute: bool = False
+    # units of which the backward pass computes everything again, or all but matrix products and
+    # attention; `true` and `false` mean full and none
+    recompute: Literal["none", "full", "selective"] = "none"
     threads: int = 1  # intra-op threads a rank on CPU
     deterministic: bool = True
     timeout: int = 120  # seconds a collective may take
     # steps after which this start saves and leaves with 75: for slots of a queue
     leave_after: int | None = None
     skip_limit: int = 10  # steps in a row that may be skipped for not being finite
+
+    def __post_init__(self) -> None:
+        word = str(self.recompute)
+        # a bool of a run.json or a recipe of before
+        known = self.former["recompute"].get(word.lower(), word)
+        object.__setattr__(self, "recompute", known)
 
     def strategy_at(self, world: int, cuda: bool) -> str:
         """The strategy by name; automatic: single for one process, else fsdp on GPUs and ddp on

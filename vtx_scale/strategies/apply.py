@@ -1,9 +1,16 @@
 """Parallelism from outside, in one order: recompute -> compile -> shard -> values."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.objectives.base import Objective
@@ -36,6 +43,38 @@ def strategy_of(
     return strategy
 
 
+# what selective recomputation keeps: most of a unit's time goes there
+PRODUCTS = frozenset(
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "mm",
+        "addmm",
+        "bmm",
+        "baddbmm",
+        "convolution",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+    )
+    if hasattr(torch.ops.aten, name)
+)
+
+
+def keep_products() -> Any:
+    """The two contexts of a checkpoint, of forward pass and recomputation: matrix products,
+    convolutions and attention are kept, the rest is computed again.
+    """
+    contexts: Callable[[Any], Any] = create_selective_checkpoint_contexts  # has no types
+    return contexts(policy)
+
+
+def policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """What becomes of an operator's result."""
+    kept = operator in PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
 def apply(objective: Objective, strategy: Base, system: System) -> None:
     """Wrap the units of a module on the meta device, shard it, and give it memory on the device."""
     units = list(objective.units())
@@ -43,8 +82,11 @@ def apply(objective: Objective, strategy: Base, system: System) -> None:
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 2 * len(units) + 8)
     for unit in units:
-        if system.recompute:  # wraps forward, not the module: names never change
-            unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
+        if system.recompute != "none":  # wraps forward, not the module: names never change
+            contexts = keep_products if system.recompute == "selective" else noop_context_fn
+            unit.forward = functools.partial(
+                checkpoint, unit.forward, use_reentrant=False, context_fn=contexts
+            )
         if system.compile:
             unit.compile()
     strategy.prepare(objective)
