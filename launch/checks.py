@@ -5,6 +5,7 @@ Standard library and specs alone.
 
 import fnmatch
 from dataclasses import fields
+from importlib.util import find_spec
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.evaluators import NAMES
@@ -48,6 +49,12 @@ def check(run: Run) -> None:
         raise UserError(fault)
     check_paths(run)
     check_specs(run)
+    package = run.system.package
+    if package is not None and find_spec(package) is None:
+        raise UserError(
+            f"system.strategy={run.system.strategy} needs {package}, which is not installed: "
+            f"pip install 'vtx-scale[{package}]'."
+        )
     world = run.system.world
     if world and (fault := run.system.world_fault(world)) is not None:
         raise UserError(fault)

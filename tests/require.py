@@ -14,6 +14,8 @@ PACKAGES = {
     "interop": ("transformers", "timm", "open_clip"),
     "ray": ("ray",),
     "sklearn": ("sklearn",),
+    "deepspeed": ("deepspeed",),
+    "fairscale": ("fairscale",),
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
 

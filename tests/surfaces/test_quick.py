@@ -60,6 +60,7 @@ LAZY = {
     "launch/prepare.py": "what a stranger wrote, or ranks share, is built by torch",
     "launch/submit.py": "Ray reads its settings when it is imported",
     "launch/show.py": "a file of recipes alone needs a count",
+    "vtx_scale/strategies/zero.py": "DeepSpeed looks for its device when it is imported",
     "vtx_scale/trainer/log.py": "TensorBoard is a second of imports, for rank 0 alone",
     "data_pipeline/text.py": "captions as bytes need no library",
     "data_pipeline/wds.py": "webdataset is loaded where a pipeline of it is built",

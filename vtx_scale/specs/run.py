@@ -220,6 +220,9 @@ class Init(Spec):
     head: Literal["kept", "new"] = "kept"
 
 
+StrategyName = Literal[
+    "auto", "single", "ddp", "fsdp", "hsdp", "tp", "zero1", "zero2", "zero3", "fairscale"
+]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -234,7 +237,7 @@ class System(Spec):
     }
 
     world: int | None = None
-    strategy: Literal["auto", "single", "ddp", "fsdp", "hsdp", "tp"] = "auto"
+    strategy: StrategyName = "auto"
     replicas: int = 2  # hsdp: how many copies of the sharded model
     # ranks that share heads and hidden units: all under tp, neighbours under fsdp
     tp: int | None = None
@@ -249,6 +252,8 @@ class System(Spec):
     # units of which the backward pass computes everything again, or all but matrix products and
     # attention; `true` and `false` mean full and none
     recompute: Literal["none", "full", "selective"] = "none"
+    # to the host's memory: master values and the optimizer's state; all: parameters too
+    offload: Literal["none", "optimizer", "all"] = "none"
     threads: int = 1  # intra-op threads a rank on CPU
     deterministic: bool = True
     timeout: int = 120  # seconds a collective may take
@@ -284,6 +289,32 @@ class System(Spec):
     def sharers(self, world: int) -> int:
         """How many of the ranks share a batch: each of them has slots of its own."""
         return world // self.axis(world)
+
+    @property
+    def package(self) -> str | None:
+        """The library that the strategy needs: an extra of that name, which may be absent."""
+        return {"fairscale": "fairscale", "zero": "deepspeed"}.get(self.strategy.rstrip("123"))
+
+    def faults(self) -> list[str]:
+        """As `Spec.faults`."""
+        zero = self.package == "deepspeed"
+        faults = []
+        if self.offload != "none" and not zero:
+            faults.append(
+                f"offload={self.offload}: what lies in the host's memory is for zero1, zero2 and "
+                f"zero3, not for {self.strategy}; leave it out."
+            )
+        if self.offload == "all" and self.strategy in ("zero1", "zero2"):
+            faults.append(
+                f"offload=all: under {self.strategy} every rank computes with whole parameters; "
+                "choose zero3, or offload=optimizer."
+            )
+        if self.precision == "fp64" and zero:
+            faults.append(
+                f"precision=fp64: {self.strategy} keeps what it trains in float32; choose another "
+                "strategy, or leave it out."
+            )
+        return faults
 
     def world_fault(self, world: int) -> str | None:
         """Why the strategy cannot run on so many ranks, a sentence."""

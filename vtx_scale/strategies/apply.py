@@ -26,6 +26,10 @@ STRATEGIES = {
     "hsdp": "vtx_scale.strategies.fsdp:HSDP",
     "tp": "vtx_scale.strategies.tp:TP",
     "tp_fsdp": "vtx_scale.strategies.tp:ShardedTP",
+    "zero1": "vtx_scale.strategies.zero12:Zero1",
+    "zero2": "vtx_scale.strategies.zero12:Zero2",
+    "zero3": "vtx_scale.strategies.zero3:Zero3",
+    "fairscale": "vtx_scale.strategies.fairscale:Fairscale",
 }
 
 

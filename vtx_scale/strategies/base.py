@@ -21,7 +21,7 @@ from vtx_scale.distributed.sharding import Leaf, Place, Slice, slices_at, whole_
 from vtx_scale.objectives.base import Objective, sources
 from vtx_scale.specs.run import System
 
-__all__ = ["Base", "Strategy", "whole_leaves"]
+__all__ = ["Base", "Strategy", "move_followers", "whole_leaves"]
 
 # (leaf, kind of state) -> where that tensor of the optimizer's state lies
 Placement = Callable[[Leaf, str], Place]
@@ -301,6 +301,18 @@ def whole_leaves(
         Leaf(name, tuple(p.shape), rules[name], (whole_box(tuple(p.shape)),), p, copies, copy)
         for name, p in module.named_parameters()
     ]
+
+
+@torch.no_grad()
+def move_followers(
+    objective: Objective, step: int, read: Callable[[Tensor], Tensor] = Tensor.detach
+) -> None:
+    """Move the followers on what `read` gives of each parameter, where no leaf lies beside the one
+    that it follows.
+    """
+    for f in objective.followers():
+        mine, theirs = ([read(p) for p in part.parameters()] for part in (f.teacher, f.student))
+        torch._foreach_lerp_(mine, theirs, 1 - f.momentum(step))
 
 
 def square_sum(t: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""ZeRO 1 and 2: whole parameters on every rank; masters and the optimizer's state are cut into flat
+intervals over all parameters, in stage 2 the summed gradients too. Followers are whole copies.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from vtx_scale.distributed.sharding import Box, Leaf, boxes_of_flat
+from vtx_scale.strategies.base import move_followers, whole_leaves
+from vtx_scale.strategies.zero import Zero
+
+
+class Zero1(Zero):
+    name = "zero1"
+    stage = 1
+
+    def cut(self) -> list[Leaf]:
+        leaves = whole_leaves(self.objective, self.rules, self.all)
+        self.masters: dict[int, Leaf] = {}
+        parameters: list[Any] = list(self.objective.parameters())
+        for k, (leaf, p) in enumerate(zip(leaves, parameters, strict=True)):
+            if p.requires_grad:
+                boxes: tuple[Box, ...] = ()
+                here = p.detach().new_empty(0)
+                if (held := p._hp_mapping) is not None:  # a part of it lies in this interval
+                    lo, n = held.lp_fragment_address.start, held.lp_fragment_address.numel
+                    boxes = boxes_of_flat(leaf.shape, lo, lo + n)
+                    here = held.get_hp_fragment().detach()
+                leaves[k] = self.masters[id(p)] = Leaf(
+                    leaf.name, leaf.shape, leaf.rule, boxes, here.requires_grad_(), cuts=None
+                )
+        return leaves
+
+    def gradients(self) -> Iterator[tuple[Leaf, Tensor]]:
+        for i, params in enumerate(self.zero.params_in_partition):
+            if self.zero.cpu_offload:
+                flat = self.zero.single_partition_of_fp32_groups[i].grad
+                ats = [p._hp_mapping.get_hp_fragment_address() for p in params]
+                pieces = [flat[at.start : at.start + at.numel] for at in ats]
+            else:  # among them what fills the interval up
+                pieces = self.zero.averaged_gradients[i]
+                pieces = [g for g in pieces if not getattr(g, "_zero_padding", False)]
+            for p, piece in zip(params, pieces, strict=False):
+                yield self.masters[id(p)], piece.reshape(-1)
+
+    def publish(self) -> None:
+        self.zero.update_lp_params()
+
+    def settled(self) -> None:
+        self.publish()
+
+    def follow(self, step: int) -> None:
+        move_followers(self.objective, step)
+
+    def clear(self) -> None:
+        super().clear()
+        self.zero.zero_grad()
+        self.zero._release_preflattened_grad_buffers()
+        self.zero.micro_step_id = -1
+        for i in self.zero.averaged_gradients:
+            self.zero.averaged_gradients[i] = None
+            self.zero.all_grad_tensors[i] = None
+        if self.zero.cpu_offload:  # a parameter without a gradient leaves the last one there
+            self.zero.reset_cpu_buffers()
+            masters = self.zero.single_partition_of_fp32_groups
+            for grad in [m.grad for m in masters] + list(
+                self.zero.accumulated_grads_in_cpu.values()
+            ):
+                grad.zero_()
+
+
+class Zero2(Zero1):
+    name = "zero2"
+    stage = 2
