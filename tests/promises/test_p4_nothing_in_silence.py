@@ -49,7 +49,7 @@ def refused(*arguments, cwd=None):
         (["train", "clip_vit_b32", "--smoke", "optim.lr=nan"], "not a finite number"),
         (
             ["train", "clip_vit_b32", "--smoke", "system.strategy=fspd"],
-            "none of auto, single, ddp, fsdp, hsdp, zero1, zero2, zero3, fairscale",
+            "none of auto, single, ddp, fsdp, hsdp, tp, zero1, zero2, zero3, fairscale",
         ),
         (["train", "clip_vit_b32", "--smoke", "global_batch=0"], "above 0"),
         (["train", "clip_vit_b32", "--smoke", "steps"], "not key=value"),
