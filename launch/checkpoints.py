@@ -1,18 +1,26 @@
-"""What checkpoints a run has and whether they are whole."""
+"""What checkpoints a run has, whether they are whole, and which of them stay."""
 
 import argparse
+from pathlib import Path
 
 from vtx_scale.checkpoints.read import listing
+from vtx_scale.checkpoints.write import prune, sweep
 from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch import run_folder
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.retention import stays
 from vtx_scale.launch.tables import print_json, print_table
 
 
 def run(args: argparse.Namespace) -> int:
+    """List them, verified or cleared where that is asked for; 1 where one is damaged.
+
+    Raises UserError where the folder is no run folder, or is to be cleared while a job writes.
+    """
     folder = local_path(args.folder)
     run_folder.read(folder)
-
+    if args.prune:
+        clear(folder)
     rows = listing(checkpoints_of(folder), deep=args.verify)
     if args.json:
         for row in rows:
@@ -27,3 +35,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{folder} has no checkpoint yet")
     return int(args.verify and not all(r["valid"] for r in rows))
+
+
+def clear(folder: Path) -> None:
+    """Remove what the run's own rules let go: checkpoints, and what killed saves have left.
+
+    Raises UserError where a job writes in the folder.
+    """
+    storage, recipe = checkpoints_of(folder), run_folder.recipe_of(folder)
+    with run_folder.acquire_lease(folder):
+        sweep(storage)
+        prune(storage, recipe.checkpoint.keep, stays(recipe, folder))

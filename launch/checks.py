@@ -26,6 +26,7 @@ def check(run: Run) -> None:
         "system.threads": run.system.threads,
         "system.timeout": run.system.timeout,
         "system.replicas": run.system.replicas,
+        "checkpoint.fault_rate": run.checkpoint.fault_rate,
     }
     for key, value in positive.items():
         if value <= 0:
@@ -33,7 +34,8 @@ def check(run: Run) -> None:
     for key, number in {
         "seed": run.seed,
         "system.workers": run.system.workers,
-        "checkpoint.every": run.checkpoint.every,
+        "checkpoint.every": run.checkpoint.every if run.checkpoint.every != "auto" else 0,
+        "checkpoint.keep_every": run.checkpoint.keep_every,
         "optim.decay": run.optim.decay,
         "schedule.warmup": run.schedule.warmup,
     }.items():
@@ -72,6 +74,8 @@ def check(run: Run) -> None:
         check_micro_batch(run, run.system.sharers(run.system.world))
     for evaluation in run.evaluate:
         check_evaluator(evaluation.name)
+    if run.checkpoint.best:
+        check_best(run)
 
 
 def check_specs(run: Run) -> None:
@@ -135,6 +139,17 @@ def check_micro_batch(run: Run, world: int) -> None:
             f"system.micro_batch={micro} is less than a rank's {share} slots, but this model's "
             "batch norms are over the whole batch: leave it out, use more ranks, or set "
             "system.recompute=full to save memory."
+        )
+
+
+def check_best(run: Run) -> None:
+    """Raises UserError where `checkpoint.best` names no evaluator of the loop."""
+    best, names = run.checkpoint.best, [e.name for e in run.evaluate]
+    evaluator, _, number = best.rpartition("/")
+    if not number or evaluator not in names:
+        raise UserError(
+            f"checkpoint.best={best}: give EVALUATOR/NUMBER of an evaluator in the loop "
+            f"({', '.join(names) or 'this recipe has none'})."
         )
 
 

@@ -28,7 +28,11 @@ def parse(key: str, text: str, kind: Any) -> Any:
         if text.lower() in ("none", "null", ""):
             if type(None) in args:
                 return None
-        return parse(key, text, next(a for a in args if a is not type(None)))
+        words = [w for a in args if get_origin(a) is Literal for w in get_args(a)]
+        if text in words:
+            return text
+        plain = (a for a in args if a is not type(None) and get_origin(a) is not Literal)
+        return parse(key, text, next(plain, args[0]))
     if origin is Literal:
         if text not in args:
             raise UserError(f"{key}: {text!r} is none of {', '.join(args)}.")

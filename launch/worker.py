@@ -46,6 +46,7 @@ from vtx_scale.launch.process import (
 )
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.restore import overdue, restore
+from vtx_scale.launch.retention import stays
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.apply import apply, strategy_of
@@ -208,6 +209,7 @@ class Parts:
     progress: Progress = field(default_factory=Progress)
     decisions: list[Decision] = field(default_factory=list)
     hash: str = ""  # of run.json as it was at the start: a file may go away while the run goes on
+    stays: Callable[[list[int]], set[int]] = lambda there: set()  # see launch/retention.py
     epoch: int = 0  # of the lease under which this start writes; 0: nobody took one
 
     def state(self) -> dict[str, Any]:
@@ -252,6 +254,7 @@ def assemble(run: Run, folder: Path, device: torch.device, world: int, control: 
         ledger=Ledger(folder),
         guard=Window(run.guard),
         hash=about["hash"],
+        stays=stays(run, folder),
     )
 
 
@@ -373,6 +376,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         run.checkpoint.keep,
         epoch=parts.epoch,
         held=holds(parts),
+        stays=parts.stays,
         patience=run.system.timeout,
     )
     return Trainer(

@@ -84,6 +84,7 @@ CUT_LAYERS = "vtx_scale/strategies/cut_layers.py"
 TP = "vtx_scale/strategies/tp.py"
 CUT = "tests/vtx_scale/test_tp.py"
 LEASE = "tests/vtx_scale/test_lease.py"
+RETENTION = "tests/vtx_scale/test_retention.py"
 DAMAGE = (
     "tests/promises/test_p3_damage.py::test_a_maker_who_does_not_mean_well_is_refused_in_a_line"
 )
@@ -334,6 +335,33 @@ MUTANTS = (
         "pass",
         ("tests/promises/test_p3_damage.py::test_a_manifest_is_its_bytes",),
         "A manifest is what its writer sealed, to the byte.",
+    ),
+    Mutant(
+        "the-worst-stays",
+        "launch/retention.py",
+        "(sign * scores[step], step)",
+        "(scores[step], step)",
+        (f"{RETENTION}::test_the_best_stays_whichever_way_is_better",),
+        "The best checkpoint stays, whichever way its number is better.",
+    ),
+    Mutant(
+        "prunes-a-living-run",
+        "launch/checkpoints.py",
+        "with run_folder.acquire_lease(folder):",
+        "if True:",
+        (
+            f"{RETENTION}::test_prune_removes_what_the_rules_let_go"
+            "_and_is_refused_while_a_job_writes",
+        ),
+        "Checkpoints are removed by the lease's holder alone.",
+    ),
+    Mutant(
+        "each-rank-its-own-interval",
+        "vtx_scale/trainer/cadence.py",
+        "stall, step, write = self.share(mine)",
+        "stall, step, write = mine",
+        (f"{RETENTION}::test_all_ranks_choose_what_the_first_measured",),
+        "All ranks save at the same step.",
     ),
     Mutant(
         "manifest-removed-last",

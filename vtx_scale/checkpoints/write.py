@@ -71,12 +71,18 @@ class Writer:
         self.stop = threading.Event()
         self.committed: int | None = None
         self.written = 0  # bytes of this rank's last save
+        self._began = self._took = 0.0
         self.staged: dict[str, torch.Tensor] = {}  # kept, as fresh memory is slow
         self.clear()
 
     @property
     def busy(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
+
+    @property
+    def seconds(self) -> float:
+        """That the newest save took to write, so far where it goes on."""
+        return time.monotonic() - self._began if self.busy else self._took
 
     def save(self, step: int, slices: Iterable[Slice], state: dict[str, Any]) -> None:
         """Stage this rank's share and return; `state` is JSON and counts on rank 0 alone."""
@@ -120,8 +126,10 @@ class Writer:
                 sweep(self.storage)
 
     def _guarded(self, step: int, table: list[dict[str, Any]], state: dict[str, Any]) -> None:
+        self._began = time.monotonic()
         try:
             self._write(step, table, state)
+            self._took = time.monotonic() - self._began
         except Exception as e:
             # reported by the loop at the next step: a save must never end a training
             self.lost = isinstance(e, Lost)

@@ -6,6 +6,9 @@ numbers: `zero_shot`, `retrieval`, `attention`, `samples`. Those marked `feature
 (train, val, classes, ranks) -> numbers and share one pass over the samples: `knn`, `linear`,
 `linear_sgd`, `few_shot`. A number may also be a picture, uint8 (H, W, 3).
 
+`HIGHER` and `LOWER` in an evaluator's module are patterns of its numbers, by which of two models is
+the better one: what `checkpoint.best` may name.
+
 `batches` is a rank's share: every rank gets as many, and calls the probes as often, as any other (a
 sharded model needs all ranks for a forward pass), masked slots included.
 """

@@ -19,6 +19,7 @@ from vtx_scale.data_pipeline.order import draws
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS
 
+HIGHER = ("jaccard_best_head", "jaccard_mean_head")
 SHOWN = 8  # pictures
 # viridis at 0, 1/4 .. 1
 COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))

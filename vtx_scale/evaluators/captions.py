@@ -9,6 +9,8 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
+HIGHER = ("exact", "right")
+
 
 def captions(
     probes: dict[str, Callable[..., Any]],

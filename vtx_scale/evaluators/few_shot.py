@@ -11,6 +11,7 @@ from vtx_scale.data_pipeline.order import draws
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS, Features, on_features, table, top1
 
+HIGHER = ("top1@*",)
 BIAS = 100.0  # the feature that is appended
 
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import Features, largest, on_features, padded, table, top1, unit
 
+HIGHER = ("top1@*",)
+
+
 QUERIES, BANK = 1024, 8192  # of all ranks, of one: what is compared at once
 LOW = (1 << 32) - 1
 

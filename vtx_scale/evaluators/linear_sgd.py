@@ -13,6 +13,8 @@ from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS, Features, on_features, table, top1
 from vtx_scale.evaluators.linear import logits, loss_and_gradient
 
+HIGHER = ("top1",)
+
 
 @on_features
 def linear_sgd(

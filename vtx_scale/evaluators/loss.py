@@ -11,6 +11,8 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
+LOWER = ("loss",)
+
 
 def loss(
     probes: dict[str, Callable[..., Any]],

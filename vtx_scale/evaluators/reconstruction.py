@@ -9,6 +9,7 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
+LOWER = ("rmse",)
 SHOWN = 8
 
 

@@ -9,6 +9,8 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
+HIGHER = ("image_to_text@*", "text_to_image@*")
+
 
 def retrieval(
     probes: dict[str, Callable[..., Any]],

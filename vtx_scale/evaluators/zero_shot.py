@@ -15,6 +15,7 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
+HIGHER = ("top1", "top5")
 TEMPLATES = (
     "{}",
     "a {}",

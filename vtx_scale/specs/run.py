@@ -345,10 +345,18 @@ class System(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Spec):
-    """When to save, in steps (0: at the end alone), and how many to keep."""
+    """When to save, and what to keep. Nothing here counts in the hash.
 
-    every: int = 0
+    Every so many steps, and at the end: 0 at the end alone, "auto" as often as faults are worth
+    what a save holds up. The newest `keep` stay, those of a multiple of `keep_every` steps, and the
+    best one by a number of an evaluator in the loop, as in `zero_shot/top1`.
+    """
+
+    every: int | Literal["auto"] = 0
+    fault_rate: float = 5e-4  # of auto: faults that end a run, expected for each rank in a day
     keep: int = 3
+    keep_every: int = 0
+    best: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

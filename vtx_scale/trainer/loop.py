@@ -21,6 +21,7 @@ from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Guard, Run
 from vtx_scale.strategies.base import Base
+from vtx_scale.trainer.cadence import Cadence
 from vtx_scale.trainer.control import BadLimit, Control
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.leave import PATIENCE, Leave, requests
@@ -76,6 +77,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.statistics = with_running_statistics(self.objective)
+        every, faults = self.run.checkpoint.every, self.run.checkpoint.fault_rate
+        world, say = self.strategy.world, self.log.message
+        self.cadence = Cadence(every, faults, world, self.of_first, say)
 
     def train(self) -> str:
         """Run to the end, to the request to leave, or to where the guard goes back: "finished",
@@ -241,9 +245,9 @@ class Trainer:
         return loss_value, leave > 0, failed > 0, dict(zip(logged, sums, strict=True))
 
     def save_is_due(self) -> bool:
-        """At the end, and every `checkpoint.every` steps."""
-        step, every = self.progress.step, self.run.checkpoint.every
-        return step == self.run.steps or bool(every and step % every == 0)
+        """At the end, and as `checkpoint.every` says."""
+        due = self.cadence.due(self.progress.step, self.writer.seconds)
+        return due or self.progress.step == self.run.steps
 
     def forward_backward(self, batch: Batch, total: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradients of the sum over the global batch divided by its count.
@@ -349,10 +353,18 @@ class Trainer:
         return {name: value.item() for name, value in (self.objective.update_buffers(step)).items()}
 
     def save(self) -> None:
+        began = time.perf_counter()
         with self.control.saving():
             self.settle()
             self.writer.save(self.progress.step, self.strategy.slices(self.optimizer), self.state())
         self.saved = self.progress.step
+        self.cadence.stall = time.perf_counter() - began
+
+    def of_first(self, values: list[float]) -> list[float]:
+        """Rank 0's numbers, on every rank."""
+        mine = values if self.strategy.rank == 0 else [0.0] * len(values)
+        row = torch.tensor(mine, dtype=torch.float64, device=self.strategy.device)
+        return list(self.strategy.sum(row).tolist())
 
     def save_failed(self) -> str:
         """On every rank at the same step: drop the save, say so, go on;

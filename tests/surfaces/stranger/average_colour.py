@@ -91,6 +91,9 @@ class ColourObjective(Objective):
         )
 
 
+LOWER = ("error",)  # what checkpoint.best may name
+
+
 def colour_error(probes, batches, classes, ranks):
     """Mean absolute error of the teacher."""
     total = torch.zeros(2, dtype=torch.float64)

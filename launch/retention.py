@@ -1,0 +1,61 @@
+"""Which checkpoints stay beside the newest."""
+
+import math
+import sys
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch.evaluate import evaluator
+from vtx_scale.specs.run import Run
+from vtx_scale.trainer.output import written
+
+
+def stays(run: Run, folder: Path) -> Callable[[list[int]], set[int]]:
+    """Takes the steps of the checkpoints that are there, and returns those that stay: multiples of
+    `checkpoint.keep_every`, and of those that `checkpoint.best` has a number for the best one, the
+    newest of several.
+
+    Raises UserError where the evaluator does not say which way its number is better.
+    """
+    every, best = run.checkpoint.keep_every, run.checkpoint.best
+    name, _, number = best.rpartition("/")
+    sign = direction(name, number) if best else 0
+
+    def chosen(there: list[int]) -> set[int]:
+        found = {step for step in there if every and step % every == 0}
+        scores = scores_of(folder, name, number) if best else {}
+        scored = [step for step in there if step in scores]
+        if scored:
+            found.add(max(scored, key=lambda step: (sign * scores[step], step)))
+        return found
+
+    return chosen
+
+
+def direction(name: str, number: str) -> int:
+    """1 where more of an evaluator's number is better, -1 where less is.
+
+    Raises UserError where its module does not say.
+    """
+    module = sys.modules[evaluator(name).__module__]
+    higher, lower = getattr(module, "HIGHER", ()), getattr(module, "LOWER", ())
+    for patterns, sign in ((higher, 1), (lower, -1)):
+        if any(fnmatchcase(number, pattern) for pattern in patterns):
+            return sign
+    known = ", ".join((*higher, *lower)) or "none of its numbers"
+    raise UserError(
+        f"checkpoint.best={name}/{number}: {name} does not say which way {number} is better, "
+        f"but of {known}; HIGHER and LOWER in its module name them."
+    )
+
+
+def scores_of(folder: Path, name: str, number: str) -> dict[int, float]:
+    """What evaluations.jsonl has of a number, by step; what is no number has none."""
+    found = {}
+    for row in written(folder / "evaluations.jsonl"):
+        value = row.get(number)
+        if row.get("name") == name and isinstance(value, int | float) and math.isfinite(value):
+            found[int(row["step"])] = float(value)
+    return found
