@@ -20,6 +20,7 @@ COMMANDS = (
     "export",
     "sample",
     "show",
+    "plan",
     "data",
     "checkpoints",
     "doctor",

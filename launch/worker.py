@@ -47,6 +47,7 @@ from vtx_scale.launch.process import (
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.restore import overdue, restore
 from vtx_scale.launch.retention import stays
+from vtx_scale.launch.room import check_room
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.apply import apply, strategy_of
@@ -236,6 +237,7 @@ def assemble(run: Run, folder: Path, device: torch.device, world: int, control: 
     precision = precision_of(run.system, device)
     strategy = strategy_of(run.system, world, device, precision.compute)
     objective = build_objective(run, precision.weights, strategy.data)
+    check_room(run, objective, world, device, precision)
     apply(objective, strategy, run.system)
     initialise_slices(strategy, initial_values(objective), run.seed)
     optimizer = optimizer_of(strategy.leaves(), run.optim, run.seed)

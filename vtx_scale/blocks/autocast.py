@@ -7,14 +7,10 @@ from torch import Tensor
 
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A region in which products keep their operands' type under autocast too (on the meta device
-    there is none).
+    """A region in which products keep their operands' type under autocast too; of the meta device,
+    which has none, the planner takes the CPU's for it.
     """
-    return (
-        contextlib.nullcontext()
-        if device.type == "meta"
-        else torch.autocast(device.type, enabled=False)
-    )
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def full_tensor(parameter: Tensor) -> Tensor | None:

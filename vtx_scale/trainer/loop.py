@@ -78,7 +78,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.statistics = with_running_statistics(self.objective)
         every, faults = self.run.checkpoint.every, self.run.checkpoint.fault_rate
-        world, say = self.strategy.world, self.log.message
+        world, say = self.strategy.all.world, self.log.message
         self.cadence = Cadence(every, faults, world, self.of_first, say)
 
     def train(self) -> str:
@@ -362,9 +362,9 @@ class Trainer:
 
     def of_first(self, values: list[float]) -> list[float]:
         """Rank 0's numbers, on every rank."""
-        mine = values if self.strategy.rank == 0 else [0.0] * len(values)
+        mine = values if self.strategy.all.rank == 0 else [0.0] * len(values)
         row = torch.tensor(mine, dtype=torch.float64, device=self.strategy.device)
-        return list(self.strategy.sum(row).tolist())
+        return list(self.strategy.all.sum(row).tolist())
 
     def save_failed(self) -> str:
         """On every rank at the same step: drop the save, say so, go on;

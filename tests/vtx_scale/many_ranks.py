@@ -1,0 +1,66 @@
+"""What rank r of 1,024 really holds, by torch's fake process group, beside the closed form.
+
+python -m tests.vtx_scale.many_ranks    prints a line of JSON: rows, CPU seconds, MiB at the peak
+"""
+
+import json
+import resource
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from vtx_scale.launch import recipes
+from vtx_scale.launch.build import build_objective
+from vtx_scale.planner.layout import layout_of
+from vtx_scale.planner.shapes import held, parameters_of
+from vtx_scale.specs.run import System
+from vtx_scale.strategies.fsdp import FSDP, HSDP
+from vtx_scale.strategies.tp import ShardedTP
+
+WORLD, RANKS = 1_024, (0, 511, 1_023)
+LAYOUTS = {
+    "fsdp": (FSDP, System()),
+    "hsdp 16 x 64": (HSDP, System(replicas=16)),
+    "tp 8 x fsdp 128": (ShardedTP, System(strategy="fsdp", tp=8)),
+    "tp 2 x fsdp 512": (ShardedTP, System(strategy="fsdp", tp=2)),
+}
+HEADS_62 = "dalle_12b"  # which 8 does not divide
+RECIPES = ("dalle_12b", "vit_g14_jft3b", "clip_vit_h14")
+
+
+def counts(recipe: str, rank: int, name: str) -> dict[str, object]:
+    """Numbers on this rank of the fake group, and what the planner says."""
+    objective = build_objective(recipes.find(recipe, False), torch.float32)
+    parameters = parameters_of(objective)
+    kind, system = LAYOUTS[name]
+    strategy = kind(torch.device("cpu"), system)
+    strategy.prepare(objective)
+    layout = layout_of(system, "hsdp" if kind is HSDP else system.strategy_at(WORLD, True), WORLD)
+    index = rank // layout.tp % layout.ways
+    return {
+        "recipe": recipe,
+        "rank": rank,
+        "layout": name,
+        "held": [leaf.tensor.numel() for leaf in strategy.leaves()],
+        "planned": [
+            held([p], layout.kind.weights, layout.ways, index, layout.tp) for p in parameters
+        ],
+    }
+
+
+def rows() -> Iterator[dict[str, object]]:
+    for rank in RANKS:
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=WORLD)
+        for recipe in RECIPES:
+            spare = "tp 8 x fsdp 128" if recipe == HEADS_62 else "tp 2 x fsdp 512"
+            yield from (counts(recipe, rank, name) for name in LAYOUTS if name != spare)
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    found = list(rows())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"rows": found, "seconds": time.process_time(), "mib": peak}))
