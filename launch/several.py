@@ -14,6 +14,7 @@ from vtx_scale.data_pipeline.loader import die_with_parent
 from vtx_scale.launch.local import rank_environment
 from vtx_scale.launch.process import init_process_group, rank_and_world
 from vtx_scale.specs.run import System
+from vtx_scale.trainer.output import say
 
 TOGETHER = "VTX_TOGETHER"
 
@@ -80,6 +81,6 @@ def first_failure(ranks: list[subprocess.Popen[bytes]], said: list[Path]) -> int
             del waiting[rank]
             if code:
                 if rank:
-                    sys.stderr.write(said[rank].read_text(errors="replace"))
+                    say(said[rank].read_text(errors="replace").rstrip())
                 return code if code > 0 else 1
     return 0

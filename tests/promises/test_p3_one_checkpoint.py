@@ -80,7 +80,7 @@ def read_and_write(recipe: dict, paths: list[str], source: Path, target: Path) -
     writer = Writer(checkpoints_of(target), rank, world, "again", 1)
     if world > 1:
         torch.distributed.barrier()  # rank 0 has cleared what it found
-    there = read_manifest(newest(source / "checkpoints")[0])
+    there = newest(checkpoints_of(source)) or {}
     state = {k: v for k, v in there.items() if k not in ("format", "step", "files", "sum")}
     writer.save(progress.step, strategy.slices(optimizer), state)
     writer.wait()

@@ -133,11 +133,11 @@ def one_way(strategy, loss, micro):
     out = {}
     for pattern in PATTERNS:
         batch = share(samples(pattern), rank, world)
-        total = wrapped.sum(objective.count(batch).double())
+        total = wrapped.data.sum(objective.count(batch).double())
         with wrapped.micro(last=True):
             part, _ = objective(batch, 0)
             wrapped.backward(part / total)
-        value = wrapped.sum((part / total).detach().clone())
+        value = wrapped.data.sum((part / total).detach().clone())
         grads = whole_grads(objective)
         norm = torch.linalg.vector_norm(wrapped.norms()).item()
         objective.zero_grad()

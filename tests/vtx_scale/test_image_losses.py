@@ -263,7 +263,7 @@ def one_case(strategy, case):
     out = {}
     for pattern in PATTERNS:
         batch = objective.prepare(share(samples(case, pattern), rank, world), STEP)
-        total = wrapped.sum(objective.count(batch).double())
+        total = wrapped.data.sum(objective.count(batch).double())
         value = 0.0
         # a mean must not hang on the cut
         parts = batch.split(2 if case in ("dino", "softmax, mixup", "masked") else None)
@@ -272,7 +272,7 @@ def one_case(strategy, case):
                 loss, _ = objective(part, STEP)
                 wrapped.backward(loss / total)
             value += (loss / total).detach()
-        value = wrapped.sum(value.clone())
+        value = wrapped.data.sum(value.clone())
         grads = whole_grads(objective)
         centre = None
         if case == "dino":

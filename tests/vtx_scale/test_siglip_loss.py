@@ -75,11 +75,11 @@ def cell(strategy):
         wrapped, objective, rank, world = on_this_rank(recipe(strategy, micro))
         for pattern in PATTERNS:
             batch = share(samples(pattern), rank, world)
-            total = wrapped.sum(objective.count(batch).double())
+            total = wrapped.data.sum(objective.count(batch).double())
             with wrapped.micro(last=True):
                 part, log = objective(batch, 0)
                 wrapped.backward(part / total)
-            value = wrapped.sum((part / total).detach().clone())
+            value = wrapped.data.sum((part / total).detach().clone())
             grads = whole_grads(objective)
             out[micro, pattern] = (
                 value.item(),
