@@ -289,6 +289,25 @@ def test_a_resume_has_the_same_verdicts(tmp_path, hand, step):
 
 
 @pytest.mark.slow
+def test_steps_that_were_abandoned_count_in_a_queues_slot(tmp_path, hand):
+    """Fifteen steps, back to 8, two more: 17 of this start."""
+    folder = tmp_path / "run"
+    train_scaled(folder, FIVE, *KEYS, "system.leave_after=17", code=75)
+    assert len(losses(folder)) == 10
+    train_scaled(folder, FIVE, *KEYS)
+    assert_as_by_hand(folder, hand)
+
+
+@pytest.mark.slow
+def test_leaving_behind_the_last_spike_loses_no_decision(tmp_path, hand):
+    folder = tmp_path / "run"
+    train_scaled(folder, FIVE, *KEYS, "system.leave_after=15", code=75)
+    assert decisions.read(folder) == [Decision(1, 8, 240)]
+    train_scaled(folder, FIVE, *KEYS)
+    assert_as_by_hand(folder, hand)
+
+
+@pytest.mark.slow
 def test_a_checkpoint_from_before_the_decision_is_replayed(tmp_path, hand):
     """The one that it went back to is gone: an older one comes to the same bits."""
     folder = tmp_path / "run"

@@ -9,8 +9,9 @@ from tests.runs import lines, train_on_ranks
 from tests.vtx_scale.shares import alone
 from vtx_scale.blocks.autocast import no_autocast, with_master_value
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.objectives.base import Context
 from vtx_scale.objectives.dino import entropy
-from vtx_scale.objectives.pairs import sigmoid_loss
+from vtx_scale.objectives.pairs import contrastive_loss, sigmoid_loss
 
 KEYS = ("system.precision=bf16", "steps=3")
 RECIPES = [
@@ -83,6 +84,23 @@ def test_similarities_are_in_float32_under_autocast():
         assert (x @ y.T).dtype is torch.bfloat16
         with no_autocast(x.device):
             assert (x @ y.T).dtype is torch.float32
+
+
+@pytest.mark.parametrize("form", ["gather", "ring"])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_contrastive_losses_are_in_float32_under_autocast(form, sigmoid):
+    """Their gradients too, of a backward pass outside of it."""
+
+    def numbers(cast):
+        g = torch.Generator().manual_seed(0)
+        x, y = (torch.randn(12, 256, generator=g).requires_grad_() for _ in range(2))
+        bias = torch.tensor([-16.5], requires_grad=True) if sigmoid else None
+        there, scale = torch.arange(12) != 3, torch.tensor([1.17])
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            loss = contrastive_loss(x, y, scale, bias, there, Context(contrastive=form)).sum()
+        return [loss, *torch.autograd.grad(loss, [x, y, *([bias] if sigmoid else [])])]
+
+    assert all(torch.equal(a, b) for a, b in zip(numbers(True), numbers(False), strict=True))
 
 
 def test_dinos_loss_is_in_float32_under_autocast():

@@ -21,6 +21,7 @@ class Control:
     def __init__(self, folder: Path, rank: int, skip_limit: int = 10) -> None:
         self.skip_limit = skip_limit
         self.skipped = 0
+        self.taken = 0  # steps of this start that a roll-back has abandoned
         self.stop_file = folder / "control" / "stop" if rank == 0 else None
         requests.stop_file = self.stop_file
         requests.announces = rank == 0

@@ -104,7 +104,7 @@ class Trainer:
             except Leave:  # the first step of this start, which compiles: nothing is lost by it
                 leaving = True
                 break
-            leaving = asked or p.step - first == run.system.leave_after
+            leaving = asked or self.control.taken + p.step - first == run.system.leave_after
             requests.patience = max(PATIENCE, 3 * (time.perf_counter() - began))
             if self.guard.over():
                 return self.go_back(leaving)
@@ -120,6 +120,7 @@ class Trainer:
 
     def go_back(self, leaving: bool) -> str:
         """Decide to go back; what is beyond is abandoned, so that leaving saves nothing."""
+        self.control.taken += self.progress.step - self.first
         with self.control.saving():
             self.settle()
             self.roll_back()
