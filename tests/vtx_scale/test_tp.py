@@ -370,6 +370,7 @@ LIMITS = ("objective.scale=20", "objective.scale_limit=14")
 DINO = ("objective.frozen=3", "optim.clip=0.1", "optim.clip_each=true", "system.micro_batch=3")
 VIRTEX = ("system.precision=fp64", "objective.width=128", "objective.dropout=0.2")
 DROPS = ("objective.net.dropout=0.2", "objective.net.drop_path=0.2", "system.recompute=true")
+FLOAT64 = ("system.precision=fp64",)
 FULL = pytest.mark.full
 RUNS = [
     (2, "tp", "dino_vit_s16", DINO),
@@ -382,6 +383,8 @@ RUNS = [
     (4, "fsdp", "vit_g14_jft3b", ()),
     pytest.param(4, "fsdp", "clip_vit_b32", LIMITS, marks=FULL),
     pytest.param(4, "fsdp", "clip_vit_b32", ("optim.moments=bfloat16",), marks=FULL),
+    pytest.param(4, "fsdp", "clip_vit_b32", ("system.contrastive=ring",), marks=FULL),
+    pytest.param(2, "tp", "resnet50_imagenet", FLOAT64, marks=FULL),  # copies alone
     pytest.param(2, "fsdp", "clip_vit_b32", ("system.micro_batch=3",), marks=FULL),
     pytest.param(4, "fsdp", "dino_vit_s16", DINO, marks=FULL),
     pytest.param(2, "tp", "dalle_12b", (), marks=FULL),
@@ -498,6 +501,20 @@ def test_a_checkpoint_goes_from_axis_to_axis(alone, tmp_path, recipe, keys):
         on_ranks(world, read_and_write, override.to_dict(run), recipes.STRANGERS, source, target)
         assert_same_bits(target, alone(recipe, *keys))
         source = target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world", "keys"),
+    [(2, ("tp",)), pytest.param(4, ("fsdp", "system.tp=2", "system.contrastive=ring"), marks=FULL)],
+)
+def test_an_interrupted_run_is_the_undisturbed_one(tmp_path, world, keys):
+    """To the bit, on the same axis."""
+    train_on_ranks(tmp_path / "one", world, *keys, "steps=6")
+    train_on_ranks(tmp_path / "two", world, *keys, "steps=6", "system.leave_after=3", code=75)
+    train_on_ranks(tmp_path / "two", world, *keys, "steps=6")
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    assert_same_bits(tmp_path / "two", tmp_path / "one")
 
 
 def request_on_the_last(recipe: dict, folder: Path, step: int, fails: bool) -> int:
