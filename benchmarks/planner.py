@@ -34,7 +34,7 @@ from vtx_scale.launch.datasets import training_data
 from vtx_scale.launch.process import init_process_group
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.planner.activations import trace
-from vtx_scale.planner.layout import Layout
+from vtx_scale.planner.layout import layout_of
 from vtx_scale.planner.memory import Memory, Numbers, memory
 from vtx_scale.planner.shapes import parameters_of
 from vtx_scale.specs.run import Run
@@ -85,6 +85,7 @@ CASES = {
     "dino": Case("dino_vit_s16", f"{VIT} global_batch=8"),
     "clip ddp 2": Case("clip_vit_b32", f"{CLIP} global_batch=32 system.strategy=ddp", 2),
     "clip fsdp 2": Case("clip_vit_b32", f"{CLIP} global_batch=32 system.strategy=fsdp", 2),
+    "clip tp 2": Case("clip_vit_b32", f"{CLIP} global_batch=32 system.strategy=tp", 2),
     "vit hsdp 2 x 2": Case(
         "vit_b16_jft", f"{VIT} global_batch=64 system.strategy=hsdp system.replicas=2", 4
     ),
@@ -164,13 +165,7 @@ def planned(case: Case) -> Memory:
     """What the planner says of the same run on the CPU."""
     run = case.run()
     precision = precision_of(run.system, torch.device("cpu"))
-    strategy = run.system.strategy_at(case.world, False)
-    layout = Layout(
-        strategy,
-        case.world,
-        replicas=run.system.replicas if strategy == "hsdp" else 1,
-        tp=getattr(run.system, "tp", None) or 1,
-    )
+    layout = layout_of(run.system, run.system.strategy_at(case.world, False), case.world)
     share, micro = -(-run.global_batch // layout.data), run.system.micro_batch
     separable = run.objective.separable
     micro = min(micro or share, share)

@@ -10,6 +10,7 @@ in every batch, and where two colours are equally near it is the first.
 import torch
 from torch import Tensor
 
+from vtx_scale.blocks.autocast import no_autocast
 from vtx_scale.specs.palette import centres_of, colours_of
 
 ROWS = 1 << 13  # pixels that are compared with all colours at once
@@ -37,7 +38,7 @@ class Palette:
     def tokens(self, pixels: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> int64 (B, S S); of colours that are equally near the first."""
         far = self.far_whole if self.centres is None else self.far
-        with torch.autocast(pixels.device.type, enabled=False):
+        with no_autocast(pixels.device):
             parts = [far(x).argmin(1) for x in torch.split(pixels.reshape(-1, 3), ROWS)]
         return torch.cat(parts).view(len(pixels), -1)
 

@@ -250,6 +250,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.now -= entry[1]
             self.grads += entry[1]
             self.known[id(storage)] = storage
+            self.path[self.grads] = self.now
 
 
 def tensors(module: nn.Module) -> list[Tensor]:

@@ -95,17 +95,28 @@ class Planner:
     def trace(
         self, slots: int, micro: int | None, world: int, sharded: bool, recompute: bool, tp: int
     ) -> Trace:
-        """As `vtx_scale.planner.activations.trace`; micro: what the objective itself cuts by."""
-        return trace(
-            lambda ranks: self.build(ranks, micro),
-            self.row,
-            slots,
-            world=world,
-            compute=self.compute,
-            sharded=sharded,
-            recompute=recompute,
-            tp=tp,
-        )
+        """As `vtx_scale.planner.activations.trace`; micro: what the objective itself cuts by.
+
+        Raises UserError where the objective cannot run on the meta device.
+        """
+        try:
+            return trace(
+                lambda ranks: self.build(ranks, micro),
+                self.row,
+                slots,
+                world=world,
+                compute=self.compute,
+                sharded=sharded,
+                recompute=recompute,
+                tp=tp,
+            )
+        except UserError:
+            raise
+        except Exception as e:  # a stranger's objective may look at values
+            raise UserError(
+                f"{self.run.objective.title()} cannot run on the meta device, so that its "
+                f"activations are not known ({type(e).__name__}: {e})."
+            ) from e
 
     def pass_of(self, layout: Layout, share: int, micro: int, recompute: bool) -> Trace:
         """What the forward and backward pass of a rank's slots needs, `micro` of them at once."""

@@ -92,7 +92,7 @@ def parameter_messages(
         passes = micros * (2 * chunks if chunks > 1 else 1)
         again = sum(n for unit, n in learnt.items() if unit != ROOT)  # the root stays gathered
         size = passes * sum(sizes.values()) + micros * again
-        calls = passes * len(sizes) + micros * len(learnt)
+        calls = passes * len(sizes) + micros * len(learnt.keys() - {ROOT})
         reduces = 1 if kind.casts else micros  # DeepSpeed reduces at every micro-batch
         hidden = kind.casts
         found = [
