@@ -77,7 +77,7 @@ def test_absolute_lists_and_words_stay_as_they_are(monkeypatch, tmp_path):
 
 
 # names of kinds, and of members of samples
-KINDS = {"activation", "pool", "pixels", "init", "order", "caption", "label"}
+KINDS = {"best", "activation", "pool", "pixels", "init", "order", "caption", "label"}
 
 
 def test_every_text_in_a_recipe_is_known_to_be_a_path_or_none():
