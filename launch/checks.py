@@ -121,9 +121,10 @@ def changed(spec: Spec, name: str) -> bool:
 def check_guard(run: Run) -> None:
     """Raises UserError where no checkpoint from before the guard's window would be kept."""
     window, every, keep = run.guard.window, run.checkpoint.every, run.checkpoint.keep
-    if not run.guard.factor or every == "auto" or every == 0:
+    if every == "auto":  # chosen when a save was measured
         return
-    if every * (keep - 1) < window < run.steps:
+    reaches = every > 0 and every * (keep - 1) < window < run.steps
+    if run.guard.factor and reaches:
         raise UserError(
             f"guard.window={window} reaches behind the {keep} checkpoints that are kept, each "
             f"{every} steps: give checkpoint.keep={-(-window // every) + 1} or a smaller window."

@@ -363,9 +363,10 @@ class Trainer:
 
     def of_first(self, values: list[float]) -> list[float]:
         """Rank 0's numbers, on every rank."""
-        mine = values if self.strategy.all.rank == 0 else [0.0] * len(values)
+        ranks = self.strategy.all
+        mine = values if ranks.rank == 0 else [0.0] * len(values)
         row = torch.tensor(mine, dtype=torch.float64, device=self.strategy.device)
-        return list(self.strategy.all.sum(row).tolist())
+        return list(ranks.sum(row).tolist())
 
     def save_failed(self) -> str:
         """On every rank at the same step: drop the save, say so, go on;
