@@ -3,7 +3,7 @@
     python benchmarks/scale.py --write     puts them into the page
     python benchmarks/scale.py --check     ends with 1 where the page says otherwise
 
-A table stands between `<!-- vtx plan ... -->` and `<!-- end -->`; the first of these is the command.
+A table stands between `<!-- vtx plan ... -->` and `<!-- end -->`; the first is the command.
 `<!-- rank 0 at N -->` asks for the numbers on the fullest rank, `<!-- one slot of ... -->` for the
 activations of one slot, `<!-- memory -->` for benchmarks/results/planner.json.
 """

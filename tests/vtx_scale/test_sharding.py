@@ -1,6 +1,8 @@
 """Leaves and slices: every element of every tensor once, wherever the cuts fall."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ranks import gathered, on_ranks
+from tests.runs import assert_same_bits, losses, train_on_ranks
 from vtx_scale.distributed.sharding import Place, boxes_of_flat, slices_at
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.override import override
@@ -99,3 +102,39 @@ def assert_covered(ranks):
                 numbers.add(copies)
         assert held.keys() == set(range(max(numbers))) and len(numbers) == 1, key
         assert all(bool((count == 1).all()) for count in held.values()), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "world", "more"),
+    [("fsdp", 2, ()), ("hsdp", 4, ()), ("fsdp", 4, ("system.tp=2",))],
+)
+def test_what_lies_in_the_hosts_memory_computes_the_same(tmp_path, strategy, world, more):
+    """system.offload=all, with a frozen layer, a follower and micro-batches: equal to the bit."""
+    keys = ("steps=6", "system.micro_batch=4", *more)
+    for name, offload in (("here", "none"), ("host", "all")):
+        key = f"system.offload={offload}"
+        train_on_ranks(tmp_path / name, world, strategy, key, *keys, recipe="dino_vit_s16")
+    assert losses(tmp_path / "here") == losses(tmp_path / "host")
+    assert_same_bits(tmp_path / "here", tmp_path / "host")
+
+
+def test_fsdp_is_asked_to_use_the_hosts_memory():
+    """On the CPU that is the same memory: the policy is what can be seen."""
+    for offload, expected in (("none", False), ("all", True)):
+        assert all(on_ranks(2, offloads, offload)) is expected
+
+
+def offloads(offload: str) -> bool:
+    from vtx_scale.strategies.apply import apply, strategy_of
+
+    gathered()
+    run = override(find("clip_vit_b32", smoke=True), ["system.strategy=fsdp"])
+    system = replace(run.system, offload=offload)
+    parallel = strategy_of(system, 2, torch.device("cpu"), None)
+    objective: Any = build_objective(run, torch.float32, parallel.data)
+    apply(objective, parallel, system)
+    groups = [g for part in parallel.sharded for g in part._get_fsdp_state()._fsdp_param_groups]
+    found = {p.offload_to_cpu for g in groups for p in g.fsdp_params}
+    assert len(found) == 1
+    return found.pop()

@@ -38,7 +38,7 @@ KINDS = {
     "fsdp": Kind("rows", "rows", "rows", casts=True, offload=("none", "all")),
     "hsdp": Kind("rows", "rows", "rows", casts=True, offload=("none", "all")),
     "tp": Kind(),
-    "tp_fsdp": Kind("rows", "rows", "rows", casts=True),
+    "tp_fsdp": Kind("rows", "rows", "rows", casts=True, offload=("none", "all")),
     "zero1": Kind(None, None, "flat", masters=True, offload=("none", "optimizer")),
     "zero2": Kind(None, "flat", "flat", masters=True, offload=("none", "optimizer")),
     "zero3": Kind("each", "each", "each", masters=True, offload=("none", "optimizer", "all")),

@@ -223,6 +223,15 @@ class Init(Spec):
 StrategyName = Literal[
     "auto", "single", "ddp", "fsdp", "hsdp", "tp", "zero1", "zero2", "zero3", "fairscale"
 ]
+# what each strategy may keep in the host's memory: whole parameters, with which every rank
+# computes, stay where they are, and FSDP has one policy for all that it shards
+OFFLOADS = {
+    "fsdp": ("all",),
+    "hsdp": ("all",),
+    "zero1": ("optimizer",),
+    "zero2": ("optimizer",),
+    "zero3": ("optimizer", "all"),
+}
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -299,15 +308,12 @@ class System(Spec):
         """As `Spec.faults`."""
         zero = self.package == "deepspeed"
         faults = []
-        if self.offload != "none" and not zero:
+        takes = OFFLOADS.get(self.strategy, ())
+        if self.offload != "none" and self.offload not in takes:
+            choice = f"choose {' or '.join(takes)}" if takes else "leave it out"
             faults.append(
-                f"offload={self.offload}: what lies in the host's memory is for zero1, zero2 and "
-                f"zero3, not for {self.strategy}; leave it out."
-            )
-        if self.offload == "all" and self.strategy in ("zero1", "zero2"):
-            faults.append(
-                f"offload=all: under {self.strategy} every rank computes with whole parameters; "
-                "choose zero3, or offload=optimizer."
+                f"offload={self.offload}: {self.strategy} cannot keep that in the host's memory; "
+                f"{choice}."
             )
         if self.precision == "fp64" and zero:
             faults.append(

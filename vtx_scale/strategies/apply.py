@@ -23,7 +23,7 @@ STRATEGIES = {
     "single": "vtx_scale.strategies.single:Single",
     "ddp": "vtx_scale.strategies.ddp:DDP",
     "fsdp": "vtx_scale.strategies.fsdp:FSDP",
-    "hsdp": "vtx_scale.strategies.fsdp:HSDP",
+    "hsdp": "vtx_scale.strategies.hsdp:HSDP",
     "tp": "vtx_scale.strategies.tp:TP",
     "tp_fsdp": "vtx_scale.strategies.tp:ShardedTP",
     "zero1": "vtx_scale.strategies.zero12:Zero1",

@@ -135,10 +135,14 @@ class Base:
         Raises LookupError or ValueError where its parameter rules do not say all.
         """
         self.rules = table_of(objective)
-        self.objective = objective.to_empty(device=self.device)
+        self.objective = self.materialise(objective)
         self.sources = sources(objective)
         self._leaves = self.parts()
         objective.context.run_probe = self.run_probe
+
+    def materialise(self, objective: Objective) -> Objective:
+        """Give an objective on the meta device empty memory."""
+        return objective.to_empty(device=self.device)
 
     def parts(self) -> list[Leaf]:
         """The leaves, once the objective has its memory."""

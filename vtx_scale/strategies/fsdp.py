@@ -1,16 +1,18 @@
-"""FSDP2: each unit's parameters, gradients and optimizer state are sharded over the ranks (`fsdp`),
-or over the ranks of one replica while replicas hold copies (`hsdp`).
+"""FSDP2: each unit's parameters, gradients and optimizer state are sharded over the ranks. With
+`system.offload` they lie in the host's memory, where the optimizer moves them.
 
 Gradients are summed, never averaged.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
@@ -37,7 +39,16 @@ class FSDP(Base):
         self.policy = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=torch.float32 if compute else None
         )
+        self.options: dict[str, Any] = {}
+        if self.offloads:
+            pinned = device.type == "cuda"
+            self.options["offload_policy"] = CPUOffloadPolicy(pin_memory=pinned)
         self.mesh = self.mesh_of()
+
+    @property
+    def offloads(self) -> bool:
+        """Whether what lies between steps lies in the host's memory."""
+        return self.system.offload != "none"
 
     def mesh_of(self) -> DeviceMesh:
         """All ranks, each with a shard."""
@@ -45,10 +56,10 @@ class FSDP(Base):
 
     def prepare(self, objective: Objective) -> None:
         for unit in float32_units(objective, table_of(objective)):
-            fully_shard(unit, mesh=self.mesh, mp_policy=MixedPrecisionPolicy())
+            fully_shard(unit, mesh=self.mesh, mp_policy=MixedPrecisionPolicy(), **self.options)
         for unit in [*objective.units(), objective]:
             if not isinstance(unit, FSDPModule):  # a unit that keeps float32 is sharded already
-                fully_shard(unit, mesh=self.mesh, mp_policy=self.policy)
+                fully_shard(unit, mesh=self.mesh, mp_policy=self.policy, **self.options)
         # a probe is a forward pass of the whole, which gathers and casts
         register_fsdp_forward_method(objective, "call")
         self.sharded = [m for m in objective.modules() if isinstance(m, FSDPModule)]
@@ -56,6 +67,15 @@ class FSDP(Base):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
         super().prepare(objective)
+
+    def materialise(self, objective: Objective) -> Objective:
+        if not self.offloads:
+            return super().materialise(objective)
+        objective.to_empty(device="cpu")
+        for module in objective.modules():  # what FSDP does not gather
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self.device)
+        return objective
 
     def parts(self) -> list[Leaf]:
         # FSDP pads what does not divide at its first pass, which would move the local tensors
@@ -92,17 +112,3 @@ class FSDP(Base):
     def reshard(self) -> None:
         for part in self.sharded:  # the root keeps its whole parameters until a backward pass comes
             part.reshard()
-
-
-class HSDP(FSDP):
-    """`system.replicas` copies of the sharded model."""
-
-    name = "hsdp"
-
-    def mesh_of(self) -> DeviceMesh:
-        replicas = self.system.replicas
-        return init_device_mesh(
-            self.device.type,
-            (replicas, self.all.world // replicas),
-            mesh_dim_names=("replicate", "shard"),
-        )
