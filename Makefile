@@ -3,10 +3,11 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c "" 2>/dev/null && com
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+SERVICES := $(VENV)/.services
 
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
-.PHONY: install demo test test-fast test-full lint house docs
+.PHONY: install demo test test-fast test-full test-services lint house docs
 
 install: $(STAMP)
 
@@ -27,15 +28,25 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/vtx demo
 
-# All but the long forms, under fifteen minutes on two cores.
+# All but the long forms and the services, under fifteen minutes on two cores.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not services"
 
 # While working, under three minutes on two cores: units, data, parity with other libraries, and the
 # commands where they only show or refuse. Nothing that is marked slow: trainings, kills, Ray, builds
 # and installations, more than two ranks.
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not services"
+
+# What needs more than an installation has: DeepSpeed and fairscale, which come from the extras.
+# Under twelve minutes.
+test-services: $(SERVICES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m services
+
+$(SERVICES): $(STAMP)
+	@echo "Installing DeepSpeed and fairscale into $(VENV)/, once"
+	$(PIP) -q -e '.[deepspeed,fairscale]'
+	@touch $@
 
 # The long forms: hours. One of them: make test-full T="tests/promises -k every_step"
 T ?= tests

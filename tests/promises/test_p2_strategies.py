@@ -1,6 +1,9 @@
 """P2 and P3 over every strategy: the run of one process, and one checkpoint for all of them."""
 
 import itertools
+import json
+import math
+from collections import Counter
 
 import pytest
 
@@ -130,6 +133,23 @@ def test_a_checkpoint_opens_under_another(saved, tmp_path, source, target):
     folder, again = saved(source), tmp_path / "again"
     on_ranks(world, read_and_write, override.to_dict(run), recipes.STRANGERS, folder, again)
     assert_same_bits(folder, again)
+
+
+def of_place(place):
+    marks = [pytest.mark.services] if PLACES[place][0] in PACKAGES else []
+    return pytest.param(place, marks=marks)
+
+
+@pytest.mark.parametrize("place", [of_place(place) for place in PLACES])
+def test_each_value_is_stored_once(saved, place):
+    """The boxes of a tensor add up to it, whichever ranks hold copies of which."""
+    required(PLACES[place][0])
+    counts, shapes = Counter(), {}
+    for table in (saved(place) / "checkpoints" / "step-00000004").glob("table-*.json"):
+        for row in json.loads(table.read_bytes())["slices"]:
+            counts[row["key"]] += math.prod(b - a for a, b in row["box"])
+            shapes[row["key"]] = row["shape"]
+    assert counts == {key: math.prod(shape) for key, shape in shapes.items()} and len(counts) > 10
 
 
 @pytest.mark.parametrize(

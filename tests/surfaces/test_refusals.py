@@ -110,6 +110,38 @@ def test_refusals(tmp_path, recipe, keys, sentence):
     assert spent < SECONDS, f"{spent:.2f} s of CPU"
 
 
+@pytest.mark.parametrize(
+    ("strategy", "package"),
+    [("zero1", "deepspeed"), ("zero2", "deepspeed"), ("zero3", "deepspeed")]
+    + [("fairscale", "fairscale")],
+)
+def test_a_strategy_without_its_package(tmp_path, strategy, package):
+    """One sentence with what to type, and no library was imported for it."""
+    folder = tmp_path / "run"
+    words = [
+        "train",
+        "clip_vit_b32",
+        "--smoke",
+        "--run",
+        str(folder),
+        f"system.strategy={strategy}",
+    ]
+    code = (
+        f"import sys\nsys.modules[{package!r}] = None  # as if it were not installed\n"
+        f"from vtx_scale.launch.cli import main\ncode = main({words!r})\n"
+        "print([name for name in ('torch', 'numpy', 'ray') if name in sys.modules])\nsys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], text=True, capture_output=True, env=environment(), timeout=60
+    )
+    assert done.returncode == 2 and done.stdout == "[]\n", done.stdout + done.stderr
+    assert done.stderr == (
+        f"vtx: system.strategy={strategy} needs {package}, which is not installed: "
+        f"pip install 'vtx-scale[{package}]'.\n"
+    )
+    assert not folder.exists()
+
+
 @pytest.mark.slow
 def test_a_finished_folder_is_left_as_it_was(tmp_path):
     """A refusal on a folder that holds a run changes none of its files."""

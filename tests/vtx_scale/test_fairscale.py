@@ -8,6 +8,7 @@ from tests.runs import COLOUR, assert_same_bits, losses, smoke, train_on_ranks
 from tests.same_run import assert_same_run, runs_alone
 from tests.skips import skips, train_poisoned
 from tests.vtx_scale.gaps import train_with_gaps
+from tests.vtx_scale.sums import after_a_step, assert_covers
 from vtx_scale.launch import override
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -119,6 +120,14 @@ def test_private_names_do_what_we_think():
         n for n in owners[0] if n.startswith("teacher.")
     }
     assert [wrong for _, wrong in found] == [[], []]
+
+
+def owned_leaves() -> dict:
+    return after_a_step("fairscale")[1]
+
+
+def test_each_parameter_has_one_owner():
+    assert_covers(on_ranks(3, owned_leaves))
 
 
 def test_one_process_is_a_world_too(alone, tmp_path):

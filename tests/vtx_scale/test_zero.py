@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.ranks import on_ranks
 from tests.require import need
 from tests.runs import (
     COLOUR,
@@ -14,6 +15,7 @@ from tests.runs import (
 from tests.same_run import assert_same_run, runs_alone
 from tests.skips import skips, train_poisoned
 from tests.vtx_scale.gaps import train_with_gaps
+from tests.vtx_scale.sums import FACTORS, after_a_step, assert_covers
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -142,6 +144,69 @@ def test_other_objectives(alone, tmp_path, recipe, strategy, recompute):
         tmp_path / "run", 3, strategy, *FEW, f"system.recompute={recompute}", recipe=recipe
     )
     assert_same_run(tmp_path / "run", alone(recipe, *FEW))
+
+
+def names_of_stages_1_and_2(stage: str) -> dict:
+    """On a rank: what DeepSpeed's names hold after the last backward pass, and once cleared."""
+    strategy, found = after_a_step(stage)
+    zero, objective = strategy.zero, strategy.objective
+    named = list(objective.named_parameters())
+    found["steps"] = strategy.engine.global_steps
+    found["held"] = {n for n, p in named if p.requires_grad and p._hp_mapping is not None}
+    inside = {id(p) for p in zero.params_in_partition[0]}
+    found["inside"] = {n for n, p in named if id(p) in inside}
+    found["sizes"] = [g.numel() for g in zero.averaged_gradients[0]]
+    found["interval"] = zero.single_partition_of_fp32_groups[0].numel()
+    strategy.clear()
+    found["cleared"] = [zero.averaged_gradients[0], strategy.leaves()[0].grad, zero.micro_step_id]
+    return found
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2"])
+def test_private_names_of_stages_1_and_2(stage):
+    """Gradients are there before any step of DeepSpeed's, of what lies in a rank's interval."""
+    found = on_ranks(3, names_of_stages_1_and_2, stage)
+    assert_covers(found)
+    for one in found:
+        holds = {n for n, (boxes, *_) in one["leaves"].items() if boxes and n in FACTORS}
+        assert one["held"] == one["inside"] == holds
+        assert sum(one["sizes"]) == one["interval"] and one["steps"] == 0
+        assert one["cleared"] == [None, None, -1]
+    assert sum(one["interval"] for one in found) > 23, "nothing is padded"
+
+
+def names_of_stage_3() -> dict:
+    """The same of stage 3."""
+    strategy, found = after_a_step("zero3")
+    zero = strategy.zero
+    found["steps"] = strategy.engine.global_steps
+    found["empty"] = all(p.numel() == 0 for p in strategy.objective.parameters())
+    found["positions"] = sorted(zero.grad_position.values())
+    found["masters"] = [flat.numel() for flat in zero.fp32_partitioned_groups_flat]
+    found["sizes"] = [g.numel() for g in zero.averaged_gradients[0]]
+    strategy.clear()
+    found["cleared"] = zero.grad_partitions_flat_buffer.abs().max().item()
+    return found
+
+
+def test_private_names_of_stage_3():
+    """Three parameters of 7, 15 and 1 on three ranks: 3, 5 and 1 each, the last ones padded."""
+    found = on_ranks(3, names_of_stage_3)
+    assert_covers(found)
+    for one in found:
+        assert one["empty"] and one["steps"] == 0 and one["cleared"] == 0
+        assert one["positions"] == [[0, 0, 3], [0, 3, 5], [0, 8, 1]]
+        assert one["masters"] == [9] and one["sizes"] == [3, 5, 1]
+    assert [bool(one["leaves"]["c"][0]) for one in found] == [True, False, False]
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+def test_private_names_under_offload(stage):
+    assert_covers(on_ranks(3, offloaded_leaves, stage))
+
+
+def offloaded_leaves(stage: str) -> dict:
+    return after_a_step(stage, "optimizer")[1]
 
 
 def test_one_process_is_a_world_too(alone, tmp_path):

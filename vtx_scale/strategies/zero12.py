@@ -35,15 +35,24 @@ class Zero1(Zero):
 
     def gradients(self) -> Iterator[tuple[Leaf, Tensor]]:
         for i, params in enumerate(self.zero.params_in_partition):
-            if self.zero.cpu_offload:
-                flat = self.zero.single_partition_of_fp32_groups[i].grad
-                ats = [p._hp_mapping.get_hp_fragment_address() for p in params]
-                pieces = [flat[at.start : at.start + at.numel] for at in ats]
-            else:  # among them what fills the interval up
-                pieces = self.zero.averaged_gradients[i]
-                pieces = [g for g in pieces if not getattr(g, "_zero_padding", False)]
+            pieces = self.offloaded(i) if self.zero.cpu_offload else self.zero.averaged_gradients[i]
+            # among them what fills the interval up
+            pieces = [g for g in pieces if not getattr(g, "_zero_padding", False)]
             for p, piece in zip(params, pieces, strict=False):
                 yield self.masters[id(p)], piece.reshape(-1)
+
+    def offloaded(self, i: int) -> list[Tensor]:
+        """The gradients of interval i: what the last micro-batch brought, or the sum with those
+        before, which alone has a parameter to which the last one gave none.
+        """
+        self.zero._wait_for_offload_copies()
+        pieces, last = [], self.zero.single_partition_of_fp32_groups[i].grad
+        for k in map(self.zero.get_param_id, self.zero.params_in_partition[i]):
+            _, lo, at, n = self.zero.grad_position[k]
+            summed = k in self.zero._offload_accumulated_param_ids
+            grad, at = (self.zero.accumulated_grads_in_cpu[k], lo) if summed else (last, at)
+            pieces.append(grad[at : at + n])
+        return pieces
 
     def publish(self) -> None:
         self.zero.update_lp_params()
@@ -64,6 +73,7 @@ class Zero1(Zero):
             self.zero.all_grad_tensors[i] = None
         if self.zero.cpu_offload:  # a parameter without a gradient leaves the last one there
             self.zero.reset_cpu_buffers()
+            self.zero._offload_accumulated_param_ids.clear()
             masters = self.zero.single_partition_of_fp32_groups
             for grad in [m.grad for m in masters] + list(
                 self.zero.accumulated_grads_in_cpu.values()

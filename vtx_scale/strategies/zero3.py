@@ -5,6 +5,7 @@ An objective comes from the meta device one parameter at a time: no rank ever ho
 Outside of a forward pass its parameters are empty.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,15 +54,11 @@ class Zero3(Zero):
         return list(self.masters.values())
 
     def gradients(self) -> Iterator[tuple[Leaf, Tensor]]:
-        for i, params in enumerate(self.zero.fp16_groups):
-            for k, p in enumerate(params):
-                if self.zero.offload_optimizer:
-                    at = self.zero.grad_position[self.zero.get_param_id(p)][1]
-                    grad = self.zero.fp32_partitioned_groups_flat[i].grad[at:]
-                else:
-                    grad = self.zero.averaged_gradients[i][k]
-                leaf = self.masters[id(p)]
-                yield leaf, grad[: leaf.tensor.numel()]
+        at = 0
+        for p in itertools.chain(*self.zero.fp16_groups):
+            leaf = self.masters[id(p)]
+            yield leaf, self.zero.grad_partitions_flat_buffer[at : at + leaf.tensor.numel()]
+            at += p.ds_tensor.ds_numel
 
     def call(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         whole: Any = self.objective
@@ -92,6 +89,3 @@ class Zero3(Zero):
         self.zero._pre_step()
         self.zero._partition_all_parameters()
         self.zero.grad_partitions_flat_buffer.zero_()  # a parameter without a gradient left one
-        if self.zero.offload_optimizer:
-            for held in self.zero.fp32_partitioned_groups_flat:
-                held.grad.zero_()
