@@ -12,7 +12,10 @@ import pytest
 
 from tests.runs import losses, train_on_ranks, vtx
 from vtx_scale import open_run
+from vtx_scale.checkpoints.format import manifest_name, read_manifest
+from vtx_scale.checkpoints.read import listing
 from vtx_scale.launch import override, recipes
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.specs.clip import ClipConfig
 from vtx_scale.specs.vit import ViTConfig
 
@@ -52,6 +55,33 @@ def test_it_resumes_opens_and_exports(folder, tmp_path):
     for to in ("transformers", "open_clip", "timm", "safetensors"):
         exported = vtx("export", folder, "--to", to, tmp_path / to)
         assert exported.returncode == 0, exported.stderr
+
+
+@pytest.mark.slow
+def test_its_checkpoint_goes_on_on_other_ranks_and_stays(folder, tmp_path):
+    """Format 1 is listed, verified and read as it was; what is saved from it on is today's."""
+    storage = checkpoints_of(folder)
+    assert read_manifest(storage, 4)["format"] == 1
+    assert [(r["step"], r["valid"]) for r in listing(storage, deep=True)] == [(4, True)]
+    shards = shutil.copytree(BEFORE / "shards", tmp_path / "shards")
+    more = (f"data.shards={shards}", "system.world=2", "system.strategy=fsdp", "checkpoint.every=2")
+    done = vtx("train", "clip_vit_b32", "--smoke", "--run", folder, *KEYS, *more)
+    assert done.returncode == 0 and "resumed at step 4 of 8" in done.stderr, done.stderr
+    assert losses(folder) == pytest.approx(EXPECTED["loss"], rel=1e-5)
+    rows = listing(storage, deep=True)
+    assert [(r["step"], r["valid"], r["epoch"]) for r in rows] == [
+        (4, True, 0),
+        (6, True, 1),
+        (8, True, 1),
+    ]
+    assert [read_manifest(storage, r["step"])["format"] for r in rows] == [1, 2, 2]
+    # and on from what was saved of it, where the newest is damaged: from format 1 again
+    for step in (6, 8):
+        storage.put(manifest_name(step), b"torn")
+    again = vtx("train", "clip_vit_b32", "--smoke", "--run", folder, *KEYS, *more)
+    assert again.returncode == 0 and "resumed at step 4 of 8" in again.stderr, again.stderr
+    assert losses(folder) == pytest.approx(EXPECTED["loss"], rel=1e-5)
+    assert [r["valid"] for r in listing(storage, deep=True)] == [True, True, True]
 
 
 @pytest.mark.slow
