@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from vtx_scale.checkpoints.format import Damaged, folder_name, read_manifest, steps
-from vtx_scale.checkpoints.read import Opened, Tensors, load, newest, read_newest
+from vtx_scale.checkpoints.read import Opened, Tensors, complete, load, read_newest
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.storage import Storage
+from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.launch import run_folder
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.specs.run import Run
@@ -116,29 +118,46 @@ def position_of(manifest: dict[str, Any], about: dict[str, Any], run: Run) -> in
 
 
 def common_step(folder: Path, strategy: Base) -> int:
-    """The step of the newest whole checkpoint as rank 0 sees it, on every rank;
-    -1 where there is none.
+    """The step of the newest whole checkpoint, on every rank; -1 where there is none. Each rank
+    reads its share of the files, and one that is damaged for any of them is passed over by all.
 
     Raises UserError where there are some and none of them is whole.
     """
+    stored, ranks = checkpoints_of(folder), strategy.all
+    there = list(reversed(steps(stored))) if ranks.rank == 0 else []
 
-    def damaged(line: str) -> None:
-        say(line)
-        Ledger(folder).write(kind="checkpoint_damaged", reason=line)
+    def of_first(value: int) -> int:
+        mine = [float(value if ranks.rank == 0 else 0)]
+        return int(ranks.sum(torch.tensor(mine, dtype=torch.float64, device=strategy.device)))
 
-    step = 0.0
-    if strategy.all.rank == 0:
-        stored = checkpoints_of(folder)
-        found, there = newest(stored, damaged), steps(stored)
-        step = float(found["step"]) if found else -2.0 if there else -1.0
-    here = torch.tensor([step], dtype=torch.float64, device=strategy.device)
-    common = int(strategy.all.sum(here).item())
-    if common == -2:  # on every rank alike
+    count = of_first(len(there))
+    for k in range(count):
+        step = of_first(there[k] if there else 0)
+        faults = gathered_json(fault_of(stored, step, ranks.rank, ranks.world), ranks)
+        fault = next((f for f in faults if f), "")
+        if not fault:
+            return step
+        if ranks.rank == 0:
+            line = f"checkpoint {folder_name(step)} is damaged ({fault}): passed over"
+            say(line)
+            Ledger(folder).write(kind="checkpoint_damaged", reason=line)
+    if count:  # on every rank alike
         raise UserError(
             f"{folder} has checkpoints, and none of them is whole: bring one back, or move them "
             "away to begin again."
         )
-    return common
+    return -1
+
+
+def fault_of(stored: Storage, step: int, rank: int, world: int) -> str:
+    """What is wrong with a rank's share of a checkpoint's files, "" for nothing."""
+    try:
+        with Opened(stored, step, (rank, world)) as checkpoint:
+            if rank == 0:
+                complete(checkpoint)
+    except Damaged as e:
+        return str(e)[:1000]
+    return ""
 
 
 def overdue(run: Run, folder: Path, step: int, strategy: Base) -> list[str]:

@@ -26,6 +26,7 @@ from vtx_scale.checkpoints.format import Damaged, read_manifest, seal
 from vtx_scale.checkpoints.read import Tensors, listing, newest, verify
 from vtx_scale.launch import override, recipes, run_folder
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.restore import fault_of
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +179,25 @@ def test_a_run_goes_on_from_the_older_one_and_says_so(copy):
     assert [e["kind"] for e in lines(copy / "ledger.jsonl")] == ["checkpoint_damaged"]
     assert len(losses(copy)) == 12
     assert read_manifest(checkpoints_of(copy), 12)["epoch"] == 1
+
+
+@pytest.mark.parametrize("file", ["data-00000.e0.safetensors", "table-00001.e0.json"])
+def test_ranks_share_the_reading_and_pass_over_alike(copy, file):
+    """Whichever of them looks at the file that is damaged, and says so once."""
+    path = newer(copy) / file
+    body = bytearray(path.read_bytes())
+    body[-9] ^= 1
+    path.write_bytes(body)
+    looked = []
+    for rank in range(3):
+        if (fault := fault_of(checkpoints_of(copy), 6, rank, 3)) != "":
+            looked.append(rank)
+            assert file in fault
+    assert looked == [sorted(read_manifest(checkpoints_of(copy), 6)["files"]).index(file) % 3]
+    train_on_ranks(copy, 3, "ddp")
+    assert "resumed at step 3 of 12" in (copy / "log.txt").read_text()
+    ledger = lines(copy / "ledger.jsonl")
+    assert [e["kind"] for e in ledger] == ["checkpoint_damaged"] and file in ledger[0]["reason"]
 
 
 def test_half_a_checkpoint_cannot_be_passed_off_as_whole(copy):

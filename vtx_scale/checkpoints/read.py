@@ -41,18 +41,20 @@ class Opened:
     """A checkpoint whose files were opened before any of them was read, and verified as they are
     then: what removes it meanwhile does not reach this reader.
 
-    To be closed, or used as a context. Raises Gone, Damaged, or UserError for another format.
+    share: (rank, ranks), which of so many equal shares of the files is looked at. To be closed, or
+    used as a context. Raises Gone, Damaged, or UserError for another format.
     """
 
-    def __init__(self, storage: Storage, step: int) -> None:
+    def __init__(self, storage: Storage, step: int, share: tuple[int, int] = (0, 1)) -> None:
         self.storage, self.step = storage, step
         self.files: dict[str, TensorFile] = {}
         self.tag = ""
         try:
             self.manifest, self.tag = manifest_and_tag(storage, step)
-            self.open()
-            for name, entry in self.manifest["files"].items():
-                self.check(name, entry)
+            names = sorted(self.manifest["files"])[share[0] :: share[1]]
+            self.open(names)
+            for name in names:
+                self.check(name, self.manifest["files"][name])
         except Damaged as e:
             self.close()
             if self.gone():
@@ -62,9 +64,9 @@ class Opened:
             self.close()
             raise
 
-    def open(self) -> None:
-        """Open all files; of very many, as many as `most_files` says."""
-        for name in list(self.manifest["files"])[: most_files()]:
+    def open(self, names: list[str]) -> None:
+        """Open these files; of very many, as many as `most_files` says."""
+        for name in names[: most_files()]:
             self.files[name] = opened(self.storage, self.step, name)
 
     def check(self, name: str, entry: dict[str, Any]) -> None:
