@@ -930,8 +930,8 @@ MUTANTS = (
     Mutant(
         "replica-by-the-wrong-axis",
         "vtx_scale/strategies/fsdp.py",
-        'copy = self.all.rank // self.mesh["shard"].size()',
-        "copy = self.all.rank % copies",
+        "copies, copy = self.all.world // ways, self.all.rank // ways",
+        "copies, copy = self.all.world // ways, self.all.rank % (self.all.world // ways)",
         ("tests/promises/test_p3_one_checkpoint.py::test_each_value_is_stored_once",),
         "What hsdp's replicas hold is stored once, by one of them.",
     ),

@@ -1,11 +1,15 @@
 """The counter of `make house` finds each kind of fault in a small project that has one of each."""
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.house import circles, main, measure, unmet
+from vtx_scale.strategies.apply import STRATEGIES
+
+ROOT = Path(__file__).parents[1]
 
 LONG = "def long():\n" + "    x = 1\n" * 60
 FILES = {
@@ -271,3 +275,30 @@ def test_a_project_without_faults_meets_every_bar(tmp_path, capsys):
 def test_this_house_meets_every_bar():
     """That of mypy is kept by `make lint`."""
     assert unmet(measure(Path(__file__).parent.parent)) == []
+
+
+def test_a_strategy_is_one_short_file():
+    for file in (ROOT / "vtx_scale" / "strategies").glob("*.py"):
+        count = len(file.read_text().splitlines())
+        assert count <= 100 or file.name == "base.py", f"{file.name} has {count} lines"
+
+
+def compared(tree: ast.AST) -> set[str]:
+    """The text constants that code compares with something, or looks up by something."""
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Compare | ast.MatchValue)]
+    constants = (c for node in nodes for c in ast.walk(node) if isinstance(c, ast.Constant))
+    return {c.value for c in constants if isinstance(c.value, str)}
+
+
+def test_strategies_alone_know_their_names():
+    """And specs and the planner: sentences, recipes and the demo may say one, nothing may ask."""
+    names = set(STRATEGIES) - {"single"} | {"zero", "tp_fsdp"}
+    for folder in ("launch", "cluster", "data_pipeline", "vtx_scale"):
+        for file in (ROOT / folder).rglob("*.py"):
+            inside = file.relative_to(ROOT).as_posix()
+            if file.is_symlink() or "/strategies/" in inside or "/specs/" in inside:
+                continue
+            if "/planner/" not in inside:
+                asked = compared(ast.parse(file.read_text())) & names
+                assert not asked, f"{inside} compares {asked}"
+    assert compared(ast.parse('x if run.system.strategy in ("fsdp", "tp") else y')) & names

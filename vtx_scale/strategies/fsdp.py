@@ -15,6 +15,7 @@ from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
+    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -30,36 +31,26 @@ class FSDP(Base):
     name = "fsdp"
 
     def __init__(
-        self,
-        device: torch.device,
-        system: System | None = None,
-        compute: torch.dtype | None = None,
+        self, device: torch.device, system: System | None = None, compute: torch.dtype | None = None
     ) -> None:
         super().__init__(device, system, compute)
-        self.policy = MixedPrecisionPolicy(
-            param_dtype=compute, reduce_dtype=torch.float32 if compute else None
-        )
-        self.options: dict[str, Any] = {}
-        if self.offloads:
-            pinned = device.type == "cuda"
-            self.options["offload_policy"] = CPUOffloadPolicy(pin_memory=pinned)
         self.mesh = self.mesh_of()
-
-    @property
-    def offloads(self) -> bool:
-        """Whether what lies between steps lies in the host's memory."""
-        return self.system.offload != "none"
+        self.offloads = self.system.offload != "none"
 
     def mesh_of(self) -> DeviceMesh:
         """All ranks, each with a shard."""
         return init_device_mesh(self.device.type, (self.all.world,), mesh_dim_names=("shard",))
 
     def prepare(self, objective: Objective) -> None:
+        exact, reduced = MixedPrecisionPolicy(), torch.float32 if self.compute else None
+        mixed = MixedPrecisionPolicy(param_dtype=self.compute, reduce_dtype=reduced)
+        pinned = self.device.type == "cuda"
+        host = CPUOffloadPolicy(pin_memory=pinned) if self.offloads else OffloadPolicy()
         for unit in float32_units(objective, table_of(objective)):
-            fully_shard(unit, mesh=self.mesh, mp_policy=MixedPrecisionPolicy(), **self.options)
+            fully_shard(unit, mesh=self.mesh, mp_policy=exact, offload_policy=host)
         for unit in [*objective.units(), objective]:
             if not isinstance(unit, FSDPModule):  # a unit that keeps float32 is sharded already
-                fully_shard(unit, mesh=self.mesh, mp_policy=self.policy, **self.options)
+                fully_shard(unit, mesh=self.mesh, mp_policy=mixed, offload_policy=host)
         # a probe is a forward pass of the whole, which gathers and casts
         register_fsdp_forward_method(objective, "call")
         self.sharded = [m for m in objective.modules() if isinstance(m, FSDPModule)]
@@ -71,20 +62,17 @@ class FSDP(Base):
     def materialise(self, objective: Objective) -> Objective:
         if not self.offloads:
             return super().materialise(objective)
-        objective.to_empty(device="cpu")
-        for module in objective.modules():  # what FSDP does not gather
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.to(self.device)
+        for module in objective.to_empty(device="cpu").modules():
+            for name, buffer in module.named_buffers(recurse=False):  # FSDP gathers no buffers
+                module._buffers[name] = buffer.to(self.device)
         return objective
 
     def parts(self) -> list[Leaf]:
+        root: Any = self.objective
         # FSDP pads what does not divide at its first pass, which would move the local tensors
-        root = self.objective
-        assert isinstance(root, FSDPModule)
         root._get_fsdp_state()._lazy_init()
-        copies = self.all.world // self.mesh["shard"].size()
-        copy = self.all.rank // self.mesh["shard"].size()
-        cuts = ((0, self.mesh.get_group("shard")),)
+        ways, cuts = self.mesh["shard"].size(), ((0, self.mesh.get_group("shard")),)
+        copies, copy = self.all.world // ways, self.all.rank // ways
         self.parameters = dict(root.named_parameters())  # a pass puts whole ones in their place
         leaves = []
         for name, p in self.parameters.items():
@@ -94,13 +82,11 @@ class FSDP(Base):
         return leaves
 
     def call(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        out: Tensor = self.objective.call(function, *rows)
-        return out
+        return self.objective.call(function, *rows)
 
     @contextlib.contextmanager
     def micro(self, last: bool) -> Iterator[None]:
-        root = self.objective
-        assert isinstance(root, FSDPModule)
+        root: Any = self.objective
         root.set_requires_gradient_sync(last)
         root.set_is_last_backward(last)
         yield
