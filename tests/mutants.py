@@ -257,6 +257,14 @@ MUTANTS = (
         "What lies on the disk is what was handed over.",
     ),
     Mutant(
+        "copy-unchecked",
+        WRITE,
+        "if checksum(tensor) != self.sums[entry]:",
+        "if False:",
+        (f"{COMMIT}::test_a_bit_that_turns_in_the_copy_is_found",),
+        "What is written is what was copied inside the step.",
+    ),
+    Mutant(
         "table-of-another-start",
         WRITE,
         'if table["attempt"] == self.attempt else None',

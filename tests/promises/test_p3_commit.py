@@ -1,6 +1,7 @@
 """P3, committed whole or not there: at every moment of a save, what has a manifest opens."""
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -241,6 +242,28 @@ def test_a_bit_that_turns_on_the_way_to_the_disk_is_found(tmp_path, monkeypatch)
     assert listing(checkpoints_of(tmp_path)) == []
     save(tmp_path / "checkpoints", 1)
     assert listing(checkpoints_of(tmp_path), deep=True)[0]["valid"]
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3,), (1,), (9,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bfloat16])
+def test_a_bit_that_turns_in_the_copy_is_found(tmp_path, monkeypatch, shape, dtype):
+    """In memory, between the step and the writer: any bit, in the last odd bytes too."""
+    plain = write.save_file
+    tensor = torch.arange(math.prod(shape)).reshape(shape).to(dtype)
+    own = [Slice("param/a", shape, tuple((0, n) for n in shape), tensor)]
+    count = tensor.numel() * tensor.element_size()
+    for at in (0, count // 2, count - 1):
+
+        def save_file(tensors, path, at=at):
+            tensors["param/a#0"].reshape(-1).view(torch.uint8)[at] ^= 16
+            return plain(tensors, path)
+
+        monkeypatch.setattr(write, "save_file", save_file)
+        writer = Writer(checkpoints_of(tmp_path), 0, 1, "a", 3)
+        writer.save(1, own, {})
+        writer.wait()
+        assert "the copy of param/a#0 changed in memory" in (writer.error or "")
+        assert listing(checkpoints_of(tmp_path)) == []
 
 
 @pytest.mark.parametrize("dtype", sorted(tensor_file.DTYPES))
