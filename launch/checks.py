@@ -69,7 +69,6 @@ def check(run: Run) -> None:
         if maybe is not None and maybe < 1:
             raise UserError(f"{key}={maybe}: give 1 or more, or leave it out.")
     check_data(run)
-    check_guard(run)
     if run.system.world is not None:
         check_micro_batch(run, run.system.sharers(run.system.world))
     for evaluation in run.evaluate:
@@ -116,19 +115,6 @@ def check_data(run: Run) -> None:
 def changed(spec: Spec, name: str) -> bool:
     """Whether a field differs from its default."""
     return bool(getattr(spec, name) != next(f.default for f in fields(spec) if f.name == name))
-
-
-def check_guard(run: Run) -> None:
-    """Raises UserError where no checkpoint from before the guard's window would be kept."""
-    window, every, keep = run.guard.window, run.checkpoint.every, run.checkpoint.keep
-    if every == "auto":  # chosen when a save was measured
-        return
-    reaches = every > 0 and every * (keep - 1) < window < run.steps
-    if run.guard.factor and reaches:
-        raise UserError(
-            f"guard.window={window} reaches behind the {keep} checkpoints that are kept, each "
-            f"{every} steps: give checkpoint.keep={-(-window // every) + 1} or a smaller window."
-        )
 
 
 def check_micro_batch(run: Run, world: int) -> None:

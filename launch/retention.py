@@ -14,8 +14,8 @@ from vtx_scale.trainer.output import written
 
 def stays(run: Run, folder: Path) -> Callable[[list[int]], set[int]]:
     """Takes the steps of the checkpoints that are there, and returns those that stay: multiples of
-    `checkpoint.keep_every`, and of those that `checkpoint.best` has a number for the best one, the
-    newest of several.
+    `checkpoint.keep_every`, of those that `checkpoint.best` has a number for the best one, the
+    newest of several, and what the guard may have to go back to.
 
     Raises UserError where the evaluator does not say which way its number is better.
     """
@@ -29,9 +29,18 @@ def stays(run: Run, folder: Path) -> Callable[[list[int]], set[int]]:
         scored = [step for step in there if step in scores]
         if scored:
             found.add(max(scored, key=lambda step: (sign * scores[step], step)))
-        return found
+        return found | (before_window(there, run.guard.window) if run.guard.factor else set())
 
     return chosen
+
+
+def before_window(there: list[int], window: int) -> set[int]:
+    """Few steps of which one always lies before the last `window` steps, and not far before them:
+    the first of each `window` steps, of the last three times so many.
+    """
+    first = {step // window: step for step in sorted(there, reverse=True)}
+    last = max(first, default=0)
+    return {step for part, step in first.items() if part > last - 3}
 
 
 def direction(name: str, number: str) -> int:

@@ -20,6 +20,7 @@ from vtx_scale.launch import decisions, override, recipes, worker
 from vtx_scale.launch.datasets import order_of, training_data
 from vtx_scale.launch.decisions import Decision
 from vtx_scale.launch.prepare import prepare_folder, refuse
+from vtx_scale.launch.retention import stays
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import Guard
 from vtx_scale.trainer.guard import Window
@@ -158,20 +159,26 @@ def test_a_decision_that_cannot_be_read_is_refused(tmp_path, body, words):
         decisions.read(tmp_path)
 
 
-def test_a_window_that_reaches_behind_the_kept_checkpoints_is_refused(tmp_path):
-    keys = (
-        "guard.factor=3",
-        "guard.window=20",
-        "checkpoint.every=10",
-        "checkpoint.keep=2",
-        "steps=50",
-    )
-    with pytest.raises(UserError, match=r"checkpoint\.keep=3"):
-        smoke(*keys, recipe=COLOUR)
-    smoke(*keys[:3], "steps=50", recipe=COLOUR)
-    for wrong in ("guard.factor=0.5", "guard.many=100", "guard.after=0"):
-        with pytest.raises(UserError, match="guard"):
-            smoke(wrong, recipe=COLOUR)
+@pytest.mark.parametrize("wrong", ["guard.factor=0.5", "guard.many=100", "guard.after=0"])
+def test_numbers_that_make_no_guard_are_refused(wrong):
+    with pytest.raises(UserError, match="guard"):
+        smoke(wrong, recipe=COLOUR)
+
+
+@pytest.mark.parametrize(
+    ("every", "keep", "window"), [(1, 1, 7), (3, 2, 10), (10, 3, 100), (9, 1, 5)]
+)
+def test_a_checkpoint_from_before_the_window_is_kept(tmp_path, every, keep, window):
+    """Behind every step there is one, not far before the window, and few are kept for it."""
+    keys = ("guard.factor=3", f"guard.window={window}", "guard.many=2")
+    chosen, there = stays(smoke(*keys, recipe=COLOUR), tmp_path), []
+    for step in range(1, 8 * (window + every)):
+        if step % every == 0:
+            there = sorted({*chosen([*there, step]), *[*there, step][-keep:]})
+        before = [s for s in there if s <= step - window]
+        assert before or step - window < every
+        assert not before or step - max(before) <= 2 * (window + every)
+        assert len(there) <= keep + 3
 
 
 def test_a_guard_counts_in_the_hash_and_its_default_does_not():
@@ -332,8 +339,8 @@ def test_a_decision_that_is_missing_is_refused(tmp_path, hand):
 def test_a_run_that_is_no_better_is_given_up(tmp_path):
     """Everything from step 9 on is a spike: it ends with 3 and never turns in circles."""
     always = [BATCH * k for k in range(8, 400)]
-    train_scaled(tmp_path, always, *KEYS, code=3)
-    assert [d.step for d in decisions.read(tmp_path)] == [6, 4, 4]
+    train_scaled(tmp_path, always, *KEYS, "guard.after=2", code=3)
+    assert [d.step for d in decisions.read(tmp_path)] == [6, 4, 2]
 
 
 SPIKY = """
