@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.ranks import on_ranks
+from tests.require import need
 from tests.runs import COLOUR, assert_same_bits, lines, log_of, losses, smoke, train
 from tests.skips import saved, skips
 from vtx_scale.data_pipeline.errors import UserError
@@ -272,6 +273,20 @@ def test_five_spikes_go_back_to_what_a_decision_by_hand_gives(tmp_path, world, s
     assert_as_by_hand(tmp_path / "run", hand)
     body = json.loads((tmp_path / "run" / "decisions" / "00000001.json").read_text())
     assert [n["step"] for n in body["spikes"]] == [11, 12, 13, 14, 15] and body["from"] == 15
+
+
+@pytest.mark.services
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "library"), [("zero3", "deepspeed"), ("fairscale", "fairscale")]
+)
+def test_engines_go_back_too(tmp_path, strategy, library):
+    """Which are built a second time in the same process."""
+    need(library)
+    ways = {"world": 2, "strategy": strategy}
+    train_scaled(tmp_path / "run", FIVE, *KEYS, **ways)
+    train_scaled(by_hand(tmp_path / "hand", BACK), FIVE, *KEYS, **ways)
+    assert_as_by_hand(tmp_path / "run", tmp_path / "hand")
 
 
 @pytest.mark.slow
