@@ -58,6 +58,8 @@ class Outcome:
     message: str = ""
 
 
+ZERO = "tests/vtx_scale/test_zero.py"
+FAIRSCALE = "tests/vtx_scale/test_fairscale.py"
 SKIPS = "tests/promises/test_p2_skips.py"
 COUNTS = "tests/promises/test_p4_counts.py"
 SAME_RUN = "tests/promises/test_p2_same_run.py"
@@ -90,6 +92,79 @@ DAMAGE = (
 )
 
 MUTANTS = (
+    # --- strategies of DeepSpeed and fairscale
+    Mutant(
+        "zero-an-average",
+        "vtx_scale/strategies/zero.py",
+        "self.engine.backward(loss * self.all.world)",
+        "self.engine.backward(loss)",
+        (f"{ZERO}::test_private_names_of_stages_1_and_2[zero1]",),
+        "Gradients are sums over the ranks, not DeepSpeed's means.",
+    ),
+    Mutant(
+        "zero-unpublished",
+        "vtx_scale/strategies/zero12.py",
+        "self.zero.update_lp_params()",
+        "pass",
+        (f"{ZERO}::test_limits_bite[zero2]",),
+        "What the optimizer and the limits did to the masters is what the forward pass reads.",
+    ),
+    Mutant(
+        "zero-unsettled",
+        "vtx_scale/strategies/zero12.py",
+        "def settled(self) -> None:\n        self.publish()",
+        "def settled(self) -> None:\n        pass",
+        (f"{ZERO}::test_private_names_of_stages_1_and_2[zero1]",),
+        "Values that were written through slices are those of the forward pass.",
+    ),
+    Mutant(
+        "zero-the-last-micro-batch-alone",
+        "vtx_scale/strategies/zero12.py",
+        "summed = k in self.zero._offload_accumulated_param_ids",
+        "summed = False",
+        (f"{ZERO}::test_a_parameter_without_a_gradient[zero2-optimizer]",),
+        "Offloaded, a parameter keeps what earlier micro-batches gave it.",
+    ),
+    Mutant(
+        "zero-a-gradient-left",
+        "vtx_scale/strategies/zero3.py",
+        "self.zero.grad_partitions_flat_buffer.zero_()",
+        "pass",
+        (f"{ZERO}::test_a_parameter_without_a_gradient[zero3-none]",),
+        "A parameter without a gradient does not move by that of a step before.",
+    ),
+    Mutant(
+        "zero-padding-for-values",
+        "vtx_scale/strategies/zero3.py",
+        "here.detach()[: hi - lo]",
+        "here.detach()",
+        (f"{ZERO}::test_private_names_of_stage_3",),
+        "What fills an interval up is no part of a leaf.",
+    ),
+    Mutant(
+        "zero-teachers-that-rest",
+        "vtx_scale/strategies/zero3.py",
+        "move_followers(self.objective, step, lambda",
+        "move_followers(self.objective, 10**6, lambda",
+        (f"{ZERO}::test_the_run_of_one_process[dino_vit_s16-zero3-3]",),
+        "Followers move where they lie cut.",
+    ),
+    Mutant(
+        "owners-unheard",
+        "vtx_scale/strategies/fairscale.py",
+        "self.owners._broadcast_params()",
+        "pass",
+        (f"{FAIRSCALE}::test_each_parameter_has_one_owner",),
+        "What an owner has moved goes to all ranks.",
+    ),
+    Mutant(
+        "owners-without-late-gradients",
+        "vtx_scale/strategies/fairscale.py",
+        "self.sharded.reduce()",
+        "pass",
+        (f"{FAIRSCALE}::test_a_parameter_without_a_gradient",),
+        "What earlier micro-batches gave reaches the owner, though the last one gave none.",
+    ),
     # --- steps that count and steps that do not
     Mutant(
         "follower-on-a-skip",

@@ -33,8 +33,6 @@ class Fairscale(Base):
             reduce_buffer_size=0,
             auto_refresh_trainable=False,
         )
-        # else at the first forward pass, which would move the parameters into other buffers
-        self.sharded.refresh_trainable()
         leaves = whole_leaves(self.objective, self.rules, self.all)
         for k, (leaf, p) in enumerate(zip(leaves, self.objective.parameters(), strict=True)):
             if p.requires_grad:

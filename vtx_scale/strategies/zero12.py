@@ -5,6 +5,7 @@ intervals over all parameters, in stage 2 the summed gradients too. Followers ar
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtx_scale.distributed.sharding import Box, Leaf, boxes_of_flat
@@ -74,11 +75,8 @@ class Zero1(Zero):
         if self.zero.cpu_offload:  # a parameter without a gradient leaves the last one there
             self.zero.reset_cpu_buffers()
             self.zero._offload_accumulated_param_ids.clear()
-            masters = self.zero.single_partition_of_fp32_groups
-            for grad in [m.grad for m in masters] + list(
-                self.zero.accumulated_grads_in_cpu.values()
-            ):
-                grad.zero_()
+            last = [m.grad for m in self.zero.single_partition_of_fp32_groups]
+            torch._foreach_zero_([*last, *self.zero.accumulated_grads_in_cpu.values()])
 
 
 class Zero2(Zero1):
