@@ -75,16 +75,22 @@ VIT = "objective.net.width=512 objective.net.heads=8 objective.net.mlp=2048 obje
 DALLE = "objective.net.width=512 objective.net.heads=8 objective.net.depth=8"
 CASES = {
     "clip": Case("clip_vit_b32", f"{CLIP} global_batch=32"),
-    "clip recomputed": Case("clip_vit_b32", f"{CLIP} global_batch=64 system.recompute=true"),
+    "clip recomputed": Case("clip_vit_b32", f"{CLIP} global_batch=64 system.recompute=full"),
+    "clip selective": Case("clip_vit_b32", f"{CLIP} global_batch=64 system.recompute=selective"),
     "clip bf16": Case("clip_vit_b32", f"{CLIP} global_batch=32 system.precision=bf16"),
     "clip in parts": Case("clip_vit_b32", f"{CLIP} global_batch=64 system.micro_batch=16"),
     "vit, micro-batches": Case("vit_b16_jft", f"{VIT} global_batch=64 system.micro_batch=16"),
     "vit, Adafactor": Case("vit_g14_jft3b", f"{VIT} global_batch=32"),
-    "dalle recomputed": Case("dalle_12b", f"{DALLE} global_batch=16 system.recompute=true"),
+    "dalle recomputed": Case("dalle_12b", f"{DALLE} global_batch=16 system.recompute=full"),
     "resnet, SGD": Case("resnet50_imagenet", "global_batch=64 objective.net.resolution=64"),
     "dino": Case("dino_vit_s16", f"{VIT} global_batch=8"),
     "clip ddp 2": Case("clip_vit_b32", f"{CLIP} global_batch=32 system.strategy=ddp", 2),
     "clip fsdp 2": Case("clip_vit_b32", f"{CLIP} global_batch=32 system.strategy=fsdp", 2),
+    "clip zero1 2": Case("clip_vit_b32", f"{CLIP} global_batch=32 system.strategy=zero1", 2),
+    "clip zero3 2": Case("clip_vit_b32", f"{CLIP} global_batch=32 system.strategy=zero3", 2),
+    "clip fairscale 2": Case(
+        "clip_vit_b32", f"{CLIP} global_batch=32 system.strategy=fairscale", 2
+    ),
     "clip tp 2": Case("clip_vit_b32", f"{CLIP} global_batch=32 system.strategy=tp", 2),
     "vit hsdp 2 x 2": Case(
         "vit_b16_jft", f"{VIT} global_batch=64 system.strategy=hsdp system.replicas=2", 4
@@ -181,7 +187,7 @@ def planned(case: Case) -> Memory:
         world=layout.data,
         compute=precision.compute,
         sharded=layout.kind.casts,
-        recompute=bool(run.system.recompute),
+        recompute=run.system.recompute,
         tp=layout.tp,
     )
     return memory(

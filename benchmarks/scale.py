@@ -78,7 +78,7 @@ def one_slot(names: list[str]) -> str:
         sizes: dict[int, int] = {}
         for p in found.parameters:
             sizes[p.unit] = sizes.get(p.unit, 0) + p.numel * found.numbers.compute
-        kept = [found.trace(1, None, 1, True, again, 1).alone / GIB for again in (False, True)]
+        kept = [found.trace(1, None, 1, True, again, 1).alone / GIB for again in ("none", "full")]
         sizes.pop(-1, None)
         rows.append(
             [name.split()[0], f"{max(sizes.values()) / GIB:.2f}", *(f"{n:.2f}" for n in kept)]

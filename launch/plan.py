@@ -118,14 +118,14 @@ def keys(plan: Plan) -> str:
         "tp": layout.tp if 1 < layout.tp < layout.gpus else None,
         "offload": layout.offload if layout.offload != "none" else None,
         "micro_batch": plan.micro if plan.micro < plan.share else None,
-        "recompute": str(plan.recompute).lower(),
+        "recompute": plan.recompute,
     }
     return " ".join(f"system.{k}={v}" for k, v in given.items() if v is not None)
 
 
 def line(answer: Answer, plan: Plan) -> dict[str, str]:
     row = answer.row(plan)
-    micro = f"{plan.micro}{'r' * plan.recompute}"
+    micro = f"{plan.micro}{'' if plan.recompute == 'none' else ' ' + plan.recompute}"
     timed = (
         f"{plan.step.total:.2f}",
         f"{plan.step.waits + plan.step.offload:.2f}",

@@ -201,7 +201,13 @@ def blank_batch(run: Run, slots: int) -> Batch:
 
 @pytest.mark.parametrize(
     "recipe,recompute",
-    [("clip_vit_b32", False), ("dino_vit_s16", False), ("dalle_12b", True), ("vit_b16_jft", True)],
+    [
+        ("clip_vit_b32", "none"),
+        ("dino_vit_s16", "none"),
+        ("dalle_12b", "full"),
+        ("vit_b16_jft", "selective"),
+        ("vit_b16_jft", "full"),
+    ],
 )
 def test_a_trace_is_what_a_real_pass_keeps(recipe, recompute):
     """Live tensors of the CPU's own forward and backward pass, to within 3 %: kernels there keep
@@ -326,20 +332,26 @@ def test_every_assumption_has_a_source():
     assert all(g.half > g.single > 0 and g.memory > 1e10 for g in GPUS.values())
 
 
-def test_the_largest_recipes_are_planned_in_time():
-    """All strategies of three of them, within 90 seconds of CPU time."""
+@pytest.mark.parametrize(
+    "recipe,gpus,batch",
+    [("dalle_12b", 1_024, 1_024), ("vit_g14_jft3b", 256, 16_384), ("clip_vit_h14", 256, 32_768)],
+)
+def test_the_largest_recipes_are_planned_in_time(recipe, gpus, batch):
+    """All strategies in all forms, within 30 seconds of CPU time each."""
     began = time.process_time()
-    for recipe, gpus in (("dalle_12b", 1_024), ("vit_g14_jft3b", 256), ("clip_vit_h14", 256)):
-        answer = planner_of(recipes.find(recipe, False), gpus, "h200").all()
-        best = answer.cheapest
-        assert best is not None and best.memory.gpu <= best.capacity
-        assert best.memory.gpu == sum(best.memory.kinds.values())
-        assert all(p.seconds >= best.seconds for p in answer.plans if p.fits)
-        assert {p.layout.strategy for p in answer.plans} | set(answer.refused) == set(KINDS)
-        assert all(answer.why(p).strip() for p in answer.plans)
-        skewed = any(note.startswith("fsdp: rank 0 holds 1.2") for note in answer.notes())
-        assert skewed == (recipe == "dalle_12b")
-    assert time.process_time() - began < 90
+    run = replace(recipes.find(recipe, False), global_batch=batch)
+    answer = planner_of(run, gpus, "h200").all()
+    took = time.process_time() - began
+    best = answer.cheapest
+    assert best is not None and best.memory.gpu <= best.capacity
+    assert best.memory.gpu == sum(best.memory.kinds.values())
+    assert all(p.seconds >= best.seconds for p in answer.plans if p.fits)
+    assert {p.layout.strategy for p in answer.plans} | set(answer.refused) == set(KINDS)
+    assert all(answer.why(p).strip() for p in answer.plans)
+    skewed = any(note.startswith("fsdp: rank 0 holds 1.2") for note in answer.notes())
+    assert skewed == (recipe == "dalle_12b")
+    assert ("zero2" in answer.refused) == (recipe == "vit_g14_jft3b")  # Adafactor's sums
+    assert took < 30
 
 
 def test_the_plan_of_a_run_as_json():

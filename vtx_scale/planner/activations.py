@@ -9,7 +9,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,14 +19,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from vtx_scale.blocks.cuts import cut_layers
 from vtx_scale.blocks.rules import table_of
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
+from vtx_scale.strategies.apply import policy
 
+Recompute = Literal["none", "full", "selective"]
 Row = Mapping[str, NDArray[Any]]
 # what autocast computes in the smaller type, and what in float32, as torch lists them
 SMALL = {
@@ -133,26 +140,48 @@ class PlannedGather(torch.autograd.Function):
 planned_gather: Callable[[Tensor, PlannedRanks], Tensor] = PlannedGather.apply
 
 
-class FusedAttention(torch.autograd.Function):
-    """The shapes of flash attention: what it keeps is q, k, v, what comes out, and a float32 each
-    row; scores never stand in memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        B, H, N, _ = q.shape
-        out = q.new_empty(B, N, H, v.shape[-1]).transpose(1, 2)
-        ctx.save_for_backward(q, k, v, out, q.new_empty(B, H, N, dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, _, _ = ctx.saved_tensors
-        dq, dk, dv = (t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (q, k, v))
-        return dq, dk, dv
+def no_values(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError("the planner's attention has shapes alone")
 
 
-fused_attention: Callable[..., Tensor] = FusedAttention.apply
+def attention_shapes(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """What comes out, and a float32 each row."""
+    B, H, N, _ = q.shape
+    out = q.new_empty(B, N, H, v.shape[-1]).transpose(1, 2)
+    return out, q.new_empty(B, H, N, dtype=torch.float32)
+
+
+def attention_keeps(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def attention_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    q, k, v, _, _ = ctx.saved_tensors
+    return tuple(t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (q, k, v))
+
+
+# The shapes of flash attention: it keeps q, k, v and its results; scores never stand in memory. An
+# operator, so that selective recomputation can keep it.
+FUSED: Any = torch.library.custom_op(
+    "vtx_planner::attention",
+    no_values,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor)",
+)
+FUSED.register_fake(attention_shapes)
+FUSED.register_autograd(attention_backward, setup_context=attention_keeps)
+
+
+def keep_products() -> Any:
+    """As `vtx_scale.strategies.apply.keep_products`, with this attention among them."""
+
+    def kept(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        if operator is torch.ops.vtx_planner.attention.default:
+            return CheckpointPolicy.MUST_SAVE
+        return policy(context, operator, *args, **kwargs)
+
+    contexts: Callable[[Any], Any] = create_selective_checkpoint_contexts  # has no types
+    return contexts(kept)
 
 
 class AsOnDevice(TorchFunctionMode):
@@ -177,7 +206,7 @@ class AsOnDevice(TorchFunctionMode):
             elif func in LARGE:
                 args, kwargs = tree_map(self.large, (args, kwargs))
         if func is F.scaled_dot_product_attention:
-            return fused_attention(*args[:3])
+            return FUSED(*args[:3])[0]
         return func(*args, **kwargs)
 
     def small(self, x: object) -> object:
@@ -276,7 +305,7 @@ def trace(
     world: int = 1,
     compute: torch.dtype | None = None,
     sharded: bool = False,
-    recompute: bool = False,
+    recompute: Recompute = "none",
     tp: int = 1,
 ) -> Trace:
     """One forward and backward pass of so many slots on one of `world` ranks.
@@ -296,8 +325,11 @@ def trace(
     batch = blank_batch(row, slots)
     device, live = AsOnDevice(compute), Live(objective, units)
     for unit in units:
-        if recompute:
-            unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
+        if recompute != "none":
+            contexts = keep_products if recompute == "selective" else noop_context_fn
+            unit.forward = functools.partial(
+                checkpoint, unit.forward, use_reentrant=False, context_fn=contexts
+            )
     half = torch.autocast("cpu", compute or torch.bfloat16, enabled=compute is not None)
     with live, device:
         with half:

@@ -35,8 +35,8 @@ class Kind:
 KINDS = {
     "single": Kind(),
     "ddp": Kind(),
-    "fsdp": Kind("rows", "rows", "rows", casts=True, offload=("none", "all")),
-    "hsdp": Kind("rows", "rows", "rows", casts=True, offload=("none", "all")),
+    "fsdp": Kind("rows", "rows", "rows", casts=True),
+    "hsdp": Kind("rows", "rows", "rows", casts=True),
     "tp": Kind(),
     "tp_fsdp": Kind("rows", "rows", "rows", casts=True, offload=("none", "all")),
     "zero1": Kind(None, None, "flat", masters=True, offload=("none", "optimizer")),
@@ -121,5 +121,5 @@ def layout_of(system: System, strategy: str, world: int) -> Layout:
         world,
         replicas=system.replicas if strategy == "hsdp" else 1,
         tp=system.axis(world),
-        offload=getattr(system, "offload", "none"),
+        offload=system.offload,
     )

@@ -14,7 +14,7 @@ from vtx_scale.blocks.cuts import cut_fault, cut_layers
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
-from vtx_scale.planner.activations import Row, Trace, blank_batch, trace
+from vtx_scale.planner.activations import Recompute, Row, Trace, blank_batch, trace
 from vtx_scale.planner.hardware import GPU, Assumed
 from vtx_scale.planner.layout import KINDS, STRATEGIES, Layout, Offload
 from vtx_scale.planner.memory import Memory, Numbers, fullest, memory, states
@@ -28,7 +28,7 @@ from vtx_scale.trainer.precision import precision_of
 # (the ranks that it sees, the slots that it encodes at once, None for all) -> the objective on the
 # meta device, in float32
 Build = Callable[[Ranks, int | None], Objective]
-CHUNKS = 8  # passes of a cut batch that are traced; more of them are alike
+CHUNKS = 4  # passes of a cut batch that are traced; more of them are alike
 GIB = 2**30
 
 
@@ -43,7 +43,7 @@ class Plan:
     share: int
     micro: int
     micros: int
-    recompute: bool
+    recompute: Recompute
     memory: Memory
     capacity: float
     traffic: tuple[Message, ...]
@@ -93,7 +93,13 @@ class Planner:
 
     @functools.cache  # noqa: B019  a planner lives as long as its answers
     def trace(
-        self, slots: int, micro: int | None, world: int, sharded: bool, recompute: bool, tp: int
+        self,
+        slots: int,
+        micro: int | None,
+        world: int,
+        sharded: bool,
+        recompute: Recompute,
+        tp: int,
     ) -> Trace:
         """As `vtx_scale.planner.activations.trace`; micro: what the objective itself cuts by.
 
@@ -118,7 +124,7 @@ class Planner:
                 f"activations are not known ({type(e).__name__}: {e})."
             ) from e
 
-    def pass_of(self, layout: Layout, share: int, micro: int, recompute: bool) -> Trace:
+    def pass_of(self, layout: Layout, share: int, micro: int, recompute: Recompute) -> Trace:
         """What the forward and backward pass of a rank's slots needs, `micro` of them at once."""
         how = (layout.data, layout.kind.casts, recompute, layout.tp)
         if self.run.objective.separable or micro >= share:
@@ -139,7 +145,7 @@ class Planner:
             sent={k: (round(size * rise), calls) for k, (size, calls) in more.sent.items()},
         )
 
-    def plan(self, layout: Layout, micro: int, recompute: bool) -> Plan:
+    def plan(self, layout: Layout, micro: int, recompute: Recompute) -> Plan:
         """One layout, with so many slots at once."""
         share = -(-self.run.global_batch // layout.data)
         separable = self.run.objective.separable
@@ -148,7 +154,7 @@ class Planner:
         seen = self.pass_of(layout, share, micro, recompute)
         need = memory(self.parameters, layout, self.run.optim, self.numbers, seen, micros)
         traffic = messages(self.parameters, layout, self.numbers, seen, micros, chunks)
-        again = 1 + (recompute + (chunks > 1)) / 3
+        again = 1 + ((recompute == "full") + (chunks > 1)) / 3
         step = step_of(
             self.operations * share * again / layout.tp,
             self.compute is None,
@@ -199,31 +205,35 @@ class Planner:
 
     def best(self, layout: Layout) -> Plan:
         """The quickest way of a layout that fits; else the one that needs least."""
-        found: list[Plan] = []
-        for recompute in (False, True):
-            options = self.micros(layout)
-            while options:
-                now = self.plan(layout, options[0], recompute)
-                found.append(now)
-                if now.fits:
-                    break
-                room = now.capacity - now.memory.gpu + now.memory.kinds.get("activations", 0)
-                share = room / max(1, now.memory.kinds.get("activations", 1))
-                if room <= 0:
-                    options = options[-1:] if len(options) > 1 else []
-                else:  # activations grow with slots: pass over what cannot fit
-                    options = [n for n in options[1:] if n <= now.micro * share * 1.25] or (
-                        options[-1:] if len(options) > 1 else []
-                    )
+        choices: tuple[Recompute, ...] = ("none", "selective", "full")
+        found = [plan for recompute in choices for plan in self.ways(layout, recompute)]
         fitting = [p for p in found if p.fits]
         if fitting:
             return min(fitting, key=lambda p: p.seconds)
         return min(found, key=lambda p: p.memory.gpu)
 
+    def ways(self, layout: Layout, recompute: Recompute) -> Iterator[Plan]:
+        """With fewer slots at once until it fits, or until fewer do not help."""
+        options = self.micros(layout)
+        if not self.run.objective.separable and recompute != "none":
+            options = options[:1]  # parts of a batch are computed again as they are
+        before = math.inf
+        while options:
+            now = self.plan(layout, options[0], recompute)
+            yield now
+            size = now.memory.kinds.get("activations", 0)
+            room = now.capacity - now.memory.gpu + size
+            if now.fits or now.memory.gpu > 0.95 * before or room <= 0:
+                break
+            before = now.memory.gpu
+            # activations grow with slots: pass over what cannot fit
+            likely = [n for n in options[1:] if n <= 1.25 * now.micro * room / size]
+            options = likely or options[-1:] if len(options) > 1 else []
+
     def layouts(self, strategy: str) -> Iterator[Layout]:
         """The forms of a strategy that may be tried. Raises UserError where there is none."""
         system, node = self.run.system, self.assumed.gpus_a_node
-        offload: Offload = getattr(system, "offload", "none")
+        offload: Offload = system.offload
         if strategy == "hsdp":
             copies = [2**k for k in range(1, self.gpus.bit_length()) if self.gpus % 2**k == 0]
             copies = [n for n in copies if self.gpus // n >= min(node, self.gpus // 2)]
