@@ -58,7 +58,7 @@ from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.init import initialise_slices
 from vtx_scale.trainer.leave import Leave, requests
 from vtx_scale.trainer.log import Log
-from vtx_scale.trainer.loop import Progress, Trainer
+from vtx_scale.trainer.loop import Drifted, Progress, Trainer
 from vtx_scale.trainer.optim import optimizer_of
 from vtx_scale.trainer.output import (
     PLACE,
@@ -115,6 +115,8 @@ def outcome(attempt: Callable[[], int], folder: Path, debug: bool) -> tuple[int,
                 "or use system.strategy=fsdp on more ranks."
             ),
         )
+    except Drifted as e:
+        code, text = 1, str(e)
     except OSError as e:
         code, text = 1, sentence(e)
     except Exception as e:

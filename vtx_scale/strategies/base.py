@@ -7,6 +7,7 @@ leaves, and the norm is the same number on every rank.
 
 import contextlib
 import functools
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -96,6 +97,9 @@ class Strategy(Protocol):
 
     def totals(self, shared: Tensor, own: Tensor) -> tuple[list[float], list[float]]:
         """In one message: the sums of `shared` over `data`, and of `own` over `all`."""
+
+    def drifted(self) -> list[str]:
+        """The names of parameters whose copies on several ranks are not the same."""
 
     def slices(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Slice]:
         """What this rank puts into a checkpoint: parameters, the optimizer's state of each, and
@@ -275,6 +279,24 @@ class Base:
         together = self.all.sum(torch.cat([shared * self.speaks, own])).tolist()
         return together[: len(shared)], together[len(shared) :]
 
+    @torch.no_grad()
+    def drifted(self) -> list[str]:
+        """The names of parameters of which ranks that should hold the same hold different bits; the
+        same list on every rank.
+        """
+        if all(leaf.copies == 1 for leaf in self.leaves()):
+            return []
+        leaves = self.leaves()
+        parts = [zlib.crc32(repr((leaf.name, leaf.boxes)).encode()) for leaf in leaves]
+        mine = torch.stack([torch.tensor(parts), torch.stack([bit_sum(x.tensor) for x in leaves])])
+        held: dict[int, int] = {}
+        found = set()
+        for part, bits in self.all.gather_plain(mine[None].to(self.device)).tolist():
+            for leaf, key, value in zip(leaves, part, bits, strict=True):
+                if held.setdefault(key, value) != value:
+                    found.add(leaf.name)
+        return sorted(found)
+
     def slices(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Slice]:
         """This rank's part of every parameter, of the optimizer's state where one is given, and of
         every buffer: "param/NAME", "KIND/NAME", "buffer/NAME".
@@ -317,6 +339,12 @@ def move_followers(
     for f in objective.followers():
         mine, theirs = ([read(p) for p in part.parameters()] for part in (f.teacher, f.student))
         torch._foreach_lerp_(mine, theirs, 1 - f.momentum(step))
+
+
+def bit_sum(t: Tensor) -> Tensor:
+    """() int64 on the CPU: the sum of a tensor's elements as whole numbers of their bits."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    return t.detach().contiguous().view(whole).sum(dtype=torch.int64).cpu()
 
 
 def square_sum(t: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ from vtx_scale.trainer.output import Ledger
 from vtx_scale.trainer.precision import Precision
 
 
+class Drifted(Exception):
+    """Copies on several ranks are no longer the same."""
+
+
 @dataclass
 class Progress:
     """What a checkpoint must carry beside tensors and the position of the data."""
@@ -355,11 +359,28 @@ class Trainer:
 
     def save(self) -> None:
         began = time.perf_counter()
+        self.compare_copies()
         with self.control.saving():
             self.settle()
             self.writer.save(self.progress.step, self.strategy.slices(self.optimizer), self.state())
         self.saved = self.progress.step
         self.cadence.stall = time.perf_counter() - began
+
+    def compare_copies(self) -> None:
+        """Before a save: copies that are no longer the same must not become a checkpoint.
+
+        Raises Drifted on every rank: what was saved before is the last that can be trusted.
+        """
+        if names := self.strategy.drifted():
+            step, first = self.progress.step, names[0]
+            text = f"{len(names)} parameters differ between ranks that hold copies ({first} first)"
+            if self.strategy.all.rank == 0:
+                self.ledger.write(kind="drift", reason=text, step=step)
+            self.log.message(f"step {step} is not saved: {text}")
+            raise Drifted(
+                f"{text}: a device or its memory is at fault. Run the same command again, on other "
+                "machines where it comes back; it goes on from the checkpoint before."
+            )
 
     def of_first(self, values: list[float]) -> list[float]:
         """Rank 0's numbers, on every rank."""
