@@ -1,0 +1,93 @@
+"""P4: a rank that stands still, that runs out of memory or that fails: the run says which, and the
+others do not wait for it.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import on_ranks
+from tests.runs import COLOUR, environment, lines, log_of, losses, smoke, train, train_on_ranks
+from tests.survivors import assert_none_survives
+from vtx_scale.launch import override, recipes, worker
+from vtx_scale.launch.prepare import prepare_folder, refuse
+from vtx_scale.specs.imports import import_object
+
+pytestmark = pytest.mark.slow
+
+
+def rank_of(launcher: int, rank: int) -> int:
+    """The process of a rank that a launcher started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            continue
+        if parent == launcher and f"RANK={rank}".encode() in variables:
+            return int(folder.name)
+    raise LookupError(f"rank {rank} of {launcher}")
+
+
+def test_a_rank_that_stands_still_is_started_again(tmp_path):
+    """After system.timeout seconds the others end, and all go on from the newest checkpoint."""
+    keys = ("steps=400", "checkpoint.every=20", "system.workers=0", "system.world=2")
+    folder = tmp_path / "run"
+    words = ["train", COLOUR, "--smoke", "--run", str(folder), *keys, "system.timeout=5"]
+    command = [sys.executable, "-m", "vtx_scale.launch.cli", *words]
+    with (tmp_path / "err").open("w") as err:
+        run = subprocess.Popen(command, env=environment(), stderr=err)
+    try:
+        until = time.monotonic() + 90
+        while not (folder / "checkpoints" / "step-00000040" / "manifest.json").exists():
+            assert time.monotonic() < until and run.poll() is None, (tmp_path / "err").read_text()
+            time.sleep(0.01)
+        still = rank_of(run.pid, 1)
+        os.kill(still, signal.SIGSTOP)
+        assert run.wait(120) == 0, (tmp_path / "err").read_text()
+    finally:
+        run.kill()
+    assert not Path(f"/proc/{still}").exists()
+    assert_none_survives(folder)
+    restarts = [r for r in lines(folder / "ledger.jsonl") if r["kind"] == "restart"]
+    assert len(restarts) == 1 and restarts[0]["step"] >= 40
+    assert "timed out" in log_of(folder).lower() or "timeout" in log_of(folder).lower()
+    train(tmp_path / "one", *keys, recipe=COLOUR)
+    assert losses(folder) == losses(tmp_path / "one")
+
+
+def failing(recipe: dict, folder: Path, paths: list[str], error: type[Exception]) -> int:
+    """The worker on a rank; at step 4 the last one's forward pass raises."""
+    recipes.let_import(paths)
+    run = override.from_dict(recipe)
+    objective = import_object(run.objective.build)
+    plain = objective.forward
+
+    def forward(self, batch, step=0):
+        if step == 3 and os.environ["RANK"] == str(self.context.ranks.world - 1):
+            raise error("nothing left")
+        return plain(self, batch, step)
+
+    objective.forward = forward
+    return worker.work(run, folder)
+
+
+@pytest.mark.parametrize(("error", "code"), [(MemoryError, 4), (RuntimeError, 1)])
+def test_a_rank_that_fails_takes_the_others_along(tmp_path, error, code):
+    """With its own code and words; the run goes on from what was saved."""
+    folder, keys = tmp_path / "run", ("steps=8", "checkpoint.every=2")
+    run = smoke("system.strategy=fsdp", "system.timeout=20", *keys, recipe=COLOUR)
+    prepare_folder(run, folder, refuse(run, folder, 2))
+    began = time.monotonic()
+    arguments = (override.to_dict(run), folder, recipes.STRANGERS, error)
+    codes = on_ranks(2, failing, *arguments)
+    assert codes[1] == code and codes[0] == 1, codes
+    assert time.monotonic() - began < 60
+    assert code == 4 or "nothing left" in log_of(folder)
+    train_on_ranks(folder, 2, "fsdp", *keys, recipe=COLOUR)
+    assert len(losses(folder)) == 8
