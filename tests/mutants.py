@@ -334,10 +334,26 @@ MUTANTS = (
     Mutant(
         "copy-unchecked",
         WRITE,
-        "if checksum(tensor) != self.sums[entry]:",
+        "if checksum(tensor) != work.sums[entry]:",
         "if False:",
         (f"{COMMIT}::test_a_bit_that_turns_in_the_copy_is_found",),
         "What is written is what was copied inside the step.",
+    ),
+    Mutant(
+        "a-stuck-writer-is-waited-for",
+        WRITE,
+        "if self._error is None and self.busy and time.monotonic() > self._began + self._limit:",
+        "if False:",
+        (f"{COMMIT}::test_a_writer_that_is_stuck_is_replaced_and_commits_nothing",),
+        "A save that hangs costs that save alone.",
+    ),
+    Mutant(
+        "a-dropped-save-commits",
+        WRITE,
+        "return None if work.stop.is_set() else files",
+        "return files",
+        (f"{COMMIT}::test_a_writer_that_is_stuck_is_replaced_and_commits_nothing",),
+        "A save that was given up commits nothing.",
     ),
     Mutant(
         "table-of-another-start",

@@ -43,7 +43,10 @@ RELU = (
     "virtex_r50",
 )
 # see vtx_scale.distributed.failpoint
-KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "after-manifest-{}")
+KINDS = (
+    *("backward-{}", "step-{}", "staging-{}"),
+    *("before-table-{}", "before-manifest-{}", "after-manifest-{}"),
+)
 # where every make test kills a rank: of the others make test-full does
 KILLED = ("vit_b16_jft", "resnet50_imagenet", "dino_vit_s16", "dalle_12b")
 CELLS = [("single", 1), ("ddp", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3)]

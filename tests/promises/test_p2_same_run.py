@@ -22,7 +22,10 @@ pytestmark = pytest.mark.slow
 
 STEPS = 12
 # see vtx_scale.distributed.failpoint
-KINDS = ("backward-{}", "step-{}", "before-table-{}", "before-manifest-{}", "after-manifest-{}")
+KINDS = (
+    *("backward-{}", "step-{}", "staging-{}"),
+    *("before-table-{}", "before-manifest-{}", "after-manifest-{}"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +140,7 @@ def killed_run(folder, points, world, strategy):
     ("strategy", "world", "points"),
     [
         ("fsdp", 2, ["backward-4:1", "before-manifest-6:0", "step-9:0"]),
-        ("ddp", 3, ["after-manifest-3:0", "backward-8:2", "before-table-11:1"]),
+        ("ddp", 3, ["after-manifest-3:0", "staging-8:2", "before-table-11:1"]),
     ],
 )
 def test_three_kills_leave_no_trace(undisturbed, tmp_path, strategy, world, points):

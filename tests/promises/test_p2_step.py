@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,41 @@ def test_a_part_that_one_rank_cannot_write_costs_that_save_alone(tmp_path):
     assert len(losses(folder)) == 12
     left = sorted(p.name for p in (folder / "checkpoints").iterdir())
     assert left == ["step-00000008", "step-00000012"]
+    assert [saved(folder, step)[1]["step"] for step in (8, 12)] == [8, 12]
+
+
+def hangs_once(run, folder):
+    """The worker; what the second rank writes of the first save does not return."""
+    from vtx_scale.checkpoints import write
+
+    plain, calls = write.save_file, []
+
+    def save_file(tensors, path):
+        calls.append(path)
+        if os.environ["RANK"] == "1" and len(calls) == 1:
+            time.sleep(60)
+        return plain(tensors, path)
+
+    class Impatient(write.Writer):
+        def __init__(self, *arguments, patience, **more):
+            super().__init__(*arguments, patience=1.0, **more)
+
+    write.save_file, worker.Writer = save_file, Impatient
+    return worker.work(run, folder)
+
+
+def test_a_save_that_hangs_costs_that_save_alone(tmp_path):
+    """A dead file system: named when its time is over, and the training goes on meanwhile."""
+    folder = tmp_path / "run"
+    began = time.monotonic()
+    assert on(2, folder, hangs_once, "system.strategy=ddp") == [0, 0]
+    assert time.monotonic() - began < 50
+    failed = [r for r in lines(folder / "ledger.jsonl") if r["kind"] == "save_failed"]
+    assert failed and {r["step"] for r in failed} == {4}
+    assert any("takes longer than 1 s" in r["reason"] for r in failed), failed
+    assert len(losses(folder)) == 12
+    left = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert left[-2:] == ["step-00000008", "step-00000012"]
     assert [saved(folder, step)[1]["step"] for step in (8, 12)] == [8, 12]
 
 

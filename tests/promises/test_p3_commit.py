@@ -1,5 +1,6 @@
 """P3, committed whole or not there: at every moment of a save, what has a manifest opens."""
 
+import contextlib
 import json
 import math
 import os
@@ -98,6 +99,7 @@ def test_a_save_takes_what_there_was_when_it_was_asked_for(tmp_path):
     for s in own:
         s.tensor.fill_(-1.0)
     writer.wait()
+    assert writer.error is None
     tensors, _ = saved(tmp_path, 1)
     assert torch.equal(tensors["param/a"], torch.ones(6, 4))
     assert torch.equal(tensors["param/b"], torch.arange(5.0) + 1)
@@ -175,7 +177,8 @@ def test_a_step_that_is_saved_again_takes_the_place_of_a_damaged_one(tmp_path, m
         file.write_bytes(body)
 
     def look(name):
-        looks.append(listing(Folder(folder), deep=True)[0])
+        if not name.startswith("staging"):
+            looks.append(listing(Folder(folder), deep=True)[0])
 
     monkeypatch.setattr(write, "failpoint", look)
     save(folder, 6, epoch=5, value=7)
@@ -242,6 +245,65 @@ def test_a_bit_that_turns_on_the_way_to_the_disk_is_found(tmp_path, monkeypatch)
     assert listing(checkpoints_of(tmp_path)) == []
     save(tmp_path / "checkpoints", 1)
     assert listing(checkpoints_of(tmp_path), deep=True)[0]["valid"]
+
+
+def test_a_writer_that_is_stuck_is_replaced_and_commits_nothing(tmp_path):
+    """Its copies stay its own while it sleeps; the next save is another thread's."""
+    storage, awake, asleep = Folder(tmp_path / "checkpoints"), threading.Event(), threading.Event()
+
+    class Stuck(Folder):
+        def put_file(self, name, path):
+            if "step-00000001" in name:
+                asleep.set()
+                awake.wait(30)
+            super().put_file(name, path)
+
+    writer = Writer(Stuck(storage.root), 0, 1, "a", 3, patience=0.2)
+    writer.save(1, slices(1), {})
+    assert asleep.wait(20) and writer.error is None or writer.error
+    until = time.monotonic() + 20
+    while writer.error is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert "writing takes longer than 0 s" in (writer.error or "")
+    stuck = writer.thread
+    writer.abandon()
+    assert stuck.is_alive() and not writer.busy
+    writer.patience = 20
+    writer.save(2, slices(2), {})
+    writer.wait()
+    assert writer.error is None and writer.committed == 2
+    awake.set()
+    stuck.join()
+    assert writer.error is None and [r["step"] for r in listing(storage, deep=True)] == [2]
+    assert torch.equal(saved(tmp_path, 2)[0]["param/a"], torch.full((6, 4), 2.0))
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_removal_that_is_interrupted_leaves_no_half(tmp_path, after):
+    """Killed behind any of its steps: the checkpoint is whole or none, and the next start clears
+    the rest.
+    """
+
+    class Dying(Folder):
+        count = 0
+
+        def delete(self, name):
+            if self.count == after:
+                raise ZeroDivisionError
+            self.count += 1
+            super().delete(name)
+
+    for step in (1, 2):
+        save(tmp_path / "checkpoints", step)
+    with contextlib.suppress(ZeroDivisionError):
+        prune(Dying(tmp_path / "checkpoints"), 1)
+    storage = checkpoints_of(tmp_path)
+    rows = listing(storage, deep=True)
+    assert [r["step"] for r in rows] == ([1, 2] if after == 0 else [2])
+    assert all(r["valid"] for r in rows)
+    Writer(storage, 0, 1, "next", 1)
+    left = {p.name for p in storage.root.iterdir()}
+    assert left == {f"step-{r['step']:08d}" for r in rows}
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (3,), (1,), (9,)])

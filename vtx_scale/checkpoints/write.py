@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,7 +39,22 @@ from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.sharding import Slice
 
 LEFT = re.compile(r"(\.step-\d{8}\.[^/]*|step-\d{8})/(.*)")  # format 1 wrote in hidden folders
-PATIENCE = 300.0  # seconds for a rank's part
+PATIENCE = 300.0  # seconds for a save, beside what its bytes take
+SLOW = 20e6  # bytes a second, below which a storage counts as stuck
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a save writes: the staged copies, their checksums, the table, and the state of the run
+    that rank 0 puts into the manifest. stop: it is to be dropped.
+    """
+
+    step: int
+    staged: dict[str, torch.Tensor]
+    sums: dict[str, int]
+    table: list[dict[str, Any]]
+    state: dict[str, Any]
+    stop: threading.Event
 
 
 class Writer:
@@ -46,7 +62,8 @@ class Writer:
 
     attempt: names this start of the run, the same on every rank. keep: how many of the newest stay,
     beside those that `stays` names of a list of steps. epoch: of the lease under which the run
-    writes, 0 for none; held: raises Lost where another has taken it since. patience: in seconds.
+    writes, 0 for none; held: raises Lost where another has taken it since. patience: in seconds, for
+    what a save takes beside its bytes at `SLOW`.
     """
 
     def __init__(
@@ -66,12 +83,12 @@ class Writer:
         self.keep, self.epoch, self.held, self.stays = keep, epoch, held, stays
         self.patience = patience
         self.thread: threading.Thread | None = None
-        self.error: str | None = None
         self.lost = False  # another job writes here
-        self.stop = threading.Event()
+        self.stop = threading.Event()  # of the save under way
+        self._error: str | None = None
         self.committed: int | None = None
         self.written = 0  # bytes of this rank's last save
-        self._began = self._took = 0.0
+        self._began = self._took = self._limit = 0.0
         self.staged: dict[str, torch.Tensor] = {}  # kept, as fresh memory is slow
         self.sums: dict[str, int] = {}  # of each as it was copied
         self.clear()
@@ -79,6 +96,17 @@ class Writer:
     @property
     def busy(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
+
+    @property
+    def error(self) -> str | None:
+        """Why the save failed, or that it takes longer than it may."""
+        if self._error is None and self.busy and time.monotonic() > self._began + self._limit:
+            self._error = f"writing takes longer than {self._limit:.0f} s"
+        return self._error
+
+    @error.setter
+    def error(self, reason: str | None) -> None:
+        self._error = reason
 
     @property
     def seconds(self) -> float:
@@ -96,6 +124,7 @@ class Writer:
             entry = f"{s.key}#{len(table)}"
             self.staged[entry] = copied(s.tensor.detach(), before.get(entry))
             self.sums[entry] = checksum(self.staged[entry])
+            failpoint(f"staging-{step}")
             table.append(
                 {
                     "key": s.key,
@@ -105,9 +134,12 @@ class Writer:
                     "entry": entry,
                 }
             )
-        self.error = None
-        self.stop.clear()
-        self.thread = threading.Thread(target=self._guarded, args=(step, table, state), daemon=True)
+        self.error, self.lost, self.stop = None, False, threading.Event()
+        self._began = time.monotonic()
+        size = sum(t.numel() * t.element_size() for t in self.staged.values())
+        self._limit = self.patience + size / SLOW
+        work = Work(step, self.staged, self.sums, table, state, self.stop)
+        self.thread = threading.Thread(target=self._guarded, args=(work,), daemon=True)
         self.thread.start()
 
     def wait(self) -> None:
@@ -117,9 +149,15 @@ class Writer:
             self.thread = None
 
     def abandon(self) -> None:
-        """Another rank's save failed: drop this one."""
+        """The save failed, on this rank or another: drop it. A thread that is stuck is left to
+        itself with what it writes: it commits nothing when it wakes.
+        """
         self.stop.set()
-        self.wait()
+        if self.thread is not None:
+            self.thread.join(max(0.0, min(self._began + self._limit - time.monotonic(), 60.0)))
+            if self.thread.is_alive():
+                self.staged = {}  # its own
+            self.thread = None
 
     def clear(self) -> None:
         """Remove what saves that were not committed have left: on rank 0, when no rank writes."""
@@ -127,56 +165,59 @@ class Writer:
             with contextlib.suppress(OSError):  # it costs room, and no save
                 sweep(self.storage)
 
-    def _guarded(self, step: int, table: list[dict[str, Any]], state: dict[str, Any]) -> None:
-        self._began = time.monotonic()
+    def _guarded(self, work: "Work") -> None:
         try:
-            self._write(step, table, state)
+            self._write(work)
             self._took = time.monotonic() - self._began
         except Exception as e:
+            if work.stop.is_set():  # nobody waits for it any more
+                return
             # reported by the loop at the next step: a save must never end a training
             self.lost = isinstance(e, Lost)
-            self.error = str(e) if self.lost else reason(e, folder_name(step))
+            self.error = str(e) if self.lost else reason(e, folder_name(work.step))
 
-    def _write(self, step: int, table: list[dict[str, Any]], state: dict[str, Any]) -> None:
+    def _write(self, work: "Work") -> None:
+        step = work.step
         data, listed = (f"{folder_name(step)}/{n}" for n in file_names(self.rank, self.epoch))
         with self.storage.scratch(data) as path:
-            digest = save_file(self.staged, path)
-            for entry, tensor in self.staged.items():
-                if checksum(tensor) != self.sums[entry]:
+            digest = save_file(work.staged, path)
+            for entry, tensor in work.staged.items():
+                if checksum(tensor) != work.sums[entry]:
                     raise Damaged(f"the copy of {entry} changed in memory before it was written")
+            if work.stop.is_set():
+                return
             self.written = path.stat().st_size
             self.storage.put_file(data, path)
         failpoint(f"before-table-{step}")
         about = {"attempt": self.attempt, "size": self.written, "sha256": digest}
-        self.storage.put(listed, seal({"slices": table, **about}))
-        if self.rank == 0 and (files := self._files(step)) is not None:
+        self.storage.put(listed, seal({"slices": work.table, **about}))
+        if self.rank == 0 and (files := self._files(work)) is not None:
             failpoint(f"before-manifest-{step}")
             about = {"format": FORMAT, "epoch": self.epoch, "step": step, "files": files}
-            self._commit(step, seal({**about, **state}))
+            self._commit(step, seal({**about, **work.state}))
             self.committed = step
             failpoint(f"after-manifest-{step}")
             self.held()
             prune(self.storage, self.keep, self.stays)
 
-    def _files(self, step: int) -> dict[str, dict[str, Any]] | None:
+    def _files(self, work: "Work") -> dict[str, dict[str, Any]] | None:
         """What the manifest says of every rank's files; None where the save is abandoned."""
         files: dict[str, dict[str, Any]] = {}
-        until = time.monotonic() + self.patience
+        step, until = work.step, time.monotonic() + self._limit
         for rank in range(self.world):
             name, pause = file_names(rank, self.epoch)[1], 0.002
             while (found := self._table(step, name)) is None:
-                if self.stop.is_set():
+                if work.stop.is_set():
                     return None
                 if time.monotonic() > until:
                     raise TimeoutError(
-                        f"rank {rank} did not write its part of step {step} "
-                        f"in {self.patience:.0f} s"
+                        f"rank {rank} did not write its part of step {step} in {self._limit:.0f} s"
                     )
                 time.sleep(pause := min(2 * pause, 0.25))
             table, body = found
             files[data_of(name)] = {"size": table["size"], "sha256": table["sha256"]}
             files[name] = {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-        return files
+        return None if work.stop.is_set() else files
 
     def _table(self, step: int, name: str) -> tuple[dict[str, Any], bytes] | None:
         """A rank's table and its bytes; None where this start of the run has not written it yet.

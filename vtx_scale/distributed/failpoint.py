@@ -2,7 +2,7 @@
 point, once each.
 
 VTX_KILL_ONCE is a folder that remembers which have happened. Points: `step-N` (step N is done, its
-save not begun), `backward-N`, and in a save `before-table`, `before-manifest` and
+save not begun), `backward-N`, and in a save `staging`, `before-table`, `before-manifest` and
 `after-manifest` (it is committed, nothing is removed yet), each as `NAME-STEP`; `before-decision-N`
 and `decision-N` around the writing of a roll-back behind step N.
 """
