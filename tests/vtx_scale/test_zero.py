@@ -81,6 +81,13 @@ def test_adafactor_is_refused(tmp_path, strategy):
     assert "optim.kind=adafactor adds up rows and columns" in refused.stderr
 
 
+def test_what_is_computed_twice_is_refused_under_zero3(tmp_path):
+    """In CLIP's micro-batches, which are computed again anyway."""
+    keys = ("system.world=2", "system.strategy=zero3", "system.micro_batch=2")
+    refused = train(tmp_path / "run", *keys, "system.recompute=full", code=2)
+    assert "leave it out, or choose fsdp" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("strategy", "offload"), [("zero1", "optimizer"), ("zero2", "optimizer"), ("zero3", "all")]
 )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.sharding import Leaf, boxes_of_flat
 from vtx_scale.objectives.base import Objective
 from vtx_scale.strategies.base import move_followers
@@ -23,6 +24,12 @@ class Zero3(Zero):
     stage = 3
 
     def prepare(self, objective: Objective) -> None:
+        chunks, again = self.system.micro_batch, self.system.recompute
+        if chunks and again != "none" and not objective.spec.separable:  # DeepSpeed fails there
+            raise UserError(
+                f"system.recompute={again}: this objective computes its micro-batches again, and "
+                "under zero3 nothing in them twice; leave it out, or choose fsdp."
+            )
         init = deepspeed_for(self.device).zero.Init
         into = init(module=nn.Module(), config_dict_or_path=self.config())
         cut: dict[int, nn.Parameter] = {}
