@@ -66,6 +66,7 @@ REFUSED = [
     ("clip_vit_b32", ["system.offload=optimizer"], "cannot keep that in the host's"),
     ("clip_vit_b32", ["system.strategy=zero2", "system.offload=all"], "choose optimizer"),
     ("clip_vit_b32", ["system.strategy=zero1", "system.precision=fp64"], "trains in float32"),
+    ("clip_vit_b32", ["system.strategy=zero3", "system.recompute=selective"], "choose full"),
     ("clip_vit_b32", ["system.world=0"], "system.world=0"),
     ("clip_vit_b32", ["evaluate.0.name=bogus"], "no evaluator 'bogus'"),
     ("clip_vit_b32", ["evaluate.0.name=no.such:thing"], "cannot be imported"),

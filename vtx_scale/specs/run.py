@@ -315,6 +315,11 @@ class System(Spec):
                 f"offload={self.offload}: {self.strategy} cannot keep that in the host's memory; "
                 f"{choice}."
             )
+        if self.recompute == "selective" and self.strategy == "zero3":
+            faults.append(
+                "recompute=selective: what zero3 gathers in a unit cannot be told from what it "
+                "computes; choose full, or fsdp."
+            )
         if self.precision == "fp64" and zero:
             faults.append(
                 f"precision=fp64: {self.strategy} keeps what it trains in float32; choose another "
