@@ -27,6 +27,7 @@ import torch.distributed as dist
 from vtx_scale.blocks.rules import initial_values
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch import override, recipes
 from vtx_scale.launch.build import build_objective, reader_of, train_batches
@@ -132,7 +133,7 @@ def trained(run: Run, rank: int, world: int, folder: Path) -> None:
         strategy,
         optimizer,
         Given(Batch(**batches[0])),
-        Silent(folder / "c", rank, world, "a", 1),
+        Silent(Folder(folder / "c"), rank, world, "a", 1),
         precision,
         Control(folder, rank),
         Ledger(folder),

@@ -223,12 +223,12 @@ class Planner:
             yield now
             size = now.memory.kinds.get("activations", 0)
             room = now.capacity - now.memory.gpu + size
-            if now.fits or now.memory.gpu > 0.95 * before or room <= 0:
+            if now.fits or now.memory.gpu > 0.95 * before:
                 break
             before = now.memory.gpu
             # activations grow with slots: pass over what cannot fit
-            likely = [n for n in options[1:] if n <= 1.25 * now.micro * room / size]
-            options = likely or options[-1:] if len(options) > 1 else []
+            likely = [n for n in options[1:] if n * size <= 1.25 * now.micro * room]
+            options = likely or options[1:][-1:]
 
     def layouts(self, strategy: str) -> Iterator[Layout]:
         """The forms of a strategy that may be tried. Raises UserError where there is none."""
