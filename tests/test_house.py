@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -302,3 +303,19 @@ def test_strategies_alone_know_their_names():
                 asked = compared(ast.parse(file.read_text())) & names
                 assert not asked, f"{inside} compares {asked}"
     assert compared(ast.parse('x if run.system.strategy in ("fsdp", "tp") else y')) & names
+
+
+def test_tests_that_the_pages_name_are_there():
+    there = {
+        node.name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    named = {
+        name
+        for page in (ROOT / "docs").glob("*.md")
+        if page.name != "log.md"
+        for name in re.findall(r"`(test_\w+)`", page.read_text())
+    }
+    assert len(named) > 20 and named - there <= {"test_planner"}, named - there

@@ -62,8 +62,8 @@ class Writer:
 
     attempt: names this start of the run, the same on every rank. keep: how many of the newest stay,
     beside those that `stays` names of a list of steps. epoch: of the lease under which the run
-    writes, 0 for none; held: raises Lost where another has taken it since. patience: in seconds, for
-    what a save takes beside its bytes at `SLOW`.
+    writes, 0 for none; held: raises Lost where another has taken it since. patience: seconds that a
+    save may take beside what its bytes take at `SLOW`.
     """
 
     def __init__(
