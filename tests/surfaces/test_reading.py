@@ -64,7 +64,7 @@ def no_drawing(monkeypatch):
         (("--temperature", "nan"), "--temperature is a number above 0"),
         (("--temperature", "inf"), "--temperature is a number above 0"),
         (("objective.net.depth=1",), "objective.net.depth: a run is taken as it was trained"),
-        (("system.world=2",), "system.device and system.precision can be set"),
+        (("system.compile=true",), "system.precision and system.world can be set"),
         (("system.precision=fp8",), "'fp8' is none of"),
         (("system.device=tpu",), "'tpu' is none of"),
     ],
@@ -201,7 +201,7 @@ def test_an_evaluation_takes_them_beside_its_data(runs, vtx):
         assert code == 0, error
         scores[precision] = out
     assert len(set(scores.values())) == 3
-    for key in ("system.world=2", "system.compile=true", "objective.hidden=0.1"):
+    for key in ("system.replicas=2", "system.compile=true", "objective.hidden=0.1"):
         code, _, error = vtx("evaluate", folder, key)
         assert code == 2 and key.partition("=")[0] in error and "data.*" in error
 
