@@ -372,6 +372,14 @@ MUTANTS = (
         "What a killed save left is cleared.",
     ),
     Mutant(
+        "goes-on-without-its-lease",
+        WRITE,
+        "self.lost, self._error = True, str(e)",
+        "pass",
+        (f"{LEASE}::test_a_run_whose_lease_was_taken_ends[1]",),
+        "A run whose lease was taken ends, also where no save is due.",
+    ),
+    Mutant(
         "commits-without-its-lease",
         WRITE,
         "        while True:\n            self.held()",

@@ -40,6 +40,7 @@ from vtx_scale.distributed.sharding import Slice
 
 LEFT = re.compile(r"(\.step-\d{8}\.[^/]*|step-\d{8})/(.*)")  # format 1 wrote in hidden folders
 PATIENCE = 300.0  # seconds for a save, beside what its bytes take
+LOOK_EVERY = 10.0  # seconds between two looks at the lease
 SLOW = 20e6  # bytes a second, below which a storage counts as stuck
 
 
@@ -88,7 +89,7 @@ class Writer:
         self._error: str | None = None
         self.committed: int | None = None
         self.written = 0  # bytes of this rank's last save
-        self._began = self._took = self._limit = 0.0
+        self._began = self._took = self._limit = self._look = 0.0
         self.staged: dict[str, torch.Tensor] = {}  # kept, as fresh memory is slow
         self.sums: dict[str, int] = {}  # of each as it was copied
         self.clear()
@@ -99,9 +100,20 @@ class Writer:
 
     @property
     def error(self) -> str | None:
-        """Why the save failed, or that it takes longer than it may."""
-        if self._error is None and self.busy and time.monotonic() > self._began + self._limit:
+        """Why the save failed, that it takes longer than it may, or, between two saves, that
+        another job has the lease.
+        """
+        now = time.monotonic()
+        if self._error is None and self.busy and now > self._began + self._limit:
             self._error = f"writing takes longer than {self._limit:.0f} s"
+        if self._error is None and self.rank == 0 and now >= self._look:
+            self._look = now + LOOK_EVERY
+            try:
+                self.held()
+            except Lost as e:
+                self.lost, self._error = True, str(e)
+            except OSError:
+                pass  # whether it is held is asked again before the next commit
         return self._error
 
     @error.setter
