@@ -142,6 +142,15 @@ MUTANTS = (
         "What fills an interval up is no part of a leaf.",
     ),
     Mutant(
+        "zero-a-whole-model",
+        "vtx_scale/strategies/zero3.py",
+        "        into = init(",
+        "        objective.held = [torch.ones(p.shape) for p in objective.parameters()]\n"
+        "        into = init(",
+        (f"{ZERO}::test_no_rank_ever_holds_all_of_it",),
+        "No rank holds all parameters while they are cut.",
+    ),
+    Mutant(
         "zero-teachers-that-rest",
         "vtx_scale/strategies/zero3.py",
         "move_followers(self.objective, step, lambda",

@@ -23,9 +23,9 @@ class Sums(Objective):
 
     parameter_rules = (Rule(r".*", zeros),)
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
         super().__init__(ObjectiveSpec(), Context())
-        for name, shape in SHAPES.items():
+        for name, shape in shapes.items():
             part = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=name in FACTORS)
             self.register_parameter(name, part)
 
