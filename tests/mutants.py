@@ -351,7 +351,7 @@ MUTANTS = (
     Mutant(
         "a-stuck-writer-is-waited-for",
         WRITE,
-        "if self._error is None and self.busy and time.monotonic() > self._began + self._limit:",
+        "if self._error is None and self.busy and now > self._began + self._limit:",
         "if False:",
         (f"{COMMIT}::test_a_writer_that_is_stuck_is_replaced_and_commits_nothing",),
         "A save that hangs costs that save alone.",
