@@ -151,13 +151,13 @@ class Folder:
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """`NAME.part` beside the place of a file, on the same disk."""
+        """`NAME.part` beside the place of a file, on the same disk; no empty folder stays."""
         path = self.root / f"{name}.part"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            self.delete(f"{name}.part")
 
     def put_if_absent(self, name: str, body: bytes) -> bool:
         """Write a file where there is none of that name; whether it was written."""

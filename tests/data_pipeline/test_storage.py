@@ -76,7 +76,9 @@ def test_a_file_is_moved_in_with_its_mode(tmp_path):
     with pytest.raises(ZeroDivisionError), folder.scratch("a/c") as path:
         path.write_bytes(b"half")
         raise ZeroDivisionError
-    assert list(folder.list("")) == ["a/b"]
+    with pytest.raises(ZeroDivisionError), folder.scratch("deep/a/c"):
+        raise ZeroDivisionError
+    assert list(folder.list("")) == ["a/b"] and not (tmp_path / "root" / "deep").exists()
 
 
 def test_a_file_is_moved_in_from_another_disk(tmp_path, monkeypatch):
