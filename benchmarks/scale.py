@@ -121,17 +121,17 @@ def main() -> int:
     ask.add_argument("--write", action="store_true")
     ask.add_argument("--check", action="store_true")
     args = ask.parse_args()
-    page = PAGE.read_text()
-
-    def filled(found: re.Match[str]) -> str:
-        return f"<!-- {found[1]} -->\n{answered(found[1])}\n<!-- end -->"
-
-    new = TABLE.sub(filled, page)
-    if args.write:
-        PAGE.write_text(new)
-    if not args.check:
-        print(new)
-    return int(args.check and new != page)
+    before = page = PAGE.read_text()
+    for question in [found[1] for found in TABLE.finditer(page)]:
+        filled = f"<!-- {question} -->\n{answered(question)}\n<!-- end -->"
+        start = page.index(f"<!-- {question} -->")
+        end = page.index("<!-- end -->", start) + len("<!-- end -->")
+        page = page[:start] + filled + page[end:]
+        if args.write:
+            PAGE.write_text(page)
+    if not args.check and not args.write:
+        print(page)
+    return int(args.check and page != before)
 
 
 if __name__ == "__main__":

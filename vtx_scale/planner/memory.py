@@ -190,19 +190,24 @@ def memory(
     kinds["buffers"] = max(units.reduced, units.root_reduced)
     if kind.weights is None:
         copies = 1 + layout.sends_copies
-        first = 0 if kind.gradients is None else 1 / layout.ways
         kinds["buffers"] += whole * layout.sends_copies
-        passing = (
-            trace.peak(first or copies) if micros == 1 or first else whole + trace.peak(copies - 1)
-        )
+        if kind.masters:  # DeepSpeed moves gradients through two buckets to their interval
+            bucket = 2 * min(whole, BUCKET * numbers.weight)
+            kinds["buffers"] += bucket
+            part, last = 1 / layout.ways, trace.path[-1]
+            passing = max(trace.peak(part), round(last[1] + part * last[0]) + bucket)
+        elif micros == 1:
+            passing = trace.peak(copies)
+        else:
+            passing = whole + trace.peak(copies - 1)
     else:
         passing = passing_through(trace, units, numbers, layout, whole if micros > 1 else 0)
         if kind.casts and layout.ways > 1 and micros > 1:
             kinds["buffers"] += whole  # gradients stay whole until the last micro-batch
-    if kind.masters:
-        bucket = min(whole, BUCKET * numbers.weight)
-        kinds["buffers"] += 2 * bucket
-        passing += 2 * bucket
+    if kind.masters and kind.weights is not None:
+        bucket = 2 * min(whole, BUCKET * numbers.weight)
+        kinds["buffers"] += bucket
+        passing += bucket
     batch = trace.batch * micros
     kinds["activations"] = batch + trace.alone - trace.casts
     kinds["not at once"] = steady + passing + batch - sum(kinds.values())
