@@ -359,9 +359,9 @@ class Trainer:
 
     def save(self) -> None:
         began = time.perf_counter()
-        self.compare_copies()
         with self.control.saving():
             self.settle()
+            self.compare_copies()
             self.writer.save(self.progress.step, self.strategy.slices(self.optimizer), self.state())
         self.saved = self.progress.step
         self.cadence.stall = time.perf_counter() - began
