@@ -36,7 +36,12 @@ def perturbed(recipe: dict, folder, paths: list[str], name: str) -> int:
 
 @pytest.mark.parametrize(
     ("strategy", "world", "part"),
-    [("ddp", 2, "student"), ("ddp", 3, "teacher"), ("hsdp", 4, "student"), ("tp", 2, "student")],
+    [
+        pytest.param("ddp", 2, "student", marks=pytest.mark.full),
+        ("ddp", 3, "teacher"),
+        ("hsdp", 4, "student"),
+        pytest.param("tp", 2, "student", marks=pytest.mark.full),
+    ],
 )
 def test_one_bit_of_one_copy(tmp_path, strategy, world, part):
     """The save behind it is not made and says why; the run goes on from the one before."""

@@ -31,7 +31,10 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("recipe", "names"),
-    [("dino_vit_s16", "knn,linear"), ("clip_vit_b32", "zero_shot,retrieval")],
+    [
+        pytest.param("dino_vit_s16", "knn,linear", marks=pytest.mark.full),
+        ("clip_vit_b32", "zero_shot,retrieval"),
+    ],
 )
 def test_scores_are_those_of_one_process(runs, recipe, names):
     found = []
@@ -47,6 +50,7 @@ def test_scores_are_those_of_one_process(runs, recipe, names):
         assert all(b[k] == pytest.approx(a[k], rel=1e-4) for k in a if k != "name")
 
 
+@pytest.mark.full
 def test_pictures_are_those_of_one_process(runs, tmp_path):
     for world in (1, 2):
         out = tmp_path / str(world)
