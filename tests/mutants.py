@@ -86,6 +86,7 @@ CUT_LAYERS = "vtx_scale/strategies/cut_layers.py"
 TP = "vtx_scale/strategies/tp.py"
 CUT = "tests/vtx_scale/test_tp.py"
 LEASE = "tests/vtx_scale/test_lease.py"
+PLANNER = "tests/vtx_scale/test_planner.py"
 RETENTION = "tests/vtx_scale/test_retention.py"
 DAMAGE = (
     "tests/promises/test_p3_damage.py::test_a_maker_who_does_not_mean_well_is_refused_in_a_line"
@@ -1264,6 +1265,46 @@ MUTANTS = (
         "loss_value",
         (f"{UNUSABLE}::test_steps_without_a_sample_are_skipped",),
         "A step without a sample has no loss.",
+    ),
+    Mutant(
+        "planner-rows-by-floor",
+        "vtx_scale/planner/shapes.py",
+        "each = -(-count // ways)",
+        "each = max(1, count // ways)",
+        (f"{PLANNER}::test_rows_are_those_of_torch",),
+        "The planner deals rows as torch does.",
+    ),
+    Mutant(
+        "planner-two-moments-of-a-matrix",
+        "vtx_scale/planner/memory.py",
+        "cut, ways, index, tp) * (each // 2)",
+        "cut, ways, index, tp) * 0",
+        (f"{PLANNER}::test_states_are_those_of_the_real_strategy",),
+        "The planner knows the state of each optimizer.",
+    ),
+    Mutant(
+        "planner-gathers-the-root-twice",
+        "vtx_scale/planner/traffic.py",
+        "micros * len(learnt.keys() - {ROOT})",
+        "micros * len(learnt.keys())",
+        (f"{PLANNER}::test_messages_are_those_of_the_real_strategy",),
+        "The planner counts the messages that a strategy sends.",
+    ),
+    Mutant(
+        "planner-never-forgets-a-tensor",
+        "vtx_scale/planner/activations.py",
+        "self.now -= self.refs.pop(key)[1]",
+        "self.refs.pop(key)",
+        (f"{PLANNER}::test_what_is_gone_is_not_alive",),
+        "Activations are those that are alive.",
+    ),
+    Mutant(
+        "no-room-is-no-reason",
+        "launch/room.py",
+        "or need <= room",
+        "or need <= 100 * room",
+        (f"{PLANNER}::test_a_run_that_cannot_lie_in_the_memory_is_refused",),
+        "A run that cannot lie in the memory is refused before anything is allocated.",
     ),
 )
 

@@ -239,6 +239,15 @@ def trained(objective: torch.nn.Module) -> list[torch.Tensor]:
     return [p for p in objective.parameters() if p.requires_grad]
 
 
+def test_what_is_gone_is_not_alive():
+    """Two of 4,000 bytes at once, five times over; then nothing."""
+    live = Live(torch.nn.Linear(2, 2))
+    with live:
+        for _ in range(5):
+            torch.ones(1_000) * 2
+    assert live.path == {0: 8_000} and live.now == 0
+
+
 class Sent(TorchDispatchMode):
     """Counts messages: collective -> calls, and bytes of the larger side."""
 
