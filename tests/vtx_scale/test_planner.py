@@ -3,12 +3,14 @@
 import contextlib
 import json
 import math
+import runpy
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -421,3 +423,14 @@ def test_whole_tensors_have_a_fullest_rank():
     parameters = [Parameter("a", (3,)), Parameter("b", (8,)), Parameter("c", (1,))]
     assert fullest(parameters, Layout("fairscale", 2)) == 1
     assert fullest(parameters, Layout("fsdp", 2)) == 0
+
+
+PAGES = Path(__file__).parents[2]
+
+
+def test_the_page_says_what_the_planner_says():
+    """Its quick tables; `benchmarks/scale.py --check` makes all of them again."""
+    page = (PAGES / "docs" / "scale.md").read_text()
+    made = runpy.run_path(str(PAGES / "benchmarks" / "scale.py"))["answered"]
+    for question in ("rank 0 at 1024", "memory"):
+        assert f"<!-- {question} -->\n{made(question)}\n<!-- end -->" in page
