@@ -17,15 +17,14 @@ from vtx_scale.launch.build import build_objective
 from vtx_scale.planner.layout import layout_of
 from vtx_scale.planner.shapes import held, parameters_of
 from vtx_scale.specs.run import System
-from vtx_scale.strategies.fsdp import FSDP, HSDP
-from vtx_scale.strategies.tp import ShardedTP
+from vtx_scale.strategies.apply import strategy_of
 
 WORLD, RANKS = 1_024, (0, 511, 1_023)
 LAYOUTS = {
-    "fsdp": (FSDP, System()),
-    "hsdp 16 x 64": (HSDP, System(replicas=16)),
-    "tp 8 x fsdp 128": (ShardedTP, System(strategy="fsdp", tp=8)),
-    "tp 2 x fsdp 512": (ShardedTP, System(strategy="fsdp", tp=2)),
+    "fsdp": System(strategy="fsdp"),
+    "hsdp 16 x 64": System(strategy="hsdp", replicas=16),
+    "tp 8 x fsdp 128": System(strategy="fsdp", tp=8),
+    "tp 2 x fsdp 512": System(strategy="fsdp", tp=2),
 }
 HEADS_62 = "dalle_12b"  # which 8 does not divide
 RECIPES = ("dalle_12b", "vit_g14_jft3b", "clip_vit_h14")
@@ -35,10 +34,10 @@ def counts(recipe: str, rank: int, name: str) -> dict[str, object]:
     """Numbers on this rank of the fake group, and what the planner says."""
     objective = build_objective(recipes.find(recipe, False), torch.float32)
     parameters = parameters_of(objective)
-    kind, system = LAYOUTS[name]
-    strategy = kind(torch.device("cpu"), system)
+    system = LAYOUTS[name]
+    strategy = strategy_of(system, WORLD, torch.device("cpu"), None)
     strategy.prepare(objective)
-    layout = layout_of(system, "hsdp" if kind is HSDP else system.strategy_at(WORLD, True), WORLD)
+    layout = layout_of(system, system.strategy_at(WORLD, False), WORLD)
     index = rank // layout.tp % layout.ways
     return {
         "recipe": recipe,
