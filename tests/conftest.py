@@ -6,6 +6,9 @@ import signal
 import pytest
 
 from tests import slow
+from tests.s3 import bucket as bucket
+from tests.s3 import s3_bucket as s3_bucket
+from tests.s3 import s3_server as s3_server
 
 # started in the background of a script: commands under test inherit it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

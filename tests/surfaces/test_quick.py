@@ -18,6 +18,7 @@ MODULES = (
     "vtx_scale.launch.run_folder",
     "vtx_scale.trainer.output",
     "vtx_scale.specs",
+    "vtx_scale.cluster.storage.pace",
     "vtx_scale.specs.run",
     "vtx_scale.specs.vit",
     "vtx_scale.specs.clip",
