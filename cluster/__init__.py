@@ -3,5 +3,5 @@
 Reading order: `job` is what a launcher and a cluster say to each other; `policy` when a run that
 keeps failing is given up; `ray_settings` what Ray must find before it is imported; `ray_train` runs
 a worker on every rank under Ray Train, and is the one file with the names of Ray that are not
-stable API; `guard` ends what Ray leaves behind.
+stable API; `guard` ends what Ray leaves behind. `storage` is buckets, and knows no Ray.
 """

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 TRIES = 8  # of one request
-SHORTEST, LONGEST = 0.1, 20.0  # seconds: the bounds of a pause before the next try
+SHORTEST, LONGEST = 0.1, 20.0  # seconds: bounds of the first and of the last pause
 RECOVERY = 10.0  # seconds in which a rate that was halved doubles
 SLOWEST, FASTEST = 4.0, 16384.0  # requests a second; the latter is no limit in practice
 TOGETHER = 0.5  # seconds within which refusals count as one: many threads meet them at once
@@ -19,8 +19,11 @@ _chance = random.SystemRandom()  # a run's own generators are left alone, and fo
 
 
 def pause(tries: int) -> float:
-    """Seconds to wait after `tries` failed tries: uniform below a bound that doubles."""
-    return _chance.uniform(0, min(LONGEST, SHORTEST * 2**tries))
+    """Seconds to wait after `tries` failed tries: uniform below a bound that grows from SHORTEST to
+    LONGEST.
+    """
+    grown = (LONGEST / SHORTEST) ** ((tries - 1) / (TRIES - 2))
+    return _chance.uniform(0, min(LONGEST, SHORTEST * grown))
 
 
 class Bucket:

@@ -102,8 +102,8 @@ class S3:
     machine's role; `AWS_ENDPOINT_URL_S3`); none is kept here, and no error names one. It can be
     pickled: each process makes a client of its own.
 
-    A request that was not answered, or with 5xx or 429, is made again, up to 8 times, after a
-    pause of full jitter between 0.1 s and 20 s; so is one that makes no progress for `patience`
+    A request that was not answered, or with 5xx, 409 or 429, is made again, 8 times in all, after
+    pauses of full jitter below 0.1 s to 20 s; so is one that makes no progress for `patience`
     seconds, and a body that ends too early. Where a server says 503, all of this process ask half
     as often. Errors are FileNotFoundError, PermissionError (401, 403, no credentials), `Changed`
     (412), and OSError.
