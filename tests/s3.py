@@ -183,7 +183,8 @@ class Proxy(socketserver.ThreadingTCPServer):
     faults: (verb, kind), each made once, on the next request of that verb: "500", "503" and "429"
     are answered in the server's place; "reset" breaks the connection before the server is asked,
     "lost" after it has done its work; "short" ends an answer in the middle of its body, "stall"
-    holds it up there until the client goes. seen: how many requests of each verb came.
+    holds it up there until the client goes; "fewer" answers in good order with half of the bytes.
+    seen: how many requests of each verb came.
     """
 
     daemon_threads = True
@@ -234,6 +235,11 @@ class Relay(socketserver.StreamRequestHandler):
             reply = b"".join(iter(lambda: there.recv(1 << 16), b""))
         if fault == "lost":
             self.reset()
+        elif fault == "fewer":
+            head, _, rest = reply.partition(b"\r\n\r\n")
+            lines = [x for x in head.split(b"\r\n") if not x.lower().startswith(b"content-length")]
+            lines.append(b"Content-Length: %d" % (len(rest) // 2))
+            self.wfile.write(b"\r\n".join(lines) + b"\r\n\r\n" + rest[: len(rest) // 2])
         elif fault in ("short", "stall"):
             head, _, rest = reply.partition(b"\r\n\r\n")
             self.wfile.write(head + b"\r\n\r\n" + rest[: len(rest) // 2])
@@ -281,8 +287,13 @@ def s3_bucket(s3_server) -> str:
 @pytest.fixture
 def bucket(s3_server, s3_bucket, monkeypatch):
     """An empty prefix of a bucket as a storage; the environment has the server's keys."""
+    return prefix_of(s3_server, s3_bucket, monkeypatch)
+
+
+def prefix_of(server: Server, bucket: str, monkeypatch):
+    """An empty prefix of a bucket as a storage, from here on in the environment."""
     from vtx_scale.cluster.storage.s3 import S3
 
-    for name, value in s3_server.environment().items():
+    for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    return S3(s3_bucket, f"some/{secrets.token_hex(6)}")
+    return S3(bucket, f"some/{secrets.token_hex(6)}")

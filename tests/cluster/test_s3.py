@@ -44,7 +44,7 @@ def services(test):
 
 
 @services
-@pytest.mark.parametrize("fault", ["500", "503", "429", "reset", "short", "stall", "lost"])
+@pytest.mark.parametrize("fault", ["500", "503", "429", "reset", "short", "fewer", "stall", "lost"])
 def test_a_read_that_fails_once_is_made_once_more(through, proxy, fault):
     proxy.faults.append(("GET", fault))
     assert through.get_range("a", 0, 300_000) == BODY
