@@ -7,7 +7,6 @@ import pytest
 
 from tests import slow
 from tests.ceph import ceph_bucket as ceph_bucket
-from tests.s3 import bucket as bucket
 from tests.s3 import s3_bucket as s3_bucket
 from tests.s3 import s3_server as s3_server
 

@@ -279,15 +279,15 @@ def proxied(server: Server) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="session")
-def s3_bucket(s3_server) -> str:
-    """One bucket: each takes seven volumes of the server."""
-    return s3_server.bucket()
+def s3_bucket(s3_server) -> tuple[Server, str]:
+    """The server and one bucket for all tests: each takes seven volumes."""
+    return s3_server, s3_server.bucket()
 
 
-@pytest.fixture
-def bucket(s3_server, s3_bucket, monkeypatch):
-    """An empty prefix of a bucket as a storage; the environment has the server's keys."""
-    return prefix_of(s3_server, s3_bucket, monkeypatch)
+def on_servers(*more):
+    """Parameters of a fixture: `more`, and the fixtures that give a server and a bucket."""
+    weed = pytest.param("s3_bucket", marks=(pytest.mark.services, pytest.mark.slow))
+    return [*more, weed, pytest.param("ceph_bucket", marks=pytest.mark.full)]
 
 
 def prefix_of(server: Server, bucket: str, monkeypatch):

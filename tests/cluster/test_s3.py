@@ -11,17 +11,27 @@ import traceback
 
 import pytest
 
-from tests.s3 import proxied
+from tests.s3 import on_servers, prefix_of, proxied
 from vtx_scale.cluster.storage import pace, s3
 from vtx_scale.data_pipeline.storage import Changed
 
-SERVED = (pytest.mark.services, pytest.mark.slow)
 BODY = os.urandom(200_000)
 
 
+@pytest.fixture(params=on_servers())
+def served(request):
+    """A server and a bucket."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def proxy(s3_server):
-    with proxied(s3_server) as proxy:
+def bucket(served, monkeypatch):
+    return prefix_of(*served, monkeypatch)
+
+
+@pytest.fixture
+def proxy(served):
+    with proxied(served[0]) as proxy:
         yield proxy
 
 
@@ -37,13 +47,6 @@ def through(bucket, proxy, monkeypatch):
     return s3.S3(bucket.bucket, bucket.prefix, patience=0.5)
 
 
-def services(test):
-    for mark in SERVED:
-        test = mark(test)
-    return test
-
-
-@services
 @pytest.mark.parametrize("fault", ["500", "503", "429", "reset", "short", "fewer", "stall", "lost"])
 def test_a_read_that_fails_once_is_made_once_more(through, proxy, fault):
     proxy.faults.append(("GET", fault))
@@ -52,7 +55,6 @@ def test_a_read_that_fails_once_is_made_once_more(through, proxy, fault):
     assert (s3._tokens.rate() < 10) == (fault == "503")
 
 
-@services
 @pytest.mark.parametrize("fault", ["500", "503", "429", "reset", "lost"])
 @pytest.mark.parametrize("verb", ["PUT", "HEAD", "DELETE"])
 def test_other_requests_are_made_once_more(through, proxy, verb, fault):
@@ -64,7 +66,6 @@ def test_other_requests_are_made_once_more(through, proxy, verb, fault):
     assert through.head("b") is None
 
 
-@services
 @pytest.mark.parametrize("fault", ["short", "stall", "500", "reset"])
 def test_a_list_is_whole_or_asked_again(through, proxy, fault):
     through.put("b", b"")
@@ -73,7 +74,6 @@ def test_a_list_is_whole_or_asked_again(through, proxy, fault):
     assert proxy.seen["GET"] == 2
 
 
-@services
 def test_a_server_that_fails_on_is_given_up(through, proxy):
     """After eight tries, in one sentence."""
     proxy.faults += [("GET", "500")] * 20
@@ -90,7 +90,6 @@ def test_a_server_that_fails_on_is_given_up(through, proxy):
     assert 4 <= time.monotonic() - begun < 30 and proxy.seen["GET"] == 16
 
 
-@services
 def test_what_no_retry_mends_is_asked_once(through, proxy, monkeypatch):
     tag = through.head("a").tag
     through.put("a", b"another")
@@ -112,7 +111,6 @@ def test_what_no_retry_mends_is_asked_once(through, proxy, monkeypatch):
     assert proxy.seen["GET"] == 4
 
 
-@services
 @pytest.mark.parametrize("fault", ["lost", "reset", "500"])
 def test_who_stored_an_object_knows_it(through, proxy, fault):
     """Though the answer was lost, and the second try was refused because of the first."""
@@ -128,7 +126,6 @@ def test_who_stored_an_object_knows_it(through, proxy, fault):
     assert through.replace_if("b", b"next", "another") is None
 
 
-@services
 @pytest.mark.parametrize("fault", ["lost", "reset", "500", "503"])
 @pytest.mark.parametrize("verb", ["POST", "PUT"])
 def test_a_file_in_parts_survives_a_fault(through, proxy, tmp_path, verb, fault):
@@ -147,26 +144,27 @@ def test_a_file_in_parts_survives_a_fault(through, proxy, tmp_path, verb, fault)
     through.put_file("b", tmp_path / "file")
     through._ask = begun
     assert through.get_range("b", 0, len(body)) == body
-    assert dict(proxy.seen) | {"HEAD": 0} == {"HEAD": 0, "GET": 1} | (
-        {"POST": 4, "PUT": 3} if verb == "POST" else {"POST": 2, "PUT": 4}
-    )
+    ended = proxy.seen["POST"] - 3, proxy.seen["PUT"] - 3
+    if verb == "PUT":
+        assert ended == (-1, 1)
+    else:  # some know an upload no more that they have ended, and say so by an error
+        assert ended[0] == 1 or fault == "lost" and ended[0] <= 3
+        assert ended[1] == 0
 
 
-@services
-def test_a_file_that_cannot_be_sent_leaves_nothing(through, proxy, s3_server, tmp_path):
+def test_a_file_that_cannot_be_sent_leaves_nothing(through, proxy, served, tmp_path):
     """No object, no parts; and the file is still there."""
     (tmp_path / "file").write_bytes(bytes(9 << 20))
     proxy.faults += [("PUT", "500")] * 16
     with pytest.raises(OSError, match="500 InternalError, 8 times"):
         through.put_file("b", tmp_path / "file")
     assert (tmp_path / "file").exists() and through.head("b") is None
-    uploads = s3_server.client().list_multipart_uploads(
-        Bucket=through.bucket, Prefix=through.prefix
+    uploads = (
+        served[0].client().list_multipart_uploads(Bucket=through.bucket, Prefix=through.prefix)
     )
     assert not uploads.get("Uploads")
 
 
-@services
 @pytest.mark.parametrize("unquoted", [False, True])
 def test_a_server_that_wants_its_tags_bare(bucket, monkeypatch, unquoted):
     """One that refuses If-Match with quotes is asked again without; once, and only where the tag
@@ -194,21 +192,22 @@ def chain(error):
         error = error.__cause__ or error.__context__
 
 
-@services
-def test_keys_are_in_no_text(through, proxy, monkeypatch, s3_server):
+def test_keys_are_in_no_text(through, proxy, monkeypatch, served):
     """Access key, secret and session token; at the lowest level of logging."""
-    planted = [s3_server.key, s3_server.secret, "token" + secrets.token_hex(20)]
+    planted = [served[0].key, served[0].secret, "token" + secrets.token_hex(20)]
     out = io.StringIO()
     handler = logging.StreamHandler(out)
     monkeypatch.setattr(logging.root, "level", logging.DEBUG)
     logging.root.addHandler(handler)
     texts = []
 
-    def fails(do):
-        with pytest.raises(OSError) as error:
+    def fails(do, must=True):
+        try:
             do()
-        texts.extend(chain(error.value))
-        texts.append("".join(traceback.format_exception(error.value)))
+            assert not must
+        except OSError as e:
+            texts.extend(chain(e))
+            texts.append("".join(traceback.format_exception(e)))
 
     try:
         through.put("b", b"")
@@ -218,7 +217,8 @@ def test_keys_are_in_no_text(through, proxy, monkeypatch, s3_server):
         proxy.faults += [("PUT", "500")] * 8
         fails(lambda: through.put("b", b""))
         monkeypatch.setenv("AWS_SESSION_TOKEN", planted[2])
-        fails(lambda: s3.S3(through.bucket, patience=0.5).put("b", b""))
+        known = s3.S3(through.bucket, patience=0.5)
+        fails(lambda: known.put("b", b""), must=False)  # Ceph does not look at the token
         monkeypatch.delenv("AWS_SESSION_TOKEN")
         planted.append("AKIA" + secrets.token_hex(8))
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", planted[-1])

@@ -11,21 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.s3 import prefix_of
+from tests.s3 import on_servers, prefix_of
 from vtx_scale.data_pipeline.storage import Changed, Folder
 
-S3_MARKS = (pytest.mark.services, pytest.mark.slow)
-SERVERS = [pytest.param("s3", marks=S3_MARKS), pytest.param("ceph", marks=pytest.mark.full)]
 
-
-@pytest.fixture(params=["folder", *SERVERS])
+@pytest.fixture(params=on_servers("folder"))
 def storage(request, tmp_path, monkeypatch):
     """A storage without an object."""
     if request.param == "folder":
         return Folder(tmp_path / "root")
-    if request.param == "ceph":
-        return prefix_of(*request.getfixturevalue("ceph_bucket"), monkeypatch)
-    return request.getfixturevalue("bucket")
+    return prefix_of(*request.getfixturevalue(request.param), monkeypatch)
 
 
 def together(count, function):

@@ -180,3 +180,19 @@ def test_a_lock_that_is_never_given_back_is_an_error(tmp_path, monkeypatch):
     with locked(tmp_path / "a"), pytest.raises(OSError, match="another process holds it"):
         folder.replace_if("a", b"second", folder.head("a").tag)
     assert folder.get_range("a", 0, 9) == b"first"
+
+
+def test_a_lock_is_the_one_that_others_find(tmp_path, monkeypatch):
+    """Its holder may remove it between one's opening it and one's locking it."""
+    plain, lock, seen = publish.flocked, tmp_path / ".a.lock", []
+
+    def late(fd):
+        if not seen:
+            lock.unlink()
+        seen.append(fd)
+        return plain(fd)
+
+    monkeypatch.setattr(publish, "flocked", late)
+    with locked(tmp_path / "a"):
+        assert lock.exists() and len(seen) == 2
+    assert not lock.exists()
