@@ -11,7 +11,6 @@ import socket
 import socketserver
 import struct
 import subprocess
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -151,7 +150,8 @@ def seaweed(folder: Path) -> Iterator[Server]:
         process.kill()
         process.wait()
         for port in ports:
-            for left in glob.glob(f"{tempfile.gettempdir()}/seaweedfs-*{port}*"):
+            # there, whatever TMPDIR says
+            for left in glob.glob(f"/tmp/seaweedfs-*{port}.sock"):
                 os.unlink(left)
 
 

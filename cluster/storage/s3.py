@@ -1,5 +1,6 @@
 """A bucket of S3 as a storage, and what its client does where a request fails."""
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -30,6 +31,7 @@ from vtx_scale.data_pipeline.storage import Changed, Head
 PATIENCE = 20.0  # seconds without any progress, then a request is made again
 PART = 8 << 20  # bytes: a file above this is sent in parts
 PARTS = 10_000  # of one object at most
+PAGE = 1000  # names of an answer
 TOGETHER = 8  # parts on their way at the same time
 FIRST = 64 << 10  # bytes that are read when an object is opened
 MARK = "vtx-put"  # metadata: which call stored an object
@@ -196,7 +198,8 @@ class S3:
 
         A try may store it and its answer be lost: the next one then finds an object. Each call
         marks what it stores (metadata `vtx-put`), so that it knows its own. Where another process
-        replaced or removed the object in between, this says False of one that it had stored.
+        replaced or removed the object in between, this says False of one that it had stored. Raises
+        OSError where no try was answered: then it may be stored or not.
         """
         mark = uuid.uuid4().hex
         reply = self._put(name, body, mark, IfNoneMatch="*")
@@ -235,7 +238,8 @@ class S3:
         server's own.
         """
         names: list[str] = []
-        asked = {"Bucket": self.bucket, "Prefix": f"{self.prefix}{prefix}", **self._payer}
+        asked = {"Bucket": self.bucket, "Prefix": f"{self.prefix}{prefix}", "MaxKeys": PAGE}
+        asked |= self._payer
         while True:
             reply = self._ask(lambda client: client.list_objects_v2(**asked))
             page = self._value(reply, prefix)
@@ -332,7 +336,8 @@ class S3:
                 self._value(reply, name)
         except BaseException:
             pool.shutdown(cancel_futures=True)
-            self._ask(lambda client: client.abort_multipart_upload(**upload))
+            with contextlib.suppress(Exception):  # one try: whoever stops a run waits for it
+                self._client().abort_multipart_upload(**upload)
             raise
         finally:
             pool.shutdown()
@@ -418,23 +423,33 @@ def client(region: str | None, patience: float) -> Any:
     Raises OSError where the endpoint is no address alone.
     """
     endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
-    if endpoint and not re.fullmatch(r"https?://[^/@?#\s]+/?", endpoint):
+    if endpoint and not re.fullmatch(r"https?://[^@?#\s]+", endpoint):
         sentence = f"{' or '.join(ENDPOINTS)} must be http://host:port or https://host:port"
-        raise Misconfigured(errno.EINVAL, f"{sentence}, without a user, a path or a query")
+        raise Misconfigured(errno.EINVAL, f"{sentence}, without a user or a query")
     region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     session = boto3.session.Session(region_name=region or ("us-east-1" if endpoint else None))
-    settings = Config(
+    if not endpoint:
+        found = session.client("s3", config=settings(patience, "auto"))
+        host = urllib.parse.urlsplit(found.meta.endpoint_url).hostname or ""
+        if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            return found
+    # an endpoint of the environment, or of a profile
+    return session.client("s3", endpoint_url=endpoint or None, config=settings(patience, "path"))
+
+
+def settings(patience: float, style: str) -> Config:
+    """What a client is made with; style: where the bucket stands in an address."""
+    return Config(
         connect_timeout=min(5.0, patience),
         read_timeout=patience,
         retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=64,
         tcp_keepalive=True,
-        s3={"addressing_style": "path" if endpoint else "auto"},
+        s3={"addressing_style": style},
         # Content-MD5 is what all servers check
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return session.client("s3", endpoint_url=endpoint or None, config=settings)
 
 
 class Misconfigured(OSError):

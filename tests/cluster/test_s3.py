@@ -74,6 +74,18 @@ def test_a_list_is_whole_or_asked_again(through, proxy, fault):
     assert proxy.seen["GET"] == 2
 
 
+@pytest.mark.parametrize("page", [1, 3, 7])
+def test_a_list_has_pages(through, proxy, monkeypatch, page):
+    """Also where the server's order is another one, and folders lie between."""
+    names = sorted(f"{'abc'[i % 3]}{'/-.'[i % 2]}{i}/x" for i in range(10))
+    for name in names:
+        through.put(name, b"")
+    monkeypatch.setattr(s3, "PAGE", page)
+    proxy.faults.append(("GET", "reset"))
+    assert list(through.list("")) == ["a", *names]
+    assert proxy.seen["GET"] >= 11 // page + 1
+
+
 def test_a_server_that_fails_on_is_given_up(through, proxy):
     """After eight tries, in one sentence."""
     proxy.faults += [("GET", "500")] * 20
@@ -289,6 +301,19 @@ def test_where_a_bucket_lies(monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     url = s3.S3("bucket")._client().generate_presigned_url("get_object", s3.S3("bucket")._at("x"))
     assert re.match(r"https://bucket\.s3\.([\w-]+\.)?amazonaws\.com/x\?", url)
+
+
+def test_an_endpoint_of_a_profile(monkeypatch, tmp_path):
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text("[profile p]\nendpoint_url = http://storage.example:9\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "p")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    storage = s3.S3("bucket")
+    url = storage._client().generate_presigned_url("get_object", storage._at("x"))
+    assert url.startswith("http://storage.example:9/bucket/x?")
 
 
 def test_a_fork_makes_its_own_client(monkeypatch):
