@@ -90,13 +90,16 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
     command = ""
+    caught: Exception | None = None
     try:
         args = parse(arguments)
         command, args.words = args.command, arguments
         return int(args.run(args) or 0)
     except UserError as e:
+        caught = e
         code, text = 2, str(e)
     except BrokenPipeError as e:
+        caught = e
         if command not in TRAINING:  # `vtx ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
@@ -104,13 +107,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         code, text = 130, "interrupted"
     except OSError as e:
+        caught = e
         code, text = 1, sentence(e)
         if e.errno == errno.ENOSPC and e.filename is None and command not in TRAINING:
             text = f"stdout: {text}"  # the files that a command writes have names
     except Exception as e:  # ours to mend: a sentence all the same
+        caught = e
         code, text = 1, f"{type(e).__name__}: {e} ('vtx --debug ...' shows where)"
-    if "--debug" in arguments and code != 130:
-        traceback.print_exc()
+    if "--debug" in arguments and caught is not None:
+        traceback.print_exception(caught)
     say(f"vtx: {text}")
     return code
 

@@ -24,7 +24,7 @@ from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch.paths import checkpoints_of
-from vtx_scale.trainer.control import NotFinite
+from vtx_scale.trainer.control import Elsewhere, NotFinite
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.output import Ledger, written
 
@@ -51,10 +51,15 @@ def read(folder: Path) -> list[Decision]:
     Raises UserError for one that cannot be read or that this version does not know.
     """
     store = Folder(folder / "decisions")
+    names = [name for name in store.list("") if name.endswith(".json")]
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"decisions/{name} has no number: name it as 00000001.json, the next one there is."
+            )
     return [
-        decision(f"decisions/{name}", store.get_range(name, 0, 1 << 20), int(found[1]))
-        for name in store.list("")
-        if (found := NAME.fullmatch(name))
+        decision(f"decisions/{name}", store.get_range(name, 0, 1 << 20), int(name[:8]))
+        for name in names
     ]
 
 
@@ -80,7 +85,7 @@ def decision(name: str, body: bytes, number: int) -> Decision:
 def shared(folder: Path, ranks: Ranks, device: torch.device) -> list[Decision]:
     """The decisions as rank 0 sees them, on every rank.
 
-    Raises UserError, on rank 0 with the reason, where one cannot be read.
+    Raises UserError on rank 0 where one cannot be read, Elsewhere on the others.
     """
     found: list[Decision] = []
     fault: UserError | None = None
@@ -94,7 +99,7 @@ def shared(folder: Path, ranks: Ranks, device: torch.device) -> list[Decision]:
     if fault is not None:
         raise fault
     if failed:
-        raise UserError("rank 0 says which decision cannot be read.")
+        raise Elsewhere(2)
     rows = torch.zeros(int(count), 3, dtype=torch.float64, device=device)
     for k, d in enumerate(found):
         rows[k] = torch.tensor([d.number, d.step, d.position], dtype=torch.float64)
@@ -179,12 +184,16 @@ def roll_back(folder: Path, window: Window, step: int, position: int) -> Decisio
             f"The run went back to step {target} {SAME_STEP} times and is no better up to step "
             f"{step}: lower optim.lr, or look at the samples that ledger.jsonl names."
         )
+    samples = spiked(folder)  # the ledger's lines beyond the target are cut
     entry = {
         "kind": "roll_back",
         "step": target,
         "position": position,
         "from": step,
-        "spikes": [{"step": n.step, "loss": n.loss, "norm": n.norm} for n in window.spikes()],
+        "spikes": [
+            {"step": n.step, "loss": n.loss, "norm": n.norm, "samples": samples.get(n.step, [])}
+            for n in window.spikes()
+        ],
         "time": time.time(),
     }
     failpoint(f"before-decision-{step}")
@@ -195,6 +204,15 @@ def roll_back(folder: Path, window: Window, step: int, position: int) -> Decisio
         raise OSError(f"{folder}/decisions/{made.name}.json was written by another process.")
     failpoint(f"decision-{step}")
     return made
+
+
+def spiked(folder: Path) -> dict[int, list[int]]:
+    """Step -> the samples that the ledger names of its spike."""
+    found: dict[int, list[int]] = {}
+    for row in written(folder / "ledger.jsonl"):
+        if row.get("kind") == "skip" and row.get("reason") == "spike":
+            found.setdefault(row["step"], []).extend(row.get("samples", []))
+    return found
 
 
 def on_the_way(folder: Path, step: int, decisions: Iterable[Decision]) -> bool:

@@ -30,7 +30,7 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
     # rank 0 announces, the ranks lose patience, and a second request is followed below
     requests.announces, requests.patience = False, math.inf
     requests.repeated = lambda number: None
-    best, failures = newest(folder), 0
+    last, failures = newest(folder), 0
     with requests.listen():
         while True:
             code = once(request, world)
@@ -44,8 +44,8 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
                 say("vtx: asked to leave, no step is lost by it: run the same command again.")
                 return 75
             now = newest(folder)
-            failures = 1 if now > best else failures + 1
-            best = max(best, now)
+            failures = 1 if now != last else failures + 1  # a roll-back begins at an older one
+            last = now
             if failures > RETRIES:
                 say(
                     f"the workers failed {failures} times without a new checkpoint: "

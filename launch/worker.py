@@ -52,7 +52,7 @@ from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.apply import apply, strategy_of
 from vtx_scale.strategies.base import Base
-from vtx_scale.trainer.control import Control, NotFinite
+from vtx_scale.trainer.control import Control, Elsewhere, NotFinite
 from vtx_scale.trainer.flops import peak_flops, training_flops
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.init import initialise_slices
@@ -104,6 +104,8 @@ def outcome(attempt: Callable[[], int], folder: Path, debug: bool) -> tuple[int,
         return 75, "asked to leave, and no step is lost by it: run the same command again."
     except UserError as e:
         code, text = 2, str(e)
+    except Elsewhere as e:
+        return e.code, ""
     except NotFinite as e:
         code, text = 3, str(e)
     except (torch.cuda.OutOfMemoryError, MemoryError) as e:
@@ -187,7 +189,7 @@ def join(
         dist.broadcast(common, 0)
         epoch = int(common.item())
         if epoch < 0 and fault is None:
-            raise UserError("rank 0 says why this run cannot begin.")
+            raise Elsewhere(2)
     if fault is not None:
         raise fault
     resolved = replace(resolve_data(run, folder=folder), system=run.system)
@@ -320,8 +322,7 @@ def roll_back(parts: Parts, log: Log) -> None:
     if fault is not None:
         raise fault
     if failed:
-        text = "rank 0 says why the run cannot go back."
-        raise NotFinite(text) if often else OSError(text)
+        raise Elsewhere(3 if often else 1)
 
 
 def fit(parts: Parts, restored: bool) -> int | None:

@@ -214,7 +214,7 @@ MUTANTS = (
     Mutant(
         "failures-add-up",
         "vtx_scale/launch/local.py",
-        "failures = 1 if now > best else failures + 1",
+        "failures = 1 if now != last else failures + 1",
         "failures = failures + 1",
         (f"{COUNTS}::test_progress_sets_a_launchers_failures_back",),
         "A launcher gives up after starts in a row that saved nothing.",
@@ -289,7 +289,7 @@ MUTANTS = (
     Mutant(
         "spikes-in-the-median",
         "vtx_scale/trainer/guard.py",
-        "self.beyond(norm, [n.norm for n in self.numbers if not n.spike])",
+        "self.beyond(norm, [n.norm for n in sound])",
         "self.beyond(norm, [n.norm for n in self.numbers])",
         (f"{GUARD}::test_a_spike_is_beyond_the_median_of_sound_steps",),
         "A spike does not make the next one look sound.",

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.runs import COLOUR, SMALL, lines, smoke, train_on_ranks, vtx
-from vtx_scale.checkpoints.format import manifest_name
+from vtx_scale.checkpoints.format import manifest_name, steps
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import local, worker
 from vtx_scale.launch.paths import checkpoints_of
@@ -39,7 +39,7 @@ def test_bad_samples_are_forgotten_behind_the_window():
 
 def launched(tmp_path, monkeypatch, starts):
     """The code of a launcher whose starts save a checkpoint at a step, or nothing, and then die;
-    after them one comes to the end.
+    below 0: one that goes back removes later ones. After them one comes to the end.
     """
     coming = iter(starts)
 
@@ -48,7 +48,10 @@ def launched(tmp_path, monkeypatch, starts):
         if step == "end":
             return 0
         if step is not None:
-            checkpoints_of(tmp_path).put(manifest_name(step), b"")
+            stored = checkpoints_of(tmp_path)
+            for later in steps(stored) if step < 0 else ():
+                stored.delete(manifest_name(later))
+            stored.put(manifest_name(abs(step)), b"")
         return -signal.SIGKILL
 
     monkeypatch.setattr(local, "once", once)
@@ -64,6 +67,7 @@ def launched(tmp_path, monkeypatch, starts):
         ([None, None, None], 0),
         ([None, None, None, None], 1),
         ([10, 10, 10, 10], 1),
+        ([100, -60, 70, 80, 90], 0),
     ],
 )
 def test_progress_sets_a_launchers_failures_back(tmp_path, monkeypatch, starts, code):

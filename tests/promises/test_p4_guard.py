@@ -119,6 +119,17 @@ def test_a_spike_is_beyond_the_median_of_sound_steps():
     assert judged(Guard(), [*plain, (1e9, 1e9)]) == [False] * 4
 
 
+def test_a_guard_that_is_turned_on_late_waits_for_numbers():
+    """A median of one or two says nothing, however far the run is."""
+    guard = Guard(factor=3.0, after=20, many=1, window=40)
+    late = Window(guard)
+    verdicts = [late.judge(step, 9.0 if step % 2 else 1.0, 1.0) for step in range(5000, 5010)]
+    assert not any(verdicts)
+    for step in range(5010, 5030):
+        late.judge(step, 1.0, 1.0)
+    assert late.judge(5030, 9.0, 1.0)
+
+
 def test_a_window_forgets_and_goes_on_from_its_state():
     guard = Guard(factor=2.0, after=1, many=1, window=4)
     rows = [(1.0, 1.0), (9.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (9.0, 1.0), (1.0, 9.0)]
@@ -158,6 +169,25 @@ def test_a_decision_that_cannot_be_read_is_refused(tmp_path, body, words):
     (tmp_path / "decisions" / "00000001.json").write_text(body)
     with pytest.raises(UserError, match=words):
         decisions.read(tmp_path)
+
+
+def test_a_decision_without_a_number_is_refused(tmp_path):
+    (tmp_path / "decisions").mkdir()
+    (tmp_path / "decisions" / "1.json").write_text("{}")
+    with pytest.raises(UserError, match="decisions/1.json has no number"):
+        decisions.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_rank_0s_reason_is_said_whoever_is_first(tmp_path):
+    """The other rank, which cannot know it, says nothing."""
+    keys = ("steps=4", "system.world=2")
+    train(tmp_path / "run", *keys, "system.leave_after=2", recipe=COLOUR, code=75)
+    (tmp_path / "run" / "decisions").mkdir()
+    (tmp_path / "run" / "decisions" / "00000001.json").write_text("no JSON")
+    for _ in range(3):
+        refused = train(tmp_path / "run", *keys, recipe=COLOUR, code=2).stderr
+        assert refused.count("vtx: ") == 1 and "00000001.json is no decision" in refused
 
 
 @pytest.mark.parametrize("wrong", ["guard.factor=0.5", "guard.many=100", "guard.after=0"])

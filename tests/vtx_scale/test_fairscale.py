@@ -54,6 +54,14 @@ def test_adafactor_sees_whole_matrices(alone, tmp_path):
     assert_same_run(tmp_path / "run", alone("vit_g14_jft3b", "steps=8"))
 
 
+def test_adafactor_goes_on_from_its_own_and_from_others(alone, tmp_path):
+    """Of a parameter that another rank owns there are the same keys, with nothing in them."""
+    keys = ("steps=6", "system.leave_after=2")
+    for strategy, world, code in (("fairscale", 2, 75), ("ddp", 2, 75), ("fairscale", 3, 0)):
+        train_on_ranks(tmp_path / "run", world, strategy, *keys, recipe="vit_g14_jft3b", code=code)
+    assert_same_run(tmp_path / "run", alone("vit_g14_jft3b", "steps=6"))
+
+
 def test_limits_bite(alone, tmp_path):
     keys = ("steps=8", "objective.scale=20", "objective.scale_limit=14")
     train_on_ranks(tmp_path / "run", 2, "fairscale", *keys)

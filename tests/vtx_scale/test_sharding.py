@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from tests.ranks import gathered, on_ranks
 from tests.runs import assert_same_bits, losses, train_on_ranks
-from vtx_scale.distributed.sharding import Place, boxes_of_flat, slices_at
+from vtx_scale.blocks.rules import Rule, zeros
+from vtx_scale.distributed.sharding import Leaf, Place, boxes_of_flat, slices_at
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.override import override
 from vtx_scale.launch.recipes import find
+from vtx_scale.strategies.base import part_number
 
 SHAPES = st.lists(st.integers(1, 5), max_size=4).map(tuple)
 
@@ -44,6 +46,20 @@ def test_slices_are_views_of_their_boxes(shape, data):
     for part in slices:
         part.tensor.copy_(whole[tuple(slice(a, b) for a, b in part.box)])
     assert torch.equal(here, torch.arange(lo, hi, dtype=torch.float32))
+
+
+def test_no_two_parts_of_a_large_model_have_one_number():
+    """Of the parameters of CLIP ViT-H/14 in 512 shards."""
+    objective = build_objective(find("clip_vit_h14"), torch.float32)
+    numbers, count = set(), 0
+    for name, p in objective.named_parameters():
+        shape, rows = tuple(p.shape), -(-p.shape[0] // 512)
+        for first in range(0, shape[0], rows):
+            box = ((first, min(first + rows, shape[0])), *((0, n) for n in shape[1:]))
+            leaf = Leaf(name, shape, Rule(".*", zeros), (box,), p)
+            numbers.add(part_number(leaf))
+            count += 1
+    assert len(numbers) == count > 100_000
 
 
 def of_this_rank(strategy: str, recipe: str, *keys: str):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.ranks import on_ranks
+from tests.runs import losses, train_on_ranks
 from tests.vtx_scale.shares import CELLS, PATTERNS, SLOTS, alone, assert_equal, by_pattern, whole
 from vtx_scale.backbones.captioner import Captioner
 from vtx_scale.blocks.rules import Rule, table_of, zeros
@@ -349,3 +350,14 @@ def test_captions_are_compared():
         captions_evaluator({"caption_ids": lambda x: right}, [batch], None, Ranks())["exact"] == 1
     )
     assert np.isclose(scores["right"], 1 - 1 / int(batch["length"][batch.valid].sum()))
+
+
+@pytest.mark.slow
+def test_lookahead_goes_on_where_some_parameters_rested(tmp_path):
+    """DINO's last layer rests at first: its slow weights count its own steps."""
+    keys = ("steps=8", "optim.kind=lookahead", "optim.lookahead=3")
+    train_on_ranks(tmp_path / "one", 1, "single", *keys, recipe="dino_vit_s16")
+    leave = "system.leave_after=5"
+    train_on_ranks(tmp_path / "two", 1, "single", *keys, leave, recipe="dino_vit_s16", code=75)
+    train_on_ranks(tmp_path / "two", 1, "single", *keys, recipe="dino_vit_s16")
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")

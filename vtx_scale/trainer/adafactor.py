@@ -90,12 +90,12 @@ class Adafactor(torch.optim.Optimizer):
                 "step": torch.zeros(()),
                 "exp_avg": torch.zeros_like(p, dtype=torch.bfloat16),
             }
-            dims = factored(leaf.shape) if p.ndim == len(leaf.shape) else None
+            dims = factored(leaf.shape)
             if dims is None:
                 state["exp_avg_sq"] = torch.zeros_like(p)
             else:
                 for kind, gone in zip(("col", "row"), dims, strict=True):
-                    shape = [n for d, n in enumerate(p.shape) if d != gone]
+                    shape = [n for d, n in enumerate(p.shape) if d != gone] if leaf.boxes else [0]
                     state[f"exp_avg_sq_{kind}"] = p.new_zeros(shape)
             self.state[p] = state
 

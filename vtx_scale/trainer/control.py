@@ -9,6 +9,14 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.trainer.leave import requests
 
 
+class Elsewhere(Exception):
+    """Another rank says why the run ends. code: the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"another rank ends the run with {code}")
+        self.code = code
+
+
 class NotFinite(Exception):
     """More steps in a row than allowed had a loss or a gradient that is not finite."""
 

@@ -33,9 +33,16 @@ class Window:
         """Whether a step (from 1) with a finite loss and norm is a spike; it is remembered."""
         if not self.guard.factor:
             return False
-        spike = step > self.guard.after and (
-            self.beyond(loss, [n.loss for n in self.numbers if not n.spike])
-            or self.beyond(norm, [n.norm for n in self.numbers if not n.spike])
+        sound = [n for n in self.numbers if not n.spike]
+        # of a run in which it is turned on late too: a median of one says nothing
+        enough = len(sound) >= min(self.guard.after, self.guard.window) // 2
+        spike = (
+            step > self.guard.after
+            and enough
+            and (
+                self.beyond(loss, [n.loss for n in sound])
+                or self.beyond(norm, [n.norm for n in sound])
+            )
         )
         self.numbers.append(Numbers(step, loss, norm, spike))
         self.numbers = [n for n in self.numbers if n.step > step - self.guard.window]

@@ -32,7 +32,10 @@ class Lookahead(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         pairs: list[tuple[Tensor, dict[str, Any]]] = [
-            (p, self.state[p]) for g in self.param_groups for p in g["params"]
+            (p, self.state[p])
+            for g in self.param_groups
+            for p in g["params"]
+            if p.grad is not None  # one that rests does not count its steps
         ]
         for p, state in pairs:
             # values may have come from elsewhere since the optimizer was made
