@@ -1,6 +1,7 @@
 """P3, committed whole or not there: at every moment of a save, what has a manifest opens."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -276,6 +277,68 @@ def test_a_writer_that_is_stuck_is_replaced_and_commits_nothing(tmp_path):
     stuck.join()
     assert writer.error is None and [r["step"] for r in listing(storage, deep=True)] == [2]
     assert torch.equal(saved(tmp_path, 2)[0]["param/a"], torch.full((6, 4), 2.0))
+
+
+@pytest.mark.parametrize("where", ["held", "put_if_absent"])
+def test_a_dropped_save_that_wakes_late_costs_no_checkpoint(tmp_path, where):
+    """It sleeps just before its manifest or while that is put, and others clear meanwhile: what it
+    has then is nothing or whole, and what was there before stays.
+    """
+    awake, asleep, armed = threading.Event(), threading.Event(), threading.Event()
+
+    def sleep():
+        if armed.is_set():
+            armed.clear()
+            asleep.set()
+            assert awake.wait(30)
+
+    class Slow(Folder):
+        def put_if_absent(self, name, body):
+            if where == "put_if_absent":
+                sleep()
+            return super().put_if_absent(name, body)
+
+    held = sleep if where == "held" else lambda: None
+    writer = Writer(Slow(tmp_path / "checkpoints"), 0, 1, "a", 1, held=held, patience=0.2)
+    writer._look = math.inf  # the lease is asked for by the thread alone
+    writer.save(6, slices(6), {})
+    writer.wait()
+    armed.set()
+    writer.save(7, slices(7), {})
+    assert asleep.wait(20)
+    time.sleep(0.3)
+    thread = writer.thread
+    writer.abandon()
+    writer.clear()
+    writer.error = None
+    awake.set()
+    thread.join()
+    found = listing(Folder(tmp_path / "checkpoints"), deep=True)
+    assert [r["step"] for r in found] == ([6] if where == "held" else [6, 7])
+    assert all(r["valid"] for r in found), found
+    assert writer.committed == 6 and writer.error is None
+    writer.clear()
+    assert (tmp_path / "checkpoints" / "step-00000007").exists() == (where != "held")
+
+
+def test_what_cannot_be_removed_costs_no_save(tmp_path):
+    """The save counts; what else can be removed is removed."""
+
+    class Busy(Folder):
+        def delete(self, name):
+            if name.startswith("step-00000001/manifest"):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
+            super().delete(name)
+
+    storage = Busy(tmp_path / "checkpoints")
+    writer = Writer(storage, 0, 1, "a", 1)
+    for step in (1, 2, 3):
+        writer.save(step, slices(step), {})
+        writer.wait()
+        assert writer.error is None and writer.committed == step
+    assert [r["step"] for r in listing(storage, deep=True)] == [1, 3]
+    with pytest.raises(OSError, match="step-00000001"):
+        prune(storage, 1)
 
 
 @pytest.mark.parametrize("after", range(4))

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,8 @@ class Writer:
         self.keep, self.epoch, self.held, self.stays = keep, epoch, held, stays
         self.patience = patience
         self.thread: threading.Thread | None = None
+        self.stuck: dict[int, threading.Thread] = {}  # abandoned saves that may still wake, by step
+        self.step = 0  # of the newest save
         self.lost = False  # another job writes here
         self.stop = threading.Event()  # of the save under way
         self._error: str | None = None
@@ -147,7 +149,7 @@ class Writer:
                 }
             )
         self.error, self.lost, self.stop = None, False, threading.Event()
-        self._began = time.monotonic()
+        self.step, self._began = step, time.monotonic()
         size = sum(t.numel() * t.element_size() for t in self.staged.values())
         self._limit = self.patience + size / SLOW
         work = Work(step, self.staged, self.sums, table, state, self.stop)
@@ -169,13 +171,18 @@ class Writer:
             self.thread.join(max(0.0, min(self._began + self._limit - time.monotonic(), 60.0)))
             if self.thread.is_alive():
                 self.staged = {}  # its own
+                self.stuck[self.step] = self.thread
             self.thread = None
 
     def clear(self) -> None:
-        """Remove what saves that were not committed have left: on rank 0, when no rank writes."""
+        """Remove what saves that were not committed have left: on rank 0, when no rank writes.
+
+        The files of a save that is stuck stay as long as it is: the manifest may be on its way.
+        """
         if self.rank == 0:
+            self.stuck = {step: t for step, t in self.stuck.items() if t.is_alive()}
             with contextlib.suppress(OSError):  # it costs room, and no save
-                sweep(self.storage)
+                sweep(self.storage, but=self.stuck)
 
     def _guarded(self, work: "Work") -> None:
         try:
@@ -206,11 +213,14 @@ class Writer:
         if self.rank == 0 and (files := self._files(work)) is not None:
             failpoint(f"before-manifest-{step}")
             about = {"format": FORMAT, "epoch": self.epoch, "step": step, "files": files}
-            self._commit(step, seal({**about, **work.state}))
+            if not self._commit(work, seal({**about, **work.state})) or work.stop.is_set():
+                return
             self.committed = step
             failpoint(f"after-manifest-{step}")
-            self.held()
-            prune(self.storage, self.keep, self.stays)
+            with contextlib.suppress(OSError):  # it costs room, and not the save
+                self.held()
+                if not work.stop.is_set():
+                    prune(self.storage, self.keep, self.stays)
 
     def _files(self, work: "Work") -> dict[str, dict[str, Any]] | None:
         """What the manifest says of every rank's files; None where the save is abandoned."""
@@ -229,7 +239,7 @@ class Writer:
             table, body = found
             files[data_of(name)] = {"size": table["size"], "sha256": table["sha256"]}
             files[name] = {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-        return None if work.stop.is_set() else files
+        return files
 
     def _table(self, step: int, name: str) -> tuple[dict[str, Any], bytes] | None:
         """A rank's table and its bytes; None where this start of the run has not written it yet.
@@ -244,17 +254,19 @@ class Writer:
         table = unseal(body, name)
         return (table, body) if table["attempt"] == self.attempt else None
 
-    def _commit(self, step: int, manifest: bytes) -> None:
+    def _commit(self, work: Work, manifest: bytes) -> bool:
         """Put the manifest where there is none; in place of a damaged one, or of one that this
-        run's earlier starts wrote, where the step was redone.
+        run's earlier starts wrote, where the step was redone. False where the save is abandoned.
 
         Raises Lost where the lease is another's.
         """
-        name = manifest_name(step)
+        step, name = work.step, manifest_name(work.step)
         while True:
             self.held()
+            if work.stop.is_set():  # also while it waited for the lease
+                return False
             if self.storage.put_if_absent(name, manifest):
-                return
+                return True
             head = self.storage.head(name)
             if head is None:
                 continue
@@ -263,9 +275,12 @@ class Writer:
                     f"{folder_name(step)} was saved by another job, which has the run since "
                     f"(epoch {epoch}, this one's is {self.epoch})"
                 )
+            if work.stop.is_set():
+                return False
             if self.storage.replace_if(name, manifest, head.tag) is not None:
-                sweep(self.storage, step)  # the files of the manifest that was there
-                return
+                with contextlib.suppress(OSError):
+                    sweep(self.storage, step)  # the files of the manifest that was there
+                return True
 
 
 def copied(tensor: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
@@ -302,11 +317,19 @@ def reason(e: Exception, name: str) -> str:
 def prune(
     storage: Storage, keep: int, stays: Callable[[list[int]], set[int]] = lambda there: set()
 ) -> list[int]:
-    """Remove all but the newest `keep` checkpoints and those that stay; the steps removed."""
-    there = steps(storage)
+    """Remove all but the newest `keep` checkpoints and those that stay; the steps removed.
+
+    Raises OSError where one cannot be removed, after all that can be.
+    """
+    there, fault = steps(storage), None
     gone = sorted(set(there[: -keep if keep > 0 else None]) - stays(there))
     for step in gone:
-        remove(storage, step)
+        try:
+            remove(storage, step)
+        except OSError as e:
+            fault = fault or e
+    if fault is not None:
+        raise fault
     return gone
 
 
@@ -319,11 +342,11 @@ def remove(storage: Storage, step: int) -> None:
         storage.delete(name)
 
 
-def sweep(storage: Storage, step: int | None = None) -> None:
+def sweep(storage: Storage, step: int | None = None, but: Container[int] = ()) -> None:
     """Remove what belongs to no checkpoint: files in a folder without a manifest, and those of
     other saves beside one that can be read. For the holder of the lease, when nothing is saved.
 
-    step: of this one alone.
+    step: of this one alone. but: steps that are let be.
     """
     committed = set(steps(storage))
     named: dict[int, set[str] | None] = {}  # None: one whose manifest tells nothing
@@ -332,6 +355,8 @@ def sweep(storage: Storage, step: int | None = None) -> None:
         if not found:
             continue
         of = -1 if found[1].startswith(".") else int(found[1].removeprefix("step-"))
+        if of in but:
+            continue
         if of in committed:
             if of not in named:
                 named[of] = names_of(storage, of)
