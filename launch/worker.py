@@ -175,25 +175,28 @@ def join(
     the run, the lease where it is rank 0 that holds it, and its epoch.
     """
     lease, fault, epoch = None, None, 0
-    if rank == 0:
-        try:
-            run = resolve_data(run, say, folder)
-            data = refuse(run, folder, world)
-            lease = run_folder.acquire_lease(folder)
-            prepare_folder(run, folder, data, fork)
-        except (UserError, OSError) as e:
-            fault = e
-        epoch = -1 if fault is not None or lease is None else lease.epoch
-    if world > 1:
-        common = torch.tensor([epoch])
-        dist.broadcast(common, 0)
-        epoch = int(common.item())
-        if epoch < 0 and fault is None:
-            raise Elsewhere(2)
-    if fault is not None:
-        raise fault
-    resolved = replace(resolve_data(run, folder=folder), system=run.system)
-    return held(resolved, folder, run_folder.outside_of(folder)), lease, epoch
+    with contextlib.ExitStack() as taken:  # whatever ends this gives the lease back
+        if rank == 0:
+            try:
+                run = resolve_data(run, say, folder)
+                data = refuse(run, folder, world)
+                lease = taken.enter_context(run_folder.acquire_lease(folder))
+                prepare_folder(run, folder, data, fork)
+            except (UserError, OSError) as e:
+                fault = e
+            epoch = -1 if fault is not None or lease is None else lease.epoch
+        if world > 1:
+            common = torch.tensor([epoch])
+            dist.broadcast(common, 0)
+            epoch = int(common.item())
+            if epoch < 0 and fault is None:
+                raise Elsewhere(2)
+        if fault is not None:
+            raise fault
+        resolved = replace(resolve_data(run, folder=folder), system=run.system)
+        run = held(resolved, folder, run_folder.outside_of(folder))
+        taken.pop_all()
+    return run, lease, epoch
 
 
 @dataclass

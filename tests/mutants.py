@@ -636,6 +636,14 @@ MUTANTS = (
         "The best checkpoint stays, whichever way its number is better.",
     ),
     Mutant(
+        "prune-counts-what-was-abandoned",
+        "launch/checkpoints.py",
+        "decisions.sweep(folder, decisions.read(folder))",
+        "pass",
+        (f"{RETENTION}::test_prune_removes_what_was_abandoned_and_not_what_it_goes_back_to",),
+        "What was abandoned takes no place of a checkpoint.",
+    ),
+    Mutant(
         "prunes-a-living-run",
         "launch/checkpoints.py",
         "with run_folder.acquire_lease(folder):",
@@ -676,10 +684,18 @@ MUTANTS = (
     Mutant(
         "no-lease-under-torchrun",
         "vtx_scale/launch/worker.py",
-        "lease = run_folder.acquire_lease(folder)",
+        "lease = taken.enter_context(run_folder.acquire_lease(folder))",
         "lease = None",
         (f"{COUNTS}::test_two_writers_are_refused_under_torchrun_too",),
         "A folder has one writer, whoever started it.",
+    ),
+    Mutant(
+        "a-refusal-keeps-the-lease",
+        "vtx_scale/launch/worker.py",
+        "lease = taken.enter_context(run_folder.acquire_lease(folder))",
+        "lease = run_folder.acquire_lease(folder)",
+        (f"{COUNTS}::test_a_rank_that_is_refused_gives_the_lease_back",),
+        "Who may not begin holds nothing.",
     ),
     # --- factors of gradients
     Mutant(

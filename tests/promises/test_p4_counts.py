@@ -7,9 +7,10 @@ import pytest
 
 from tests.runs import COLOUR, SMALL, lines, smoke, train_on_ranks, vtx
 from vtx_scale.checkpoints.format import manifest_name, steps
+from vtx_scale.checkpoints.lease import holder, newest
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import local, worker
-from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.paths import checkpoints_of, lease_of
 from vtx_scale.launch.run_folder import acquire_lease
 from vtx_scale.trainer.control import BadLimit
 from vtx_scale.trainer.output import truncate_logs_after
@@ -93,6 +94,17 @@ def test_a_rank_of_another_launcher_takes_the_lease(tmp_path):
         acquire_lease(tmp_path)
     lease.close()
     acquire_lease(tmp_path).close()
+
+
+def test_a_rank_that_is_refused_gives_the_lease_back(tmp_path):
+    """Another run is in the folder: the process may live on, its lease must not."""
+    run = smoke(recipe=COLOUR)
+    worker.join(run, tmp_path, False, 0, 1)[1].close()
+    checkpoints_of(tmp_path).put(manifest_name(1), b"")
+    with pytest.raises(UserError, match="holds another run"):
+        worker.join(smoke("optim.lr=7", recipe=COLOUR), tmp_path, False, 0, 1)
+    epochs = lease_of(tmp_path)
+    assert newest(epochs) == 2 and holder(epochs, 2)["state"] == "released"
 
 
 def test_two_writers_are_refused_under_torchrun_too(tmp_path):

@@ -12,8 +12,9 @@ from tests.vtx_scale.test_living_run import publish
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.checkpoints.write import prune
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.evaluators import NAMES
-from vtx_scale.launch import override
+from vtx_scale.launch import checkpoints, override
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.retention import direction, stays
 from vtx_scale.launch.run_folder import acquire_lease
@@ -109,6 +110,25 @@ def test_prune_removes_what_the_rules_let_go_and_is_refused_while_a_job_writes(t
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [2, 4, 6]
     assert not left.parent.exists()
+
+
+def test_prune_removes_what_was_abandoned_and_not_what_it_goes_back_to(tmp_path):
+    """A run that went back from step 6 to step 3 and has saved nothing since."""
+    folder = tmp_path / "run"
+    publish(folder, 9, 6)
+    body = {"recipe": override.to_dict(recipe("checkpoint.keep=2"))}
+    (folder / "run.json").write_text(json.dumps(body))
+    Folder(folder / "decisions").put(
+        "00000001.json", b'{"kind": "roll_back", "step": 3, "position": 48}'
+    )
+    checkpoints.clear(folder)
+    assert steps(checkpoints_of(folder)) == [2, 3]
+    Folder(folder / "decisions").put(
+        "00000002.json", b'{"kind": "roll_back", "step": 1, "position": 48}'
+    )
+    with pytest.raises(UserError, match="no checkpoint from before is left"):
+        checkpoints.clear(folder)
+    assert steps(checkpoints_of(folder)) == [2, 3]
 
 
 @pytest.mark.slow
