@@ -636,6 +636,22 @@ MUTANTS = (
         "The best checkpoint stays, whichever way its number is better.",
     ),
     Mutant(
+        "no-checkpoint-before-the-window",
+        "launch/retention.py",
+        " | set(now and [max(now)])",
+        "",
+        (f"{RETENTION}::test_a_checkpoint_before_the_guards_window_stays[500]",),
+        "A guard has a checkpoint to go back to, however seldom a run saves.",
+    ),
+    Mutant(
+        "auto-saves-nothing-to-keep",
+        "vtx_scale/trainer/loop.py",
+        " or to_keep(run, step)",
+        "",
+        (f"{RETENTION}::test_a_run_under_auto_keeps_them",),
+        "What is to be kept is saved.",
+    ),
+    Mutant(
         "prune-counts-what-was-abandoned",
         "launch/checkpoints.py",
         "decisions.sweep(folder, decisions.read(folder))",

@@ -16,11 +16,12 @@ from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.evaluators import NAMES
 from vtx_scale.launch import checkpoints, override
 from vtx_scale.launch.paths import checkpoints_of
-from vtx_scale.launch.retention import direction, stays
+from vtx_scale.launch.retention import before_window, direction, stays
 from vtx_scale.launch.run_folder import acquire_lease
 from vtx_scale.specs.run import Evaluation
 from vtx_scale.trainer import cadence
 from vtx_scale.trainer.cadence import Cadence
+from vtx_scale.trainer.loop import to_keep
 
 
 def recipe(*keys, name="zero_shot"):
@@ -38,6 +39,24 @@ def test_milestones_stay(tmp_path):
     chosen = stays(recipe("checkpoint.keep_every=10"), tmp_path)
     assert chosen([5, 10, 15, 20, 35]) == {10, 20}
     assert stays(recipe(), tmp_path)([5, 10]) == set()
+
+
+@pytest.mark.parametrize("every", [1, 7, 30, 99, 100, 101, 250, 500])
+def test_a_checkpoint_before_the_guards_window_stays(every):
+    """A run saves every so many steps, and all but the newest one and what stays is removed: at
+    any step there is one from before the window, and not more than three windows before, or two
+    saves; and never more than four.
+    """
+    window, there = 100, []
+    for step in range(1, 12 * max(window, every)):
+        if step % every == 0:
+            there = sorted(before_window([*there, step], window) | {step})
+            assert len(there) <= 4
+        early = [s for s in there if s <= step - window]
+        assert early or step < window + every
+        assert not early or max(early) > step - max(3 * window, window + 2 * every)
+    assert before_window([500, 1000, 1500], 100) >= {1000}
+    assert before_window([], 100) == set()
 
 
 @pytest.mark.parametrize(
@@ -207,6 +226,32 @@ def test_a_run_says_how_often_it_saves(tmp_path):
     found = steps(checkpoints_of(folder))
     assert found[0] == 1 + cadence.WARM and found[-1] == 60 and len(found) > 2
     assert len(lines(folder / "metrics.jsonl")) == 60
+
+
+def test_auto_saves_what_is_to_be_kept():
+    """Multiples of keep_every, and where the evaluator of best looks; a number is the user's."""
+
+    def at(*keys):
+        run = recipe("steps=20", *keys)
+        return [step for step in range(1, 20) if to_keep(run, step)]
+
+    auto, best = "checkpoint.every=auto", "checkpoint.best=zero_shot/top1"
+    assert at(auto) == at(auto, "evaluate.0.every=5") == at(auto, best) == []
+    assert at(auto, "checkpoint.keep_every=6") == [6, 12, 18]
+    assert at(auto, best, "evaluate.0.every=5") == [5, 10, 15]
+    assert at("checkpoint.every=4", best, "checkpoint.keep_every=6", "evaluate.0.every=5") == []
+
+
+@pytest.mark.slow
+def test_a_run_under_auto_keeps_them(tmp_path):
+    """It ends before auto has measured a save."""
+    folder, name = tmp_path / "run", "average_colour:colour_error"
+    keys = ("checkpoint.every=auto", "checkpoint.keep=1", "checkpoint.keep_every=5", "optim.lr=3")
+    more = (f"checkpoint.best={name}/error", "evaluate.0.every=4")
+    train_on_ranks(folder, 1, "single", *keys, *more, recipe=COLOUR)
+    errors = {row["step"]: row["error"] for row in lines(folder / "evaluations.jsonl")}
+    best = min(errors, key=errors.__getitem__)
+    assert best < 12 and steps(checkpoints_of(folder)) == sorted({5, 10, best, 12})
 
 
 def test_auto_is_a_word_of_the_command(tmp_path):

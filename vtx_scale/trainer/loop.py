@@ -56,6 +56,17 @@ def due(run: Run, step: int) -> list[str]:
     ]
 
 
+def to_keep(run: Run, step: int) -> bool:
+    """Whether "auto" saves behind a step because that checkpoint is one to keep: at a multiple of
+    `checkpoint.keep_every`, and where the evaluator of `checkpoint.best` looks at the model.
+    """
+    keep = run.checkpoint
+    if keep.every != "auto":
+        return False
+    milestone = bool(keep.keep_every and step % keep.keep_every == 0)
+    return milestone or keep.best.rpartition("/")[0] in due(run, step)
+
+
 @dataclass
 class Trainer:
     """The parts of a run, put together by the worker."""
@@ -250,9 +261,10 @@ class Trainer:
         return loss_value, leave > 0, failed > 0, dict(zip(logged, sums, strict=True))
 
     def save_is_due(self) -> bool:
-        """At the end, and as `checkpoint.every` says."""
-        due = self.cadence.due(self.progress.step, self.writer.seconds)
-        return due or self.progress.step == self.run.steps
+        """At the end, as `checkpoint.every` says, and where a checkpoint is one to keep."""
+        run, step = self.run, self.progress.step
+        due = self.cadence.due(step, self.writer.seconds)  # asked at every step
+        return due or step == run.steps or to_keep(run, step)
 
     def forward_backward(self, batch: Batch, total: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradients of the sum over the global batch divided by its count.
