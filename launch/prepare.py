@@ -36,6 +36,10 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
     if not run_folder.begun(folder):  # a run that has begun has them in its checkpoints
         check_sources(run)
     check_vocabulary(run)
+    if run.checkpoint.best:
+        from vtx_scale.launch.retention import stays
+
+        stays(run, folder)  # it knows whether its evaluator has such a number
     parts = (run.objective, *networks_of(run.objective).values())
     if any(not part.build.startswith("vtx_scale.") for part in parts):
         from vtx_scale.launch.strangers import check_buildable

@@ -58,7 +58,7 @@ LAZY = {
     "launch/commands/*.py": "help and refusals are quick: a command's work is loaded when it runs",
     "vtx_scale/__init__.py": "`import vtx_scale` is light: its door is opened when it is used",
     "launch/train.py": "a launcher of many ranks, and a refusal, do without torch",
-    "launch/prepare.py": "what a stranger wrote, or ranks share, is built by torch",
+    "launch/prepare.py": "what a stranger wrote, ranks share, or an evaluator says, needs torch",
     "launch/submit.py": "Ray reads its settings when it is imported",
     "launch/show.py": "a file of recipes alone needs a count",
     "vtx_scale/strategies/zero.py": "DeepSpeed looks for its device when it is imported",

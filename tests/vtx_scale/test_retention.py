@@ -16,9 +16,11 @@ from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.evaluators import NAMES
 from vtx_scale.launch import checkpoints, override
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.prepare import refuse
+from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.retention import before_window, direction, stays
 from vtx_scale.launch.run_folder import acquire_lease
-from vtx_scale.specs.run import Evaluation
+from vtx_scale.specs.run import Checkpoint, Evaluation
 from vtx_scale.trainer import cadence
 from vtx_scale.trainer.cadence import Cadence
 from vtx_scale.trainer.loop import to_keep
@@ -103,6 +105,14 @@ def test_the_evaluator_says_which_way_is_better():
 def test_a_best_of_nothing_is_refused_before_the_start(best):
     with pytest.raises(UserError, match=r"give EVALUATOR/NUMBER .*\(zero_shot\)"):
         recipe(f"checkpoint.best={best}")
+
+
+def test_a_number_that_no_evaluator_has_is_refused_before_the_start(tmp_path):
+    run = resolve_data(recipe("checkpoint.best=zero_shot/nope"))
+    with pytest.raises(UserError, match="zero_shot does not say which way nope is better"):
+        refuse(run, tmp_path / "run", 1)
+    assert not (tmp_path / "run").exists()
+    refuse(replace(run, checkpoint=Checkpoint(best="zero_shot/top1")), tmp_path / "run", 1)
 
 
 def test_what_stays_is_beside_the_newest(tmp_path):
