@@ -32,11 +32,11 @@ from vtx_scale.launch.room import check_room
 from vtx_scale.planner.activations import Live, trace
 from vtx_scale.planner.hardware import GPUS, SOURCES, Assumed, gpu_of
 from vtx_scale.planner.layout import KINDS, Layout, layout_of
-from vtx_scale.planner.memory import Numbers, fullest, states
+from vtx_scale.planner.memory import Numbers, fullest, memory, states
 from vtx_scale.planner.shapes import Parameter, held, owned, parameters_of, rows
 from vtx_scale.planner.time import faults_of, seconds_of
 from vtx_scale.planner.traffic import Message, messages
-from vtx_scale.specs.run import Optimizer, Run, System
+from vtx_scale.specs.run import OFFLOADS, Optimizer, Run, System
 from vtx_scale.strategies.apply import STRATEGIES, apply, strategy_of
 from vtx_scale.trainer.init import initialise, initialise_slices
 from vtx_scale.trainer.optim import optimizer_of
@@ -417,6 +417,34 @@ def test_a_layout_that_cannot_be():
     ):
         with pytest.raises(UserError):
             Layout(**wrong)
+
+
+OFFLOADED = [
+    (strategy, offload)
+    for strategy in KINDS
+    for offload in OFFLOADS.get("fsdp" if strategy == "tp_fsdp" else strategy, ())
+]
+
+
+@pytest.mark.parametrize("strategy,offload", OFFLOADED)
+def test_what_lies_on_the_host_is_planned(strategy, offload):
+    """All that a run may offload has a layout; states leave the GPU, what is computed stays."""
+    run = run_of("dino_vit_s16")
+    form = {"tp_fsdp": {"tp": 2}, "hsdp": {"replicas": 2}}.get(strategy, {})
+    parameters = parameters_of(build_objective(run, torch.float32))
+    row = reader_of(run, True).blank()
+    seen = trace(lambda ranks: build_objective(run, torch.float32, ranks), row, 4)
+    here = Layout(strategy, 4, **form)
+    away = replace(here, offload=offload)
+    assert str(away) == f"{here}, offload {offload}"
+    found = states(parameters, here, run.optim, SINGLE)
+    one, two = (memory(parameters, k, run.optim, SINGLE, seen, 1) for k in (here, away))
+    moved = sum(found.values()) if offload == "all" else found["optimizer"]
+    moved += found["gradients"] * (strategy == "zero3" and offload == "optimizer")
+    assert one.host == 0 and two.host == moved > 0
+    kept = two.kinds.keys() & {"parameters", "frozen", "followers", "gradients", "optimizer"}
+    assert not kept & ({"optimizer"} if offload == "optimizer" else kept)
+    assert seen.alone <= two.gpu < one.gpu <= two.gpu + two.host
 
 
 def test_whole_tensors_have_a_fullest_rank():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.specs.run import System
+from vtx_scale.specs.run import OFFLOADS, System
 
 Cut = Literal["rows", "flat", "each", "tensors"]  # `vtx_scale.planner.shapes` says what they are
 Offload = Literal["none", "optimizer", "all"]
@@ -21,7 +21,7 @@ class Kind:
     masters: the state has copies of the weights, in float32 too, beside those that the forward pass
     reads.
     casts: the strategy itself casts parameters for mixed precision, one unit at a time; else
-    autocast does. offload: what of its state may lie on the host.
+    autocast does.
     """
 
     weights: Cut | None = None
@@ -29,7 +29,6 @@ class Kind:
     state: Cut | None = None
     masters: bool = False
     casts: bool = False
-    offload: tuple[Offload, ...] = ("none",)
 
 
 KINDS = {
@@ -38,10 +37,10 @@ KINDS = {
     "fsdp": Kind("rows", "rows", "rows", casts=True),
     "hsdp": Kind("rows", "rows", "rows", casts=True),
     "tp": Kind(),
-    "tp_fsdp": Kind("rows", "rows", "rows", casts=True, offload=("none", "all")),
-    "zero1": Kind(None, None, "flat", masters=True, offload=("none", "optimizer")),
-    "zero2": Kind(None, "flat", "flat", masters=True, offload=("none", "optimizer")),
-    "zero3": Kind("each", "each", "each", masters=True, offload=("none", "optimizer", "all")),
+    "tp_fsdp": Kind("rows", "rows", "rows", casts=True),
+    "zero1": Kind(None, None, "flat", masters=True),
+    "zero2": Kind(None, "flat", "flat", masters=True),
+    "zero3": Kind("each", "each", "each", masters=True),
     "fairscale": Kind(None, None, "tensors"),
 }
 STRATEGIES = tuple(KINDS)
@@ -74,10 +73,10 @@ class Layout:
                 f"{self.replicas} copies over {self.tp} ranks of tensor parallelism do not divide "
                 f"{self.gpus} GPUs."
             )
-        if self.offload not in self.kind.offload:
+        takes = ("none", *OFFLOADS.get(self.system_name, ()))
+        if self.offload not in takes:
             raise UserError(
-                f"{self.strategy} takes system.offload={' or '.join(self.kind.offload)}, "
-                f"not {self.offload}."
+                f"{self.strategy} takes system.offload={' or '.join(takes)}, not {self.offload}."
             )
 
     @property
@@ -110,7 +109,7 @@ class Layout:
         if self.strategy == "hsdp":
             return f"hsdp {self.replicas} x {self.ways}{offload}"
         if self.strategy == "tp_fsdp":
-            return f"tp {self.tp} x fsdp {self.ways}"
+            return f"tp {self.tp} x fsdp {self.ways}{offload}"
         return self.strategy + offload
 
 

@@ -17,6 +17,12 @@ from vtx_scale.trainer.adafactor import factored
 
 # bytes of a number's state beside its float32 value
 STATE = {"adamw": 8, "sgd": 4, "lookahead": 8, "muon": 8}
+# what of a rank's states lies on the host: parameters in every role, where they are cut
+AWAY = {
+    "none": (),
+    "optimizer": ("optimizer",),
+    "all": ("optimizer", "parameters", "working copies", "frozen", "followers"),
+}
 BUCKET = 1 << 24  # numbers in a bucket of ZeRO's, as `vtx_scale.strategies` asks for
 
 
@@ -150,7 +156,7 @@ def gathered(
     parameters: Sequence[Parameter], layout: Layout, numbers: Numbers, overlap: bool
 ) -> Gathered:
     """overlap: the next unit is gathered while one is computed, as on a GPU."""
-    if layout.kind.weights is None or layout.ways == 1:
+    if layout.kind.weights is None or (layout.ways == 1 and layout.offload != "all"):
         return Gathered()
     if not layout.kind.casts:  # gathered as they are kept, and cast by autocast
         numbers = Numbers(numbers.weight, numbers.weight)
@@ -184,6 +190,11 @@ def memory(
     trained = [p for p in parameters if p.role == "trained"]
     whole = held(trained, None, 1, tp=layout.tp) * numbers.weight
     units = gathered(parameters, layout, numbers, overlap)
+    away: tuple[str, ...] = AWAY[layout.offload]
+    if away and kind.weights is not None:  # a gradient that is cut goes where its master is
+        away += ("gradients",)
+    host = sum(kinds[name] for name in away)
+    kinds |= dict.fromkeys(away, 0)
     steady = sum(kinds.values()) - kinds["gradients"]
     kinds["working copies"] += trace.casts
     kinds["live units"] = units.root + units.live
@@ -211,13 +222,6 @@ def memory(
     batch = trace.batch * micros
     kinds["activations"] = batch + trace.alone - trace.casts
     kinds["not at once"] = steady + passing + batch - sum(kinds.values())
-    host = 0
-    if layout.offload != "none":
-        away = ["optimizer"]
-        if layout.offload == "all":
-            away += ["parameters", "gradients"]
-        host = sum(kinds[name] for name in away)
-        kinds |= dict.fromkeys(away, 0)
     return Memory({name: size for name, size in kinds.items() if size}, host)
 
 
@@ -227,10 +231,10 @@ def passing_through(
     """The most at once of activations, units and gradients where weights are cut. kept: bytes of
     gradients of the micro-batches before.
     """
-    if layout.ways == 1:
+    if layout.ways == 1 and layout.offload != "all":
         return trace.peak(1) + kept
     share = numbers.weight / (numbers.compute if layout.kind.casts else numbers.weight)
-    share /= layout.ways
+    share = share / layout.ways if layout.offload == "none" else 0  # else they go to the host
     last = trace.path[-1]
     return (
         units.root

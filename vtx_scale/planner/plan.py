@@ -159,7 +159,7 @@ class Planner:
             self.operations * share * again / layout.tp,
             self.compute is None,
             traffic,
-            *self.moved(layout),
+            *self.moved(layout, parts),
             self.gpu,
             self.assumed,
         )
@@ -182,8 +182,10 @@ class Planner:
             skew=most * layout.ways / whole if cut else 1.0,
         )
 
-    def moved(self, layout: Layout) -> tuple[float, float]:
-        """Bytes that the optimizer reads and writes on a GPU, and that go to and from the host."""
+    def moved(self, layout: Layout, passes: int) -> tuple[float, float]:
+        """Bytes that the optimizer reads and writes on a GPU, and that go to and from the host.
+        passes: how often a step runs forward and backward.
+        """
         index = fullest(self.parameters, layout)
         found = states(self.parameters, layout, self.run.optim, self.numbers, index)
         part = held(self.trained, layout.kind.state, layout.ways, index, layout.tp)
@@ -191,9 +193,12 @@ class Planner:
         touched = 2 * found["optimizer"] + 3 * part + 3 * found["followers"]
         if layout.offload == "none":
             return touched, 0.0
-        passes = 5 if layout.offload == "all" else 2
         slower = touched * self.gpu.host / self.assumed.host_memory
-        return 0.0, passes * part + slower
+        if layout.kind.casts:  # gathered twice a micro-batch, gradients back once
+            cut = layout.kind.weights
+            every = held(self.parameters, cut, layout.ways, index, layout.tp) * self.numbers.weight
+            return 0.0, 2 * passes * every + part + slower
+        return 0.0, (5 if layout.offload == "all" else 2) * part + slower
 
     def micros(self, layout: Layout) -> list[int]:
         """Slots at once that may be tried, from all of a rank's to one."""
