@@ -8,6 +8,7 @@ import torch
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.launch import override
 from vtx_scale.launch.build import build_objective, reader_of
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.tables import print_json, print_table
@@ -20,17 +21,12 @@ from vtx_scale.specs.run import Run
 
 def run(args: argparse.Namespace) -> int:
     """0 where a strategy fits, else 1."""
-    recipe = run_of(args)
-    if args.gpus < 1:
-        raise UserError(f"--gpus {args.gpus}: give 1 or more.")
+    recipe = recipe_of(args)
     given = {
         f.name: value
         for f in dataclasses.fields(Assumed)
         if (value := getattr(args, f"assume_{f.name}")) is not None
     }
-    for name, value in given.items():
-        if value < 0 or (value == 0 and name not in ("reserve", "hop_inside", "hop_between")):
-            raise UserError(f"--{name.replace('_', '-')} {value}: give a number above 0.")
     planner = planner_of(recipe, args.gpus, args.gpu, Assumed(**given))
     answer = planner.all(tuple(args.strategy or STRATEGIES))
     if args.json:
@@ -38,6 +34,23 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(answer, given)
     return 0 if answer.cheapest else 1
+
+
+def recipe_of(args: argparse.Namespace) -> Run:
+    """The run that is planned: what may lie in the host's memory is a question to each strategy,
+    not to the one that the recipe names. Raises UserError.
+    """
+    name = "system.offload"
+    late = [key for key in args.keys if key.partition("=")[0] == name]
+    early = [key for key in args.keys if key not in late]
+    recipe = run_of(argparse.Namespace(**{**vars(args), "keys": early}))
+    for key in late:
+        recipe = override.set_key(recipe, name.split("."), key.partition("=")[2], name)
+    if recipe.system.world not in (None, args.gpus):
+        raise UserError(
+            f"system.world={recipe.system.world}: --gpus {args.gpus} says how many; leave it out."
+        )
+    return recipe
 
 
 def planner_of(recipe: Run, gpus: int, gpu: str, assumed: Assumed | None = None) -> Planner:
@@ -114,8 +127,8 @@ def keys(plan: Plan) -> str:
     layout = plan.layout
     given = {
         "strategy": layout.system_name,
-        "replicas": layout.replicas if layout.replicas > 1 else None,
-        "tp": layout.tp if 1 < layout.tp < layout.gpus else None,
+        "replicas": layout.replicas if layout.strategy == "hsdp" else None,
+        "tp": layout.tp if layout.strategy == "tp_fsdp" else None,
         "offload": layout.offload if layout.offload != "none" else None,
         "micro_batch": plan.micro if plan.micro < plan.share else None,
         "recompute": plan.recompute,

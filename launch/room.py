@@ -32,7 +32,8 @@ def check_room(
     parameters = parameters_of(objective)
     numbers = Numbers.of(precision.weights, precision.compute)
     try:
-        kinds = states(parameters, layout, run.optim, numbers, fullest(parameters, layout))
+        index = fullest(parameters, layout, run.optim, numbers)
+        kinds = states(parameters, layout, run.optim, numbers, index)
     except LookupError:
         return  # an optimizer that the planner does not know
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if device.type == "cpu" else 1
@@ -43,9 +44,10 @@ def check_room(
     of_what = ", ".join(f"{name} {kinds[name] / GIB:,.1f}" for name in largest)
     each = "" if here == 1 else f" for {here} ranks"
     raise UserError(
-        f"{layout} on {world} ranks needs {need / GIB:,.1f} GiB{each} before any activation "
-        f"({of_what} a rank), and there are {room / GIB:,.1f} GiB: 'vtx plan RECIPE --gpus N' says "
-        "what fits, such as system.strategy=fsdp on more ranks."
+        f"{layout} on {world} {'rank' if world == 1 else 'ranks'} needs {need / GIB:,.1f} "
+        f"GiB{each} before any activation ({of_what} a rank), and there are {room / GIB:,.1f} "
+        "GiB: 'vtx plan RECIPE --gpus N' says what fits, such as system.strategy=fsdp on more "
+        "ranks."
     )
 
 

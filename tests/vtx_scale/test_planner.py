@@ -27,13 +27,17 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective, reader_of
-from vtx_scale.launch.plan import planner_of
+from vtx_scale.launch.checks import check_micro_batch, check_specs
+from vtx_scale.launch.cli import parse
+from vtx_scale.launch.override import set_key
+from vtx_scale.launch.plan import keys as keys_of
+from vtx_scale.launch.plan import planner_of, recipe_of
 from vtx_scale.launch.room import check_room
 from vtx_scale.planner.activations import Live, trace
 from vtx_scale.planner.hardware import GPUS, SOURCES, Assumed, gpu_of
 from vtx_scale.planner.layout import KINDS, Layout, layout_of
 from vtx_scale.planner.memory import Numbers, fullest, memory, states
-from vtx_scale.planner.shapes import Parameter, held, owned, parameters_of, rows
+from vtx_scale.planner.shapes import Parameter, held, owners, parameters_of, rows
 from vtx_scale.planner.time import faults_of, seconds_of
 from vtx_scale.planner.traffic import Message, messages
 from vtx_scale.specs.run import OFFLOADS, Optimizer, Run, System
@@ -98,7 +102,7 @@ def test_rows_are_those_of_torch(count, ways):
 
 
 def test_a_tensor_goes_to_the_rank_that_has_least():
-    assert owned([5, 3, 3, 1, 4], 2) == [5 + 1 + 4, 3 + 3]
+    assert owners([5, 3, 3, 1, 4], 2) == [0, 1, 1, 0, 0]
 
 
 def test_the_planner_knows_every_strategy():
@@ -168,15 +172,18 @@ CELLS = [
     ("vit_g14_jft3b", "tp_fsdp", 4, "adafactor"),
     ("dalle_12b", "ddp", 2, "adamw"),
     ("dalle_12b", "fsdp", 5, "adamw"),
+    ("clip_vit_b32", "fairscale", 3, "adamw bfloat16"),
+    ("clip_vit_b32", "fairscale", 3, "muon"),
+    ("vit_g14_jft3b", "fairscale", 2, "adafactor"),
 ]
 
 
 @pytest.mark.parametrize("recipe,strategy,world,optimizer", CELLS)
 def test_states_are_those_of_the_real_strategy(recipe, strategy, world, optimizer):
     """Parameters, what is not trained, and the optimizer's state, byte for byte on the first and
-    the last rank.
+    the last rank. fairscale's leaves are the parameters that it owns.
     """
-    system = SYSTEMS.get(strategy, System())
+    system = SYSTEMS.get(strategy, System(strategy="auto" if world == 1 else strategy))
     run = run_of(recipe, system=system, optim=OPTIMIZERS[optimizer])
     layout = layout_of(system, strategy, world)
     parameters = parameters_of(build_objective(run, torch.float32))
@@ -184,6 +191,9 @@ def test_states_are_those_of_the_real_strategy(recipe, strategy, world, optimize
         index = rank // layout.tp % layout.ways
         said = states(parameters, layout, run.optim, SINGLE, index)
         others = said["frozen"] + said["followers"]
+        if strategy == "fairscale":
+            some = [p for p in parameters if p.role == "trained"]
+            said["parameters"] = 4 * held(some, "tensors", world, rank)
         assert real_states(run, world, rank) == {
             "parameters": said["parameters"],
             "others": others,
@@ -419,6 +429,57 @@ def test_a_layout_that_cannot_be():
             Layout(**wrong)
 
 
+EIGHT = "ddp fsdp hsdp tp_fsdp zero1 zero2 zero3 fairscale"
+# keys -> the strategies that are left
+REFUSABLE = [
+    (
+        "clip_vit_b32 system.recompute=selective",
+        "ddp fsdp hsdp tp_fsdp zero1 zero2 zero3 fairscale",
+    ),
+    ("clip_vit_b32 system.precision=fp64", "ddp fsdp hsdp tp_fsdp fairscale"),
+    ("clip_vit_b32 system.micro_batch=2", EIGHT),
+    ("clip_vit_b32 system.tp=2", "tp_fsdp"),
+    ("clip_vit_b32 system.tp=3", ""),
+    ("clip_vit_b32 system.strategy=hsdp system.replicas=1", EIGHT),
+    ("clip_vit_b32 optim.kind=muon", "ddp fsdp hsdp fairscale"),
+    ("vit_g14_jft3b", "ddp fsdp hsdp tp_fsdp fairscale"),  # Adafactor
+    ("resnet50_imagenet system.micro_batch=2", ""),
+    ("clip_vit_b32 system.offload=all", "fsdp hsdp tp_fsdp zero3"),
+    ("clip_vit_b32 system.offload=optimizer", "zero1 zero2 zero3"),
+]
+
+
+@pytest.mark.parametrize("words,planned", REFUSABLE, ids=lambda words: words)
+def test_what_is_planned_is_not_refused_in_training(words, planned):
+    """In every form that the planner tries, keys as printed behind the user's own."""
+    recipe, *keys = words.split()
+    args = parse(["plan", recipe, "--smoke", "--gpus", "4", *keys])
+    run = recipe_of(args)
+    planner = planner_of(run, 4, "h100")
+    answer = planner.all()
+    for best in answer.plans:
+        for recompute in planner.recomputes(best.layout):
+            more = keys_of(replace(best, recompute=recompute)).split()
+            trained = run_of_words(recipe, keys, more)
+            layout = layout_of(trained.system, trained.system.strategy_at(4, True), 4)
+            assert layout == best.layout
+    assert {p.layout.strategy for p in answer.plans} == set(planned.split())
+
+
+def run_of_words(recipe: str, keys: list[str], more: list[str]) -> Run:
+    """As `vtx train` reads them on four ranks; an absent library is no reason here."""
+    run = recipes.find(recipe, True)
+    for key in (*keys, *more):
+        name, _, text = key.partition("=")
+        run = set_key(run, name.split("."), text, name)
+    check_specs(run)
+    check_micro_batch(run, run.system.sharers(4))
+    assert run.system.world_fault(4) is None
+    if run.system.strategy == "zero3" and run.system.micro_batch:  # as its prepare() says
+        assert run.objective.separable or run.system.recompute == "none"
+    return run
+
+
 OFFLOADED = [
     (strategy, offload)
     for strategy in KINDS
@@ -448,9 +509,13 @@ def test_what_lies_on_the_host_is_planned(strategy, offload):
 
 
 def test_whole_tensors_have_a_fullest_rank():
-    parameters = [Parameter("a", (3,)), Parameter("b", (8,)), Parameter("c", (1,))]
-    assert fullest(parameters, Layout("fairscale", 2)) == 1
-    assert fullest(parameters, Layout("fsdp", 2)) == 0
+    parameters = [Parameter("a", (3,)), Parameter("b", (9,)), Parameter("c", (1,))]
+    assert fullest(parameters, Layout("fairscale", 2), Optimizer(), SINGLE) == 1
+    assert fullest(parameters, Layout("fsdp", 2), Optimizer(), SINGLE) == 0
+    halved = [replace(p, matrix=p.numel > 3) for p in parameters]
+    assert fullest(halved, Layout("fairscale", 2), Optimizer(kind="muon"), SINGLE) == 1
+    halved[0] = Parameter("a", (5,))  # 6 numbers of 8 bytes have more than 9 of 4
+    assert fullest(halved, Layout("fairscale", 2), Optimizer(kind="muon"), SINGLE) == 0
 
 
 PAGES = Path(__file__).parents[2]

@@ -4,8 +4,8 @@ Ranks are numbered with the ranks of tensor parallelism innermost, then those th
 copy, then the copies.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.specs.run import OFFLOADS, System
@@ -97,6 +97,15 @@ class Layout:
     def system_name(self) -> str:
         """What `system.strategy` is for it."""
         return "fsdp" if self.strategy == "tp_fsdp" else self.strategy
+
+    def applied(self, system: System) -> System:
+        """`system` as it runs so: `layout_of` of it is this layout."""
+        given: dict[str, Any] = {"strategy": self.system_name, "world": self.gpus}
+        if self.strategy == "hsdp":
+            given["replicas"] = self.replicas
+        if self.strategy == "tp_fsdp":
+            given["tp"] = self.tp
+        return replace(system, offload=self.offload, **given)
 
     @property
     def sends_copies(self) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from vtx_scale.planner.activations import Trace
-from vtx_scale.planner.layout import Layout
-from vtx_scale.planner.shapes import ROOT, Parameter, held, owned, rows
+from vtx_scale.planner.layout import Cut, Layout
+from vtx_scale.planner.shapes import ROOT, Parameter, held, owners, rows
 from vtx_scale.specs.run import Optimizer
 from vtx_scale.trainer.adafactor import factored
 
@@ -52,11 +52,16 @@ class Memory:
         return sum(self.kinds.values())
 
 
-def fullest(parameters: Sequence[Parameter], layout: Layout) -> int:
+def fullest(
+    parameters: Sequence[Parameter], layout: Layout, optim: Optimizer, numbers: Numbers
+) -> int:
     """Which of the ranks that share the state has most of it: the first, but for whole tensors."""
     if layout.kind.state != "tensors":
         return 0
-    loads = owned((p.numel for p in parameters if p.role == "trained"), layout.ways)
+    trained = [p for p in parameters if p.role == "trained"]
+    loads = [0] * layout.ways
+    for p, owner in zip(trained, owners((p.numel for p in trained), layout.ways), strict=True):
+        loads[owner] += state_of([p], None, 1, 0, 1, optim, numbers)
     return loads.index(max(loads))
 
 
@@ -101,17 +106,35 @@ def state_bytes(
     Raises LookupError for an optimizer that the planner does not know.
     """
     cut, ways, tp = layout.kind.state, layout.ways, layout.tp
-    if optim.kind != "adafactor":
-        if optim.kind not in STATE:
-            raise LookupError(f"the planner does not know the state of optim.kind={optim.kind}")
-        each = STATE[optim.kind] * numbers.weight // (8 if optim.moments == "bfloat16" else 4)
-        state = held(trained, cut, ways, index, tp) * each
-        if optim.kind == "muon":  # one moment of a matrix, not two
-            state -= held([p for p in trained if p.matrix], cut, ways, index, tp) * (each // 2)
-        return state
-    if cut not in (None, "rows"):  # the moment alone: the strategy refuses the rest
-        return held(trained, cut, ways, index, tp) * 2
-    return sum(adafactor_bytes(p.under_tp(tp), ways if cut else 1, index, numbers) for p in trained)
+    if cut != "tensors":
+        return state_of(trained, cut, ways, index, tp, optim, numbers)
+    owned = owners((p.numel for p in trained), ways)
+    here = [p for p, owner in zip(trained, owned, strict=True) if owner == index]
+    return state_of(here, None, 1, 0, tp, optim, numbers)
+
+
+def state_of(
+    trained: Sequence[Parameter],
+    cut: Cut | None,
+    ways: int,
+    index: int,
+    tp: int,
+    optim: Optimizer,
+    numbers: Numbers,
+) -> int:
+    """The same where part `index` of `ways` has its share of every tensor."""
+    if optim.kind == "adafactor":
+        if cut not in (None, "rows"):  # the moment alone: the strategy refuses the rest
+            return held(trained, cut, ways, index, tp) * 2
+        parts = ways if cut else 1
+        return sum(adafactor_bytes(p.under_tp(tp), parts, index, numbers) for p in trained)
+    if optim.kind not in STATE:
+        raise LookupError(f"the planner does not know the state of optim.kind={optim.kind}")
+    each = STATE[optim.kind] * numbers.weight // (8 if optim.moments == "bfloat16" else 4)
+    state = held(trained, cut, ways, index, tp) * each
+    if optim.kind == "muon":  # one moment of a matrix, not two
+        state -= held([p for p in trained if p.matrix], cut, ways, index, tp) * (each // 2)
+    return state
 
 
 def adafactor_bytes(shape: tuple[int, ...], ways: int, index: int, numbers: Numbers) -> int:
@@ -186,7 +209,7 @@ def memory(
     trace: of one micro-batch; micros: of these a step. overlap: as `gathered` says.
     """
     kind = layout.kind
-    kinds = states(parameters, layout, optim, numbers, fullest(parameters, layout))
+    kinds = states(parameters, layout, optim, numbers, fullest(parameters, layout, optim, numbers))
     trained = [p for p in parameters if p.role == "trained"]
     whole = held(trained, None, 1, tp=layout.tp) * numbers.weight
     units = gathered(parameters, layout, numbers, overlap)

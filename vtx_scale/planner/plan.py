@@ -164,7 +164,7 @@ class Planner:
             self.assumed,
         )
         cut = layout.kind.weights or layout.kind.state
-        index = fullest(self.parameters, layout)
+        index = fullest(self.parameters, layout, self.run.optim, self.numbers)
         whole = held(self.trained, None, 1, tp=layout.tp)
         most = held(self.trained, cut, layout.ways, index, layout.tp)
         writers = layout.ways * layout.tp if cut else 1
@@ -186,7 +186,7 @@ class Planner:
         """Bytes that the optimizer reads and writes on a GPU, and that go to and from the host.
         passes: how often a step runs forward and backward.
         """
-        index = fullest(self.parameters, layout)
+        index = fullest(self.parameters, layout, self.run.optim, self.numbers)
         found = states(self.parameters, layout, self.run.optim, self.numbers, index)
         part = held(self.trained, layout.kind.state, layout.ways, index, layout.tp)
         part *= self.numbers.weight
@@ -209,13 +209,49 @@ class Planner:
         return [-(-share // 2**k) for k in range(share.bit_length()) if share >= 2**k]
 
     def best(self, layout: Layout) -> Plan:
-        """The quickest way of a layout that fits; else the one that needs least."""
-        choices: tuple[Recompute, ...] = ("none", "selective", "full")
+        """The quickest way of a layout that fits; else the one that needs least. Raises UserError
+        where a run would refuse them all.
+        """
+        choices = self.recomputes(layout)
         found = [plan for recompute in choices for plan in self.ways(layout, recompute)]
         fitting = [p for p in found if p.fits]
         if fitting:
             return min(fitting, key=lambda p: p.seconds)
         return min(found, key=lambda p: p.memory.gpu)
+
+    def recomputes(self, layout: Layout) -> list[Recompute]:
+        """What a run of this layout may recompute. Raises UserError where it may not be at all."""
+        choices: tuple[Recompute, ...] = ("none", "selective", "full")
+        faults = {choice: self.fault(layout, choice) for choice in choices}
+        if None not in faults.values():
+            raise UserError(str(faults["none"]))
+        return [choice for choice in choices if faults[choice] is None]
+
+    def fault(self, layout: Layout, recompute: Recompute) -> str | None:
+        """Why `vtx train` refuses it, a sentence."""
+        objective = self.run.objective
+        system = replace(layout.applied(self.run.system), recompute=recompute)
+        micro, share = system.micro_batch, -(-self.run.global_batch // layout.data)
+        if micro is not None and micro < share and objective.batch_statistics:
+            return (
+                f"system.micro_batch={micro} is less than a rank's {share} slots, but this model's "
+                "batch norms are over the whole batch: leave it out."
+            )
+        if micro and not objective.separable:  # its micro-batches are computed again as they are
+            autocast = self.compute is not None and not layout.kind.casts
+            if recompute in {"zero3": ("selective", "full")}.get(
+                layout.strategy, ("selective",) if autocast else ()
+            ):
+                return (
+                    f"system.recompute={recompute}: {layout.strategy} computes nothing again in "
+                    "micro-batches that are computed again; leave it out."
+                )
+        found = [f"system.{fault}" for fault in system.faults()]
+        if (fault := system.world_fault(layout.gpus)) is not None:
+            found.append(fault)
+        if layout.strategy == "fsdp" and system.tp is not None:
+            found.append(f"system.tp={system.tp} shares layers too, which is tp_fsdp.")
+        return found[0] if found else None
 
     def ways(self, layout: Layout, recompute: Recompute) -> Iterator[Plan]:
         """With fewer slots at once until it fits, or until fewer do not help."""
@@ -276,7 +312,7 @@ class Planner:
         if self.run.optim.kind == "adafactor" and kind.state in ("flat", "each"):
             raise UserError("Adafactor needs sums of rows and columns, and this cuts through them.")
         if self.run.optim.kind == "muon" and (
-            strategy in ("tp", "tp_fsdp") or kind.state in ("flat", "each", "tensors")
+            strategy in ("tp", "tp_fsdp") or kind.state in ("flat", "each")
         ):
             raise UserError("Muon needs whole matrices or rows of them, and this cuts otherwise.")
         for layout in self.layouts(strategy):
@@ -348,7 +384,7 @@ class Answer:
                 found.append(
                     f"{plan.layout}: rank 0 holds {plan.skew:.2f} times an equal part, because "
                     f"FSDP deals whole rows, and {plan.layout.ways} divides the rows of few "
-                    "matrices; hsdp or system.tp deal them to fewer ranks."
+                    "matrices; hsdp deals them to fewer ranks."
                 )
         return found
 

@@ -114,14 +114,15 @@ def held(
         return -(-sum(sizes) // step) * step // ways
     if cut == "each":
         return sum(-(-n // ways) for n in sizes)
-    return owned(sizes, ways)[index]
+    return sum(n for n, owner in zip(sizes, owners(sizes, ways), strict=True) if owner == index)
 
 
-def owned(sizes: Iterable[int], ways: int) -> list[int]:
-    """Numbers on each of the ranks where each tensor goes to the one that has least,
-    the first of these (fairscale's OSS).
+def owners(sizes: Iterable[int], ways: int) -> list[int]:
+    """Of each tensor the rank that it goes to: the one that has least, the first of these
+    (fairscale's OSS).
     """
-    loads = [0] * ways
+    loads, found = [0] * ways, []
     for n in sizes:
-        loads[loads.index(min(loads))] += n
-    return loads
+        found.append(loads.index(min(loads)))
+        loads[found[-1]] += n
+    return found
