@@ -29,6 +29,7 @@ from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective, reader_of
 from vtx_scale.launch.checks import check_micro_batch, check_specs
 from vtx_scale.launch.cli import parse
+from vtx_scale.launch.commands.plan import run as plan_command
 from vtx_scale.launch.override import set_key
 from vtx_scale.launch.plan import keys as keys_of
 from vtx_scale.launch.plan import planner_of, recipe_of
@@ -371,6 +372,7 @@ def test_the_largest_recipes_are_planned_in_time(recipe, gpus, batch):
     assert all(answer.why(p).strip() for p in answer.plans)
     skewed = any(note.startswith("fsdp: rank 0 holds 1.2") for note in answer.notes())
     assert skewed == (recipe == "dalle_12b")
+    assert not any("system.tp" in note for note in answer.notes())  # rank 0 has no less with it
     assert ("zero2" in answer.refused) == (recipe == "vit_g14_jft3b")  # Adafactor's sums
     assert took < 30
 
@@ -398,6 +400,33 @@ def test_the_plan_of_a_run_as_json():
     assert best["samples_per_second"] == pytest.approx(16 / step["seconds"])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--gpus 0",
+        "--gpus -4",
+        "--gpus 8 --efficiency nan",
+        "--gpus 8 --efficiency 5",
+        "--gpus 8 --efficiency 0",
+        "--gpus 8 --link 1.5",
+        "--gpus 8 --reserve 1",
+        "--gpus 8 --hop-inside -1",
+        "--gpus 8 --storage inf",
+        "--gpus 8 --gpus-a-node 0",
+    ],
+)
+def test_numbers_that_plan_nothing_are_refused_at_once(words):
+    """Before the recipe is looked for, and so before torch is there."""
+    *_, option, value = words.split()
+    with pytest.raises(UserError, match=f"^{option} {value}"):
+        plan_command(parse(["plan", "no_such_recipe", *words.split()]))
+
+
+def test_ranks_are_given_once():
+    with pytest.raises(UserError, match="--gpus 8 says how many"):
+        recipe_of(parse(["plan", "clip_vit_b32", "--gpus", "8", "system.world=4"]))
+
+
 def test_what_fits_nowhere_is_refused_with_the_reason():
     planner = planner_of(recipes.find("dalle_12b", False), 2, "a100-40")
     answer = planner.all(("ddp", "fsdp"))
@@ -411,7 +440,9 @@ def test_a_run_that_cannot_lie_in_the_memory_is_refused():
     huge = replace(run.objective, image=replace(run.objective.image, width=1 << 16))
     objective = build_objective(replace(run, objective=huge), torch.float32)
     precision = precision_of(run.system, CPU)
-    with pytest.raises(UserError, match=r"needs 512.8 GiB before any activation \(optimizer 256"):
+    with pytest.raises(
+        UserError, match=r"single on 1 rank needs 512.8 GiB before any activation \(optimizer 256"
+    ):
         check_room(run, objective, 1, CPU, precision)
     began = time.process_time()
     check_room(run, build_objective(run, torch.float32), 1, CPU, precision)

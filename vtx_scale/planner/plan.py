@@ -239,9 +239,8 @@ class Planner:
             )
         if micro and not objective.separable:  # its micro-batches are computed again as they are
             autocast = self.compute is not None and not layout.kind.casts
-            if recompute in {"zero3": ("selective", "full")}.get(
-                layout.strategy, ("selective",) if autocast else ()
-            ):
+            never = ("selective", "full") if layout.strategy == "zero3" else ("selective",)
+            if (autocast or layout.strategy == "zero3") and recompute in never:
                 return (
                     f"system.recompute={recompute}: {layout.strategy} computes nothing again in "
                     "micro-batches that are computed again; leave it out."
