@@ -537,6 +537,9 @@ def test_what_lies_on_the_host_is_planned(strategy, offload):
     kept = two.kinds.keys() & {"parameters", "frozen", "followers", "gradients", "optimizer"}
     assert not kept & ({"optimizer"} if offload == "optimizer" else kept)
     assert seen.alone <= two.gpu < one.gpu <= two.gpu + two.host
+    if away.kind.weights:  # gradients come and go, however many there are
+        more = replace(seen, path=(*seen.path, (1 << 30, 0)))
+        assert memory(parameters, away, run.optim, SINGLE, more, 1).gpu == two.gpu
 
 
 def test_whole_tensors_have_a_fullest_rank():
