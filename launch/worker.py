@@ -165,7 +165,9 @@ def attempt(
         parts = assemble(run, folder, device, world, control)
         parts.epoch = epoch
         restored = restore_or_initialise(parts)
-    return fit(parts, restored)
+    code = fit(parts, restored)
+    parts.strategy.close()  # not after an error: it waits for the device, and a peer may be gone
+    return code
 
 
 def join(

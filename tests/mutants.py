@@ -138,6 +138,22 @@ MUTANTS = (
         "A parameter without a gradient does not move by that of a step before.",
     ),
     Mutant(
+        "zero-an-engine-left",
+        "launch/worker.py",
+        "    parts.strategy.close()",
+        "    pass",
+        (f"{ZERO}::test_no_engine_outlives_its_attempt[zero2-optimizer]",),
+        "A run that goes back in its process lets go of what it had.",
+    ),
+    Mutant(
+        "zero-a-cache-left",
+        "vtx_scale/strategies/deepspeed_package.py",
+        "f.cache_clear()",
+        "pass",
+        (f"{ZERO}::test_no_engine_outlives_its_attempt[zero3-none]",),
+        "What DeepSpeed keeps of an engine that is no more is let go.",
+    ),
+    Mutant(
         "zero-padding-for-values",
         "vtx_scale/strategies/zero3.py",
         "here.detach()[: hi - lo]",

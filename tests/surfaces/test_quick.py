@@ -61,7 +61,7 @@ LAZY = {
     "launch/prepare.py": "what a stranger wrote, ranks share, or an evaluator says, needs torch",
     "launch/submit.py": "Ray reads its settings when it is imported",
     "launch/show.py": "a file of recipes alone needs a count",
-    "vtx_scale/strategies/zero.py": "DeepSpeed looks for its device when it is imported",
+    "vtx_scale/strategies/deepspeed_package.py": "DeepSpeed looks for its device when imported",
     "vtx_scale/trainer/log.py": "TensorBoard is a second of imports, for rank 0 alone",
     "data_pipeline/text.py": "captions as bytes need no library",
     "data_pipeline/wds.py": "webdataset is loaded where a pipeline of it is built",

@@ -1,5 +1,7 @@
 """ZeRO by DeepSpeed: the run of one process under every stage, with what each could get wrong."""
 
+import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from tests.require import need
 from tests.runs import (
     COLOUR,
     assert_same_bits,
+    log_of,
     losses,
     smoke,
     train,
@@ -20,7 +23,9 @@ from tests.same_run import assert_same_run, runs_alone
 from tests.skips import skips, train_poisoned
 from tests.vtx_scale.gaps import train_with_gaps
 from tests.vtx_scale.sums import FACTORS, Sums, after_a_step, assert_covers
-from vtx_scale.specs.run import System
+from vtx_scale.launch import override, worker
+from vtx_scale.launch.prepare import prepare_folder, refuse
+from vtx_scale.specs.run import Run, System
 from vtx_scale.strategies.apply import strategy_of
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -252,3 +257,37 @@ def offloaded_leaves(stage: str) -> dict:
 def test_one_process_is_a_world_too(alone, tmp_path):
     train_on_ranks(tmp_path / "run", 1, "zero3", recipe=COLOUR)
     assert_same_run(tmp_path / "run", alone(COLOUR))
+
+
+def live_bytes() -> int:
+    """The memory of all tensors of this process, each storage once."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    storages = {x.untyped_storage() for x in tensors if x.device.type != "meta"}
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+def restarts(recipe: dict, folder: Path) -> list[int]:
+    """`live_bytes` after each of four attempts of one process, which go on from one another."""
+    plain, found = worker.attempt, []
+
+    def attempt(run: Run, *rest: Any) -> int | None:
+        assert plain(replace(run, steps=2 * len(found) + 2), *rest) == 0
+        found.append(live_bytes())
+        return None if len(found) < 4 else 0
+
+    worker.attempt = attempt
+    assert worker.work(override.from_dict(recipe), folder) == 0, log_of(folder)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "offload"),
+    [("zero1", "none"), ("zero2", "optimizer"), ("zero3", "none"), ("zero3", "all")],
+)
+def test_no_engine_outlives_its_attempt(tmp_path, strategy, offload):
+    """A run that goes back begins anew in its process."""
+    run = smoke(f"system.strategy={strategy}", f"system.offload={offload}", "steps=8")
+    prepare_folder(run, tmp_path, refuse(run, tmp_path, 2))
+    for found in on_ranks(2, restarts, override.to_dict(run), tmp_path):
+        assert max(found) - found[0] < 1 << 12, found

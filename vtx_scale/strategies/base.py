@@ -106,6 +106,11 @@ class Strategy(Protocol):
         buffers, each with its place in the whole.
         """
 
+    def close(self) -> None:
+        """At the end, after which no verb is called: let go of all that something outside of the
+        strategy holds, so that its memory is free when the strategy is.
+        """
+
 
 class Base:
     """One process, and copies on every rank: the whole state here. The others replace what differs.
@@ -316,6 +321,9 @@ class Base:
             shape = tuple(b.shape)
             at = Place(shape, (whole_box(shape),), self.all.world, self.all.rank)
             yield from slices_at(f"buffer/{name}", at, b)
+
+    def close(self) -> None:
+        """At the end: let go of what is held from outside; here nothing is."""
 
 
 def whole_leaves(

@@ -7,9 +7,6 @@ it to what the forward pass reads.
 """
 
 import contextlib
-import logging
-import os
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +16,7 @@ from torch import Tensor
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.distributed.sharding import Leaf
 from vtx_scale.strategies.base import Base, Losses
+from vtx_scale.strategies.deepspeed_package import deepspeed_for, let_go
 
 BUCKET = 1 << 24  # elements that are reduced, gathered or fetched ahead as one
 
@@ -85,16 +83,6 @@ class Zero(Base):
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss * self.all.world)
 
-
-def deepspeed_for(device: torch.device) -> Any:
-    """The package, which is asked to be quiet and to compile nothing."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", "0")  # of a process without a launcher
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # torch 2.13 renamed collectives and warns at each call of an old name
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
-    return deepspeed
+    def close(self) -> None:
+        self.engine.destroy()
+        let_go()

@@ -16,7 +16,8 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.sharding import Leaf, boxes_of_flat
 from vtx_scale.objectives.base import Objective
 from vtx_scale.strategies.base import move_followers
-from vtx_scale.strategies.zero import Zero, deepspeed_for
+from vtx_scale.strategies.deepspeed_package import deepspeed_for
+from vtx_scale.strategies.zero import Zero
 
 
 class Zero3(Zero):
