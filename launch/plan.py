@@ -124,12 +124,8 @@ COLUMNS = ("strategy", "GiB", "micro", "step s", "waits s", "days", "GPU-hours",
 
 def keys(plan: Plan) -> str:
     """What to give to `vtx train`."""
-    layout = plan.layout
     given = {
-        "strategy": layout.system_name,
-        "replicas": layout.replicas if layout.strategy == "hsdp" else None,
-        "tp": layout.tp if layout.strategy == "tp_fsdp" else None,
-        "offload": layout.offload if layout.offload != "none" else None,
+        **plan.layout.given,
         "micro_batch": plan.micro if plan.micro < plan.share else None,
         "recompute": plan.recompute,
     }

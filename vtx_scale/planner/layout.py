@@ -98,14 +98,19 @@ class Layout:
         """What `system.strategy` is for it."""
         return "fsdp" if self.strategy == "tp_fsdp" else self.strategy
 
-    def applied(self, system: System) -> System:
-        """`system` as it runs so: `layout_of` of it is this layout."""
-        given: dict[str, Any] = {"strategy": self.system_name, "world": self.gpus}
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields of `system` that make it, but for the world."""
+        given: dict[str, Any] = {"strategy": self.system_name}
         if self.strategy == "hsdp":
             given["replicas"] = self.replicas
         if self.strategy == "tp_fsdp":
             given["tp"] = self.tp
-        return replace(system, offload=self.offload, **given)
+        return given | ({"offload": self.offload} if self.offload != "none" else {})
+
+    def applied(self, system: System) -> System:
+        """`system` as it runs so: `layout_of` of it is this layout."""
+        return replace(system, **{"offload": "none", "world": self.gpus, **self.given})
 
     @property
     def sends_copies(self) -> bool:
