@@ -2,10 +2,12 @@
 sharded over them, for a model that one process has no room for.
 """
 
+import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +19,8 @@ from vtx_scale.specs.run import System
 from vtx_scale.trainer.output import say
 
 TOGETHER = "VTX_TOGETHER"
+GRACE = 5.0  # seconds for the other ranks to end by themselves when one has failed
+DECIDED = (2, 4)  # codes of a rank that knew why, and said so
 
 
 def is_rank() -> bool:
@@ -43,7 +47,8 @@ def meet(device: torch.device, timeout: int = 600) -> int:
 def run_together(words: list[str], world: int) -> int:
     """`vtx WORDS` on so many ranks; the exit code of the first that ended otherwise than with 0.
 
-    Rank 0 has stdout and stderr; of another the sentence is shown where it alone says why.
+    Rank 0 has stdout and stderr; of another the sentence is shown where it alone says why, and a
+    rank that a signal ended is named.
     """
     with tempfile.TemporaryDirectory(prefix="vtx-") as meeting:
         ranks, said = [], [Path(meeting, f"stderr-{rank}") for rank in range(world)]
@@ -62,25 +67,42 @@ def run_together(words: list[str], world: int) -> int:
                     )
                 )
         try:
-            return first_failure(ranks, said)
+            codes = ended(ranks)
         finally:
             for process in ranks:
                 process.kill()
                 process.wait()
+        return first_failure(codes, said)
 
 
-def first_failure(ranks: list[subprocess.Popen[bytes]], said: list[Path]) -> int:
-    """The code of the first rank that failed, or 0 when all have ended."""
-    waiting = dict(enumerate(ranks))
-    while waiting:
-        for rank, process in list(waiting.items()):
-            try:
-                code = process.wait(0.1)
-            except subprocess.TimeoutExpired:
-                continue
-            del waiting[rank]
-            if code:
-                if rank:
-                    say(said[rank].read_text(errors="replace").rstrip())
-                return code if code > 0 else 1
-    return 0
+def ended(ranks: list[subprocess.Popen[bytes]]) -> dict[int, int]:
+    """The codes of ranks by number, in the order in which they ended: of all, or of those that did
+    within `GRACE` of the first that failed.
+    """
+    codes: dict[int, int] = {}
+    until = math.inf
+    while len(codes) < len(ranks) and time.monotonic() < until:
+        for rank, process in enumerate(ranks):
+            if rank not in codes and (code := process.poll()) is not None:
+                codes[rank] = code
+                if code:
+                    until = min(until, time.monotonic() + GRACE)
+        time.sleep(0.02)
+    return codes
+
+
+def first_failure(codes: dict[int, int], said: list[Path]) -> int:
+    """The exit code of ranks that ended so, and the reason on stderr where rank 0 has not said it.
+    One that a signal ended is named before those that it took along.
+    """
+    failed = [rank for rank, code in codes.items() if code]
+    if not failed:
+        return 0
+    if killed := [rank for rank in failed if codes[rank] < 0]:
+        say(f"vtx: rank {killed[0]} ended with signal {-codes[killed[0]]}.")
+        return 1
+    first = failed[0]
+    if first and codes.get(0) not in DECIDED:
+        text = said[first].read_text(errors="replace").rstrip()
+        say(text or f"vtx: rank {first} ended with exit code {codes[first]}.")
+    return codes[first]

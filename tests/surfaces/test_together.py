@@ -4,6 +4,11 @@ model each.
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +16,7 @@ from PIL import Image
 
 import vtx_scale
 from tests.ranks import on_ranks
-from tests.runs import train, vtx
+from tests.runs import environment, train, vtx
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +88,7 @@ def test_each_rank_holds_a_part(runs):
         (("evaluate", "RUN", "system.world=0"), "system.world=0: give 1 or more"),
         (("evaluate", "RUN", "--with", "nothing", "system.world=2"), "no evaluator 'nothing'"),
         (("sample", "RUN", "OUT", "system.world=2"), "draws no pictures for captions"),
+        (("sample", "RUN", "OUT", "--text", "hi", "system.world=2"), "draws no pictures for"),
         (("export", "RUN", "--to", "safetensors", "OUT", "system.world=2"), "system.world: a run"),
     ],
 )
@@ -92,3 +98,26 @@ def test_refusals_are_said_once(runs, tmp_path, words, sentence):
     assert done.returncode == 2 and done.stderr.count(sentence) == 1, done.stderr
     assert done.stderr.count("vtx:") == 1 and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rank_that_is_killed_is_named(runs):
+    """While they start: the other one would wait for it."""
+    words = [sys.executable, "-m", "vtx_scale", "evaluate", runs("clip_vit_b32"), "system.world=2"]
+    with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        victim = None
+        while victim is None and time.monotonic() < until:
+            victim = rank_of(process.pid, 1)
+            time.sleep(0.05)
+        os.kill(victim, signal.SIGKILL)
+        said = process.stderr.read()
+    assert process.returncode == 1 and said == "vtx: rank 1 ended with signal 9.\n"
+
+
+def rank_of(launcher, rank):
+    """The process of a rank that a command has started; None before that."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in children:
+        if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+            return int(child)
+    return None
