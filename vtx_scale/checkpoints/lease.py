@@ -26,14 +26,14 @@ class Lost(Exception):
 
 
 class Lease:
-    """The right to write, from `acquire` until `close`; renewed by a thread of its own.
+    """The right to write, from `acquire` until `close`; renewed by a thread of its own while it is
+    held, which whoever writes asks `check`.
 
-    epoch: from 1 on, the same for nobody else. lost: why it is no longer held, "" while it is.
+    epoch: from 1 on, the same for nobody else.
     """
 
     def __init__(self, storage: Storage, epoch: int, body: dict[str, Any], ttl: float) -> None:
         self.storage, self.epoch, self.body = storage, epoch, body
-        self.lost = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, args=(ttl / 3,), daemon=True)
         self._thread.start()
@@ -69,8 +69,7 @@ class Lease:
                 self.renew()
             except OSError:
                 continue  # until another takes it, it is held
-            except Lost as e:
-                self.lost = str(e)
+            except Lost:
                 return
 
     def __enter__(self) -> "Lease":
