@@ -36,12 +36,13 @@ def stays(run: Run, folder: Path) -> Callable[[list[int]], set[int]]:
 
 def before_window(there: list[int], window: int) -> set[int]:
     """Few steps of which one always lies before the last `window` steps, and not far before them:
-    the newest that does now, and of those that will later the first of each `window` steps.
+    the newest that does now; and the first of each `window` steps of the last three times so many,
+    for later, and for a run that went back and has to go back further.
     """
     first = {step // window: step for step in sorted(there, reverse=True)}
     last, newest = max(first, default=0), max(there, default=0)
     now = [step for step in there if step <= newest - window]
-    return {step for part, step in first.items() if part > last - 2} | set(now and [max(now)])
+    return {step for part, step in first.items() if part > last - 3} | set(now and [max(now)])
 
 
 def direction(name: str, number: str) -> int:

@@ -361,7 +361,7 @@ class Checkpoint(Spec):
     Every so many steps, and at the end: 0 at the end alone, "auto" as often as faults are worth
     what a save holds up, and where `keep_every` or `best` may keep what is saved. The newest `keep`
     stay, those of a multiple of `keep_every` steps, the best one by a number of an evaluator in the
-    loop, as in `zero_shot/top1`, and with a guard up to three older ones to go back to.
+    loop, as in `zero_shot/top1`, and with a guard up to four older ones to go back to.
     """
 
     every: int | Literal["auto"] = 0
