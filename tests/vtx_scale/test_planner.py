@@ -495,6 +495,7 @@ def test_what_is_planned_is_not_refused_in_training(words, planned):
             layout = layout_of(trained.system, trained.system.strategy_at(4, True), 4)
             assert layout == best.layout
     assert {p.layout.strategy for p in answer.plans} == set(planned.split())
+    assert all(p.recompute == "none" for p in answer.plans)  # all fit: it would gain nothing
 
 
 def run_of_words(recipe: str, keys: list[str], more: list[str]) -> Run:
