@@ -51,6 +51,7 @@ def check(run: Run) -> None:
         raise UserError(fault)
     check_paths(run)
     check_specs(run)
+    check_strategy(run, run.system.world or 1)
     package = run.system.package
     if package is not None and find_spec(package) is None:
         raise UserError(
@@ -87,6 +88,12 @@ def check_specs(run: Run) -> None:
             raise UserError(
                 f"{where}resolution={size}: {spec.title()} takes pictures of {least} px or more."
             )
+
+
+def check_strategy(run: Run, world: int) -> None:
+    """Raises UserError where the strategy cannot train this run on so many ranks."""
+    if (fault := run.strategy_fault(world)) is not None:
+        raise UserError(fault)
 
 
 def check_data(run: Run) -> None:

@@ -29,6 +29,7 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
     run: resolved, so that a teacher's run or a palette's file has said what it knows.
     """
     checks.check(run)
+    checks.check_strategy(run, world)
     checks.check_micro_batch(run, run.system.sharers(world))
     check_steps(run, folder)
     for misfit in run.objective.misfits():

@@ -161,9 +161,15 @@ class Optimizer(Spec):
     clip_each: bool = False  # `clip` holds for each tensor's own norm
 
     def faults(self) -> list[str]:
+        found = []
         if self.moments != "float32" and self.kind not in ("adamw", "muon"):
-            return [f"moments={self.moments} is for adamw and muon: leave it out."]
-        return []
+            found.append(f"moments={self.moments} is for adamw and muon: leave it out.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            first, second = self.betas
+            found.append(f"betas={first:g},{second:g}: give two numbers from 0 to below 1.")
+        if self.clip is not None and not self.clip > 0:
+            found.append(f"clip={self.clip:g}: give a number above 0, or none for no clipping.")
+        return found
 
     def decay_at(self, step: int, steps: int) -> float:
         if self.decay_end is None:
@@ -231,6 +237,18 @@ OFFLOADS = {
     "zero1": ("optimizer",),
     "zero2": ("optimizer",),
     "zero3": ("optimizer", "all"),
+}
+# why an optimizer cannot be had where a strategy cuts matrices in a way that it does not know
+CUT = {
+    "adafactor": (
+        "optim.kind=adafactor adds up rows and columns, and this system.strategy cuts matrices "
+        "anywhere: choose ddp, fsdp, hsdp, tp or fairscale, or optim.kind adamw, sgd or lookahead."
+    ),
+    "muon": (
+        "optim.kind=muon orthogonalises whole matrices, and this system.strategy cuts them by "
+        "columns or anywhere: choose single, ddp, fsdp or hsdp, or optim.kind adamw, sgd or "
+        "lookahead."
+    ),
 }
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -326,6 +344,16 @@ class System(Spec):
                 "strategy, or leave it out."
             )
         return faults
+
+    def recompute_fault(self, separable: bool) -> str | None:
+        """Why micro-batches of an objective cannot be computed again, a sentence."""
+        chunks, again = self.micro_batch, self.recompute
+        if self.strategy == "zero3" and chunks and again != "none" and not separable:
+            return (  # DeepSpeed fails there
+                f"system.recompute={again}: this objective computes its micro-batches again, and "
+                "under zero3 nothing in them twice; leave it out, or choose fsdp."
+            )
+        return None
 
     def world_fault(self, world: int) -> str | None:
         """Why the strategy cannot run on so many ranks, a sentence."""
@@ -424,6 +452,16 @@ class Run(Spec):
     system: System = field(default_factory=System)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: tuple[Evaluation, ...] = ()
+
+    def strategy_fault(self, world: int) -> str | None:
+        """Why the strategy cannot train this objective by this optimizer on so many ranks, a
+        sentence.
+        """
+        kind, system = self.optim.kind, self.system
+        anywhere = system.package == "deepspeed"
+        if (anywhere and kind in CUT) or (kind == "muon" and system.axis(world) > 1):
+            return CUT[kind]
+        return system.recompute_fault(self.objective.separable)
 
 
 def as_run(value: Any, recipe: str) -> Run:

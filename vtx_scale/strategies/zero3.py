@@ -25,12 +25,8 @@ class Zero3(Zero):
     stage = 3
 
     def prepare(self, objective: Objective) -> None:
-        chunks, again = self.system.micro_batch, self.system.recompute
-        if chunks and again != "none" and not objective.spec.separable:  # DeepSpeed fails there
-            raise UserError(
-                f"system.recompute={again}: this objective computes its micro-batches again, and "
-                "under zero3 nothing in them twice; leave it out, or choose fsdp."
-            )
+        if (fault := self.system.recompute_fault(objective.spec.separable)) is not None:
+            raise UserError(fault)
         init = deepspeed_for(self.device).zero.Init
         into = init(module=nn.Module(), config_dict_or_path=self.config())
         cut: dict[int, nn.Parameter] = {}

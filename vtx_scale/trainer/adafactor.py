@@ -20,6 +20,7 @@ from torch.optim.optimizer import ParamsT
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.sharding import Leaf, Place, Shape
+from vtx_scale.specs.run import CUT
 
 LEAST = 32
 EPS = 1e-30
@@ -81,11 +82,7 @@ class Adafactor(torch.optim.Optimizer):
         self.leaf_of = {leaf.tensor: leaf for leaf in leaves if leaf.trained}
         for p, leaf in self.leaf_of.items():
             if leaf.cuts is None:
-                raise UserError(
-                    "optim.kind=adafactor adds up rows and columns, and this system.strategy cuts "
-                    "matrices anywhere: choose ddp, fsdp, hsdp, tp or fairscale, or optim.kind "
-                    "adamw, sgd or lookahead."
-                )
+                raise UserError(CUT["adafactor"])
             state: dict[str, Any] = {
                 "step": torch.zeros(()),
                 "exp_avg": torch.zeros_like(p, dtype=torch.bfloat16),

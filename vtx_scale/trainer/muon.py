@@ -19,16 +19,13 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.sharding import Leaf
+from vtx_scale.specs.run import CUT
 from vtx_scale.trainer.moments import Rounding
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 EPS = 1e-7
-REFUSED = (
-    "optim.kind=muon orthogonalises whole matrices, and this system.strategy cuts them by columns "
-    "or anywhere: choose single, ddp, fsdp or hsdp, or optim.kind adamw, sgd or lookahead."
-)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
@@ -62,7 +59,7 @@ class Muon:
         for leaf in self.leaves:
             rows = leaf.cuts == () or (leaf.cuts is not None and leaf.cuts[0][0] == 0)
             if not rows or len(leaf.cuts or ()) > 1 or len(leaf.boxes) > 1:
-                raise UserError(REFUSED)
+                raise UserError(CUT["muon"])
 
     def updates(self, momenta: list[Tensor]) -> list[Tensor]:
         """Of each leaf's momentum the orthogonalised part that lies here. All ranks call it with
