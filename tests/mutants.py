@@ -58,6 +58,7 @@ class Outcome:
     message: str = ""
 
 
+REFUSALS = "tests/surfaces/test_refusals.py"
 ZERO = "tests/vtx_scale/test_zero.py"
 FAIRSCALE = "tests/vtx_scale/test_fairscale.py"
 SKIPS = "tests/promises/test_p2_skips.py"
@@ -152,6 +153,14 @@ MUTANTS = (
         "pass",
         (f"{ZERO}::test_no_engine_outlives_its_attempt[zero3-none]",),
         "What DeepSpeed keeps of an engine that is no more is let go.",
+    ),
+    Mutant(
+        "a-world-not-asked",
+        "launch/prepare.py",
+        "    checks.check_strategy(run, world)\n",
+        "",
+        (f"{REFUSALS}::test_ranks_that_a_launcher_has_started_are_a_world_too",),
+        "What a strategy cannot train on so many ranks is refused before run.json is written.",
     ),
     Mutant(
         "zero-padding-for-values",

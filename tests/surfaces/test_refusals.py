@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from tests.runs import environment, train_on_ranks
+from tests.runs import environment, smoke, train_on_ranks
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import recipes
+from vtx_scale.launch.prepare import refuse
 from vtx_scale.launch.resolve import resolve_data
 
 SECONDS = 1.5  # of CPU: a busy machine does not count
@@ -123,6 +125,15 @@ def test_refusals(tmp_path, recipe, keys, sentence):
         after.children_user + after.children_system - before.children_user - before.children_system
     )
     assert spent < SECONDS, f"{spent:.2f} s of CPU"
+
+
+def test_ranks_that_a_launcher_has_started_are_a_world_too(tmp_path):
+    """`system.world` is left out there: what a world of two refuses stays refused."""
+    run = smoke("optim.kind=muon", "system.strategy=tp")
+    with pytest.raises(UserError, match="orthogonalises whole matrices"):
+        refuse(run, tmp_path / "run", 2)
+    assert not (tmp_path / "run").exists()
+    refuse(run, tmp_path / "run", 1)
 
 
 @pytest.mark.parametrize(
