@@ -121,6 +121,9 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def __str__(self) -> str:
+        return str(self.root)
+
     def get_range(self, name: str, offset: int, length: int, tag: str | None = None) -> bytes:
         """`length` bytes of a file from byte `offset` on, fewer where it ends before.
 

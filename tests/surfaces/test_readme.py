@@ -48,7 +48,7 @@ def test_commands(place, k):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     if "leave_after=20" in text:
-        assert "resumed at step 20 of 40" in done.stderr and len(text.strip().splitlines()) == 15
+        assert "resumed at step 20 of 40" in done.stderr and len(text.strip().splitlines()) == 16
 
 
 @pytest.mark.slow

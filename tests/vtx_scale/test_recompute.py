@@ -6,16 +6,21 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.memory import Bytes
 from tests.ranks import on_ranks
-from tests.runs import losses, train_on_ranks
+from tests.runs import losses, smoke, train_on_ranks
 from tests.vtx_scale.shares import PATTERNS, on_this_rank, share, whole_grads
 from tests.vtx_scale.test_clip_loss import recipe, samples
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import override
+from vtx_scale.launch.build import build_objective
+from vtx_scale.launch.checks import check
 from vtx_scale.launch.recipes.clip import clip_vit_b32_smoke
 from vtx_scale.specs.run import System
+from vtx_scale.strategies.apply import apply
+from vtx_scale.strategies.single import Single
 
 WAYS = ("none", "selective", "full")
 
@@ -77,3 +82,18 @@ def test_words_of_before_are_taken():
     for old, wanted in ((True, "full"), (False, "none")):
         body["system"]["recompute"] = old
         assert override.from_dict(json.loads(json.dumps(body))).system.recompute == wanted
+
+
+@pytest.mark.parametrize("precision", ["bf16", "auto"])
+def test_micro_batches_that_are_computed_again_keep_nothing_in_mixed_precision(precision):
+    """Refused with the recipe where it says so, else where the device decides."""
+    keys = ("system.micro_batch=2", "system.recompute=selective", f"system.precision={precision}")
+    if precision == "bf16":
+        with pytest.raises(UserError, match="system.recompute=selective: this objective"):
+            check(smoke(*keys))
+        return
+    run = smoke(*keys)
+    objective = build_objective(run, torch.float32)
+    strategy = Single(torch.device("cpu"), run.system, torch.bfloat16)
+    with pytest.raises(UserError, match="system.recompute=selective: this objective"):
+        apply(objective, strategy, run.system)

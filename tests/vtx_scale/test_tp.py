@@ -36,11 +36,13 @@ from vtx_scale.blocks.attention import Block, KVCache
 from vtx_scale.blocks.cuts import Colwise, Rowwise, cut_fault, cut_layers
 from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.slots import VIEWS, SlotContext
+from vtx_scale.checkpoints.format import steps
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
 from vtx_scale.launch import override, recipes, worker
 from vtx_scale.launch.build import build_objective
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.specs.dalle import TextToCodesConfig
 from vtx_scale.specs.igpt import PixelGPTConfig
@@ -523,10 +525,10 @@ def request_on_the_last(recipe: dict, folder: Path, step: int, fails: bool) -> i
     if last and fails:
         plain = Writer._write
 
-        def write(self: Writer, at: int, *rest: Any) -> None:
-            if at == step:
+        def write(self: Writer, work: Any) -> None:
+            if work.step == step:
                 raise OSError(28, "No space left on device")
-            plain(self, at, *rest)
+            plain(self, work)
 
         Writer._write = write
     elif last:
@@ -552,10 +554,10 @@ def test_a_flag_of_one_rank_of_an_axis_is_seen_by_all(tmp_path, fails):
     folder = tmp_path / "run"
     prepare_folder(run, folder, refuse(run, folder, 2))
     codes = on_ranks(2, request_on_the_last, override.to_dict(run), folder, 4, fails)
-    steps = [p.name for p in sorted((folder / "checkpoints").glob("step-*"))]
+    saved = steps(checkpoints_of(folder))
     if fails:
-        assert codes == [0, 0] and steps == ["step-00000002", "step-00000006"]
+        assert codes == [0, 0] and saved == [2, 6]
         failed = [r for r in lines(folder / "ledger.jsonl") if r["kind"] == "save_failed"]
         assert [(r["step"], r["rank"]) for r in failed] == [(4, 1)]
     else:
-        assert codes == [75, 75] and steps[-1] == "step-00000004"
+        assert codes == [75, 75] and saved[-1] == 4

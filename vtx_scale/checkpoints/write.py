@@ -193,7 +193,9 @@ class Writer:
                 return
             # reported by the loop at the next step: a save must never end a training
             self.lost = isinstance(e, Lost)
-            self.error = str(e) if self.lost else reason(e, folder_name(work.step))
+            self.error = (
+                str(e) if self.lost else reason(e, f"{self.storage}/{folder_name(work.step)}")
+            )
 
     def _write(self, work: "Work") -> None:
         step = work.step

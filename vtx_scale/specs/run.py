@@ -345,13 +345,24 @@ class System(Spec):
             )
         return faults
 
-    def recompute_fault(self, separable: bool) -> str | None:
-        """Why micro-batches of an objective cannot be computed again, a sentence."""
+    def recompute_fault(self, separable: bool, mixed: bool | None = None) -> str | None:
+        """Why micro-batches of an objective cannot be computed again, a sentence.
+
+        mixed: whether in mixed precision; None: as far as `precision` says.
+        """
         chunks, again = self.micro_batch, self.recompute
-        if self.strategy == "zero3" and chunks and again != "none" and not separable:
+        if not chunks or again == "none" or separable:
+            return None
+        if self.strategy == "zero3":
             return (  # DeepSpeed fails there
                 f"system.recompute={again}: this objective computes its micro-batches again, and "
                 "under zero3 nothing in them twice; leave it out, or choose fsdp."
+            )
+        mixed = self.precision in ("bf16", "fp16") if mixed is None else mixed
+        if again == "selective" and mixed:
+            return (  # what autocast has cast once is not found the second time
+                "system.recompute=selective: this objective computes its micro-batches again, "
+                "where nothing can be kept in mixed precision; choose full or none."
             )
         return None
 

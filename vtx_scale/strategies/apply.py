@@ -43,8 +43,7 @@ def strategy_of(
     name = system.strategy_at(world, device.type == "cuda")
     if (fault := system.world_fault(world)) is not None:
         raise UserError(fault)
-    strategy: Base = import_object(STRATEGIES[name])(device, system, compute)
-    return strategy
+    return import_object(STRATEGIES[name])(device, system, compute)  # type: ignore[no-any-return]
 
 
 # what selective recomputation keeps: most of a unit's time goes there
@@ -80,8 +79,13 @@ def policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy
 
 
 def apply(objective: Objective, strategy: Base, system: System) -> None:
-    """Wrap the units of a module on the meta device, shard it, and give it memory on the device."""
-    units = list(objective.units())
+    """Wrap the units of a module on the meta device, shard it, and give it memory on the device.
+
+    Raises UserError where micro-batches cannot be computed again as `system` says.
+    """
+    units, mixed = list(objective.units()), strategy.compute is not None
+    if (fault := system.recompute_fault(objective.spec.separable, mixed)) is not None:
+        raise UserError(fault)
     if system.compile:  # blocks that drop have names of their own, and so code of their own
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 2 * len(units) + 8)
