@@ -214,12 +214,19 @@ class Base:
         """(P,) float64: the gradient's norm of each trained parameter, 0 where it has none;
         the same on every rank.
         """
-        squares = torch.zeros(len(self.trained), dtype=torch.float64, device=self.device)
-        everywhere = all(leaf.copies == self.all.world for _, leaf in self._trained_leaves)
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        values = [zero] * len(self.trained)
+        everywhere = self._everywhere
         for k, leaf, grad in self._grads():
             if everywhere or leaf.copy == 0:
-                squares[k] += square_sum(grad)
+                values[k] = values[k] + square_sum(grad).to(self.device)
+        squares = torch.stack(values)
         return (squares if everywhere else self.all.sum(squares)).sqrt()
+
+    @functools.cached_property
+    def _everywhere(self) -> bool:
+        """Whether each rank holds all that is trained."""
+        return all(leaf.copies == self.all.world for _, leaf in self._trained_leaves)
 
     @torch.no_grad()
     def scale(self, factor: Tensor | float | list[float]) -> None:
@@ -236,9 +243,13 @@ class Base:
     @torch.no_grad()
     def clamp(self) -> None:
         """Hold the leaves whose rules have limits within them."""
-        for leaf in self.leaves():
-            if leaf.rule.limits is not None:
-                leaf.tensor.clamp_(*leaf.rule.limits)
+        for tensor, limits in self._limited:
+            tensor.clamp_(*limits)
+
+    @functools.cached_property
+    def _limited(self) -> list[tuple[Tensor, tuple[float, float]]]:
+        named = [(leaf.tensor, leaf.rule.limits) for leaf in self.leaves()]
+        return [(tensor, limits) for tensor, limits in named if limits is not None]
 
     def publish(self) -> None:
         """After a step; the forward pass reads the leaves."""
@@ -292,15 +303,13 @@ class Base:
         leaves = [leaf for leaf in self.leaves() if leaf.copies > 1]
         if not leaves:
             return []
-        parts = torch.tensor([part_number(leaf) for leaf in leaves])
-        mine = torch.stack([parts, torch.stack([bit_sum(leaf.tensor) for leaf in leaves])])
-        held: dict[int, int] = {}
-        found = set()
-        for part, bits in self.all.gather_plain(mine[None].to(self.device)).tolist():
-            for leaf, key, value in zip(leaves, part, bits, strict=True):
-                if held.setdefault(key, value) != value:
-                    found.add(leaf.name)
-        return sorted(found)
+        parts = torch.tensor([part_number(leaf) for leaf in leaves], device=self.device)
+        bits = torch.stack([bit_sum(leaf.tensor) for leaf in leaves]).to(self.device)
+        both = self.all.gather_plain(torch.stack([parts, bits])[None]).cpu()  # (W, 2, parts)
+        part, order = both[:, 0].flatten().sort(stable=True)
+        value = both[:, 1].flatten()[order]
+        apart = (part[1:] == part[:-1]) & (value[1:] != value[:-1])
+        return sorted({leaves[k].name for k in (order[1:][apart] % len(leaves)).tolist()})
 
     def slices(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Slice]:
         """This rank's part of every parameter, of the optimizer's state where one is given, and of
@@ -358,9 +367,9 @@ def part_number(leaf: Leaf) -> int:
 
 
 def bit_sum(t: Tensor) -> Tensor:
-    """() int64 on the CPU: the sum of a tensor's elements as whole numbers of their bits."""
+    """() int64: the sum of a tensor's elements as whole numbers of their bits."""
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
-    return t.detach().contiguous().view(whole).sum(dtype=torch.int64).cpu()
+    return t.detach().contiguous().view(whole).sum(dtype=torch.int64)
 
 
 def square_sum(t: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ masters are copies of the parameters in float32 too: a leaf is a part of one, an
 it to what the forward pass reads.
 """
 
+import abc
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,7 @@ from vtx_scale.strategies.deepspeed_package import deepspeed_for, let_go
 BUCKET = 1 << 24  # elements that are reduced, gathered or fetched ahead as one
 
 
-class Zero(Base):
+class Zero(Base, abc.ABC):
     """What the three stages share; `zero` is DeepSpeed's optimizer, which holds the masters."""
 
     stage: int
@@ -38,13 +39,13 @@ class Zero(Base):
         self.zero = self.engine.optimizer
         return self.cut()
 
+    @abc.abstractmethod
     def cut(self) -> list[Leaf]:
         """The leaves, once DeepSpeed has its masters."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def gradients(self) -> Iterator[tuple[Leaf, Tensor]]:
         """The trained leaves of which this rank holds something, each with its gradient (n,)."""
-        raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
         """What DeepSpeed is asked for: managed accumulation, sums in buckets, no clipping."""
