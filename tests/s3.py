@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import glob
 import json
+import os
 import secrets
 import signal
 import socket
@@ -126,8 +128,6 @@ def seaweed(folder: Path) -> Iterator[Server]:
         *listen,
         "-s3.port.iceberg=0",  # else both are fixed ports
         "-s3.port.lance=0",
-        f"-filer.localSocket={folder / 'filer.sock'}",  # else in a folder of all users
-        f"-s3.localSocket={folder / 's3.sock'}",
         f"-s3.config={settings}",
         "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64",
@@ -149,6 +149,10 @@ def seaweed(folder: Path) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
+        for port in ports:
+            # written there by the server of any Unix, whatever TMPDIR says
+            for left in glob.glob(f"/tmp/seaweedfs-*{port}.sock"):
+                os.unlink(left)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vtx_scale.blocks.rules import Rule, table_of
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
-from vtx_scale.distributed.sharding import Leaf, Place, Slice, slices_at, whole_box
+from vtx_scale.distributed.sharding import Leaf, Place, Slice, local, slices_at, whole_box
 from vtx_scale.objectives.base import Objective, sources
 from vtx_scale.specs.run import System
 
@@ -267,25 +267,13 @@ class Base:
         """
         return [leaf.tensor for _, leaf in self._trained_leaves if step < leaf.rule.frozen_until]
 
-    @functools.cached_property
-    def _pairs(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Of each follower, its leaves and those that they follow."""
-        names = {id(p): name for name, p in self.objective.named_parameters()}
-        at = {leaf.name: leaf.tensor.detach() for leaf in self.leaves()}
-        teachers = [
-            [names[id(p)] for p in f.teacher.parameters()] for f in self.objective.followers()
-        ]
-        return [([at[t] for t in ts], [at[self.sources[t]] for t in ts]) for ts in teachers]
-
-    @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Move the followers on this rank's leaves: teacher += (1 - momentum) (student - teacher).
+        """Move the followers on what lies on this rank: teacher += (1 - momentum) (student -
+        teacher).
 
         No communication.
         """
-        followers = self.objective.followers()
-        for f, (mine, theirs) in zip(followers, self._pairs, strict=True):
-            torch._foreach_lerp_(mine, theirs, 1 - f.momentum(step))
+        move_followers(self.objective, step, lambda p: local(p.detach()))
 
     def reshard(self) -> None:
         """After a forward pass without a backward pass: back to the state between two steps."""
@@ -347,12 +335,8 @@ def whole_leaves(
 
 
 @torch.no_grad()
-def move_followers(
-    objective: Objective, step: int, read: Callable[[Tensor], Tensor] = Tensor.detach
-) -> None:
-    """Move the followers on what `read` gives of each parameter, where no leaf lies beside the one
-    that it follows.
-    """
+def move_followers(objective: Objective, step: int, read: Callable[[Tensor], Tensor]) -> None:
+    """Move the followers on what `read` gives of each parameter, views of one layout for both."""
     for f in objective.followers():
         mine, theirs = ([read(p) for p in part.parameters()] for part in (f.teacher, f.student))
         torch._foreach_lerp_(mine, theirs, 1 - f.momentum(step))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.distributed.sharding import Leaf
-from vtx_scale.strategies.base import Base, Losses, move_followers, whole_leaves
+from vtx_scale.strategies.base import Base, Losses, whole_leaves
 
 
 class Fairscale(Base):
@@ -65,6 +65,3 @@ class Fairscale(Base):
 
     def settled(self) -> None:
         self.publish()
-
-    def follow(self, step: int) -> None:
-        move_followers(self.objective, step)

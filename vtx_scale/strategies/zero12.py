@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtx_scale.distributed.sharding import Box, Leaf, boxes_of_flat
-from vtx_scale.strategies.base import move_followers, whole_leaves
+from vtx_scale.strategies.base import whole_leaves
 from vtx_scale.strategies.zero import Zero
 
 
@@ -60,9 +60,6 @@ class Zero1(Zero):
 
     def settled(self) -> None:
         self.publish()
-
-    def follow(self, step: int) -> None:
-        move_followers(self.objective, step)
 
     def clear(self) -> None:
         super().clear()
