@@ -21,6 +21,7 @@ PART = re.compile(r"^\..*\.[0-9a-f]{8}\.part$", re.DOTALL)
 OS_ERROR = re.compile(r"os error (\d+)")
 NAME_BYTES = 200  # of a name that are kept in the name of its part: 255 is the limit
 HOUR, DAY = 3600.0, 86400.0
+AGAIN = 100  # times that a folder is made before its absence is an error
 HELD = 30.0  # seconds: what is done under a lock takes milliseconds
 UNLOCKED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system without locks
 LOCK = re.compile(r"^\..*\.lock$", re.DOTALL)
@@ -138,7 +139,7 @@ def part_of(path: Path) -> Iterator[tuple[Path, int]]:
     sweep(path.parent)
     folder = path.with_name(f".{stem_of(path)}.{os.urandom(4).hex()}.part")
     try:
-        folder.mkdir()
+        within(path.parent, folder.mkdir)
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from None
     lock = -1
@@ -157,6 +158,19 @@ def part_of(path: Path) -> Iterator[tuple[Path, int]]:
         shutil.rmtree(folder, ignore_errors=True)
         if lock >= 0:
             os.close(lock)
+
+
+def within(folder: Path, make: Callable[[], None]) -> None:
+    """Make something in a folder, and the folder; one that is empty may be taken away by another
+    process in between.
+    """
+    for _ in range(AGAIN):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return make()
+        except FileNotFoundError:
+            continue
+    make()
 
 
 def machine() -> str:

@@ -15,7 +15,7 @@ from typing import Protocol, Self
 # where callers of the first version find them
 from vtx_scale.data_pipeline.lists import braces as braces
 from vtx_scale.data_pipeline.lists import expand as expand
-from vtx_scale.data_pipeline.publish import LOCK, PART, locked, sync
+from vtx_scale.data_pipeline.publish import LOCK, PART, locked, sync, within
 from vtx_scale.data_pipeline.publish import whole as whole
 
 DIGESTED = 1 << 20  # bytes: the tag of a file up to this is of its content
@@ -92,7 +92,7 @@ class Storage(Protocol):
         """
 
     def scratch(self, name: str) -> AbstractContextManager[Path]:
-        """A path of no file yet, from which `put_file` takes an object of this name at its
+        """A path of no file yet or an empty one, from which `put_file` takes an object of this name at its
         cheapest; what is left there at the end is removed.
         """
 
@@ -163,9 +163,12 @@ class Folder:
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """`NAME.part` beside the place of a file, on the same disk; no empty folder stays."""
+        """`NAME.part` beside the place of a file, on the same disk; no empty folder stays.
+
+        An empty file is there, so that nobody takes the folder for an empty one.
+        """
         path = self.root / f"{name}.part"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        within(path.parent, path.touch)
         try:
             yield path
         finally:

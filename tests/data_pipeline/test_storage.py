@@ -1,5 +1,6 @@
 """Local folders as storage."""
 
+import contextlib
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,29 @@ def test_a_file_is_moved_in_with_its_mode(tmp_path):
     with pytest.raises(ZeroDivisionError), folder.scratch("deep/a/c"):
         raise ZeroDivisionError
     assert list(folder.list("")) == ["a/b"] and not (tmp_path / "root" / "deep").exists()
+
+
+def test_who_gives_up_takes_no_folder_from_under_another(tmp_path):
+    """The last file that is deleted takes its folder along, also while another one begins."""
+    folder = Folder(tmp_path)
+
+    def writes(i):
+        if i % 2:
+            for _ in range(300):
+                with contextlib.suppress(ZeroDivisionError), folder.scratch("step/a"):
+                    raise ZeroDivisionError
+                folder.delete("step/b")
+        else:
+            for _ in range(300):
+                with folder.scratch("step/c") as path:
+                    with path.open("r+b") as file:
+                        file.write(b"c")
+                    folder.put_file("step/c", path)
+                folder.put("step/b", b"b")
+                folder.delete("step/c")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(writes, range(2)))
 
 
 def test_a_file_is_moved_in_from_another_disk(tmp_path, monkeypatch):

@@ -162,6 +162,14 @@ OPTIMIZERS = {
     "adafactor": Optimizer(kind="adafactor"),
     "muon": Optimizer(kind="muon"),
 }
+
+
+
+def packaged(*cell: object) -> object:
+    """A cell that needs a package of the services."""
+    return pytest.param(*cell, marks=pytest.mark.services)
+
+
 CELLS = [
     ("dino_vit_s16", "single", 1, "adamw"),
     ("dino_vit_s16", "fsdp", 3, "sgd"),
@@ -173,9 +181,9 @@ CELLS = [
     ("vit_g14_jft3b", "tp_fsdp", 4, "adafactor"),
     ("dalle_12b", "ddp", 2, "adamw"),
     ("dalle_12b", "fsdp", 5, "adamw"),
-    ("clip_vit_b32", "fairscale", 3, "adamw bfloat16"),
-    ("clip_vit_b32", "fairscale", 3, "muon"),
-    ("vit_g14_jft3b", "fairscale", 2, "adafactor"),
+    packaged("clip_vit_b32", "fairscale", 3, "adamw bfloat16"),
+    packaged("clip_vit_b32", "fairscale", 3, "muon"),
+    packaged("vit_g14_jft3b", "fairscale", 2, "adafactor"),
 ]
 
 
