@@ -92,8 +92,8 @@ class Storage(Protocol):
         """
 
     def scratch(self, name: str) -> AbstractContextManager[Path]:
-        """A path of no file yet or an empty one, from which `put_file` takes an object of this name at its
-        cheapest; what is left there at the end is removed.
+        """A path of no file or of an empty one, from which `put_file` takes an object of this name
+        at its cheapest; what is left there at the end is removed.
         """
 
     def put_if_absent(self, name: str, body: bytes) -> bool:

@@ -164,7 +164,6 @@ OPTIMIZERS = {
 }
 
 
-
 def packaged(*cell: object) -> object:
     """A cell that needs a package of the services."""
     return pytest.param(*cell, marks=pytest.mark.services)
