@@ -20,6 +20,7 @@ from vtx_scale.interop.files import read_weights, write_folder
 from vtx_scale.launch import override, python, recipes
 from vtx_scale.launch.cli import main
 from vtx_scale.launch.paths import absolute, absolute_list, named
+from vtx_scale.launch.places import storage_at
 from vtx_scale.specs.walk import specs
 
 # what a user may type in a folder with these shards below it
@@ -244,3 +245,27 @@ def test_an_evaluation_scores_the_same_samples_from_anywhere(
     words = ["evaluate", str(folder), "--with", "retrieval", "--json", "data.val_shards=val"]
     assert main(words) == 0
     assert capsys.readouterr().out not in found  # typed here, it means what is here
+
+
+def test_a_place_is_a_folder_or_a_bucket(tmp_path):
+    assert storage_at(tmp_path).root == storage_at(str(tmp_path)).root == tmp_path
+    found = storage_at("s3://bucket/some/run/")
+    assert (found.bucket, found.prefix) == ("bucket", "some/run/")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    (
+        "s3://me:SECRET@bucket/run",
+        "s3://b/run?key=SECRET",
+        "https://me:SECRET@host/run",
+        "gs://bucket/SECRET",
+        "file:///SECRET",
+        "S3://bucket/SECRET",
+        Path("s3://bucket/SECRET"),
+    ),
+)
+def test_any_other_address_is_refused_and_not_repeated(uri):
+    with pytest.raises(UserError, match="s3://bucket/prefix") as refused:
+        storage_at(uri)
+    assert "SECRET" not in str(refused.value)

@@ -1,0 +1,29 @@
+"""Which storage a place is that a user names: a folder of this machine, or s3://bucket/prefix."""
+
+from pathlib import Path
+
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.paths import SCHEME
+from vtx_scale.data_pipeline.storage import Folder, Storage
+
+
+def storage_at(uri: str | Path) -> Storage:
+    """The storage of a place; nothing is asked of it yet, and it can be pickled.
+
+    Raises UserError for any scheme but s3:, and where s3: is not followed by a bucket alone. No
+    more of such an address is repeated than its scheme: keys may stand in it.
+    """
+    scheme = SCHEME.match(str(uri))
+    if scheme is None:
+        return Folder(Path(uri))
+    if scheme[1] != "s3":
+        raise UserError(
+            f"{scheme[1]}: is no place for files: give a folder of this machine, or "
+            "s3://bucket/prefix."
+        )
+    from vtx_scale.cluster.storage.s3 import S3  # boto3, for those who name a bucket
+
+    try:
+        return S3.at(str(uri))
+    except ValueError as e:
+        raise UserError(str(e)) from None
