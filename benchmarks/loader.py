@@ -28,8 +28,8 @@ from PIL import Image
 
 from vtx_scale.data_pipeline.augment.crop import random_resized_crop_box
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
-from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.loader import Batches, Loader
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.objectives.clip_reader import ClipReader
 

@@ -1,7 +1,7 @@
 """From tars to batches.
 
-Reading order: errors, tar, foreign, lists, storage, layout, index, order, read, members, decode,
-augment, text, batch, loader, wds, tools.
+Reading order: errors, tar, foreign, lists, storage, shards, layout, scan, index, remote, opening,
+hold_out, order, chunks, read, members, decode, augment, text, batch, loader, wds, tools.
 
 What others use is in `__all__`, and loaded when it is asked for: `errors` is imported where a
 refusal must be quick.
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vtx_scale.data_pipeline.batch import Batch
     from vtx_scale.data_pipeline.errors import BadSample, UserError
-    from vtx_scale.data_pipeline.index import Index, open_index
+    from vtx_scale.data_pipeline.index import Index
     from vtx_scale.data_pipeline.loader import Batches, Loader, Reader
+    from vtx_scale.data_pipeline.opening import open_index
     from vtx_scale.data_pipeline.order import Order
     from vtx_scale.data_pipeline.storage import Folder, Storage
     from vtx_scale.data_pipeline.text import Tokenizer, tokenizer
@@ -41,8 +42,9 @@ __all__ = [
 HOMES = {
     "batch": ("Batch",),
     "errors": ("BadSample", "UserError"),
-    "index": ("Index", "open_index"),
+    "index": ("Index",),
     "loader": ("Batches", "Loader", "Reader"),
+    "opening": ("open_index",),
     "order": ("Order",),
     "storage": ("Folder", "Storage"),
     "text": ("Tokenizer", "tokenizer"),

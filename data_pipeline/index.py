@@ -8,11 +8,9 @@ consecutive samples of one shard, at most C of them and 8 MiB, and is what is re
 import hashlib
 import os
 import struct
-import zlib
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +20,34 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.foreign import not_a_tar
 from vtx_scale.data_pipeline.layout import Layout
-from vtx_scale.data_pipeline.lists import expand
-from vtx_scale.data_pipeline.storage import File, short_hash, whole
-from vtx_scale.data_pipeline.tar import BLOCK, Problem, samples
+from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.data_pipeline.scan import CAP, CHUNK, Scan, Told, scan, shown
+from vtx_scale.data_pipeline.shards import Shards
+from vtx_scale.data_pipeline.storage import Head, Storage, short_hash
 
-CHUNK, CAP = 256, 8 << 20
-EXTENT_LIMIT = 1 << 32
-VERSION = "1"
-TAG = 32  # bytes a shard
+VERSION = "2"
+TAGS = {"1": 32, VERSION: 64}  # bytes a shard
+TAG = TAGS[VERSION]
 # known from headers alone; numbered in the file
 REASONS = ("", "tar_truncated", "member_size", "empty")
-PROBLEMS_SHOWN = 20  # lines a reason, then counts
 
 
 @dataclass
 class Index:
     """S shards, K chunks, N samples; see docs/data.md for the tensors. `open_index` makes one.
 
-    root: the folder that `names`, the shards in order, are relative to. A chunk is consecutive
+    root: where `names`, the shards in order, lie. A chunk is consecutive
     samples of one shard, chunks lie one behind the other; sizes and offsets are in bytes. bad: what
     headers alone say of a sample. `keep` restricts it to some samples, which are numbered anew.
     """
 
-    root: Path
+    root: Storage
     names: list[str]
     shard_bytes: NDArray[np.uint64]  # (S,)
     shard_first: NDArray[np.uint64]  # (S,) offset of the first sample
     shard_chunks: NDArray[np.uint32]  # (S,)
-    # (S, 32), mtime_ns and zeros: staleness only, not in the digest
+    # (S, 64), mtime_ns or a storage's tag, and zeros: staleness only, not in the digest
     shard_tag: NDArray[np.uint8]
     chunk_samples_all: NDArray[np.uint16]  # (K,)
     chunk_bytes: NDArray[np.uint32]  # (K,)
@@ -60,7 +56,8 @@ class Index:
     # sample number -> 2 for the second with its key in the shard
     again: dict[int, int] = field(default_factory=dict)
     keep: NDArray[np.int64] | None = None  # sorted sample numbers
-    file: Path | None = None  # where the index itself is stored
+    file: Path | str | None = None  # where the index itself is stored
+    beside: tuple[Storage, str] | None = None  # its storage, and what names begin with there
 
     def __post_init__(self) -> None:
         # (S + 1,)
@@ -98,6 +95,10 @@ class Index:
         counts = np.diff(np.searchsorted(self.keep, self.sample_first))
         return counts[counts > 0]
 
+    def url(self, shard: int) -> str:
+        """The name of a shard for people."""
+        return f"{self.root}/{self.names[shard]}"
+
     def number(self, g: int) -> int:
         """The number in the whole set of sample g, which `keep` may number otherwise."""
         return g if self.keep is None else int(self.keep[g])
@@ -110,6 +111,10 @@ class Index:
     def extent(self, k: int) -> tuple[int, int]:
         """(shard, offset in bytes) of chunk k."""
         return self._chunk_shard[k], self._chunk_offset[k]
+
+    def only_bad(self, k: int) -> bool:
+        """Whether chunk k holds one sample, which is known to be bad."""
+        return int(self.sample_first[k]) in self.bad and int(self.chunk_samples_all[k]) == 1
 
     @property
     def digest(self) -> bytes:
@@ -131,175 +136,21 @@ class Index:
             h.update(b"keep\0" + self.keep.astype("<i8").tobytes())
         return h.digest()
 
-    def keys(self) -> Iterator[str]:
-        """The key of every sample of the whole set, from the headers alone.
-
-        Raises UserError where they changed.
-        """
-        expected = np.diff(self.sample_first[self.chunk_first])
-        for name, count in zip(self.names, expected.tolist(), strict=True):
-            with open_shard(self.root / name) as shard:
-                found = [item.key for item in samples(shard) if not isinstance(item, Problem)]
-            if len(found) != count:
-                raise UserError(
-                    f"{self.root / name} holds {len(found)} samples and held {count} when it was "
-                    "indexed: put the shard back, or remove its index to begin anew."
-                )
-            yield from found
-
-    def split(self, share: float) -> tuple["Index", "Index"]:
-        """(training, validation): a sample is held out where the SHA-256 of its key, in [0, 1),
-        is below `share`.
-
-        Both are restrictions of this one, which must be whole; the keys are read from the headers
-        once. Raises UserError where one side would be empty.
-        """
-        which = (self.digest, share)
-        if which not in _splits:
-            words = (
-                hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-                for key in self.keys()
-            )
-            mask = np.array(
-                [int.from_bytes(word[:8], "big") / 2**64 < share for word in words], bool
-            )
-            if mask.all() or not mask.any():
-                raise UserError(
-                    f"data.hold_out={share} leaves one side of {self.n} samples empty: "
-                    "give another share."
-                )
-            _splits.clear()
-            _splits[which] = np.flatnonzero(~mask), np.flatnonzero(mask)
-        kept, held = _splits[which]
-        return replace(self, keep=kept), replace(self, keep=held)
-
-
-# the last: every evaluation asks again
-_splits: dict[tuple[bytes, float], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One shard as its headers and bytes say."""
-
-    size: int
-    mtime_ns: int
-    first: int  # offset of its first sample
-    chunks: list[tuple[int, int, int]]  # samples, bytes, CRC-32
-    bad: dict[int, str]  # place in the shard -> reason
-    again: dict[int, int]
-    problems: list[Problem]  # the first of each reason
-    counts: Counter[str]  # all of them
-
-    @property
-    def samples(self) -> int:
-        return sum(c[0] for c in self.chunks)
-
-
-def open_shard(path: Path) -> File:
-    """A tar for reading. Raises UserError for a compressed one, for what is something else,
-    and for what cannot be opened.
-    """
-    try:
-        shard = File(path)
-    except PermissionError as e:
-        raise UserError(f"{path} cannot be opened ({e.strerror}): look at its mode.") from None
-    if fault := not_a_tar(path, shard[:BLOCK]):
-        shard.close()
-        raise UserError(fault)
-    return shard
-
-
-def crc(shard: File, offset: int, length: int) -> int:
-    value = 0
-    for at in range(offset, offset + length, CAP):
-        value = zlib.crc32(shard.read(at, min(CAP, offset + length - at)), value)
-    return value
-
-
-def scan(path: Path, chunk: int = CHUNK, layout: Layout | None = None) -> Scan:
-    """Read one shard. layout: looks at its samples. Raises UserError where it cannot be indexed."""
-    layout = layout or Layout()
-    layout.begin(shown(path.name))
-    problems: list[Problem] = []
-    counts: Counter[str] = Counter()
-    starts: list[int] = []
-    bad: dict[int, str] = {}
-    again: dict[int, int] = {}
-    keys: Counter[str] = Counter()
-    end = 0
-    with open_shard(path) as shard:
-        if not len(shard):
-            problems, counts = [Problem("tar_tail", 0, "the file is empty")], Counter(tar_tail=1)
-        for item in samples(shard):
-            if isinstance(item, Problem):
-                counts[item.reason] += 1
-                if counts[item.reason] <= PROBLEMS_SHOWN:
-                    problems.append(item)
-                continue
-            layout.add(item)
-            keys[item.key] += 1
-            if keys[item.key] > 1:
-                again[len(starts)] = keys[item.key]
-            if item.reason:
-                bad[len(starts)] = item.reason
-            starts.append(item.start)
-            end = item.end
-        chunks: list[tuple[int, int, int]] = []
-        n, a = len(starts), 0
-        if n:
-            starts.append(min(len(shard), -(-end // 512) * 512))
-        while a < n:
-            b = a + 1
-            while b < n and b - a < chunk and starts[b + 1] - starts[a] <= CAP:
-                b += 1
-            extent = starts[b] - starts[a]
-            if extent >= EXTENT_LIMIT:
-                raise UserError(
-                    f"{path}: the sample at byte {starts[a]} spans {extent} bytes, "
-                    "4 GiB is the limit: write the shard without it."
-                )
-            chunks.append((b - a, extent, crc(shard, starts[a], extent)))
-            a = b
-        return Scan(
-            len(shard), shard.mtime_ns, starts[0] if n else 0, chunks, bad, again, problems, counts
-        )
-
-
-class Told:
-    """Says what is wrong with shards, the first of each reason; `end` gives the counts."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-        self.counts: Counter[str] = Counter()
-
-    def __call__(self, shard: str, problem: Problem) -> None:
-        """The next problem, of the shard of this name."""
-        self.counts[problem.reason] += 1
-        if self.counts[problem.reason] <= PROBLEMS_SHOWN:
-            line = f"{shard} byte {problem.offset}: {problem.reason} {shown(problem.detail)}"
-            self.say(line.rstrip())
-
-    def end(self) -> None:
-        """How many of each reason there were, where not all were shown."""
-        if any(v > PROBLEMS_SHOWN for v in self.counts.values()):
-            self.say("in all: " + ", ".join(f"{v} {k}" for k, v in sorted(self.counts.items())))
-
 
 def build(
-    paths: list[Path], chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None
+    shards: Shards, chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None
 ) -> Index:
     """Index shards by reading them once; what is wrong with a shard is said,
-    a line each and then in counts.
+    a line each and then in counts. Raises UserError where one cannot be indexed.
     """
-    root, ordered = in_order(paths)
     scans: list[Scan] = []
+    tags: list[NDArray[np.uint8]] = []
     bad: dict[int, str] = {}
     again: dict[int, int] = {}
     told = Told(say)
     total, layout = 0, Layout()
-    for path in ordered:
-        found = scan(path, chunk, layout)
+    for name, path, head in shards.files():
+        found = scan(path, chunk, layout, shards.url(name))
         for problem in found.problems:
             told(path.name, problem)
         told.counts.update(
@@ -309,17 +160,18 @@ def build(
         again |= {total + i: times for i, times in found.again.items()}
         total += found.samples
         scans.append(found)
+        tags.append(time_tag(found.mtime_ns) if head is None else remote_tag(head, name))
     told.end()
     for sentence in layout.sentences():
         say(shown(sentence, 999))
     table = np.array([row for s in scans for row in s.chunks], np.int64).reshape(-1, 3)
     return Index(
-        root,
-        [p.relative_to(root).as_posix() for p in ordered],
+        shards.root,
+        shards.names,
         np.array([s.size for s in scans], np.uint64),
         np.array([s.first for s in scans], np.uint64),
         np.array([len(s.chunks) for s in scans], np.uint32),
-        np.stack([tag(s.mtime_ns) for s in scans]),
+        np.stack(tags),
         table[:, 0].astype(np.uint16),
         table[:, 1].astype(np.uint32),
         table[:, 2].astype(np.uint32),
@@ -328,27 +180,16 @@ def build(
     )
 
 
-def in_order(paths: list[Path]) -> tuple[Path, list[Path]]:
-    """(the folder that shards have in common, the shards by the bytes of their names below it)."""
-    root = Path(os.path.commonpath([p.parent for p in paths]))
-    return root, sorted(
-        paths, key=lambda p: p.relative_to(root).as_posix().encode("utf-8", "surrogateescape")
-    )
-
-
-def tag(mtime_ns: int) -> NDArray[np.uint8]:
-    """(32,): what tells that a local shard was written again."""
+def time_tag(mtime_ns: int) -> NDArray[np.uint8]:
+    """(64,): what tells that a local shard was written again."""
     return np.frombuffer(struct.pack("<q", mtime_ns).ljust(TAG, b"\0"), np.uint8)
 
 
-def shown(name: str, letters: int = 256) -> str:
-    """A name from a tar as it is printed and kept in the ledger:
-    no control characters, at most so many letters.
-    """
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:letters]
-    )
+def remote_tag(head: Head, name: str) -> NDArray[np.uint8]:
+    """(64,): a storage's tag. Raises UserError for one that is longer or no ASCII."""
+    if len(head.tag) > TAG or not head.tag.isascii():
+        raise UserError(f"{name} has a tag of {len(head.tag)} letters: at most {TAG} are kept.")
+    return np.frombuffer(head.tag.encode().ljust(TAG, b"\0"), np.uint8)
 
 
 def save(index: Index, path: Path) -> None:
@@ -374,20 +215,22 @@ def save(index: Index, path: Path) -> None:
         )
 
 
-def read(path: Path, root: Path, names: list[str]) -> Index:
-    """A stored index of these shards.
+def read(path: Path, root: Storage, names: list[str] | None = None) -> Index:
+    """A stored index of these shards; without names, of those that it lists.
 
     Raises ValueError or what the container raises where it is torn or another's.
     """
     with safe_open(path, "numpy") as f:
         about = f.metadata() or {}
-        if about.get("format") != "vtx-index" or about.get("version") != VERSION:
+        if about.get("format") != "vtx-index" or about.get("version") not in TAGS:
             raise ValueError("no index of this version")
         t = {k: f.get_tensor(k) for k in f.keys()}
-    shards, chunks = len(names), len(t["chunk_samples"])
+    known = t["names"].tobytes().decode("utf-8", "surrogateescape").split("\n")
+    names = known if names is None else names
+    shards, chunks, width = len(names), len(t["chunk_samples"]), TAGS[about["version"]]
     sound = (
-        t["names"].tobytes().decode("utf-8", "surrogateescape").split("\n") == names
-        and len(t["shard_tag"]) == TAG * shards
+        known == names
+        and len(t["shard_tag"]) == width * shards
         and int(t["shard_chunks"].sum()) == chunks
         and all(len(t[k]) == shards for k in ("shard_bytes", "shard_first", "shard_chunks"))
         and all(len(t[k]) == chunks for k in ("chunk_bytes", "chunk_crc"))
@@ -406,7 +249,7 @@ def read(path: Path, root: Path, names: list[str]) -> Index:
         t["shard_bytes"],
         t["shard_first"],
         t["shard_chunks"],
-        t["shard_tag"].reshape(-1, TAG),
+        np.pad(t["shard_tag"].reshape(-1, width), ((0, 0), (0, TAG - width))),
         t["chunk_samples"],
         t["chunk_bytes"],
         t["chunk_crc"],
@@ -415,69 +258,12 @@ def read(path: Path, root: Path, names: list[str]) -> Index:
     )
 
 
-def fresh(index: Index) -> bool:
-    """Whether every shard has the size and time that were indexed."""
-    for name, size, known in zip(
-        index.names, index.shard_bytes.tolist(), index.shard_tag, strict=True
-    ):
-        try:
-            stat = (index.root / name).stat()
-        except OSError:
-            return False
-        if stat.st_size != size or tag(stat.st_mtime_ns).tobytes() != known.tobytes():
-            return False
-    return True
+def index_name(names: list[str], chunk: int) -> str:
+    """The name of the index of these shards."""
+    listed = "\n".join(names)
+    return f"index-{short_hash(f'{chunk}/{listed}')}.safetensors"
 
 
 def cache_folder() -> Path:
+    """Where what belongs to shards is kept that nothing may be written beside."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtx-scale" / "index"
-
-
-def open_index(
-    shards: str, chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None
-) -> Index:
-    """The index of a shard list, made on first use; a stale one is made again with one line.
-
-    shards: a folder, a brace pattern, a glob, or a list of these apart by commas or `::`. chunk:
-    the most samples of a chunk. say: takes a line for people. It lies in `.vtx` beside the first
-    shard, or in the cache where that cannot be written, and nowhere where there is no sample; an
-    index that is read costs no look into the shards but their sizes and times. Raises UserError
-    where shards are missing, compressed, something else or of a scheme that is not opened.
-    """
-    root, paths = in_order(expand(shards, say))
-    names = [p.relative_to(root).as_posix() for p in paths]
-    listed = "\n".join(names)
-    name = f"index-{short_hash(f'{chunk}/{listed}')}.safetensors"
-    cached = cache_folder() / short_hash(str(root)) / name
-    # a folder that holds folders of shards is not ours to write to
-    places = [(root / names[0]).parent / ".vtx" / name, cached]
-    news = ""
-    # the first version wrote there
-    for path in dict.fromkeys([root / ".vtx" / name, *places]):
-        if path.exists():
-            try:
-                index = read(path, root, names)
-            except Exception as e:  # a torn or foreign file: made again, never trusted
-                news = f"index {path} cannot be read ({e}): made again"
-                continue
-            if fresh(index):
-                index.file = path
-                return index
-            news = f"index {path} is stale (a shard changed): made again"
-    if news:
-        say(news)
-    index = build(paths, chunk, say)
-    if not index.n:  # a mistake, which leaves nothing behind
-        return index
-    for path in places:
-        try:
-            save(index, path)
-        except OSError:  # a read-only folder
-            continue
-        index.file = path
-        return index
-    say(
-        f"the index could not be stored ({places[-1].parent} is not writable): "
-        "it is made again at each start"
-    )
-    return index

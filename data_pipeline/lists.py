@@ -104,7 +104,8 @@ def refuse_scheme(part: str) -> None:
         return
     if scheme[1].lower() == "s3":
         raise UserError(
-            f"{part}: this version reads local shards; copy them to a folder and give that."
+            f"{part}: shards in a bucket are given to the commands of vtx and to recipes alone: "
+            "copy them to a folder and give that."
         )
     raise UserError(
         f"{part}: {scheme[1]}: is never opened; give a local folder, pattern or list of tars."

@@ -32,9 +32,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import DETAIL, BadSample, UserError, judged, notes
-from vtx_scale.data_pipeline.index import CHUNK, Index
+from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.order import AUGMENT, Int, Order, Positions, draws
 from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Draw, Members, Row
+from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.signals import INTERRUPTION, blocked, ignore_leaving
 
 PR_SET_PDEATHSIG = 1

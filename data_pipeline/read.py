@@ -2,7 +2,6 @@
 then its samples by offset.
 """
 
-import os
 import time
 import zlib
 from array import array
@@ -14,16 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vtx_scale.data_pipeline.chunks import NAMES_ONLY, Source, Torn, source_of
 from vtx_scale.data_pipeline.errors import BadSample, UserError
-from vtx_scale.data_pipeline.index import Index, shown
-from vtx_scale.data_pipeline.storage import File
+from vtx_scale.data_pipeline.index import Index
+from vtx_scale.data_pipeline.scan import shown
 from vtx_scale.data_pipeline.tar import Sample, samples
 
 CHUNKS_KEPT = 4096
-FILES_KEPT = 128
 READS = 4  # of a chunk whose CRC differs or that cannot be read, before its samples are masked
 UNREADABLE, SECONDS = 3, 60.0  # so many chunks that cannot be read in so short a time end the run
-NAMES_ONLY = 1 << 20
 
 Draw = Callable[[int, int], NDArray[np.float64]]  # (view, n) -> n numbers in [0, 1)
 Row = dict[str, NDArray[Any]]  # what a reader makes of a sample
@@ -65,46 +63,24 @@ class Chunk:
 class ChunkReader:
     """Samples of an index. Holds descriptors and tables: made in the process that uses it.
 
-    chunks: how many tables to keep; an order's lanes decide how many are in use at a time.
+    chunks: how many tables to keep; an order's lanes decide how many are in use at a time. source:
+    where the chunks are read, by default their shards themselves.
     """
 
-    def __init__(self, index: Index, chunks: int = CHUNKS_KEPT) -> None:
+    def __init__(
+        self, index: Index, chunks: int = CHUNKS_KEPT, source: Source | None = None
+    ) -> None:
         self.index = index
         self._kept = chunks
-        self._files: OrderedDict[int, File] = OrderedDict()
+        self._source = source or source_of(index)
         self._chunks: OrderedDict[int, Chunk] = OrderedDict()
         self._kinds: dict[str, int] = {}
         self._names: list[str] = []
         self._unreadable: dict[int, float] = {}  # chunk -> when it could not be read
-        self._urls = [os.fspath(index.root / name) for name in index.names]
-
-    def _file(self, shard: int) -> File:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        path, size = self._urls[shard], int(self.index.shard_bytes[shard])
-        try:
-            file = File(self.index.root / self.index.names[shard])
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} is gone (shard_changed), so that the order cannot be kept: "
-                "put it back and run the same command again."
-            ) from None
-        if len(file) != size:
-            file.close()
-            raise UserError(
-                f"{path} has {len(file)} bytes and had {size} when it was indexed "
-                "(shard_changed), so that the order cannot be kept: put it back and run the "
-                "same command again."
-            )
-        self._files[shard] = file
-        if len(self._files) > FILES_KEPT:
-            self._files.popitem(last=False)[1].close()
-        return file
+        self._urls = [index.url(shard) for shard in range(len(index.names))]
 
     def close(self) -> None:
-        while self._files:
-            self._files.popitem()[1].close()
+        self._source.close()
 
     def _chunk(self, k: int) -> Chunk:
         if k in self._chunks:
@@ -116,22 +92,21 @@ class ChunkReader:
         return chunk
 
     def _read_chunk(self, k: int) -> Chunk:
-        shard, offset = self.index.extent(k)
         length = int(self.index.chunk_bytes[k])
         body, reason = b"", ""
-        if (
-            int(self.index.sample_first[k]) in self.index.bad
-            and int(self.index.chunk_samples_all[k]) == 1
-        ):
+        if self.index.only_bad(k):
             # it may be as long as a disk: nothing of it is used but its name
             length = min(length, NAMES_ONLY)
             reason = "bad"
         for attempt in range(READS):
             try:
-                file = self._file(shard)
                 if attempt:
-                    file.forget(offset, length)
-                body = file.read(offset, length)
+                    self._source.forget(k)
+                file, base = self._source.at(k)
+                body = file.read(base, length)
+            except Torn as e:
+                body, reason = e.body, "chunk_crc"
+                break
             except OSError:
                 reason = "read_error"
                 continue
@@ -182,10 +157,10 @@ class ChunkReader:
         chunk = self._chunk(k)
         if chunk.reason:
             raise BadSample(chunk.reason)
-        shard, base = self.index.extent(k)
-        out = Members(__key__=chunk.key(i), __url__=self._urls[shard])
-        file, names, spots = self._file(shard), self._names, chunk.spots
+        out = Members(__key__=chunk.key(i), __url__=self._urls[self.index.extent(k)[0]])
+        names, spots = self._names, chunk.spots
         try:
+            file, base = self._source.at(k)
             for m in range(chunk.first[i], chunk.first[i + 1]):
                 out[names[chunk.kind[m]]] = file.read(base + spots[2 * m], spots[2 * m + 1])
         except OSError as e:

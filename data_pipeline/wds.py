@@ -19,9 +19,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vtx_scale.data_pipeline.errors import BadSample, UserError, judged
-from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.loader import Reader, checked
 from vtx_scale.data_pipeline.members import CAPTION, LABEL
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.read import ChunkReader, Draw, Members, Row
 
@@ -123,7 +123,7 @@ class Source(IterableDataset[dict[str, Any]]):
                     at = chunks.place(g)
                     yield {
                         "__key__": at["key"],
-                        "__url__": str(self.index.root / at["shard"]),
+                        "__url__": f"{self.index.root}/{at['shard']}",
                         "__bad__": e.reason,
                     }
 

@@ -3,11 +3,12 @@
 import argparse
 from pathlib import Path
 
+from vtx_scale.data_pipeline import hold_out
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.index import open_index
-from vtx_scale.data_pipeline.lists import expand
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.remote import index_remote
 from vtx_scale.data_pipeline.storage import whole
 from vtx_scale.data_pipeline.tools.digits import make_digits
 from vtx_scale.data_pipeline.tools.inspect import inspect as inspect_shards
@@ -19,6 +20,7 @@ from vtx_scale.launch.build import reader_of
 from vtx_scale.launch.checks import check
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.datasets import order_of, training_data
+from vtx_scale.launch.places import shards_at
 from vtx_scale.launch.resolve import resolve_shards
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.specs.palette import write_palette
@@ -41,7 +43,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def index(args: argparse.Namespace) -> int:
-    opened = open_index(args.shards, say=say)
+    if not 0 <= args.hold_out < 1:
+        raise UserError(f"--hold-out {args.hold_out}: give a share below 1.")
+    listed = shards_at(args.shards, say)
+    if listed.remote:
+        opened = index_remote(listed, cache=args.cache, say=say)
+    else:
+        opened = open_index(listed, say=say)
+    if args.hold_out and opened.n:
+        hold_out.store(opened, args.hold_out)
     row = {
         "shards": len(opened.names),
         "samples": opened.n,
@@ -86,7 +96,7 @@ def verify(args: argparse.Namespace) -> int:
     elif args.smoke or args.keys:
         raise UserError("--smoke and key=value are of a recipe: add --for RECIPE.")
     try:
-        for row in verify_shards(args.shards, reader, seed, say):
+        for row in verify_shards(shards_at(args.shards, say), reader, seed, say):
             bad += 1
             where = f"{row['shard']}/{row['key'] or '(the tar)'}"
             print_json(row) if args.json else print(
@@ -100,7 +110,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    row = inspect_shards(args.shards)
+    row = inspect_shards(shards_at(args.shards))
     print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
     return 0
 
@@ -121,12 +131,15 @@ def out_of(args: argparse.Namespace, name: str) -> Path:
     """--out, else a file beside the shards."""
     if args.out:
         return local_path(args.out, "--out ")
-    return expand(args.shards)[0].parent / name
+    listed = shards_at(args.shards)
+    if listed.remote:
+        raise UserError(f"{args.shards}: add --out FILE, nothing is written beside these shards.")
+    return listed.local(listed.names[0]).parent / name
 
 
 def tokenizer(args: argparse.Namespace) -> int:
     out = out_of(args, "tokenizer.json")
-    print(train_tokenizer(args.shards, out, args.vocab, args.caption))
+    print(train_tokenizer(shards_at(args.shards), out, args.vocab, args.caption))
     return 0
 
 
@@ -134,7 +147,7 @@ def palette(args: argparse.Namespace) -> int:
     if args.colours < 2 or args.side < 2:
         raise UserError("--colours and --side are 2 or more.")
     out = out_of(args, "palette.json")
-    text = write_palette(find_palette(args.shards, args.colours, args.side).tolist())
+    text = write_palette(find_palette(shards_at(args.shards), args.colours, args.side).tolist())
     with whole(out) as part:
         part.write_text(text)
     print(out)

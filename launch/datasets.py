@@ -2,31 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.index import Index, open_index
+from vtx_scale.data_pipeline.hold_out import split
+from vtx_scale.data_pipeline.index import Index
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
+from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.launch.opened import opened
 from vtx_scale.launch.override import recipe_hash
+from vtx_scale.launch.places import shards_at
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import silent
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """An indexed set of samples, and where its shards lie."""
+    """An indexed set of samples, and the names of their classes: classes.txt beside the shards, or
+    one folder up.
+    """
 
     index: Index
-    folder: Path
-
-    @property
-    def classes(self) -> list[str] | None:
-        """classes.txt beside the shards, or one folder up."""
-        for at in (self.folder, self.folder.parent):
-            if (at / "classes.txt").exists():
-                return (at / "classes.txt").read_text().splitlines()
-        return None
+    classes: list[str] | None
 
 
 def open_data(run: Run, train: bool, say: Callable[[str], None] = silent) -> DataSet | None:
@@ -39,7 +37,7 @@ def open_data(run: Run, train: bool, say: Callable[[str], None] = silent) -> Dat
     everything = data_set(data.shards, say)
     if not data.hold_out:
         return everything
-    kept, held = everything.index.split(data.hold_out)
+    kept, held = split(everything.index, data.hold_out)
     return replace(everything, index=kept if train else held)
 
 
@@ -52,10 +50,20 @@ def training_data(run: Run, say: Callable[[str], None] = silent) -> DataSet:
 
 def data_set(shards: str, say: Callable[[str], None]) -> DataSet:
     """Raises UserError where no shard holds a sample."""
-    index = open_index(shards, say=say)
+    listed = shards_at(shards, say)
+    index, classes = opened(listed) if listed.remote else (open_index(listed, say=say), None)
     if index.n == 0:
         raise UserError(f"{shards} holds no samples: no member of a shard is named as 0001.jpg is.")
-    return DataSet(index, Path(index.root))
+    return DataSet(index, classes if listed.remote else local_classes(listed))
+
+
+def local_classes(shards: Shards) -> list[str] | None:
+    """The lines of classes.txt."""
+    folder = shards.local(".")
+    for at in (folder, folder.parent):
+        if (at / "classes.txt").exists():
+            return (at / "classes.txt").read_text().splitlines()
+    return None
 
 
 def order_of(run: Run, index: Index) -> Order:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vtx_scale.checkpoints.format import steps
@@ -20,9 +20,17 @@ from vtx_scale.trainer.output import Ledger
 RETRIES = 3  # starts in a row that save nothing new
 
 
-def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) -> int:
+def launch(
+    request: Path,
+    folder: Path,
+    world: int,
+    say: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Run `python -m vtx_scale.launch.worker REQUEST` on `world` ranks until they finish;
     the exit code of the run.
+
+    environment: of the ranks, beside this process's.
 
     A rank that dies (a signal, a lost peer) ends the others and all start again from the newest
     checkpoint; a rank that says why it stopped (codes 2, 3, 4, 75) is believed.
@@ -33,7 +41,7 @@ def launch(request: Path, folder: Path, world: int, say: Callable[[str], None]) 
     last, failures = newest(folder), 0
     with requests.listen():
         while True:
-            code = once(request, world)
+            code = once(request, world, environment or {})
             if requests.count > 1:
                 say("vtx: ended at once: steps after the newest checkpoint are lost.")
             if code in (0, 2, 3, 4, 75, 130):
@@ -66,7 +74,7 @@ def newest(folder: Path) -> int:
     return max(steps(checkpoints_of(folder)), default=0)
 
 
-def once(request: Path, world: int) -> int:
+def once(request: Path, world: int, environment: Mapping[str, str]) -> int:
     """One start of all ranks; the first code that is not 0, or 0."""
     with tempfile.TemporaryDirectory(prefix="vtx-") as meeting:
         # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of
@@ -75,7 +83,7 @@ def once(request: Path, world: int) -> int:
             subprocess.Popen(
                 [sys.executable, "-m", "vtx_scale.launch.worker", str(request)],
                 process_group=0,
-                env={**os.environ, **rank_environment(rank, world, meeting)},
+                env={**os.environ, **environment, **rank_environment(rank, world, meeting)},
             )
             for rank in range(world)
         ]

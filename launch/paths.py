@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.lists import parts, refuse_scheme
 from vtx_scale.data_pipeline.paths import SCHEME, local_path
+from vtx_scale.data_pipeline.shards import in_bucket
 from vtx_scale.data_pipeline.storage import Folder, Storage
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.spec import Spec
@@ -51,7 +52,7 @@ def check_paths(run: Run) -> None:
         if not several:
             local_path(value, f"{key}=")
             continue
-        for part in parts(value):
+        for part in [] if in_bucket(value) else parts(value):
             refuse_scheme(part)
 
 
@@ -86,6 +87,8 @@ def absolute_path(path: str) -> str:
 
 def absolute_list(shards: str) -> str:
     """Entry by entry: a brace pattern or a glob of names below the present folder stays one."""
+    if in_bucket(shards):
+        return shards
     entries = parts(shards)
     if any(not entry for entry in entries):
         return shards  # refused where it is opened

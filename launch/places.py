@@ -1,9 +1,11 @@
 """Which storage a place is that a user names: a folder of this machine, or s3://bucket/prefix."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.paths import SCHEME
+from vtx_scale.data_pipeline.shards import Shards, bucket_shards, in_bucket, local_shards
 from vtx_scale.data_pipeline.storage import Folder, Storage
 
 
@@ -27,3 +29,12 @@ def storage_at(uri: str | Path) -> Storage:
         return S3.at(str(uri))
     except ValueError as e:
         raise UserError(str(e)) from None
+
+
+def shards_at(shards: str, say: Callable[[str], None] = lambda line: None) -> Shards:
+    """The shards that a user's list means, on this machine or in a bucket, of which nothing is
+    asked yet. say: takes a sentence on what a folder or a glob leaves out.
+
+    Raises UserError where the list means nothing, or local shards are missing.
+    """
+    return bucket_shards(shards, storage_at) if in_bucket(shards) else local_shards(shards, say)

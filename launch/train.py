@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.launch import override, recipes, run_folder
+from vtx_scale.launch import opened, override, recipes, run_folder
 from vtx_scale.launch.local import launch
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
@@ -32,6 +32,7 @@ def train(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> in
 
 def prepared(run: Run, folder: Path, fork: bool, debug: bool) -> int:
     """Prepare the folder, then train."""
+    opened.forget()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return in_this_process(run, folder, fork, debug, prepare=True, epoch=0)
     lease = None
@@ -74,10 +75,12 @@ def in_processes(run: Run, folder: Path, world: int, debug: bool, epoch: int) ->
         "paths": recipes.STRANGERS,
         "epoch": epoch,
     }
-    with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="vtx-request-") as request:
-        json.dump(body, request)
-        request.flush()
-        return launch(Path(request.name), folder, world, say)
+    with tempfile.TemporaryDirectory(prefix="vtx-request-") as asked:
+        request, kept = Path(asked) / "request.json", Path(asked) / "opened"
+        request.write_text(json.dumps(body))
+        kept.mkdir()
+        opened.keep(kept, run.data.hold_out)
+        return launch(request, folder, world, say, {opened.KEPT: str(kept)})
 
 
 def automatic_world() -> int:

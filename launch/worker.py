@@ -48,6 +48,7 @@ from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.restore import overdue, restore
 from vtx_scale.launch.retention import stays
 from vtx_scale.launch.room import check_room
+from vtx_scale.launch.sharing import share_opened
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.apply import apply, strategy_of
@@ -139,19 +140,22 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool, epoch: int) -> int:
         leave_with_parent()
     rank, world = rank_and_world()
     control = Control(folder, rank, run.system.skip_limit)
-    lease = None
+    lease = shared = None
     try:
         with control.at_once():
             device = device_of(run.system)
             init_process_group(run.system, device, rank, world)
             if prepare:
                 run, lease, epoch = join(run, folder, fork, rank, world)
+                shared = share_opened(run, device) if world > 1 else None
         while (code := attempt(run, folder, device, world, control, epoch)) is None:
             requests.unsaved = lambda: False  # what was computed is abandoned, and let go
             control.skipped = 0
             gc.collect()
         return code
     finally:
+        if shared is not None:
+            shared.cleanup()
         if lease is not None:
             lease.close()
         leave_process_group(well=sys.exc_info()[0] is None)

@@ -5,6 +5,7 @@ import ctypes
 import glob
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -183,8 +184,9 @@ class Proxy(socketserver.ThreadingTCPServer):
     faults: (verb, kind), each made once, on the next request of that verb: "500", "503" and "429"
     are answered in the server's place; "reset" breaks the connection before the server is asked,
     "lost" after it has done its work; "short" ends an answer in the middle of its body, "stall"
-    holds it up there until the client goes; "fewer" answers in good order with half of the bytes.
-    seen: how many requests of each verb came.
+    holds it up there until the client goes; "fewer" answers in good order with half of the bytes,
+    "flip" with one bit that is another. share: of the GETs that come, how many have a fault of each
+    of `kinds` by chance. seen: how many requests of each verb came; asked: verb and path of each.
     """
 
     daemon_threads = True
@@ -195,10 +197,17 @@ class Proxy(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), Relay)
         self.target, self.faults, self.seen = port, [], Counter()
         self.lock, self.port = threading.Lock(), self.server_address[1]
+        self.asked: list[tuple[str, str]] = []
+        self.share, self.kinds, self.random = 0.0, (), random.Random(0)
 
-    def fault(self, verb: str) -> str:
+    def fault(self, verb: str, path: str = "") -> str:
         with self.lock:
             self.seen[verb] += 1
+            self.asked.append((verb, path))
+            if self.share and verb == "GET":
+                at = int(self.random.random() / self.share)
+                if at < len(self.kinds):
+                    return self.kinds[at]
             found = next((f for f in self.faults if f[0] == verb), ("", ""))
             if found in self.faults:
                 self.faults.remove(found)
@@ -222,7 +231,7 @@ class Relay(socketserver.StreamRequestHandler):
         if "100-continue" in fields.get("expect", ""):
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = self.rfile.read(int(fields.get("content-length", 0)))
-        fault = self.server.fault(lines[0].split()[0])
+        fault = self.server.fault(*lines[0].split()[:2])
         if fault in ERRORS:
             self.wfile.write(ERRORS[fault])
             return
@@ -235,6 +244,8 @@ class Relay(socketserver.StreamRequestHandler):
             reply = b"".join(iter(lambda: there.recv(1 << 16), b""))
         if fault == "lost":
             self.reset()
+        elif fault == "flip":
+            self.wfile.write(reply[:-1] + bytes([reply[-1] ^ 1]))
         elif fault == "fewer":
             head, _, rest = reply.partition(b"\r\n\r\n")
             lines = [x for x in head.split(b"\r\n") if not x.lower().startswith(b"content-length")]

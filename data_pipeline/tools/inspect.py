@@ -4,13 +4,14 @@ from collections import Counter
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import BadSample
-from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.members import caption
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import defaults
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.shards import Shards
 
 
-def inspect(shards: str, look: int = 1000) -> dict[str, Any]:
+def inspect(shards: str | Shards, look: int = 1000) -> dict[str, Any]:
     """Counts of the whole set, and the members of its first `look` samples."""
     index = open_index(shards)
     reader, first = ChunkReader(index), ""

@@ -6,16 +6,17 @@ from numpy.typing import NDArray
 from vtx_scale.data_pipeline.augment.crop import centre_box
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.errors import BadSample, UserError
-from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.members import image
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import draws
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.shards import Shards
 
 PIXELS = 1_000_000  # of all pictures together
 
 
 def find_palette(
-    shards: str, colours: int = 512, side: int = 32, pictures: int = 10_000, seed: int = 0
+    shards: str | Shards, colours: int = 512, side: int = 32, pictures: int = 10_000, seed: int = 0
 ) -> NDArray[np.uint8]:
     """(colours, 3) uint8, by lightness.
 

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import BadSample, UserError
-from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.members import CAPTION, caption
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.storage import whole
 
 
-def captions(shards: str, place: str) -> Iterator[str]:
+def captions(shards: str | Shards, place: str) -> Iterator[str]:
     index = open_index(shards)
     reader = ChunkReader(index)
     for g in range(index.n):
@@ -23,7 +24,7 @@ def captions(shards: str, place: str) -> Iterator[str]:
             continue
 
 
-def train_tokenizer(shards: str, out: Path, vocab: int = 8192, place: str = "") -> Path:
+def train_tokenizer(shards: str | Shards, out: Path, vocab: int = 8192, place: str = "") -> Path:
     """Write tokenizer.json with <|start|> and <|end|> as its last two ids;
     the same file for the same captions.
 

@@ -6,7 +6,6 @@ ask for is looked at.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ import numpy as np
 from vtx_scale.data_pipeline import members as sample
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import BadSample, judged
-from vtx_scale.data_pipeline.index import Told, in_order, open_shard, shown
 from vtx_scale.data_pipeline.layout import Layout
-from vtx_scale.data_pipeline.lists import expand
 from vtx_scale.data_pipeline.loader import Reader, put, uniforms
 from vtx_scale.data_pipeline.read import Members
+from vtx_scale.data_pipeline.remote import named
+from vtx_scale.data_pipeline.scan import Told, open_shard, shown
+from vtx_scale.data_pipeline.shards import Shards, local_shards
 from vtx_scale.data_pipeline.storage import File
 from vtx_scale.data_pipeline.tar import IMAGES, MEMBER_LIMIT, Problem, Sample, samples
 
@@ -27,7 +27,7 @@ Line = dict[str, str]
 
 
 def verify(
-    shards: str,
+    shards: str | Shards,
     reader: Reader | None = None,
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
@@ -44,13 +44,13 @@ def verify(
     """
     judge = Judge(reader, seed)
     layout = Layout()
-    root, paths = in_order(expand(shards, say))
+    listed = local_shards(shards, say) if isinstance(shards, str) else named(shards)
     told, found = Told(say), 0  # samples, and lines on tars
-    for path in paths:
-        name = shown(path.relative_to(root).as_posix())
+    for at, path, _ in listed.files():
+        name, url = shown(at), listed.url(at)
         layout.begin(name)
         counts: Counter[str] = Counter()
-        with open_shard(path) as shard:
+        with open_shard(path, url) as shard:
             if not len(shard):
                 found += 1
                 yield {"shard": name, "key": "", "reason": "tar_tail", "member": ""}
@@ -66,11 +66,11 @@ def verify(
                 counts[item.key] += 1
                 times = counts[item.key]
                 key = shown(item.key) + (f"#{times}" if times > 1 else "")
-                yield from judge({"shard": name, "key": key}, path, shard, item)
+                yield from judge({"shard": name, "key": key}, url, shard, item)
     told.end()
     if not found:
         yield {
-            "shard": shown(shards),
+            "shard": shown(listed.title),
             "key": "",
             "reason": "member_missing",
             "member": "any sample",
@@ -94,13 +94,13 @@ class Judge:
         self._without: list[Line] | None = []
         self._with = False
 
-    def __call__(self, at: Line, path: Path, shard: File, item: Sample) -> Iterator[Line]:
+    def __call__(self, at: Line, url: str, shard: File, item: Sample) -> Iterator[Line]:
         """Its line where it is bad, and before it the lines of those that it shows to be bad."""
         self._number += 1
         if item.reason:
             yield {**at, "reason": item.reason, "member": at_fault(item, len(shard))}
             return
-        members = Members(__key__=item.key, __url__=str(path))
+        members = Members(__key__=item.key, __url__=url)
         try:
             for name, (offset, size) in item.members.items():
                 members[name] = shard.read(offset, size)

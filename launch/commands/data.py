@@ -1,6 +1,7 @@
 """`vtx data ...`: indexes, orders, checks and toy data."""
 
 import argparse
+from collections.abc import Callable
 
 from vtx_scale.launch.commands import recipe_arguments
 
@@ -13,8 +14,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     def command(name: str, help: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help)
 
+    looking(command)
+    making(command)
+
+
+def looking(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Commands on shards that are there."""
     p = command("index", "make or renew the index of shards")
     p.add_argument("shards")
+    p.add_argument(
+        "--cache",
+        action="store_true",
+        help="of shards in a bucket: keep it in this user's cache, not beside them",
+    )
+    p.add_argument(
+        "--hold-out",
+        dest="hold_out",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="find the samples that data.hold_out=SHARE holds out, too",
+    )
     p.add_argument("--json", action="store_true")
     p = command("order", "which sample stands in which slot")
     recipe_arguments(p)
@@ -37,6 +57,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     p = command("inspect", "what shards hold")
     p.add_argument("shards")
     p.add_argument("--json", action="store_true")
+
+
+def making(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Commands that write shards and files."""
     p = command("toy", "write shards of composed shapes")
     p.add_argument("out", metavar="DIR")
     p.add_argument("--samples", type=int, default=256)

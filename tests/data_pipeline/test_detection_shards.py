@@ -20,7 +20,7 @@ from tests.data_pipeline.make import (
     verified,
 )
 from vtx_scale.data_pipeline.errors import BadSample, UserError
-from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.verify import verify
@@ -192,7 +192,7 @@ def test_a_member_of_more_than_64_megabytes(tmp_path, monkeypatch):
         and index.chunk_samples.tolist() == [1, 1, 1]
     )
     reader, lengths = ChunkReader(index), []
-    file = reader._file(0)
+    file, _ = reader._source.at(0)
     read = file.read
     monkeypatch.setattr(
         file, "read", lambda offset, length: (lengths.append(length), read(offset, length))[1]
@@ -288,7 +288,7 @@ def test_a_chunk_whose_checksum_differs_is_read_four_times(tmp_path, monkeypatch
     """A fault that passes costs nothing; one that stays masks the chunk."""
     index = small_index(small_set(tmp_path))
     reader = ChunkReader(index)
-    file = reader._file(0)
+    file, _ = reader._source.at(0)
     good, reads = file.read, []
 
     def flaky(offset, length):

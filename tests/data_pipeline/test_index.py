@@ -10,10 +10,11 @@ import zlib
 import pytest
 from safetensors.numpy import load_file
 
-import vtx_scale.data_pipeline.index as module
 from tests.data_pipeline.make import jpeg, rows, small_index, small_set
+from vtx_scale.data_pipeline import opening, scan
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.hold_out import split
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.tools.shards import write_shard
 
@@ -53,7 +54,7 @@ def test_a_chunk_is_full_at_its_size_in_bytes(tmp_path, monkeypatch):
     for i, (cap, expected) in enumerate(
         ((3 * one - 1, [2, 2]), (3 * one, [3, 1]), (100, [1, 1, 1, 1]))
     ):
-        monkeypatch.setattr(module, "CAP", cap)
+        monkeypatch.setattr(scan, "CAP", cap)
         assert open_index(str(tmp_path / "d"), chunk=100 + i).chunk_samples.tolist() == expected
 
 
@@ -81,7 +82,7 @@ def test_it_lies_beside_the_data_under_a_name_of_the_list(tmp_path):
         "shard_bytes": ("uint64", (3,)),
         "shard_first": ("uint64", (3,)),
         "shard_chunks": ("uint32", (3,)),
-        "shard_tag": ("uint8", (96,)),
+        "shard_tag": ("uint8", (192,)),
         "chunk_samples": ("uint16", (3,)),
         "chunk_bytes": ("uint32", (3,)),
         "chunk_crc": ("uint32", (3,)),
@@ -119,7 +120,7 @@ def test_a_torn_or_foreign_index_is_never_trusted(tmp_path, harm):
             {
                 "cut": body[: len(body) // 2],
                 "empty": b"",
-                "version": body.replace(b'"version":"1"', b'"version":"9"'),
+                "version": body.replace(b'"version":"2"', b'"version":"9"'),
             }[harm]
         )
     again = open_index(str(folder), say=lines.append)
@@ -146,14 +147,14 @@ def test_a_stale_index_in_a_folder_that_became_read_only_does_not_hide_the_fresh
     folder, lines = small_set(tmp_path / "d"), []
     beside = open_index(str(folder)).file
     write_shard(folder / "s1.tar", rows(1, 2))
-    save = module.save
+    save = opening.save
 
     def refused(index, path):
         if path == beside:
             raise PermissionError("read-only")
         save(index, path)
 
-    monkeypatch.setattr(module, "save", refused)
+    monkeypatch.setattr(opening, "save", refused)
     assert open_index(str(folder), say=lines.append).n == 16 and len(lines) == 1
     if torn:
         beside.write_bytes(b"torn")
@@ -233,27 +234,27 @@ def keys(index):
 def test_a_split_is_a_partition_by_key_alone(keyed):
     four, two = (open_index(str(x), chunk=4) for x in keyed)
     for share in (0.1, 0.25, 0.5):
-        kept, held = four.split(share)
+        kept, held = split(four, share)
         assert sorted(keys(kept) + keys(held)) == sorted(keys(four)) and kept.n + held.n == 60
         assert set(keys(held)) == {
             k
             for k in keys(four)
             if int.from_bytes(hashlib.sha256(k.encode()).digest()[:8], "big") / 2**64 < share
         }
-        assert set(keys(two.split(share)[1])) == set(keys(held)), (
+        assert set(keys(split(two, share)[1])) == set(keys(held)), (
             "other shards hold out other samples"
         )
         assert (
             kept.chunk_samples.sum() == kept.n and len({four.digest, kept.digest, held.digest}) == 3
         )
-    assert set(keys(four.split(0.1)[1])) < set(keys(four.split(0.5)[1])), (
+    assert set(keys(split(four, 0.1)[1])) < set(keys(split(four, 0.5)[1])), (
         "a larger share holds out what a smaller did"
     )
 
 
 def test_a_split_reads_its_own_samples(keyed):
     whole = open_index(str(keyed[0]), chunk=4)
-    kept, _ = whole.split(0.25)
+    kept, _ = split(whole, 0.25)
     reader = ChunkReader(kept)
     assert [reader.sample(g)["__key__"] for g in range(kept.n)] == keys(kept)
     assert [kept.number(g) for g in range(kept.n)] == sorted(
@@ -264,7 +265,7 @@ def test_a_split_reads_its_own_samples(keyed):
 @pytest.mark.parametrize("share", [1.0, 1e-9])
 def test_a_split_with_an_empty_side_is_refused(keyed, share):
     with pytest.raises(UserError, match="hold_out"):
-        open_index(str(keyed[0])).split(share)
+        split(open_index(str(keyed[0])), share)
 
 
 def test_a_sample_beyond_four_gigabytes_is_refused(tmp_path):

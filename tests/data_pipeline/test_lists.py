@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tests.data_pipeline.make import encoded, jpeg, picture
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.lists import braces, expand, gaps, parts
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.verify import verify
 
@@ -93,7 +93,7 @@ def test_shard_lists(tmp_path):
         ("http://example.org/x.tar", "http: is never opened"),
         ("file:/x.tar", "file: is never opened"),
         ("gs://bucket/x.tar", "gs: is never opened"),
-        ("s3://bucket/x", "local"),
+        ("s3://bucket/x", "folder"),
         ("PIPE:cat", "PIPE: is never opened"),
         ("/none/such.tar", "/none/such.tar does not exist"),
         ("{here}/a-{{0..3}}.tar", "a-1.tar does not exist"),

@@ -14,9 +14,9 @@ from tests.data_pipeline.make import Pixels, encoded, jpeg, picture
 from tests.require import need
 from vtx_scale.data_pipeline import members as sample
 from vtx_scale.data_pipeline.errors import BadSample, UserError, notes
-from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.loader import Batches, InOrder, uniforms
 from vtx_scale.data_pipeline.members import CAPTION, LABEL, Placed
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import Members
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer

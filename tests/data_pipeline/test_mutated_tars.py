@@ -15,6 +15,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import build
 from vtx_scale.data_pipeline.loader import Batches, InOrder
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.shards import local_shards
 from vtx_scale.data_pipeline.tools.verify import verify
 from vtx_scale.launch.build import reader_of
 from vtx_scale.launch.recipes import find
@@ -131,7 +132,7 @@ def verdicts_agree(folder, seeds):
         run, reader = runs[seed % len(runs)], readers[seed % len(runs)]
         began = time.process_time()
         try:
-            index = build([path], chunk=int(rng.integers(1, 5)))
+            index = build(local_shards(str(path)), chunk=int(rng.integers(1, 5)))
         except UserError as refusal:
             with pytest.raises(UserError) as same:
                 list(verify(str(path), reader))

@@ -17,7 +17,7 @@ import vtx_scale
 from tests.runs import environment
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline import publish
-from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.shards import write_lines, write_shard
 from vtx_scale.distributed.sharding import Slice

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from tests.data_pipeline.make import jpeg
 from vtx_scale.data_pipeline.errors import BadSample, UserError
-from vtx_scale.data_pipeline.index import build, open_index, scan
+from vtx_scale.data_pipeline.index import build
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.scan import scan
+from vtx_scale.data_pipeline.shards import local_shards
 from vtx_scale.data_pipeline.tar import (
     Member,
     Problem,
@@ -137,7 +140,7 @@ def test_members_named_as_our_own_are_passed_over(tmp_path):
         ("b.txt", b"b"),
     ]
     path.write_bytes(tar_of([(n, tarfile.REGTYPE, b) for n, b in named], "gnu"))
-    index = build([path])
+    index = build(local_shards(str(path)))
     assert scan(path).counts == {"member_ignored": 4}
     reader = ChunkReader(index)
     assert [dict(reader.sample(g)) for g in range(index.n)] == [
@@ -486,7 +489,7 @@ def test_damaged_tars_give_problems_and_never_exceptions(tmp_path, kind, mutatio
     path.write_bytes(mutated(SOUND[kind], mutations))
     began = time.monotonic()
     try:
-        index = build([path], chunk=2)
+        index = build(local_shards(str(path)), chunk=2)
     except UserError as e:
         assert "compressed" in str(e)
         return

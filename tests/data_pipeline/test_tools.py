@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.require import need
-from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.tools.digits import make_digits
 from vtx_scale.data_pipeline.tools.inspect import inspect
 from vtx_scale.data_pipeline.tools.shards import write_shard

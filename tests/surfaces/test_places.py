@@ -127,9 +127,16 @@ COMMANDS = {
 }
 
 
+IN_BUCKETS = (  # what reads shards where they lie
+    *("data.shards", "data.val_shards", "index", "verify", "inspect", "order", "tokenizer of"),
+)
+
+
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_url_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys, command, url):
+    if command in IN_BUCKETS and url.lower().startswith("s3:"):
+        pytest.skip("it is read")
     shards = smoke().data.shards
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("subprocess.call", lambda *a, **k: 1)  # a demo that is not refused

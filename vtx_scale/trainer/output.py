@@ -157,9 +157,17 @@ ADVICE = {
 }
 
 
+AT_BUCKET = {
+    errno.ENOENT: "look at the names of bucket and object",
+    errno.EACCES: "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, of who may",
+    errno.EIO: "look at the server and at AWS_ENDPOINT_URL_S3, then run the same command again",
+}
+
+
 def sentence(e: OSError) -> str:
     """What the system refused, of which file, and what to do."""
-    advice = ADVICE.get(e.errno or 0)
+    remote = str(e.filename or "").startswith("s3://")
+    advice = (AT_BUCKET if remote else ADVICE).get(e.errno or 0)
     return f"{why(e)}: {advice}." if advice else why(e)
 
 

@@ -1,0 +1,123 @@
+"""The index of shards in a bucket: made by one command, kept beside them or in the cache, and
+opened with as few requests as it takes.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.index import (
+    Index,
+    build,
+    cache_folder,
+    index_name,
+    read,
+    remote_tag,
+    save,
+)
+from vtx_scale.data_pipeline.scan import CHUNK
+from vtx_scale.data_pipeline.shards import Shards, listed, read_whole
+from vtx_scale.data_pipeline.storage import Folder, Storage, short_hash
+
+LIST = "index.safetensors"  # of a folder's own tars: it holds their names too
+
+
+def open_remote(shards: Shards, chunk: int = CHUNK) -> Index:
+    """The index of shards in a bucket: one request, and a look at the first shard and the last.
+
+    That every other one is as it was indexed is seen where it is read. Raises UserError where there
+    is no index, a torn one, or one of other shards.
+    """
+    command = f"vtx data index '{shards.title}'"
+    index, where = stored(shards, chunk, command)
+    if index is None:
+        raise UserError(
+            f"{shards.title} has no index yet: run '{command}' once, which reads every shard; "
+            "add --cache where nothing may be written beside them."
+        )
+    index.file = where
+    for shard in sorted({0, len(index.names) - 1}):
+        head = index.root.head(index.names[shard])
+        if head is None:
+            raise UserError(f"{index.url(shard)} is gone: put it back, or run '{command}' again.")
+        tag = remote_tag(head, index.names[shard])
+        if tag.tobytes() != index.shard_tag[shard].tobytes():
+            raise UserError(
+                f"{index.url(shard)} was written anew since it was indexed: run '{command}' again."
+            )
+    return index
+
+
+def stored(shards: Shards, chunk: int, command: str) -> tuple[Index | None, str]:
+    """The index that is kept, beside the shards or in the cache, and its place."""
+    for root, prefix, name in places(shards, chunk):
+        body = read_whole(root, f"{prefix}{name}")
+        if body is None:
+            continue
+        where = f"{root}/{prefix}{name}"
+        try:
+            with tempfile.TemporaryDirectory(prefix="vtx-index-") as folder:
+                path = Path(folder) / "index"
+                path.write_bytes(body)
+                index = read(path, shards.root, shards.names or None)
+        except Exception as e:
+            raise UserError(f"{where} cannot be read ({e}): run '{command}' again.") from None
+        index.beside = root, prefix
+        return index, where
+    return None, ""
+
+
+def named(shards: Shards) -> Shards:
+    """With their names: those of a bucket's folder are looked up. Raises UserError where it holds
+    none.
+    """
+    return listed(shards) if shards.folder is not None and not shards.names else shards
+
+
+def places(shards: Shards, chunk: int) -> list[tuple[Storage, str, str]]:
+    """(storage, what names begin with there, name) of the index: beside the shards, in the cache.
+
+    Of a folder that was named they are known before the names of its shards.
+    """
+    beside, cached = homes(shards)
+    name = LIST if shards.folder is not None else index_name(shards.names, chunk)
+    return [(*beside, name), (*cached, name)]
+
+
+def homes(shards: Shards) -> tuple[tuple[Storage, str], tuple[Storage, str]]:
+    """Where what belongs to shards is kept: beside them, and in the cache."""
+    first = "" if shards.folder is not None else shards.names[0].rpartition("/")[0]
+    beside = f"{first}/.vtx/" if first else ".vtx/"
+    return (shards.root, beside), (Folder(cache_folder() / short_hash(str(shards.root))), "")
+
+
+def index_remote(
+    shards: Shards,
+    chunk: int = CHUNK,
+    cache: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Index:
+    """Make the index of shards in a bucket, reading each once, and keep it beside them, or with
+    `cache` in this user's cache; nothing is kept where there is no sample.
+
+    Raises UserError where shards are missing or cannot be indexed, or where nothing may be written.
+    """
+    shards = named(shards)
+    index = build(shards, chunk, say)
+    if not index.n:
+        return index
+    root, prefix = homes(shards)[cache]
+    names = [index_name(index.names, chunk)] + ([LIST] if shards.folder is not None else [])
+    with tempfile.TemporaryDirectory(prefix="vtx-index-") as folder:
+        path = Path(folder) / "index"
+        save(index, path)
+        try:
+            for name in names:
+                root.put(f"{prefix}{name}", path.read_bytes())
+        except PermissionError as e:
+            raise UserError(
+                f"nothing may be written beside {shards.title} ({e.strerror}): add --cache."
+            ) from None
+    return replace(index, file=f"{root}/{prefix}{names[-1]}", beside=(root, prefix))

@@ -1,0 +1,70 @@
+"""Data sets in buckets that were opened: one process of a run asks the server, and the others are
+given what it was told, in a folder of this machine. No torch.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from vtx_scale.data_pipeline.hold_out import name_of
+from vtx_scale.data_pipeline.index import Index, read, save
+from vtx_scale.data_pipeline.remote import homes, open_remote
+from vtx_scale.data_pipeline.shards import Shards, read_whole
+from vtx_scale.data_pipeline.storage import Folder, short_hash
+
+KEPT = "VTX_OPENED"  # the folder that a launcher gives to its ranks
+CLASSES = "classes.txt"
+
+Opened = tuple[Index, list[str] | None]
+
+_opened: dict[str, Opened] = {}  # by the list that was given; an evaluation asks again
+
+
+def opened(shards: Shards) -> Opened:
+    """The index of shards in a bucket, and the names of their classes.
+
+    Raises UserError where they have no index, or were written anew since it was made.
+    """
+    if shards.title not in _opened:
+        folder = os.environ.get(KEPT)
+        kept = Path(folder) / short_hash(shards.title) if folder else None
+        there = kept is not None and kept.is_dir()
+        _opened[shards.title] = given(kept, shards) if kept and there else ask(shards)
+    return _opened[shards.title]
+
+
+def ask(shards: Shards) -> Opened:
+    """What the server says."""
+    index = open_remote(shards)
+    (root, prefix), _ = homes(shards)
+    body = read_whole(root, f"{prefix.removesuffix('.vtx/')}{CLASSES}")
+    return index, body.decode().splitlines() if body is not None else None
+
+
+def forget() -> None:
+    """Let the next look at a data set ask the server: another run may find another."""
+    _opened.clear()
+
+
+def keep(folder: Path, hold_out: float) -> None:
+    """Write what this process has opened, for others: an index, its mask of this share (0 for none)
+    and the classes, in a folder for each data set.
+    """
+    for title, (index, classes) in _opened.items():
+        at = folder / short_hash(title)
+        at.mkdir()
+        save(index, at / "index")
+        (at / "about.json").write_text(json.dumps({"classes": classes, "file": str(index.file)}))
+        if hold_out and index.beside is not None:
+            root, prefix = index.beside
+            mask = read_whole(root, f"{prefix}{name_of(index, hold_out)}")
+            if mask is not None:
+                (at / name_of(index, hold_out)).write_bytes(mask)
+
+
+def given(folder: Path, shards: Shards) -> Opened:
+    """What another process was told."""
+    index = read(folder / "index", shards.root, shards.names or None)
+    about = json.loads((folder / "about.json").read_text())
+    index.file, index.beside = about["file"], (Folder(folder), "")
+    return index, about["classes"]
