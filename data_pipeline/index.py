@@ -210,9 +210,17 @@ def save(index: Index, path: Path) -> None:
         "again_times": np.array([t for _, t in again], np.uint32),
     }
     with whole(path) as part:
-        save_file(
-            tensors, part, metadata={"format": "vtx-index", "version": VERSION, "cap": str(CAP)}
-        )
+        about = {"format": "vtx-index", "version": VERSION, "cap": str(CAP)}
+        save_file(tensors, part, metadata={**about, "sha256": sum_of(tensors)})
+
+
+def sum_of(tensors: dict[str, NDArray[Any]]) -> str:
+    """SHA-256 of all that an index holds."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f"{name} {tensor.nbytes}\n".encode())
+        whole.update(np.ascontiguousarray(tensor).data)
+    return whole.hexdigest()
 
 
 def read(path: Path, root: Storage, names: list[str] | None = None) -> Index:
@@ -225,6 +233,8 @@ def read(path: Path, root: Storage, names: list[str] | None = None) -> Index:
         if about.get("format") != "vtx-index" or about.get("version") not in TAGS:
             raise ValueError("no index of this version")
         t = {k: f.get_tensor(k) for k in f.keys()}
+    if about.get("sha256", sum_of(t) if about["version"] == "1" else "") != sum_of(t):
+        raise ValueError("a byte of it is another than the one that was written")
     known = t["names"].tobytes().decode("utf-8", "surrogateescape").split("\n")
     names = known if names is None else names
     shards, chunks, width = len(names), len(t["chunk_samples"]), TAGS[about["version"]]

@@ -21,6 +21,7 @@ from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.shards import Shards, listed, read_whole
 from vtx_scale.data_pipeline.storage import Folder, Storage, short_hash
 
+FETCHES = 3  # of an index that is not the one that was written
 LIST = "index.safetensors"  # of a folder's own tars: it holds their names too
 
 
@@ -53,20 +54,29 @@ def open_remote(shards: Shards, chunk: int = CHUNK) -> Index:
 def stored(shards: Shards, chunk: int, command: str) -> tuple[Index | None, str]:
     """The index that is kept, beside the shards or in the cache, and its place."""
     for root, prefix, name in places(shards, chunk):
-        body = read_whole(root, f"{prefix}{name}")
-        if body is None:
-            continue
-        where = f"{root}/{prefix}{name}"
-        try:
-            with tempfile.TemporaryDirectory(prefix="vtx-index-") as folder:
-                path = Path(folder) / "index"
-                path.write_bytes(body)
-                index = read(path, shards.root, shards.names or None)
-        except Exception as e:
-            raise UserError(f"{where} cannot be read ({e}): run '{command}' again.") from None
-        index.beside = root, prefix
-        return index, where
+        where, fault = f"{root}/{prefix}{name}", ""
+        for _ in range(FETCHES):
+            body = read_whole(root, f"{prefix}{name}")
+            if body is None:
+                break
+            try:
+                index = parsed(body, shards)
+            except Exception as e:  # of what was sent, or of what is stored
+                fault = str(e)
+                continue
+            index.beside = root, prefix
+            return index, where
+        if fault:
+            raise UserError(f"{where} cannot be read ({fault}): run '{command}' again.")
     return None, ""
+
+
+def parsed(body: bytes, shards: Shards) -> Index:
+    """The index that an object holds. Raises as `index.read` does."""
+    with tempfile.TemporaryDirectory(prefix="vtx-index-") as folder:
+        path = Path(folder) / "index"
+        path.write_bytes(body)
+        return read(path, shards.root, shards.names or None)
 
 
 def named(shards: Shards) -> Shards:

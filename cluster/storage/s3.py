@@ -142,6 +142,9 @@ class S3:
             raise ValueError("A bucket is named s3://bucket/prefix; keys do not stand in it.")
         return cls(parts.netloc, parts.path, requester_pays)
 
+    def __str__(self) -> str:
+        return self._url("").rstrip("/")
+
     def __repr__(self) -> str:
         return f"S3({self._url('')!r})"
 

@@ -154,6 +154,12 @@ def test_shards_that_were_written_anew_are_found(both):
         with pytest.raises(UserError, match="gone"):
             ChunkReader(opened).sample(g)
     bucket.objects = dict(plain)
+    name = f".vtx/{index_name(local.names, 4)}"
+    body, tag = plain[name]
+    for at in range(len(body) - 400, len(body), 37):
+        bucket.objects[name] = body[:at] + bytes([body[at] ^ 4]) + body[at + 1 :], tag
+        with pytest.raises(UserError, match="cannot be read"):
+            open_index(shards, chunk=4)
     bucket.put(f".vtx/{index_name(local.names, 4)}", b"torn")
     with pytest.raises(UserError, match="cannot be read"):
         open_index(shards, chunk=4)

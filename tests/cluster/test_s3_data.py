@@ -1,0 +1,130 @@
+"""Training on shards in a bucket, from a real server, against the same run from a folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from tests.runs import environment, lines, losses, norms, tensors, train, vtx
+from tests.s3 import proxied
+from tests.survivors import mentioning
+from vtx_scale.data_pipeline.tools.toy import make_toy
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+SHORT = ("steps=10", "global_batch=32", "checkpoint.every=4")
+FAULTS = ("500", "503", "reset", "short", "fewer", "flip")
+
+
+@pytest.fixture(scope="module")
+def places(s3_bucket, tmp_path_factory):
+    """(server, toy shards in a folder, the same in the bucket), indexed."""
+    from vtx_scale.cluster.storage.s3 import S3
+
+    server, bucket = s3_bucket
+    folder = make_toy(tmp_path_factory.mktemp("toy") / "train", samples=256, shards=4)
+    prefix = f"toy-{os.urandom(4).hex()}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        storage = S3(bucket, prefix)
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                storage.put(path.name, path.read_bytes())
+    url = f"s3://{bucket}/{prefix}"
+    done = vtx("data", "index", url, "--json", env=server.environment())
+    assert done.returncode == 0, done.stderr
+    local = vtx("data", "index", folder, "--json")
+    row, there = json.loads(done.stdout), json.loads(local.stdout)
+    assert {**row, "file": ""} == {**there, "file": ""}
+    return server, folder, url
+
+
+@pytest.fixture(scope="module")
+def from_disk(places, tmp_path_factory):
+    """The run from the folder, on one process."""
+    run = tmp_path_factory.mktemp("disk") / "run"
+    train(run, f"data.shards={places[1]}", "system.world=2", *SHORT)
+    return run
+
+
+def assert_same(run, other):
+    assert losses(run) == losses(other) and norms(run) == norms(other)
+    found, wanted = tensors(run), tensors(other)
+    assert found.keys() == wanted.keys() and all((found[k] == wanted[k]).all() for k in wanted)
+
+
+def test_what_is_asked_for_at_a_start_and_in_an_epoch(places, from_disk, tmp_path):
+    """Whatever the world: no LIST, one GET of the index and one of the classes, two HEADs; then
+    chunks alone.
+    """
+    server, _, url = places
+    with proxied(server) as proxy:
+        env = server.environment(proxy.port)
+        train(tmp_path / "run", f"data.shards={url}", "system.world=2", *SHORT, env=env)
+    assert_same(tmp_path / "run", from_disk)
+    asked = Counter((verb, path.partition("?")[0].rpartition("/")[2]) for verb, path in proxy.asked)
+    lists = [path for verb, path in proxy.asked if verb == "GET" and "list-type" in path]
+    assert not lists and asked["GET", "index.safetensors"] == 1 and asked["GET", "classes.txt"] == 1
+    assert proxy.seen["HEAD"] == 2 and set(proxy.seen) == {"GET", "HEAD"}
+    tars = sum(n for (verb, name), n in asked.items() if verb == "GET" and name.endswith(".tar"))
+    assert tars <= 2 * 4, asked  # two processes, four chunks
+
+
+def test_the_run_is_that_from_disk_under_faults_and_kills(places, from_disk, tmp_path):
+    """Each fault on 5 % of the reads; the launcher and a loader process are killed once each."""
+    server, _, url = places
+    run = tmp_path / "run"
+    with proxied(server) as proxy:
+        proxy.share, proxy.kinds = 0.05, FAULTS
+        env = environment({**server.environment(proxy.port), "VTX_TEST": str(tmp_path)})
+        keys = (f"data.shards={url}", "system.world=2", "system.workers=1", *SHORT)
+        command = ["train", "clip_vit_b32", "--smoke", "--run", str(run), *keys]
+        words = [sys.executable, "-m", "vtx_scale.launch.cli", *command]
+        started = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: steps(run) >= 5, started)
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+        started = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
+        try:
+            found = []
+            wait_for(lambda: found.extend(loaders(str(tmp_path))) or found, started)
+            os.kill(found[0], signal.SIGKILL)
+            _, errors = started.communicate(timeout=180)
+        finally:
+            started.kill()
+            started.wait()
+        assert started.returncode == 0, errors
+    assert_same(run, from_disk)
+    ledger = run / "ledger.jsonl"
+    assert not ledger.exists() or "sample" not in {row["kind"] for row in lines(ledger)}
+
+
+def steps(run):
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for(what, process):
+    deadline = time.monotonic() + 120
+    while not what():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def loaders(mark):
+    """The loader processes with this word in their environment: children of a fork server."""
+    found = {pid for pid, command in mentioning(mark) if "forkserver" in command}
+    return sorted(pid for pid in found if parent(pid) in found)
+
+
+def parent(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
