@@ -142,7 +142,7 @@ def bucket_shards(shards: str, storage_at: Callable[[str], Storage]) -> Shards:
     for entry in entries(shards):
         if not AT_BUCKET(entry):
             raise UserError(
-                f"{shards}: some of these shards lie in a bucket and some do not: give one place."
+                f"{shards}: some of these shards are local and some in a bucket: give one place."
             )
         if MAGIC(entry):
             raise UserError(
