@@ -64,6 +64,7 @@ FAIRSCALE = "tests/vtx_scale/test_fairscale.py"
 SKIPS = "tests/promises/test_p2_skips.py"
 COUNTS = "tests/promises/test_p4_counts.py"
 SAME_RUN = "tests/promises/test_p2_same_run.py"
+REMOTE = "tests/data_pipeline/test_remote.py"
 ORDER = "tests/promises/test_p1_order.py"
 DATA = "tests/promises/test_p1_data.py"
 STEP = "tests/promises/test_p2_step.py"
@@ -97,6 +98,55 @@ DAMAGE = (
 )
 
 MUTANTS = (
+    # --- shards in a bucket
+    Mutant(
+        "bucket-chunk-unchecked",
+        "vtx_scale/data_pipeline/chunks.py",
+        "if self.index.only_bad(k) or zlib.crc32(body) == int(self.index.chunk_crc[k]):",
+        "if True:",
+        (f"{REMOTE}::test_no_byte_is_used_of_a_chunk_with_another_checksum",),
+        "No byte of a fetched chunk is used before its CRC was seen.",
+    ),
+    Mutant(
+        "bucket-any-object",
+        "vtx_scale/data_pipeline/chunks.py",
+        "int(offset), length, tag)",
+        "int(offset), length)",
+        (f"{REMOTE}::test_shards_that_were_written_anew_are_found",),
+        "A chunk is read of the very object that was indexed.",
+    ),
+    Mutant(
+        "bucket-stale-index",
+        "vtx_scale/data_pipeline/remote.py",
+        "if tag.tobytes() != index.shard_tag[shard].tobytes():",
+        "if False:",
+        (f"{REMOTE}::test_shards_that_were_written_anew_are_found",),
+        "A set whose first or last shard was written anew is refused.",
+    ),
+    Mutant(
+        "bucket-chunk-asked-again",
+        "vtx_scale/data_pipeline/chunks.py",
+        "copy = self._copies[k] = Copy(self._fetch(k))",
+        "copy = Copy(self._fetch(k))",
+        (f"{REMOTE}::test_samples_are_those_of_a_folder_by_one_request_a_chunk",),
+        "A chunk is one request, its members none.",
+    ),
+    Mutant(
+        "bucket-gone-in-silence",
+        "vtx_scale/data_pipeline/chunks.py",
+        "if self._failed >= UNREACHED:",
+        "if False:",
+        (f"{REMOTE}::test_a_server_that_is_gone_ends_the_run_and_masks_few",),
+        "A server that is gone ends the run and does not mask the set.",
+    ),
+    Mutant(
+        "index-unsealed",
+        "vtx_scale/data_pipeline/index.py",
+        "!= sum_of(t):",
+        "!= sum_of(t) and False:",
+        (f"{REMOTE}::test_shards_that_were_written_anew_are_found",),
+        "An index of which a byte changed is never trusted.",
+    ),
     # --- strategies of DeepSpeed and fairscale
     Mutant(
         "zero-an-average",

@@ -79,7 +79,7 @@ def test_lists_of_a_bucket(text):
     ("text", "word"),
     [
         ("s3://b/*.tar", "not matched"),
-        ("s3://b/a.tar,/data/b.tar", "some lie"),
+        ("s3://b/a.tar,/data/b.tar", "in a bucket"),
         ("s3://b/a.tar,s3://c/b.tar", "2 buckets"),
         ("s3://b/a.tar,s3://b/a.tar", "named twice"),
         ("s3://b/d/,s3://b/x.tar", "one folder"),
