@@ -1,7 +1,8 @@
 """From tars to batches.
 
 Reading order: errors, tar, foreign, lists, storage, shards, layout, scan, index, remote, opening,
-hold_out, order, chunks, read, members, decode, augment, text, batch, loader, wds, tools.
+hold_out, order, weights, mix, chunks, read, members, decode, augment, text, batch, sources, state,
+loader, wds, tools.
 
 What others use is in `__all__`, and loaded when it is asked for: `errors` is imported where a
 refusal must be quick.
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vtx_scale.data_pipeline.index import Index
     from vtx_scale.data_pipeline.loader import Batches, Loader, Reader
     from vtx_scale.data_pipeline.opening import open_index
+    from vtx_scale.data_pipeline.mix import Mix
     from vtx_scale.data_pipeline.order import Order
     from vtx_scale.data_pipeline.storage import Folder, Storage
     from vtx_scale.data_pipeline.text import Tokenizer, tokenizer
@@ -28,6 +30,7 @@ __all__ = [
     "Folder",
     "Index",
     "Loader",
+    "Mix",
     "Order",
     "Reader",
     "Source",
@@ -44,6 +47,7 @@ HOMES = {
     "errors": ("BadSample", "UserError"),
     "index": ("Index",),
     "loader": ("Batches", "Loader", "Reader"),
+    "mix": ("Mix",),
     "opening": ("open_index",),
     "order": ("Order",),
     "storage": ("Folder", "Storage"),

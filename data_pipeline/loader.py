@@ -33,10 +33,13 @@ from torch.utils.data import Dataset as TorchDataset
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import DETAIL, BadSample, UserError, judged, notes
 from vtx_scale.data_pipeline.index import Index
+from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.order import AUGMENT, Int, Order, Positions, draws
-from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Draw, Members, Row
+from vtx_scale.data_pipeline.read import CHUNKS_KEPT, Draw, Members, Row
 from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.signals import INTERRUPTION, blocked, ignore_leaving
+from vtx_scale.data_pipeline.sources import Chunks
+from vtx_scale.data_pipeline.state import Segment, checked, state_of
 
 PR_SET_PDEATHSIG = 1
 FOREVER = 1 << 62  # steps
@@ -103,8 +106,9 @@ class Batches(TorchDataset[dict[str, Any]]):
     shapes.
 
     index, order: what there is, and where it stands. global_batch: slots of all ranks; a rank has
-    ceil(global_batch / world) of them. seed: of the reader's draws. source: told from another's by
-    its number. Picklable; descriptors are opened in the process that reads.
+    ceil(global_batch / world) of them. seed: of the reader's draws. more: the indexes of the other
+    sources of a mix, whose samples are numbered behind those of `index`. names: of all sources,
+    where they have any. Picklable; descriptors are opened in the process that reads.
     """
 
     index: Index
@@ -114,13 +118,19 @@ class Batches(TorchDataset[dict[str, Any]]):
     rank: int
     world: int
     seed: int = 0
-    source: int = 0
+    more: tuple[Index, ...] = ()
+    names: tuple[str, ...] = ()
     offset: int = 0  # of the first batch; not 0 where the batch size changed on the way
     jumps: dict[int, int] = field(default_factory=dict)  # step -> where its batch begins instead
-    chunks: ChunkReader | None = field(default=None, repr=False)
+    chunks: Chunks | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "chunks": None}  # descriptors and tables belong to one process
+
+    @property
+    def indexes(self) -> tuple[Index, ...]:
+        """Of all sources, in their order."""
+        return (self.index, *self.more)
 
     @property
     def fingerprint(self) -> str:
@@ -128,8 +138,18 @@ class Batches(TorchDataset[dict[str, Any]]):
 
         Raises AssertionError of an evaluation's order, which has none.
         """
-        assert isinstance(self.order, Order), "an evaluation has no order to name"
-        return self.order.fingerprint([self.index.digest])
+        assert isinstance(self.order, Order | Mix), "an evaluation has no order to name"
+        return self.order.fingerprint([index.digest for index in self.indexes])
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Of a mix: (first position, weights) of each; none of one source alone."""
+        order = self.order
+        return order.segments if isinstance(order, Mix) and self.more else ()
+
+    def state(self, position: int) -> dict[str, Any]:
+        """The state of the data at a position, JSON: its fingerprint, of a mix the segments too."""
+        return state_of(position, self.fingerprint, self.segments)
 
     def go_on(self, step: int, position: int, jumps: dict[int, int] | None = None) -> None:
         """Let the batch of `step` begin at this position of the order: the batches before may have
@@ -148,13 +168,13 @@ class Batches(TorchDataset[dict[str, Any]]):
             return self.offset + step * self.global_batch
         return self.jumps[last] + (step - last) * self.global_batch
 
-    def chunk_reader(self) -> ChunkReader:
-        """This process's reader of samples, made when first asked for; it keeps as many tables as
-        the order's lanes use at a time.
+    def chunk_reader(self) -> Chunks:
+        """This process's reader of samples, made when first asked for; it keeps as many tables of a
+        source as the order's lanes use at a time.
         """
         if self.chunks is None:
             in_use = self.order.lanes * (self.order.window // CHUNK + 3)
-            self.chunks = ChunkReader(self.index, max(CHUNKS_KEPT, in_use))
+            self.chunks = Chunks(self.indexes, self.names, max(CHUNKS_KEPT, in_use))
         return self.chunks
 
     def __getitem__(self, step: int) -> dict[str, Any]:
@@ -190,16 +210,15 @@ class Batches(TorchDataset[dict[str, Any]]):
             try:
                 if slot[i] in skip:
                     raise BadSample("worker_died")
-                members, draw = chunks.sample(g), uniforms(self.seed, self.source, g, epoch)
-                put(self.reader, members, draw, data, i)
+                source, own = chunks.located(g)
+                draw = uniforms(self.seed, source, own, epoch)
+                put(self.reader, chunks.sample(g), draw, data, i)
             except BadSample as e:
                 bad.append(
                     {
                         "kind": "sample",
                         "reason": e.reason,
-                        "source": self.source,
                         **chunks.place(g),
-                        "sample": g,
                         "epoch": epoch,
                         "position": int(positions[i]),
                         "slot": int(slot[i]),
@@ -222,7 +241,7 @@ class Batches(TorchDataset[dict[str, Any]]):
         )
 
 
-def members_of(e: BadSample, chunks: ChunkReader, g: int) -> dict[str, list[str]]:
+def members_of(e: BadSample, chunks: Chunks, g: int) -> dict[str, list[str]]:
     """Where a member is missing: those that the sample has."""
     if e.reason != "member_missing":
         return {}
@@ -508,15 +527,18 @@ class Loader:
         return self.batches.start(self.step - 1) + self.batches.global_batch
 
     def state_dict(self) -> dict[str, Any]:
-        """{"version", "position", "fingerprint"}: JSON, and the same on every rank."""
-        return {"version": 1, "position": self.position, "fingerprint": self.batches.fingerprint}
+        """{"version", "position", "fingerprint"}, of a mix "segments" too: JSON, and the same on
+        every rank.
+        """
+        return self.batches.state(self.position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the state's position, also under another batch size, world or number of workers.
 
-        Raises UserError for the state of another data set or order.
+        Raises UserError for the state of another data set or order, and where a mix had other
+        weights before.
         """
-        position = checked(state, self.batches.fingerprint)
+        position = checked(state, self.batches.fingerprint, self.batches.segments)
         self.close()
         self.step, self.batches.offset = divmod(position, self.batches.global_batch)
         self.batches.jumps = {}
@@ -539,22 +561,3 @@ class Loader:
         if stop is not None:
             # queues of ended workers let go of their semaphores, which nobody else would
             gc.collect()
-
-
-def checked(state: dict[str, Any], fingerprint: str) -> int:
-    """The position of a state.
-
-    Raises UserError, naming what differs, for the state of another data set or order.
-    """
-    for name, now in (("version", 1), ("fingerprint", fingerprint)):
-        if state.get(name) != now:
-            raise UserError(
-                f"This state of the data has {name} {state.get(name)} and the loader has {now}: "
-                "give the shards, seed, lanes and window that the state was made with."
-            )
-    position = state.get("position")
-    if not isinstance(position, int) or isinstance(position, bool) or position < 0:
-        raise UserError(
-            f"This state of the data has position {position!r}: a number of samples is wanted."
-        )
-    return position

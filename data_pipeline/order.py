@@ -66,8 +66,23 @@ def defaults(n: int) -> tuple[int, int]:
     return min(1024, 1 << max(0, (n // 256).bit_length() - 1)), window
 
 
+def to_ranks(slots: Int, rank: int, world: int) -> Int:
+    """The part of one rank of W of a batch's slots (B,): ceil(B/W) of them, -1 for padding."""
+    cap = -(-len(slots) // world)
+    mine = slots[rank * cap : (rank + 1) * cap]
+    out = np.full(cap, -1, np.int64)
+    out[: len(mine)] = mine
+    return out
+
+
+def fingerprint(seed: int, lanes: int, window: int, digests: list[bytes]) -> str:
+    """32 hex digits that name data and order; see `Order.fingerprint`."""
+    head = b"vtx-order-1\0" + struct.pack("<QIII", seed, lanes, window, len(digests))
+    return hashlib.sha256(head + b"".join(digests)).hexdigest()[:32]
+
+
 class Positions(Protocol):
-    """What batches ask of an order, `Order` or `InOrder`: a sample at every global position."""
+    """What batches ask of an order (`Order`, `Mix`, `InOrder`): a sample at every position."""
 
     lanes: int
     window: int
@@ -178,11 +193,7 @@ class Order:
 
         step, batch, offset: as in `slots`. world: W.
         """
-        cap = -(-batch // world)
-        mine = self.slots(step, batch, offset)[rank * cap : (rank + 1) * cap]
-        out = np.full(cap, -1, np.int64)
-        out[: len(mine)] = mine
-        return out
+        return to_ranks(self.slots(step, batch, offset), rank, world)
 
     def fingerprint(self, digests: list[bytes]) -> str:
         """32 hex digits that name data and order; world, batch size,
@@ -190,7 +201,4 @@ class Order:
 
         digests: `Index.digest` of each source.
         """
-        head = b"vtx-order-1\0" + struct.pack(
-            "<QIII", self.seed, self.lanes, self.window, len(digests)
-        )
-        return hashlib.sha256(head + b"".join(digests)).hexdigest()[:32]
+        return fingerprint(self.seed, self.lanes, self.window, digests)

@@ -19,11 +19,12 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vtx_scale.data_pipeline.errors import BadSample, UserError, judged
-from vtx_scale.data_pipeline.loader import Reader, checked
+from vtx_scale.data_pipeline.loader import Reader
 from vtx_scale.data_pipeline.members import CAPTION, LABEL
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.read import ChunkReader, Draw, Members, Row
+from vtx_scale.data_pipeline.state import checked
 
 Stage = Callable[[Iterable[Any]], Iterable[Any]]
 # of the draws that seed a user's stages; a reader's own views are small numbers

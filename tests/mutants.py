@@ -66,6 +66,7 @@ COUNTS = "tests/promises/test_p4_counts.py"
 SAME_RUN = "tests/promises/test_p2_same_run.py"
 REMOTE = "tests/data_pipeline/test_remote.py"
 ORDER = "tests/promises/test_p1_order.py"
+MIX = "tests/promises/test_p1_mix.py"
 DATA = "tests/promises/test_p1_data.py"
 STEP = "tests/promises/test_p2_step.py"
 DROPS = "tests/vtx_scale/test_drops.py"
@@ -1038,10 +1039,50 @@ MUTANTS = (
     Mutant(
         "batches-begin-at-0",
         "vtx_scale/data_pipeline/order.py",
-        "mine = self.slots(step, batch, offset)[",
-        "mine = self.slots(step, batch)[",
+        "return to_ranks(self.slots(step, batch, offset), rank, world)",
+        "return to_ranks(self.slots(step, batch), rank, world)",
         (f"{DATA}::test_another_batch_size_goes_on_at_the_same_sample",),
         "Another batch size goes on at the same sample.",
+    ),
+    Mutant(
+        "segments-draw-alike",
+        "vtx_scale/data_pipeline/mix.py",
+        "draws(seed, MIX, number, segment, 0, TOTAL)",
+        "draws(seed, MIX, number, 0, 0, TOTAL)",
+        (f"{MIX}::test_golden_block",),
+        "A mix is the one that is written down, to the byte.",
+    ),
+    Mutant(
+        "mix-by-chance-alone",
+        "vtx_scale/data_pipeline/mix.py",
+        "((k << np.uint64(32)) + words[at : at + count]) << np.uint64(15)",
+        "words[at : at + count] << np.uint64(31)",
+        (f"{MIX}::test_a_source_has_its_share_everywhere",),
+        "A source of a mix is never far from its share.",
+    ),
+    Mutant(
+        "a-change-starts-sources-anew",
+        "vtx_scale/data_pipeline/mix.py",
+        "self._before[segment][i] + b * weights[i]",
+        "b * weights[i]",
+        (f"{MIX}::test_a_source_has_its_share_everywhere",),
+        "Where weights change, each source goes on behind what was read of it.",
+    ),
+    Mutant(
+        "mix-slots-by-position",
+        "vtx_scale/data_pipeline/mix.py",
+        "np.lexsort((at, source, self.orders[0].reversed[lane]))",
+        "np.argsort(at)",
+        (f"{MIX}::test_neighbouring_slots_keep_to_their_chunks",),
+        "Ranks read their own chunks of a mix, and next to no others.",
+    ),
+    Mutant(
+        "a-weight-of-nothing",
+        "vtx_scale/data_pipeline/weights.py",
+        "if count < 1:",
+        "if count < 0:",
+        (f"{MIX}::test_ties_go_to_the_first_and_a_weight_of_nothing_is_refused",),
+        "A source that would never come is refused.",
     ),
     Mutant(
         "position-from-the-step",

@@ -122,7 +122,7 @@ def test_many_lanes_do_not_read_chunks_again(tmp_path, monkeypatch):
 
     batches = Batches(index, Order(index.chunk_samples, 1, 8, 4), Length(), 10, 0, 1)
     reads = []
-    reader = batches.chunk_reader()
+    reader = batches.chunk_reader().readers[0]
     once = reader._read_chunk
     monkeypatch.setattr(reader, "_read_chunk", lambda k: (reads.append(k), once(k))[1])
     for step in range(30):

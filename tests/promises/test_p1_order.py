@@ -46,7 +46,7 @@ def mirrored(lane, lanes):
     return int(f"{lane:0{bits}b}"[::-1], 2) if bits else 0
 
 
-def epoch_by_hand(shards, size, lanes, window, seed, epoch):
+def epoch_by_hand(shards, size, lanes, window, seed, epoch, source=0):
     """The samples of an epoch in the order of their positions,
     step by step as docs/data.md tells it.
     """
@@ -54,7 +54,8 @@ def epoch_by_hand(shards, size, lanes, window, seed, epoch):
     for n in cut(shards, size):
         chunks.append(list(range(first, first + n)))
         first += n
-    row = [g for chunk in shuffled(chunks, words(seed, 1, 0, 0, epoch, len(chunks))) for g in chunk]
+    keys = words(seed, 1 + 256 * source, 0, 0, epoch, len(chunks))
+    row = [g for chunk in shuffled(chunks, keys) for g in chunk]
     dealt = []
     for lane in range(lanes):
         begin = sum(len(row) // lanes + (x < len(row) % lanes) for x in range(lane))
@@ -67,7 +68,7 @@ def epoch_by_hand(shards, size, lanes, window, seed, epoch):
             [
                 g
                 for w, part in windows.items()
-                for g in shuffled(part, words(seed, 2, w, lane, epoch, len(part)))
+                for g in shuffled(part, words(seed, 2 + 256 * source, w, lane, epoch, len(part)))
             ]
         )
     return [dealt[p % lanes][p // lanes] for p in range(len(row))]
