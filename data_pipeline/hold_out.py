@@ -39,13 +39,15 @@ def split(index: Index, share: float) -> tuple[Index, Index]:
                     f"known yet: run 'vtx data index SHARDS --hold-out {share}' once."
                 )
             mask = store(index, share)
-        _splits.clear()
+        while len(_splits) >= SPLITS_KEPT:
+            _splits.pop(next(iter(_splits)))
         _splits[which] = np.flatnonzero(~mask), np.flatnonzero(mask)
     kept, held = _splits[which]
     return replace(index, keep=kept), replace(index, keep=held)
 
 
-# the last: every evaluation asks again
+# of the sources of a mix: every evaluation asks again
+SPLITS_KEPT = 16
 _splits: dict[tuple[bytes, float], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
 

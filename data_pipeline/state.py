@@ -34,11 +34,11 @@ def checked(state: dict[str, Any], fingerprint: str, segments: Sequence[Segment]
         raise UserError(
             f"This state of the data has position {position!r}: a number of samples is wanted."
         )
-    was, now = begun(segments_of(state), position), begun(segments, position)
-    if was != now:
+    known, mine = begun(segments_of(state), position), begun(segments, position)
+    if known != mine:
         raise UserError(
-            f"This state of the data has the segments {was} before position {position} and the "
-            f"loader has {now}: give the weights that the state was made with."
+            f"This state of the data has the segments {known} before position {position} and the "
+            f"loader has {mine}: give the weights that the state was made with."
         )
     return position
 

@@ -1,5 +1,6 @@
 """How a mix is shared out among its sources. Standard library alone."""
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -29,3 +30,27 @@ def shares(weights: Sequence[float], names: Sequence[str] = ()) -> tuple[int, ..
                 "give it more, or leave the source out."
             )
     return tuple(out)
+
+
+def named_weights(text: str, names: Sequence[str], key: str) -> tuple[float, ...]:
+    """The weights of `a:0.7,b:0.3` in the order of the names. Raises UserError where one is
+    missing, unknown, given twice or no number above 0.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, colon, number = (word.strip() for word in part.partition(":"))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not colon or name not in names or name in found:
+            raise UserError(
+                f"{key}={text}: give each of {', '.join(names)} once, as in "
+                f"{key}={','.join(f'{n}:1' for n in names)}."
+            )
+        if not (weight > 0 and math.isfinite(weight)):
+            raise UserError(f"{key}={text}: the weight of {name} is no number above 0.")
+        found[name] = weight
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{key}={text}: give {', '.join(missing)} a weight too.")
+    return tuple(found[name] for name in names)

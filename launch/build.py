@@ -65,20 +65,24 @@ def reader_of(run: Run, train: bool) -> Reader:
 
 def train_batches(run: Run, data: DataSet, rank: int, world: int) -> Batches:
     """A rank's shares of the global batches, in the run's order."""
-    order, reader = order_of(run, data.index), reader_of(run, True)
-    return Batches(data.index, order, reader, run.global_batch, rank, world, run.seed)
+    order, reader = order_of(run, *data.indexes), reader_of(run, True)
+    first, *more = data.indexes
+    batch, seed = run.global_batch, run.seed
+    return Batches(first, order, reader, batch, rank, world, seed, tuple(more), data.names)
 
 
 def eval_batches(
     run: Run, data: DataSet, rank: int = 0, world: int = 1, size: int = 64
 ) -> tuple[Batches, int]:
-    """Every validation sample once over all ranks, in tar order;
+    """Every validation sample once over all ranks, in tar order, source by source;
     and the number of batches, the same on every rank.
 
     size: slots of a rank in a batch.
     """
-    n, together = data.index.n, size * world
+    n, together = data.n, size * world
+    first, *more = data.indexes
+    order, reader = InOrder(n), reader_of(run, False)
     batches = Batches(
-        data.index, InOrder(n), reader_of(run, False), together, rank, world, run.seed
+        first, order, reader, together, rank, world, run.seed, tuple(more), data.names
     )
     return batches, -(-n // together)

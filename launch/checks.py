@@ -169,5 +169,6 @@ def refuse_required(run: Run, name: str) -> None:
     sources = [part.source for part in run.objective.pretrained] if run.init.from_ else []
     for spec in (run.data, run.init, run.objective):
         for field, sentence in spec.needs.items():
-            if getattr(spec, field) == "required" and field not in sources:
+            mixed = spec is run.data and field == "shards" and run.data.sources
+            if getattr(spec, field) == "required" and field not in sources and not mixed:
                 raise UserError(f"{name} {sentence}")

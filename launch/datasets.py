@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.hold_out import split
 from vtx_scale.data_pipeline.index import Index
+from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.data_pipeline.weights import shares
 from vtx_scale.launch.opened import opened
 from vtx_scale.launch.override import recipe_hash
 from vtx_scale.launch.places import shards_at
@@ -19,12 +21,48 @@ from vtx_scale.trainer.output import silent
 
 @dataclass(frozen=True)
 class DataSet:
-    """An indexed set of samples, and the names of their classes: classes.txt beside the shards, or
-    one folder up.
+    """An indexed set of samples, and what classes.txt beside its shards, or one folder up, lists.
+    more: the other sources of a mix; each of its sources has a name.
     """
 
     index: Index
-    classes: list[str] | None
+    listed: list[str] | None
+    name: str = ""
+    more: tuple["DataSet", ...] = ()
+
+    @property
+    def sources(self) -> tuple["DataSet", ...]:
+        """All of them, each alone."""
+        return (replace(self, more=()), *self.more)
+
+    @property
+    def indexes(self) -> tuple[Index, ...]:
+        """Of all sources."""
+        return tuple(source.index for source in self.sources)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all sources; none where they have none."""
+        return tuple(source.name for source in self.sources if source.name)
+
+    @property
+    def n(self) -> int:
+        """Samples of all sources."""
+        return sum(index.n for index in self.indexes)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of their classes. Raises UserError where sources have different ones."""
+        found = {source.name: source.listed for source in self.sources}
+        lists = {name: classes for name, classes in found.items() if classes is not None}
+        first = next(iter(lists), None)
+        for name in lists:
+            if lists[name] != lists[first or ""]:
+                raise UserError(
+                    f"The sources {first} and {name} have different classes.txt: give "
+                    "data.val_shards of one of them."
+                )
+        return lists[first] if first is not None else None
 
 
 def open_data(run: Run, train: bool, say: Callable[[str], None] = silent) -> DataSet | None:
@@ -34,11 +72,14 @@ def open_data(run: Run, train: bool, say: Callable[[str], None] = silent) -> Dat
         return data_set(data.val_shards, say)
     if not train and not data.hold_out:
         return None
-    everything = data_set(data.shards, say)
-    if not data.hold_out:
-        return everything
-    kept, held = split(everything.index, data.hold_out)
-    return replace(everything, index=kept if train else held)
+    if data.sources:
+        parts = [replace(data_set(s.shards, say), name=s.name) for s in data.sources]
+    else:
+        parts = [data_set(data.shards, say)]
+    if data.hold_out:
+        side = 0 if train else 1
+        parts = [replace(part, index=split(part.index, data.hold_out)[side]) for part in parts]
+    return replace(parts[0], more=tuple(parts[1:]))
 
 
 def training_data(run: Run, say: Callable[[str], None] = silent) -> DataSet:
@@ -66,14 +107,19 @@ def local_classes(shards: Shards) -> list[str] | None:
     return None
 
 
-def order_of(run: Run, index: Index) -> Order:
-    """Which sample stands in which slot."""
-    return Order(index.chunk_samples, seed=run.seed, lanes=run.data.lanes, window=run.data.window)
+def order_of(run: Run, *indexes: Index) -> Order | Mix:
+    """Which sample stands in which slot. indexes: of all sources, where the recipe has a mix."""
+    seed, lanes, window = run.seed, run.data.lanes, run.data.window
+    if not run.data.sources:
+        return Order(indexes[0].chunk_samples, seed=seed, lanes=lanes, window=window)
+    weights = shares([source.weight for source in run.data.sources])
+    chunks = [index.chunk_samples for index in indexes]
+    return Mix(chunks, seed, [(0, weights)], lanes=lanes, window=window)
 
 
 def fingerprint_of(run: Run, data: DataSet) -> str:
     """Names the samples and their order."""
-    return order_of(run, data.index).fingerprint([data.index.digest])
+    return order_of(run, *data.indexes).fingerprint([index.digest for index in data.indexes])
 
 
 def hash_of(run: Run, fingerprint: str) -> str:

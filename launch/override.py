@@ -14,6 +14,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.weights import named_weights, shares
 from vtx_scale.launch.checks import check
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import Guard, Run
@@ -100,9 +101,25 @@ def override(run: Run, changes: Iterable[str]) -> Run:
         key, equals, text = change.partition("=")
         if not equals:
             raise UserError(f"{change!r} is not key=value.")
-        run = set_key(run, key.split("."), text, key)
+        if key == WEIGHTS:
+            run = with_weights(run, text)
+        else:
+            run = set_key(run, key.split("."), text, key)
     check(run)
     return run
+
+
+WEIGHTS = "data.weights"  # of all sources of a mix, by their names: no field
+
+
+def with_weights(run: Run, text: str) -> Run:
+    """The sources of a mix with the weights of `a:0.7,b:0.3`. Raises UserError."""
+    sources = run.data.sources
+    if not sources:
+        raise UserError(f"{WEIGHTS}={text}: this recipe is no mix, it has no data.sources.")
+    weights = named_weights(text, [source.name for source in sources], WEIGHTS)
+    changed = tuple(replace(s, weight=w) for s, w in zip(sources, weights, strict=True))
+    return replace(run, data=replace(run.data, sources=changed))
 
 
 def to_dict(spec: Any) -> Any:
@@ -187,7 +204,7 @@ UNCOUNTED = ("data.shards", "data.val_shards", "data.bad_limit", "data.centre")
 
 def recipe_hash(run: Run, data: str = "", words: str = "") -> str:
     """16 hex digits over what is learned; data set and tokenizer count by their fingerprints,
-    not by their paths.
+    not by their paths, the weights of a mix by its shares of positions.
 
     The canonical JSON names a spec by its class and leaves out fields at their default, so that a
     new field changes no old hash and a module may move; a released default never changes its value.
@@ -210,6 +227,9 @@ def recipe_hash(run: Run, data: str = "", words: str = "") -> str:
         body["guard"] = compact(run.guard)
     for key in UNCOUNTED:
         body["data"].pop(key.removeprefix("data."), None)
+    sources = body["data"].pop("sources", [])
+    if len(sources) > 1:  # a mix of one is that source
+        body["data"]["sources"] = list(shares([source.weight for source in run.data.sources]))
     body["data"]["tokenizer"] = words or run.data.tokenizer
     return hashlib.sha256(canonical({**body, "fingerprint": data}).encode()).hexdigest()[:16]
 

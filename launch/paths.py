@@ -63,6 +63,9 @@ def absolute(spec: S) -> S:
         value = getattr(spec, f.name)
         if is_dataclass(value):
             changes[f.name] = absolute(cast(Spec, value))
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            parts = tuple(absolute(cast(Spec, part)) for part in value)
+            changes[f.name] = value if parts == value else parts
     changes |= rewritten(spec, named(spec), absolute_path)
     changes |= rewritten(spec, spec.shard_lists, absolute_list)
     changes = {k: v for k, v in changes.items() if v is not getattr(spec, k)}

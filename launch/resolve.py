@@ -54,11 +54,15 @@ def resolve_tokenizer(run: Run, folder: Path | None) -> Run:
 
 def resolve_shards(run: Run, say: Say = silent) -> Run:
     """The same of the data alone."""
-    if run.data.shards != "toy":
+    data = run.data
+    if "toy" not in ([s.shards for s in data.sources] or [data.shards]):
         return run
     train, val = toy_shards(say)
-    beside = run.data.val_shards or ("" if run.data.hold_out else str(val))
-    return replace(run, data=replace(run.data, shards=str(train), val_shards=beside))
+    beside = data.val_shards or ("" if data.hold_out else str(val))
+    if not data.sources:
+        return replace(run, data=replace(data, shards=str(train), val_shards=beside))
+    sources = tuple(replace(s, shards=str(train)) if s.shards == "toy" else s for s in data.sources)
+    return replace(run, data=replace(data, sources=sources, val_shards=beside))
 
 
 def resolve_start(run: Run, say: Say) -> Run:

@@ -262,6 +262,8 @@ def begun(folder: Path) -> bool:
 
 def counted(key: str) -> bool:
     """Whether a field counts in the hash."""
+    if key.startswith("data.sources."):  # their samples count by the fingerprint
+        return key.endswith(".weight")
     return (
         key.split(".")[0] not in ("system", "checkpoint", "evaluate")
         and key not in override.UNCOUNTED

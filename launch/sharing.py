@@ -16,7 +16,8 @@ def share_opened(run: Run, device: torch.device) -> "tempfile.TemporaryDirectory
     """Called by every rank at the same time; a folder with what rank 0 has opened, to be kept until
     the run ends; None where a launcher has given one, or no data set lies in a bucket.
     """
-    lists = (run.data.shards, run.data.val_shards)
+    sources = [source.shards for source in run.data.sources]
+    lists = (run.data.shards, run.data.val_shards, *sources)
     if opened.KEPT in os.environ or not any("s3://" in shards.lower() for shards in lists):
         return None
     folder = tempfile.TemporaryDirectory(prefix="vtx-opened-")

@@ -6,11 +6,13 @@ Python keyword carries a trailing underscore here and none on the command line (
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.weights import shares
 from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.spec import Spec
 
@@ -52,8 +54,23 @@ class Augment(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source(Spec):
+    """One of the sets that a mix takes its samples from: its shards, its weight against the others
+    (above 0, of any sum), and a name for ids and metrics.
+    """
+
+    shard_lists: ClassVar[Mapping[str, tuple[str, ...]]] = {"shards": ("toy",)}
+
+    shards: str = "toy"
+    weight: float = 1.0
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data(Spec):
-    """The samples. Shards: a folder, a brace pattern, a glob, a list of these, or "toy"."""
+    """The samples. Shards: a folder, a brace pattern, a glob, a list of these, or "toy"; or a mix
+    of `sources` in their place.
+    """
 
     # what not every objective uses: one that is set in vain is refused
     optional: ClassVar[tuple[str, ...]] = (
@@ -76,8 +93,11 @@ class Data(Spec):
     shard_lists: ClassVar[Mapping[str, tuple[str, ...]]] = {"shards": ("toy",), "val_shards": ()}
 
     shards: str = "toy"
+    # in place of `shards`: several sets, of which a batch has as many samples as they weigh
+    sources: tuple[Source, ...] = ()
     val_shards: str = ""
-    hold_out: float = 0.0  # share of the keys, by their hash, that are kept for validation
+    # share of the keys of every source, by their hash, that are kept for validation
+    hold_out: float = 0.0
     lanes: int | None = None  # L of the order; automatic when None
     window: int | None = None  # V of the order; automatic when None
     crop: tuple[float, float] = (0.9, 1.0)  # area range of RandomResizedCrop
@@ -98,7 +118,8 @@ class Data(Spec):
     # member, or a path in the JSON such as meta.captions.0
     caption: str = ""
     label: str = ""
-    # share of bad samples in the last 10,000 slots beyond which the run stops
+    # share of bad samples in the last 10,000 slots, of a mix in those of any source, beyond which
+    # the run stops
     bad_limit: float = 0.01
 
     def faults(self) -> list[str]:
@@ -132,7 +153,28 @@ class Data(Spec):
             found.append(f"pad={self.pad}: give 0 or more, and 0 beside zoom.")
         if not 0 < self.centre <= 1:
             found.append(f"centre={self.centre}: give a share above 0, up to 1.")
-        return found
+        return found + self.mix_faults()
+
+    def mix_faults(self) -> list[str]:
+        """What is wrong with the sources."""
+        if not self.sources:
+            return []
+        if self.shards not in ("toy", "required"):
+            return [f"shards={self.shards}: give shards or sources, not both."]
+        names = [source.name for source in self.sources]
+        for k, source in enumerate(self.sources):
+            if not re.fullmatch(r"[\w.-]+", source.name) or source.name in names[:k]:
+                return [
+                    f"sources.{k}.name={source.name}: give each source a name of its own, of "
+                    "letters, digits and . _ - alone."
+                ]
+            if not (source.weight > 0 and math.isfinite(source.weight)):
+                return [f"sources.{k}.weight={source.weight:g}: give a number above 0."]
+        try:
+            shares([source.weight for source in self.sources], names)
+        except UserError as e:
+            return [f"sources: {e}"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

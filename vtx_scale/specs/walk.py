@@ -26,7 +26,13 @@ def specs(spec: Spec, prefix: str = "") -> Iterator[tuple[str, Spec]]:
     for f in fields(spec):
         value = getattr(spec, f.name)
         if is_dataclass(value):
-            where, inner = f"{prefix}{shown(f.name)}.", cast(Spec, value)
+            parts = {f"{prefix}{shown(f.name)}.": value}
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            parts = {f"{prefix}{shown(f.name)}.{k}.": v for k, v in enumerate(value)}
+        else:
+            continue
+        for where, part in parts.items():
+            inner = cast(Spec, part)
             yield where, inner
             yield from specs(inner, where)
 
