@@ -66,6 +66,7 @@ def restore(
     )
     progress.position = position_of(manifest, run_folder.read(folder), run)
     progress.frozen = manifest.get("frozen", 0)
+    progress.sources = list(manifest.get("sources", []))
     precision.scale, precision.good_steps = manifest["scale"], manifest["good"]
     return manifest
 

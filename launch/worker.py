@@ -228,7 +228,7 @@ class Parts:
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint's manifest."""
-        progress, fingerprint = self.progress, self.batches.fingerprint
+        progress = self.progress
         return {
             "applied": progress.applied,
             "samples": progress.samples,
@@ -237,7 +237,8 @@ class Parts:
             "good": self.precision.good_steps,
             "strategy": self.strategy.name,
             "world": self.world,
-            "data": {"version": 1, "position": progress.position, "fingerprint": fingerprint},
+            "data": self.batches.state(progress.position),
+            **({"sources": progress.sources} if progress.sources else {}),
             "decisions": [d.name for d in self.decisions],
             **({"guard": self.guard.state()} if self.run.guard.factor else {}),
             "hash": self.hash,

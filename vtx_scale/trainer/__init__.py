@@ -1,4 +1,4 @@
 """The loop and what it calls.
 
-Reading order: loop, init, optim, precision, leave, control, output, events, log.
+Reading order: loop, init, optim, precision, leave, control, sources, output, events, log.
 """

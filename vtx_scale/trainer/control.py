@@ -66,9 +66,13 @@ class BadLimit:
     WINDOW = 10_000
     FIRST_STEPS, FIRST_SLOTS = 10, 64  # by then one slot must have been valid
 
-    def __init__(self, share: float, valid: int = 0, slots: int = 0, steps: int = 0) -> None:
-        """valid, slots, steps: of the run's earlier starts."""
-        self.share = share
+    def __init__(
+        self, share: float, valid: int = 0, slots: int = 0, steps: int = 0, source: str = ""
+    ) -> None:
+        """valid, slots, steps: of the run's earlier starts. source: of a mix, whose slots alone
+        are counted.
+        """
+        self.share, self.source = share, f" of source {source}" if source else ""
         self.recent: list[tuple[int, int]] = []
         self.reasons: Counter[str] = Counter()
         self.details: Counter[str] = Counter()  # reasons, each with what it says of the sample
@@ -99,15 +103,18 @@ class BadLimit:
         masked, total = sum(b for b, _ in self.recent), sum(s for _, s in self.recent)
         now = (self.valid, self.slots, self.steps)
         used, slots, steps = (a + b for a, b in zip(self.before, now, strict=True))
-        enough = slots >= self.FIRST_SLOTS or steps >= self.FIRST_STEPS or last
+        # a source of little weight has few slots in its first steps
+        enough = slots >= self.FIRST_SLOTS or (
+            not self.source and (steps >= self.FIRST_STEPS or last)
+        )
         if not used and enough:
             raise UserError(
-                f"None of the first {slots} samples can be used{self.why()}: see that the "
-                "recipe reads what the shards hold ('vtx data verify SHARDS' shows more)."
+                f"None of the first {slots} samples{self.source} can be used{self.why()}: see "
+                "that the recipe reads what the shards hold ('vtx data verify SHARDS' shows more)."
             )
         if masked > self.share * self.WINDOW:
             raise UserError(
-                f"{masked} of the last {total} samples were bad, more than "
+                f"{masked} of the last {total} samples{self.source} were bad, more than "
                 f"data.bad_limit={self.share}: ledger.jsonl names them{self.why()}; 'vtx data "
                 "verify' finds those that cannot be read."
             )

@@ -29,6 +29,7 @@ from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.optim import set_applied, set_rates
 from vtx_scale.trainer.output import Ledger
 from vtx_scale.trainer.precision import Precision
+from vtx_scale.trainer.sources import Sources
 
 
 class Drifted(Exception):
@@ -43,6 +44,7 @@ class Progress:
     applied: int = 0  # of them, those that moved the weights
     samples: int = 0  # valid samples seen
     position: int = 0  # slots handed out: where the order goes on, whatever the batch was
+    sources: list[int] = field(default_factory=list)  # valid samples of each source of a mix
     # of the applied steps, those at which the objective kept some parameters frozen
     frozen: int = 0
 
@@ -104,7 +106,10 @@ class Trainer:
         first = self.first = p.step
         set_applied(self.optimizer, p.applied, self.strategy.frozen(0), p.frozen)
         before = (p.samples, p.position, p.step)
-        self.limit = BadLimit(run.data.bad_limit, *before)
+        self.sources = Sources(self.loader.batches, run.data.bad_limit, p.sources, p.position)
+        p.sources = self.sources.samples
+        # of a mix each source has its own
+        self.limit = BadLimit(1.0 if self.sources.names else run.data.bad_limit, *before)
         requests.unsaved = lambda: p.step > max(first, self.writer.committed or 0)
         leaving = False
         while p.step < run.steps and not leaving:
@@ -195,6 +200,8 @@ class Trainer:
         seconds = time.perf_counter() - began
         values = {"loss": loss_value if valid else math.nan, "lr": rate, "grad_norm": norm}
         speed = {"samples_per_second": valid / seconds, "data_wait": waited, "seconds": seconds}
+        if self.log.on:
+            metrics |= self.sources.metrics(p.position)
         self.log.step(p.step, samples=p.samples, **values, **speed, **metrics)
         return leave
 
@@ -204,6 +211,7 @@ class Trainer:
         for bad in batch.bad:
             if bad["kind"] != "retry":
                 self.limit.add_reason(bad)
+                self.sources.note(bad)
         if not self.strategy.speaks:  # another rank has the same samples
             return
         for bad in batch.bad:
@@ -216,17 +224,21 @@ class Trainer:
         pass, so that a masked slot weighs nothing; and whether a rank has no batch because it is
         asked to leave. Raises UserError beyond the limit of bad ones.
         """
-        heads = torch.zeros(4, dtype=torch.float64, device=self.strategy.device)
+        device = self.strategy.device
+        heads = torch.zeros(4, dtype=torch.float64, device=device)
         if batch is None:
             heads[3] = 1
         else:
             masked = (~batch.valid & (batch.ids >= 0)).sum()
             heads[:3] = torch.stack([self.objective.count(batch), batch.valid.sum(), masked])
-        (total, valid, bad), (leave,) = self.strategy.totals(heads[:3], heads[3:])
+        shared = torch.cat([heads[:3], self.sources.counts(batch, device)])
+        (total, valid, bad, *each), (leave,) = self.strategy.totals(shared, heads[3:])
         if leave or batch is None:
             return total, valid, True
         self.note(batch)
-        self.limit.add(int(bad), int(valid), self.progress.step + 1 == self.run.steps)
+        last = self.progress.step + 1 == self.run.steps
+        self.limit.add(int(bad), int(valid), last)
+        self.sources.add(each, last)
         return total, valid, False
 
     def tell_masked(self, first: int) -> None:
