@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from vtx_scale.data_pipeline.errors import BadSample, UserError
     from vtx_scale.data_pipeline.index import Index
     from vtx_scale.data_pipeline.loader import Batches, Loader, Reader
-    from vtx_scale.data_pipeline.opening import open_index
     from vtx_scale.data_pipeline.mix import Mix
+    from vtx_scale.data_pipeline.opening import open_index
     from vtx_scale.data_pipeline.order import Order
     from vtx_scale.data_pipeline.storage import Folder, Storage
     from vtx_scale.data_pipeline.text import Tokenizer, tokenizer

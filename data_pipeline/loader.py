@@ -38,7 +38,7 @@ from vtx_scale.data_pipeline.order import AUGMENT, Int, Order, Positions, draws
 from vtx_scale.data_pipeline.read import CHUNKS_KEPT, Draw, Members, Row
 from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.signals import INTERRUPTION, blocked, ignore_leaving
-from vtx_scale.data_pipeline.sources import Chunks
+from vtx_scale.data_pipeline.sources import Samples
 from vtx_scale.data_pipeline.state import Segment, checked, state_of
 
 PR_SET_PDEATHSIG = 1
@@ -122,7 +122,7 @@ class Batches(TorchDataset[dict[str, Any]]):
     names: tuple[str, ...] = ()
     offset: int = 0  # of the first batch; not 0 where the batch size changed on the way
     jumps: dict[int, int] = field(default_factory=dict)  # step -> where its batch begins instead
-    chunks: Chunks | None = field(default=None, repr=False)
+    chunks: Samples | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "chunks": None}  # descriptors and tables belong to one process
@@ -168,13 +168,13 @@ class Batches(TorchDataset[dict[str, Any]]):
             return self.offset + step * self.global_batch
         return self.jumps[last] + (step - last) * self.global_batch
 
-    def chunk_reader(self) -> Chunks:
+    def chunk_reader(self) -> Samples:
         """This process's reader of samples, made when first asked for; it keeps as many tables of a
         source as the order's lanes use at a time.
         """
         if self.chunks is None:
             in_use = self.order.lanes * (self.order.window // CHUNK + 3)
-            self.chunks = Chunks(self.indexes, self.names, max(CHUNKS_KEPT, in_use))
+            self.chunks = Samples(self.indexes, self.names, max(CHUNKS_KEPT, in_use))
         return self.chunks
 
     def __getitem__(self, step: int) -> dict[str, Any]:
@@ -241,7 +241,7 @@ class Batches(TorchDataset[dict[str, Any]]):
         )
 
 
-def members_of(e: BadSample, chunks: Chunks, g: int) -> dict[str, list[str]]:
+def members_of(e: BadSample, chunks: Samples, g: int) -> dict[str, list[str]]:
     """Where a member is missing: those that the sample has."""
     if e.reason != "member_missing":
         return {}

@@ -9,7 +9,7 @@ from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Members
 
 
-class Chunks:
+class Samples:
     """Samples of several indexes by one number: those of a source stand behind those of the sources
     before it. Holds descriptors and tables: made in the process that uses it.
 

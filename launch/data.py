@@ -8,7 +8,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.data_pipeline.remote import index_remote
-from vtx_scale.data_pipeline.sources import Chunks
+from vtx_scale.data_pipeline.sources import Samples
 from vtx_scale.data_pipeline.storage import whole
 from vtx_scale.data_pipeline.tools.digits import make_digits
 from vtx_scale.data_pipeline.tools.inspect import inspect as inspect_shards
@@ -74,7 +74,7 @@ def order(args: argparse.Namespace) -> int:
     if recipe.data.shards == "required" and not recipe.data.sources:
         raise UserError(f"{args.recipe} {recipe.data.needs['shards']}")
     data = training_data(resolve_shards(recipe))
-    reader, sequence = Chunks(data.indexes, data.names), order_of(recipe, *data.indexes)
+    reader, sequence = Samples(data.indexes, data.names), order_of(recipe, *data.indexes)
     for step in range(args.start, args.start + args.steps):
         for rank in range(args.world):
             at = sequence.share(step, recipe.global_batch, rank, args.world)
