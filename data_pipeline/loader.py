@@ -142,10 +142,14 @@ class Batches(TorchDataset[dict[str, Any]]):
         return self.order.fingerprint([index.digest for index in self.indexes])
 
     @property
+    def mix(self) -> Mix | None:
+        """The order, where it is that of a mix."""
+        return self.order if isinstance(self.order, Mix) else None
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
         """Of a mix: (first position, weights) of each; none of one source alone."""
-        order = self.order
-        return order.segments if isinstance(order, Mix) and self.more else ()
+        return self.mix.segments if self.mix is not None and self.more else ()
 
     def state(self, position: int) -> dict[str, Any]:
         """The state of the data at a position, JSON: its fingerprint, of a mix the segments too."""

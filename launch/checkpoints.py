@@ -6,7 +6,7 @@ from pathlib import Path
 from vtx_scale.checkpoints.read import listing
 from vtx_scale.checkpoints.write import prune, sweep
 from vtx_scale.data_pipeline.paths import local_path
-from vtx_scale.launch import decisions, run_folder
+from vtx_scale.launch import decided, decisions, run_folder
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.retention import stays
 from vtx_scale.launch.tables import print_json, print_table
@@ -45,6 +45,6 @@ def clear(folder: Path) -> None:
     """
     storage, recipe = checkpoints_of(folder), run_folder.recipe_of(folder)
     with run_folder.acquire_lease(folder):
-        decisions.sweep(folder, decisions.read(folder))  # else they count as the newest
+        decisions.sweep(folder, decided.read(folder))  # else they count as the newest
         sweep(storage)
         prune(storage, recipe.checkpoint.keep, stays(recipe, folder))

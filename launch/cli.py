@@ -19,6 +19,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "sample",
+    "amend",
     "show",
     "plan",
     "data",

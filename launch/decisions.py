@@ -1,19 +1,12 @@
-"""What was changed in a run on the way: numbered objects in its folder, made once, never dropped,
-and replayed at every start.
-
-`decisions/00000001.json` of the kind "roll_back" says: behind step `step` the run goes on at
-`position` of the order. What was computed beyond that step before the decision is abandoned. A
-manifest lists the decisions that its run knew; a checkpoint beyond a decision's step that does not
-list it belongs to what was abandoned. A person may write one by hand: the next start follows it.
+"""What the worker does about decisions: it shares them, clears what they abandon, and makes those
+of the guard.
 """
 
 import json
-import re
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,63 +16,13 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.launch.decided import Decision, abandoned, read
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.trainer.control import Elsewhere, NotFinite
 from vtx_scale.trainer.guard import Window
-from vtx_scale.trainer.output import Ledger, written
+from vtx_scale.trainer.output import Ledger, say, written
 
-NAME = re.compile(r"(\d{8})\.json")
 SAME_STEP = 3  # roll-backs to one step, or to one before it, after which a run is given up
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A roll-back: behind `step` the run goes on at `position`. number: from 1."""
-
-    number: int
-    step: int
-    position: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:08d}"
-
-
-def read(folder: Path) -> list[Decision]:
-    """The decisions of a run, in the order in which they were made.
-
-    Raises UserError for one that cannot be read or that this version does not know.
-    """
-    store = Folder(folder / "decisions")
-    names = [name for name in store.list("") if name.endswith(".json")]
-    for name in names:
-        if not NAME.fullmatch(name):
-            raise UserError(
-                f"decisions/{name} has no number: name it as 00000001.json, the next one there is."
-            )
-    return [
-        decision(f"decisions/{name}", store.get_range(name, 0, 1 << 20), int(name[:8]))
-        for name in names
-    ]
-
-
-def decision(name: str, body: bytes, number: int) -> Decision:
-    """Raises UserError for a body that is no decision."""
-    try:
-        entry = json.loads(body)
-        kind, step, position = entry["kind"], entry["step"], entry["position"]
-    except (ValueError, TypeError, KeyError):
-        raise UserError(
-            f"{name} is no decision: restore it from a copy of the run folder."
-        ) from None
-    if kind != "roll_back":
-        raise UserError(
-            f"{name} is of the kind {kind!r}, which this version does not know: "
-            "go on with the version that wrote it."
-        )
-    if not all(isinstance(n, int) and n >= 0 for n in (step, position)):
-        raise UserError(f"{name}: give step and position as whole numbers, 0 or more.")
-    return Decision(number, step, position)
 
 
 def shared(folder: Path, ranks: Ranks, device: torch.device) -> list[Decision]:
@@ -94,67 +37,52 @@ def shared(folder: Path, ranks: Ranks, device: torch.device) -> list[Decision]:
             found = read(folder)
         except UserError as e:
             fault = e
-    head = torch.tensor([len(found), fault is not None], dtype=torch.float64, device=device)
-    count, failed = ranks.sum(head).tolist()
+    body = json.dumps([astuple(d) for d in found]).encode()
+    head = torch.tensor([len(body), fault is not None], dtype=torch.float64, device=device)
+    size, failed = ranks.sum(head * (ranks.rank == 0)).tolist()
     if fault is not None:
         raise fault
     if failed:
         raise Elsewhere(2)
-    rows = torch.zeros(int(count), 3, dtype=torch.float64, device=device)
-    for k, d in enumerate(found):
-        rows[k] = torch.tensor([d.number, d.step, d.position], dtype=torch.float64)
-    return [Decision(*map(int, row)) for row in (ranks.sum(rows).tolist() if count else [])]
+    row = torch.zeros(int(size), dtype=torch.float64, device=device)
+    if ranks.rank == 0:
+        row += torch.frombuffer(bytearray(body), dtype=torch.uint8).to(device)
+    return [Decision(*values) for values in json.loads(bytes(map(int, ranks.sum(row).tolist())))]
 
 
-def jumps(decisions: Iterable[Decision]) -> dict[int, int]:
-    """Finished steps -> the position at which the next one begins; one that a later decision went
-    back behind is void.
-    """
-    out: dict[int, int] = {}
-    for d in decisions:
-        out = {step: position for step, position in out.items() if step < d.step}
-        out[d.step] = d.position
-    return out
-
-
-def abandoned(manifest: dict[str, Any], decisions: Iterable[Decision]) -> bool:
-    """Whether a checkpoint lies beyond the step of a decision that its run did not know."""
-    known = manifest.get("decisions", [])
-    return any(manifest["step"] > d.step for d in decisions if d.name not in known)
-
-
-def sweep(folder: Path, decisions: list[Decision]) -> None:
-    """Remove the checkpoints that were abandoned: by rank 0, which has the lease.
+def sweep(folder: Path, decisions: list[Decision], say: Callable[[str], None] = say) -> None:
+    """Remove the checkpoints that were abandoned, and say so of those that did not know of an
+    amendment: by rank 0, which has the lease.
 
     Raises UserError, and removes nothing, where none from before a decision would be left.
     """
     checkpoints = checkpoints_of(folder)
-    old, left = [], 0
+    old: dict[int, list[Decision]] = {}  # step -> the decisions that it does not know
+    left = 0
     for step in steps(checkpoints) if decisions else []:
         try:
             manifest = read_manifest(checkpoints, step)
         except Damaged:  # it is passed over and reported by whoever looks for the newest
             continue
-        old += [step] if abandoned(manifest, decisions) else []
-        left += not abandoned(manifest, decisions)
-    back = min((d.step for d in decisions), default=0)
-    if old and back and not left:
+        those = [d for d in decisions if abandoned(manifest, [d])]
+        old |= {step: those} if those else {}
+        left += not those
+    unknown = [d for those in old.values() for d in those]
+    amended = [d for d in unknown if d.kind == "amend"]
+    back = min((d.behind for d in unknown), default=0)
+    if old and not left and (back or amended):
+        last = f", or remove decisions/{amended[0].name}.json to go on as before" if amended else ""
         raise UserError(
             f"{folder}/decisions go back to step {back}, and no checkpoint from before is left: "
-            f"write a decision that goes back to step {old[0]} or later."
+            f"write a decision that goes back to step {min(old)} or later{last}."
+        )
+    if amended:
+        say(
+            f"step {min(old)} and on did not know of decisions/{amended[0].name}.json, which holds "
+            f"from step {amended[0].step} on: they are computed again"
         )
     for step in old:
         remove(checkpoints, step)
-
-
-def check_known(manifest: dict[str, Any], decisions: Iterable[Decision], folder: Path) -> None:
-    """Raises UserError where a checkpoint's run knew a decision that is no longer there."""
-    missing = set(manifest.get("decisions", [])) - {d.name for d in decisions}
-    if missing:
-        raise UserError(
-            f"{folder}/decisions/{min(missing)}.json is missing, and the run's checkpoints follow "
-            "it: restore it from a copy of the run folder."
-        )
 
 
 def tell(folder: Path, decisions: Iterable[Decision]) -> None:
@@ -163,9 +91,10 @@ def tell(folder: Path, decisions: Iterable[Decision]) -> None:
     there = {row.get("decision") for row in lines if row.get("kind") == "decision"}
     for d in decisions:
         if d.name not in there:
-            Ledger(folder).write(
-                kind="decision", reason="roll_back", decision=d.name, to=d.step, position=d.position
-            )
+            about = {"from": d.step, "key": d.key, "value": d.value}
+            if d.kind == "roll_back":
+                about = {"to": d.step, "position": d.position}
+            Ledger(folder).write(kind="decision", reason=d.kind, decision=d.name, **about)
 
 
 def roll_back(folder: Path, window: Window, step: int, position: int) -> Decision:
@@ -179,7 +108,7 @@ def roll_back(folder: Path, window: Window, step: int, position: int) -> Decisio
     trunk = [s for s in steps(checkpoints_of(folder)) if on_the_way(folder, s, before)]
     early = [s for s in trunk if s <= step - window.guard.window]
     target = max(early) if early else min(trunk) if trunk else 0
-    if sum(d.step >= target for d in before) >= SAME_STEP:
+    if sum(d.kind == "roll_back" and d.step >= target for d in before) >= SAME_STEP:
         raise NotFinite(
             f"The run went back to step {target} {SAME_STEP} times and is no better up to step "
             f"{step}: lower optim.lr, or look at the samples that ledger.jsonl names."

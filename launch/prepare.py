@@ -13,7 +13,9 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.publish import whole
 from vtx_scale.data_pipeline.text import tokenizer, tokenizer_file
 from vtx_scale.launch import checks, run_folder
+from vtx_scale.launch.amendments import plan
 from vtx_scale.launch.datasets import DataSet, fingerprint_of, hash_of, open_data, training_data
+from vtx_scale.launch.decided import read
 from vtx_scale.launch.outside import TOKENIZER, Entry, held
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.specs.network import networks_of
@@ -32,6 +34,7 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
     checks.check_strategy(run, world)
     checks.check_micro_batch(run, run.system.sharers(world))
     check_steps(run, folder)
+    plan(run, read(folder))
     for misfit in run.objective.misfits():
         raise UserError(f"objective.{misfit}")
     if not run_folder.begun(folder):  # a run that has begun has them in its checkpoints

@@ -2,12 +2,16 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
+from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.paths import local_path
-from vtx_scale.launch import override, recipes
+from vtx_scale.data_pipeline.paths import SCHEME, local_path
+from vtx_scale.launch import decided, override, recipes, run_folder
+from vtx_scale.launch.amendments import plan
 from vtx_scale.launch.commands import run_of
+from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.planner.stored import stored_counts
 from vtx_scale.specs import walk
@@ -18,6 +22,8 @@ from vtx_scale.specs.run import Run
 def run(args: argparse.Namespace) -> int:
     if args.recipe.endswith(".py"):
         return show_file(args)
+    if is_run(args.recipe):
+        return show_folder(args)
     if args.recipe in LISTS:
         rows = LISTS[args.recipe]()
         if args.json:
@@ -43,6 +49,46 @@ def run(args: argparse.Namespace) -> int:
             for k, v, _ in walk.walk(spec)
         ]
     )
+    return 0
+
+
+def is_run(name: str) -> bool:
+    """Whether it is a run folder, and no recipe."""
+    here = not SCHEME.match(name) and (Path(name) / "run.json").is_file()
+    return here and name not in [recipe for recipe, _ in recipes.named()]
+
+
+def show_folder(args: argparse.Namespace) -> int:
+    """The recipe of a run folder, and what was decided in it."""
+    folder = local_path(args.recipe)
+    if args.keys or args.smoke:
+        raise UserError(f"{folder} is a run: key=value and --smoke are of a recipe.")
+    spec, made = run_folder.recipe_of(folder), decided.read(folder)
+    at = max(steps(checkpoints_of(folder)), default=0)
+    plan(spec, made)  # a decision that cannot be followed is said
+    rows = [
+        {"decision": d.name, "kind": d.kind, "step": d.step}
+        | ({"key": d.key, "value": d.value} if d.key else {"position": d.position})
+        for d in made
+    ]
+    if args.json:
+        about = run_folder.read(folder)
+        body = {"recipe": about["recipe"], "hash": about["hash"], "checkpoint": at}
+        print_json({**body, "decisions": rows})
+        return 0
+    told: dict[str, list[str]] = {}
+    for d in decided.amendments(made):
+        told.setdefault(d.key, []).append(f"{d.value} from step {d.step}")
+    keys = [
+        {"key": k, "value": str(v), "": ", ".join(told.get(k, []))} for k, v, _ in walk.walk(spec)
+    ]
+    weights = told.get(override.WEIGHTS, [])
+    more = [{"key": override.WEIGHTS, "value": "", "": ", ".join(weights)}] if weights else []
+    print_table([*keys, *more])
+    for d in made:
+        if not d.key:
+            print(f"decisions/{d.name}.json: back to step {d.step}, on at position {d.position}")
+    print(f"newest checkpoint: step {at} of {spec.steps}")
     return 0
 
 

@@ -25,11 +25,13 @@ from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Batches, Loader, die_with_parent, leave_with_parent
+from vtx_scale.data_pipeline.state import segments_of
 from vtx_scale.data_pipeline.text import tokenizer
-from vtx_scale.launch import decisions, override, recipes, run_folder
+from vtx_scale.launch import amendments, decided, decisions, override, recipes, run_folder
+from vtx_scale.launch.amendments import Plan
 from vtx_scale.launch.build import build_objective, train_batches
 from vtx_scale.launch.datasets import training_data
-from vtx_scale.launch.decisions import Decision
+from vtx_scale.launch.decided import Decision
 from vtx_scale.launch.evaluate import each
 from vtx_scale.launch.initial import load_initial
 from vtx_scale.launch.outside import check_weights, held
@@ -222,6 +224,7 @@ class Parts:
     guard: Window
     progress: Progress = field(default_factory=Progress)
     decisions: list[Decision] = field(default_factory=list)
+    plan: Plan | None = None  # what amendments make of the recipe
     hash: str = ""  # of run.json as it was at the start: a file may go away while the run goes on
     stays: Callable[[list[int]], set[int]] = lambda there: set()  # see launch/retention.py
     epoch: int = 0  # of the lease under which this start writes; 0: nobody took one
@@ -296,15 +299,37 @@ def restore_or_initialise(parts: Parts) -> bool:
             check_weights(parts.run, run_folder.outside_of(folder))
         load_initial(parts.run, strategy, say)
     else:
-        decisions.check_known(manifest, parts.decisions, folder)
+        decided.check_known(manifest, parts.decisions, folder)
         parts.guard.load(manifest.get("guard", []))
-    parts.batches.go_on(progress.step, progress.position, decisions.jumps(parts.decisions))
+    go_on(parts, manifest or {})
     if strategy.all.rank == 0:
         truncate_logs_after(folder, progress.step)
         decisions.tell(folder, parts.decisions)
     if parts.world > 1:
         dist.barrier()
     return manifest is not None
+
+
+def go_on(parts: Parts, manifest: dict[str, Any]) -> None:
+    """Where the order goes on, and what holds from which step on.
+
+    Raises UserError for amendments that cannot be followed, on every rank alike.
+    """
+    batches, progress = parts.batches, parts.progress
+    batches.go_on(progress.step, progress.position, decided.jumps(parts.decisions))
+    parts.plan = amendments.plan(parts.run, parts.decisions)
+    if (order := batches.mix) is not None:
+        known, forked = manifest.get("data", {}), run_folder.read(parts.folder).get("forks")
+        order.set_segments(
+            amendments.segments(
+                parts.plan,
+                segments_of(known),
+                progress.step,
+                known.get("position", 0),
+                batches.start,
+                bool(forked),
+            )
+        )
 
 
 def roll_back(parts: Parts, log: Log) -> None:
@@ -344,6 +369,8 @@ def fit(parts: Parts, restored: bool) -> int | None:
         log = log_of(parts, restored)
         if restored:
             log.message(f"resumed at step {progress.step} of {run.steps}")
+        for d in decided.amendments(parts.decisions):
+            log.message(f"from step {d.step} on {d.key}={d.value} (decisions/{d.name}.json)")
         workers, device = run.system.workers, strategy.device
         loader = Loader(
             parts.batches, start=progress.step, stop=run.steps, workers=workers, device=device
@@ -408,6 +435,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         state=parts.state,
         progress=parts.progress,
         guard=parts.guard,
+        recipe_at=parts.plan.at if parts.plan is not None else None,
         evaluate=lambda names, step: evaluate(parts, log, names, step),
         roll_back=lambda: roll_back(parts, log),
     )

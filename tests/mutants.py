@@ -67,6 +67,8 @@ SAME_RUN = "tests/promises/test_p2_same_run.py"
 REMOTE = "tests/data_pipeline/test_remote.py"
 ORDER = "tests/promises/test_p1_order.py"
 MIX = "tests/promises/test_p1_mix.py"
+MIX_DATA = "tests/promises/test_p1_mix_data.py"
+AMENDMENTS = "tests/promises/test_p2_amendments.py"
 DATA = "tests/promises/test_p1_data.py"
 STEP = "tests/promises/test_p2_step.py"
 DROPS = "tests/vtx_scale/test_drops.py"
@@ -730,7 +732,7 @@ MUTANTS = (
     Mutant(
         "prune-counts-what-was-abandoned",
         "launch/checkpoints.py",
-        "decisions.sweep(folder, decisions.read(folder))",
+        "decisions.sweep(folder, decided.read(folder))",
         "pass",
         (f"{RETENTION}::test_prune_removes_what_was_abandoned_and_not_what_it_goes_back_to",),
         "What was abandoned takes no place of a checkpoint.",
@@ -841,8 +843,8 @@ MUTANTS = (
     Mutant(
         "scale-left-in-the-gradients",
         LOOP,
-        "whole = 1 / self.precision.scale",
-        "whole = 1.0",
+        "clip, whole = optim.clip, 1 / self.precision.scale",
+        "clip, whole = optim.clip, 1.0",
         (f"{TRAINER}::test_half_precision_follows_the_curve[1-single-fp16]",),
         "float16's scale is taken out of the gradients before a step.",
     ),
@@ -1083,6 +1085,78 @@ MUTANTS = (
         "if count < 0:",
         (f"{MIX}::test_ties_go_to_the_first_and_a_weight_of_nothing_is_refused",),
         "A source that would never come is refused.",
+    ),
+    Mutant(
+        "sources-share-their-crops",
+        "vtx_scale/data_pipeline/loader.py",
+        "draw = uniforms(self.seed, source, own, epoch)",
+        "draw = uniforms(self.seed, 0, own, epoch)",
+        (f"{MIX_DATA}::test_pixels_of_a_source_are_its_own",),
+        "Each source of a mix draws numbers of its own.",
+    ),
+    Mutant(
+        "ids-without-their-source",
+        "vtx_scale/data_pipeline/sources.py",
+        "if self.names:",
+        "if not self.names:",
+        (f"{MIX_DATA}::test_a_bad_sample_is_named_by_its_source",),
+        "A sample of a mix is named with its source.",
+    ),
+    Mutant(
+        "a-state-of-other-weights",
+        "vtx_scale/data_pipeline/state.py",
+        "if known != mine:",
+        "if not mine:",
+        (f"{MIX_DATA}::test_weights_may_change_behind_a_state_and_not_before_it",),
+        "The state of a mix goes on with the weights that it was made with.",
+    ),
+    Mutant(
+        "weights-out-of-the-hash",
+        "vtx_scale/launch/override.py",
+        "if len(sources) > 1:",
+        "if len(sources) > 2:",
+        (f"{AMENDMENTS}::test_weights_count_in_the_hash_and_names_do_not",),
+        "What a mix weighs is learned, and counts in the hash.",
+    ),
+    Mutant(
+        "a-source-hides-behind-others",
+        "vtx_scale/trainer/sources.py",
+        "limit.add(int(masked[i]), int(valid[i]), last)",
+        "limit.add(0, 0, last)",
+        (f"{AMENDMENTS}::test_a_source_with_too_many_bad_samples_is_named",),
+        "Each source of a mix has a limit of bad samples of its own.",
+    ),
+    Mutant(
+        "segments-forgotten-at-a-resume",
+        "vtx_scale/launch/worker.py",
+        "segments_of(known),",
+        "[],",
+        (f"{AMENDMENTS}::test_interrupted_and_amended_on_the_way_it_is_the_undisturbed_run",),
+        "A resumed mix keeps the weights that it had before.",
+    ),
+    Mutant(
+        "amended-rates-are-not-taken",
+        LOOP,
+        "run, p = self.now(), self.progress",
+        "run, p = self.run, self.progress",
+        (f"{AMENDMENTS}::test_rates_and_weights_are_those_of_the_decisions",),
+        "An amendment holds from its step on.",
+    ),
+    Mutant(
+        "a-finished-step-is-amended",
+        "vtx_scale/launch/amend.py",
+        "if step <= max(saved, done, 0):",
+        "if step <= max(saved, 0):",
+        (f"{AMENDMENTS}::test_a_step_that_was_computed_or_does_not_come_is_refused",),
+        "What was computed cannot be amended.",
+    ),
+    Mutant(
+        "what-did-not-know-stays",
+        "vtx_scale/launch/decided.py",
+        "return self.step - 1 if self.key else self.step",
+        "return self.step",
+        (f"{AMENDMENTS}::test_what_a_living_run_computed_without_knowing_is_computed_again",),
+        "A step that did not know of an amendment is computed again.",
     ),
     Mutant(
         "position-from-the-step",

@@ -96,15 +96,14 @@ def run_on_ranks(run: Run, folder: Path, world: int) -> list[int]:
 
 def one_rank(recipe: dict, folder: Path, paths: list[str]) -> int:
     """The worker, which also writes down which sample stood in which slot."""
-    from vtx_scale.data_pipeline.loader import Loader
-    from vtx_scale.data_pipeline.order import Order
+    from vtx_scale.data_pipeline.loader import InOrder, Loader
 
     recipes.let_import(paths)
     plain = Loader.next
 
     def logged_next(self):
         batch = plain(self)
-        if not isinstance(self.batches.order, Order):  # an evaluation reads too
+        if isinstance(self.batches.order, InOrder):  # an evaluation reads too
             return batch
         row = {
             "step": self.step,

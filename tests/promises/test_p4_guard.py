@@ -17,9 +17,9 @@ from tests.runs import COLOUR, assert_same_bits, lines, log_of, losses, smoke, t
 from tests.skips import saved, skips
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.order import Order
-from vtx_scale.launch import decisions, override, recipes, worker
+from vtx_scale.launch import decided, decisions, override, recipes, worker
 from vtx_scale.launch.datasets import order_of, training_data
-from vtx_scale.launch.decisions import Decision
+from vtx_scale.launch.decided import Decision
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.retention import stays
 from vtx_scale.specs.imports import import_object
@@ -146,13 +146,13 @@ def test_a_window_forgets_and_goes_on_from_its_state():
 
 def test_a_later_decision_takes_back_an_earlier_one():
     one, two, same = Decision(1, 8, 240), Decision(2, 6, 300), Decision(2, 8, 320)
-    assert decisions.jumps([one]) == {8: 240}
-    assert decisions.jumps([one, two]) == {6: 300}
-    assert decisions.jumps([one, same]) == {8: 320}
-    assert decisions.jumps([two, Decision(3, 9, 400)]) == {6: 300, 9: 400}
+    assert decided.jumps([one]) == {8: 240}
+    assert decided.jumps([one, two]) == {6: 300}
+    assert decided.jumps([one, same]) == {8: 320}
+    assert decided.jumps([two, Decision(3, 9, 400)]) == {6: 300, 9: 400}
     known = {"step": 10, "decisions": ["00000001"]}
-    assert not decisions.abandoned(known, [one]) and decisions.abandoned(known, [one, two])
-    assert decisions.abandoned({"step": 10}, [one]) and not decisions.abandoned({"step": 8}, [one])
+    assert not decided.abandoned(known, [one]) and decided.abandoned(known, [one, two])
+    assert decided.abandoned({"step": 10}, [one]) and not decided.abandoned({"step": 8}, [one])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,10 @@ def test_a_later_decision_takes_back_an_earlier_one():
     [
         ("no JSON", "is no decision"),
         ('{"kind": "roll_back", "step": 3}', "is no decision"),
-        ('{"kind": "amend", "step": 3, "position": 1}', "kind 'amend'"),
+        ('{"kind": "fork", "step": 3, "position": 1}', "kind 'fork'"),
+        ('{"kind": "amend", "step": 3, "position": 1}', "is no decision"),
+        ('{"kind": "amend", "step": 0, "key": "optim.lr", "value": "1"}', "as 1 or more"),
+        ('{"kind": "amend", "step": 3, "key": "optim.lr", "value": 1}', "as they would be typed"),
         ('{"kind": "roll_back", "step": -3, "position": 1}', "0 or more"),
     ],
 )
@@ -168,14 +171,14 @@ def test_a_decision_that_cannot_be_read_is_refused(tmp_path, body, words):
     (tmp_path / "decisions").mkdir()
     (tmp_path / "decisions" / "00000001.json").write_text(body)
     with pytest.raises(UserError, match=words):
-        decisions.read(tmp_path)
+        decided.read(tmp_path)
 
 
 def test_a_decision_without_a_number_is_refused(tmp_path):
     (tmp_path / "decisions").mkdir()
     (tmp_path / "decisions" / "1.json").write_text("{}")
     with pytest.raises(UserError, match="decisions/1.json has no number"):
-        decisions.read(tmp_path)
+        decided.read(tmp_path)
 
 
 @pytest.mark.slow
@@ -354,7 +357,7 @@ def test_steps_that_were_abandoned_count_in_a_queues_slot(tmp_path, hand):
 def test_leaving_behind_the_last_spike_loses_no_decision(tmp_path, hand):
     folder = tmp_path / "run"
     train_scaled(folder, FIVE, *KEYS, "system.leave_after=15", code=75)
-    assert decisions.read(folder) == [Decision(1, 8, 240)]
+    assert decided.read(folder) == [Decision(1, 8, 240)]
     train_scaled(folder, FIVE, *KEYS)
     assert_as_by_hand(folder, hand)
 
@@ -385,7 +388,7 @@ def test_a_run_that_is_no_better_is_given_up(tmp_path):
     """Everything from step 9 on is a spike: it ends with 3 and never turns in circles."""
     always = [BATCH * k for k in range(8, 400)]
     train_scaled(tmp_path, always, *KEYS, "guard.after=2", code=3)
-    assert [d.step for d in decisions.read(tmp_path)] == [6, 4, 2]
+    assert [d.step for d in decided.read(tmp_path)] == [6, 4, 2]
 
 
 SPIKY = """

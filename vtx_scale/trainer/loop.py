@@ -86,6 +86,8 @@ class Trainer:
     state: Callable[[], dict[str, Any]]  # JSON that goes into the manifest
     progress: Progress = field(default_factory=Progress)
     guard: Window = field(default_factory=lambda: Window(Guard()))
+    # the recipe behind so many finished steps, where something in it was amended
+    recipe_at: Callable[[int], Run] | None = None
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
     roll_back: Callable[[], None] = lambda: None  # decide to go back, on every rank
     saved: int = -1  # the newest step handed to the writer
@@ -138,6 +140,10 @@ class Trainer:
         self.tell_masked(first)
         return "left" if leaving and (p.step < run.steps or self.unevaluated) else "finished"
 
+    def now(self) -> Run:
+        """The recipe as it holds for the step that comes."""
+        return self.run if self.recipe_at is None else self.recipe_at(self.progress.step)
+
     def go_back(self, leaving: bool) -> str:
         """Decide to go back; what is beyond is abandoned, so that leaving saves nothing."""
         self.control.taken += self.progress.step - self.first
@@ -168,7 +174,7 @@ class Trainer:
 
         began, waited: when it was asked for its samples, and how long they took, in seconds.
         """
-        run, p = self.run, self.progress
+        run, p = self.now(), self.progress
         rate = run.optim.lr * run.schedule(p.step, run.steps)
         set_rates(self.optimizer, run.optim, rate, p.step, run.steps)
         for module in self.statistics:
@@ -363,9 +369,9 @@ class Trainer:
 
     def apply(self, norm: float, norms: Tensor) -> dict[str, float]:
         """Move the weights and what follows them; what the objective logs of it."""
-        clip, step = self.run.optim.clip, self.progress.step
-        whole = 1 / self.precision.scale
-        if clip is not None and self.run.optim.clip_each:
+        optim, step = self.now().optim, self.progress.step
+        clip, whole = optim.clip, 1 / self.precision.scale
+        if clip is not None and optim.clip_each:
             self.strategy.scale([whole * min(1.0, clip / max(n, 1e-12)) for n in norms.tolist()])
         else:
             factor = whole * (clip / norm if clip is not None and norm > clip else 1.0)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.loader import Batches
-from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.trainer.control import BadLimit
 
 
@@ -21,7 +20,7 @@ class Sources:
     def __init__(
         self, batches: Batches, limit: float, samples: Sequence[int], position: int
     ) -> None:
-        self.order = batches.order if isinstance(batches.order, Mix) else None
+        self.order = batches.mix
         self.names = batches.names if self.order is not None else ()
         before = self.order.counts(position).tolist() if self.order is not None else []
         known = list(samples) if len(samples) == len(before) else [0] * len(before)
