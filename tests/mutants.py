@@ -1153,8 +1153,8 @@ MUTANTS = (
     Mutant(
         "what-did-not-know-stays",
         "vtx_scale/launch/decided.py",
-        "return self.step - 1 if self.key else self.step",
-        "return self.step",
+        'return any(manifest["step"] > d.behind for',
+        'return any(manifest["step"] > d.step for',
         (f"{AMENDMENTS}::test_what_a_living_run_computed_without_knowing_is_computed_again",),
         "A step that did not know of an amendment is computed again.",
     ),
