@@ -39,7 +39,7 @@ test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not services"
 
 # What needs more than an installation has: DeepSpeed, fairscale and an S3 server, which come from
-# the extras.
+# the extras, and jpegtran (apt-get install libjpeg-turbo-progs), without which its tests are skipped.
 # Under twelve minutes.
 test-services: $(SERVICES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m services

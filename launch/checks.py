@@ -108,6 +108,12 @@ def check_data(run: Run) -> None:
                 f"data.{unused[0]} is not for {kind.title()}, "
                 "which cuts pictures and texts in its own way: leave it out."
             )
+    elif changed(data, "decode"):
+        # it counts in the hash, so that a reader that does not heed it would lie
+        raise UserError(
+            f"data.decode={data.decode} is not for {kind.title()}, which does not say that it "
+            "decodes so: leave it out, or name decode in its data_fields."
+        )
     allowed = kind.augmentations
     unused = [
         f.name

@@ -17,7 +17,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.weights import named_weights, shares
 from vtx_scale.launch.checks import check
 from vtx_scale.specs.imports import import_object
-from vtx_scale.specs.run import Guard, Run
+from vtx_scale.specs.run import DECODE, Guard, Run
 from vtx_scale.specs.spec import Spec
 from vtx_scale.specs.walk import hints, shown
 
@@ -231,6 +231,8 @@ def recipe_hash(run: Run, data: str = "", words: str = "") -> str:
     if len(sources) > 1:  # a mix of one is that source
         body["data"]["sources"] = list(shares([source.weight for source in run.data.sources]))
     body["data"]["tokenizer"] = words or run.data.tokenizer
+    if "decode" in body["data"]:
+        body["data"]["decode"] = DECODE[run.data.decode]
     return hashlib.sha256(canonical({**body, "fingerprint": data}).encode()).hexdigest()[:16]
 
 

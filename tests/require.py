@@ -33,6 +33,8 @@ def missing(name: str) -> str:
             if any(map(shutil.which, BROWSERS))
             else f"no browser on PATH ({', '.join(BROWSERS)})"
         )
+    if name == "jpegtran":
+        return "" if shutil.which(name) else "no jpegtran on PATH (libjpeg-turbo-progs)"
     if name == "compile":
         return "" if shutil.which("g++") else "no g++ on PATH"
     if name == "ceph":

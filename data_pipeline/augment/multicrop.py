@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from vtx_scale.data_pipeline.augment.affine import flip
 from vtx_scale.data_pipeline.augment.colour import JITTER_WORDS, blur, grey, jitter, solarise
 from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
-from vtx_scale.data_pipeline.decode import Pixels, resize_crop
+from vtx_scale.data_pipeline.crops import Crop
+from vtx_scale.data_pipeline.decode import Box, Pixels, resize_crop
 
 VIEW_WORDS = CROP_WORDS + JITTER_WORDS + 6  # of each view, whatever comes of them
 
@@ -44,22 +45,38 @@ class MultiCrop:
         self, pixels: Pixels, draw: Callable[[int, int], NDArray[np.float64]]
     ) -> tuple[Pixels, Pixels]:
         """(2, S, S, 3) and (locals, s, s, 3) uint8 of an (H, W, 3) picture; both lie in planes."""
+        drawn = self.drawn(draw)
+        height, width = pixels.shape[:2]
+        boxes = [crop.box for crop in self.boxes(height, width, drawn)]
+        return self.made(pixels, boxes, drawn)
+
+    def drawn(self, draw: Callable[[int, int], NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+        """VIEW_WORDS uniform numbers for each view."""
+        return [draw(view, VIEW_WORDS) for view in range(2 + self.locals)]
+
+    def boxes(self, height: int, width: int, drawn: list[NDArray[np.float64]]) -> list[Crop]:
+        """What each view shows of a picture of this size."""
+        sizes = [self.global_size] * 2 + [self.local_size] * self.locals
+        scales = [self.global_scale] * 2 + [self.local_scale] * self.locals
+        return [
+            Crop(random_resized_crop_box(height, width, u, scale, self.ratio), size)
+            for u, scale, size in zip(drawn, scales, sizes, strict=True)
+        ]
+
+    def made(
+        self, pixels: Pixels, boxes: list[Box], drawn: list[NDArray[np.float64]]
+    ) -> tuple[Pixels, Pixels]:
+        """The views of these boxes of an (H, W, 3) picture, as calling it gives them."""
         large = np.empty((2, 3, self.global_size, self.global_size), np.uint8)
         small = np.empty((self.locals, 3, self.local_size, self.local_size), np.uint8)
         for view in range(2 + self.locals):
             out = large[view] if view < 2 else small[view - 2]
-            out[:] = self.view(pixels, view, draw(view, VIEW_WORDS)).transpose(2, 0, 1)
+            out[:] = self.view(pixels, boxes[view], view, drawn[view]).transpose(2, 0, 1)
         return large.transpose(0, 2, 3, 1), small.transpose(0, 2, 3, 1)
 
-    def view(self, pixels: Pixels, view: int, u: NDArray[np.float64]) -> Pixels:
-        """One view, (S, S, 3) or (s, s, 3). u: VIEW_WORDS uniform numbers."""
-        size, scale = (
-            (self.global_size, self.global_scale)
-            if view < 2
-            else (self.local_size, self.local_scale)
-        )
-        height, width = pixels.shape[:2]
-        box = random_resized_crop_box(height, width, u, scale, self.ratio)
+    def view(self, pixels: Pixels, box: Box, view: int, u: NDArray[np.float64]) -> Pixels:
+        """One view, (S, S, 3) or (s, s, 3), of a box. u: VIEW_WORDS uniform numbers."""
+        size = self.global_size if view < 2 else self.local_size
         picture = resize_crop(pixels, box, size, bicubic=True)
         flips, jitters, greys, blurs, radius, solarises = u[CROP_WORDS : CROP_WORDS + 6].tolist()
         if flips < self.flip:

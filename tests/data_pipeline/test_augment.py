@@ -369,12 +369,14 @@ def test_view_steps_in_order():
     plain = dict(flip=0, jitter_p=0, grey=0, blur=(0, 0, 0), solarise=0)
     u = np.random.default_rng(1).random(VIEW_WORDS)
     u[CROP_WORDS : CROP_WORDS + 6] = 0.5, 0.5, 0.5, 0.5, 0.25, 0.5
-    known = MultiCrop(**SMALL, **plain).view(pixels, 1, u)
+    crop = MultiCrop(**SMALL, **plain)
+    box = crop.boxes(30, 30, [u] * 10)[1].box
+    known = crop.view(pixels, box, 1, u)
     known = colour.jitter(affine.flip(known), u[-colour.JITTER_WORDS :], 0.4, 0.4, 0.2, 0.1)
     known = colour.solarise(colour.blur(colour.grey(known), 0.575))
     always = MultiCrop(**SMALL, flip=1, jitter_p=1, grey=1, blur=(1, 1, 1), solarise=1)
-    assert off(always.view(pixels, 1, u), known) == 0
-    assert off(always.view(pixels, 0, u), colour.solarise(known)) > 0
+    assert off(always.view(pixels, box, 1, u), known) == 0
+    assert off(always.view(pixels, box, 0, u), colour.solarise(known)) > 0
 
 
 def test_how_often_views_are_changed(monkeypatch):
@@ -391,7 +393,7 @@ def test_how_often_views_are_changed(monkeypatch):
     for view, blurs, solarises in ((0, 1, 0), (1, 0.1, 0.2), (5, 0.5, 0)):
         counts.update(dict.fromkeys(counts, 0))
         for u in rng.random((n, VIEW_WORDS)):
-            crop.view(pixels, view, u)
+            crop.view(pixels, (0, 0, 8, 8), view, u)
         known = {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": blurs, "solarise": solarises}
         assert all(abs(counts[name] / n - p) < 0.06 for name, p in known.items()), (view, counts)
         assert view == 1 or counts["solarise"] == 0

@@ -77,6 +77,7 @@ class Clip(Objective):
             data.tokenizer,
             train,
             data.bicubic,
+            data.decode,
         )
 
     def units(self) -> Iterable[nn.Module]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, centre_box, random_resized_crop_box
-from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.crops import Decode, decode_crop
+from vtx_scale.data_pipeline.decode import Box
 from vtx_scale.data_pipeline.members import caption, image, label
 from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.data_pipeline.text import kept, tokenizer
@@ -28,6 +29,7 @@ class ClipReader:
     tokenizer: str
     train: bool
     bicubic: bool = True
+    decode: Decode = "exact"  # of training
 
     def blank(self) -> Row:
         return blank_pair(self.size, self.context)
@@ -35,16 +37,18 @@ class ClipReader:
     def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
         text, kind = caption(members, draw if self.train else None), label(members)
         words = tokenizer(self.tokenizer)
-        ids, pixels = kept(words.ids(text)), decode_image(image(members))
-        h, w = pixels.shape[:2]
+        ids, body = kept(words.ids(text)), image(members)
         if self.train:
             u = draw(0, CROP_WORDS + 1)
-            box = random_resized_crop_box(h, w, u, self.crop, self.ratio)
+
+            def drawn(h: int, w: int) -> Box:
+                return random_resized_crop_box(h, w, u, self.crop, self.ratio)
+
+            pixels = decode_crop(body, drawn, self.size, self.bicubic, self.decode)
+            if u[CROP_WORDS] < self.flip:
+                pixels = pixels[:, ::-1]
         else:
-            box = centre_box(h, w)
-        pixels = resize_crop(pixels, box, self.size, self.bicubic)
-        if self.train and u[CROP_WORDS] < self.flip:
-            pixels = pixels[:, ::-1]
+            pixels = decode_crop(body, centre_box, self.size, self.bicubic)
         return {
             "image": pixels,
             "tokens": words.framed(ids, self.context),

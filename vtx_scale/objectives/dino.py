@@ -28,7 +28,7 @@ from vtx_scale.blocks.slots import SlotContext
 from vtx_scale.data_pipeline import members as member_of
 from vtx_scale.data_pipeline.augment.multicrop import MultiCrop
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.data_pipeline.decode import decode_image
+from vtx_scale.data_pipeline.crops import Decode, decode_crops
 from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.objectives.base import Context, Follower, Objective
 from vtx_scale.objectives.image_reader import ImageReader
@@ -44,6 +44,7 @@ class DinoReader:
     """globals (2, S, S, 3), locals (L, s, s, 3) uint8, label () int64."""
 
     crops: MultiCrop
+    decode: Decode = "exact"
 
     def blank(self) -> Row:
         S, s = self.crops.global_size, self.crops.local_size
@@ -54,7 +55,11 @@ class DinoReader:
         }
 
     def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
-        large, small = self.crops(decode_image(member_of.image(members)), draw)
+        drawn = self.crops.drawn(draw)
+        pixels, boxes = decode_crops(
+            member_of.image(members), lambda h, w: self.crops.boxes(h, w, drawn), self.decode
+        )
+        large, small = self.crops.made(pixels, boxes, drawn)
         known = member_of.labels(members)
         return {
             "globals": large,
@@ -156,7 +161,8 @@ class Dino(Objective):
                 grey=c.grey,
                 blur=c.blur,
                 solarise=c.solarise,
-            )
+            ),
+            data.decode,
         )
 
     def units(self) -> Iterable[nn.Module]:

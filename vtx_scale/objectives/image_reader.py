@@ -15,6 +15,7 @@ from vtx_scale.data_pipeline.augment.crop import (
     zoomed_box,
 )
 from vtx_scale.data_pipeline.augment.randaug import RandAugment
+from vtx_scale.data_pipeline.crops import Crop, decode_crops
 from vtx_scale.data_pipeline.decode import Box, Pixels, decode_image, resize_crop
 from vtx_scale.data_pipeline.errors import BadSample
 from vtx_scale.data_pipeline.read import Draw, Row
@@ -85,34 +86,44 @@ class ImageReader:
         return found
 
     def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
-        known, pixels = self.known(members), decode_image(member_of.image(members))
+        known, body = self.known(members), member_of.image(members)
         out: Row = {"label": np.array(known[0] if known else -1, np.int64)}
-        h, w = pixels.shape[:2]
+        words = CROP_WORDS + 1 + self.randaug.words if self.train else 0
+        drawn = [draw(v, words) for v in range(self.views)] if self.train else []
+        h = w = 0
+
+        def crops(height: int, width: int) -> list[Crop]:
+            nonlocal h, w
+            h, w = height, width
+            boxes = (
+                [self.box(h, w, u) for u in drawn]
+                if self.train
+                else [middle(h, w, self.data.centre)]
+            )
+            return [Crop(box, self.size) for box in boxes]
+
+        pixels, boxes = decode_crops(body, crops, self.data.decode if self.train else "exact")
         if self.train:
-            views = [
-                self.view(pixels, draw(v, CROP_WORDS + 1 + self.randaug.words))
-                for v in range(self.views)
-            ]
+            views = [self.view(pixels, b, u) for b, u in zip(boxes, drawn, strict=True)]
             out["image"] = np.stack(views) if self.views > 1 else views[0]
         else:
-            out["image"] = resize_crop(
-                pixels, middle(h, w, self.data.centre), self.size, self.data.bicubic
-            )
+            out["image"] = resize_crop(pixels, boxes[0], self.size, self.data.bicubic)
         if self.labels > 1:
             out["labels"] = np.array(known + [-1] * (self.labels - len(known)), np.int64)
         if self.masks:
             out["mask"] = self.mask(members, h, w)
         return out
 
-    def view(self, pixels: Pixels, u: NDArray[np.float64]) -> Pixels:
-        """A random crop, flipped and augmented by the numbers u."""
-        h, w = pixels.shape[:2]
+    def box(self, h: int, w: int, u: NDArray[np.float64]) -> Box:
+        """What the numbers u cut out of a training picture of this height and width."""
         if self.data.pad:
-            box = centre_box(h, w)
-        elif self.data.zoom is not None:
-            box = zoomed_box(h, w, u, self.data.zoom, self.data.spread, self.size)
-        else:
-            box = random_resized_crop_box(h, w, u, self.data.crop, self.data.ratio)
+            return centre_box(h, w)
+        if self.data.zoom is not None:
+            return zoomed_box(h, w, u, self.data.zoom, self.data.spread, self.size)
+        return random_resized_crop_box(h, w, u, self.data.crop, self.data.ratio)
+
+    def view(self, pixels: Pixels, box: Box, u: NDArray[np.float64]) -> Pixels:
+        """A box of the picture, flipped and augmented by the numbers u."""
         out = resize_crop(pixels, box, self.size, self.data.bicubic)
         if self.data.pad:
             out = padded_crop(out, u, self.data.pad)

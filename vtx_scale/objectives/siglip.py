@@ -61,7 +61,13 @@ class Siglip(Objective):
     @staticmethod
     def reader(spec: SiglipConfig, data: Data, train: bool) -> SiglipReader:
         return SiglipReader(
-            spec.image.resolution, spec.text.context, data.flip, data.tokenizer, train, data.bicubic
+            spec.image.resolution,
+            spec.text.context,
+            data.flip,
+            data.tokenizer,
+            train,
+            data.bicubic,
+            data.decode,
         )
 
     def units(self) -> Iterable[nn.Module]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.crops import Decode, decode_crop
 from vtx_scale.data_pipeline.members import caption, image, label
 from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.data_pipeline.text import Tokenizer, kept, tokenizer
@@ -55,6 +55,7 @@ class SiglipReader:
     tokenizer: str
     train: bool
     bicubic: bool = True
+    decode: Decode = "exact"  # of training
 
     def blank(self) -> Row:
         return blank_pair(self.size, self.context)
@@ -62,8 +63,9 @@ class SiglipReader:
     def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
         text, kind = caption(members, draw if self.train else None), label(members)
         words = tokenizer(self.tokenizer)
-        ids, pixels = kept(words.ids(canonical(text))), decode_image(image(members))
-        pixels = resize_crop(pixels, (0, 0, *pixels.shape[:2]), self.size, self.bicubic)
+        ids, body = kept(words.ids(canonical(text))), image(members)
+        decode: Decode = self.decode if self.train else "exact"
+        pixels = decode_crop(body, lambda h, w: (0, 0, h, w), self.size, self.bicubic, decode)
         if self.train and self.flip and draw(0, 1)[0] < self.flip:
             pixels = pixels[:, ::-1]
         return {

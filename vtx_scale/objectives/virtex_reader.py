@@ -7,7 +7,8 @@ import numpy as np
 
 from vtx_scale.data_pipeline.augment.colour import JITTER_WORDS, jitter
 from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
-from vtx_scale.data_pipeline.decode import decode_image, resize_crop
+from vtx_scale.data_pipeline.crops import decode_crop
+from vtx_scale.data_pipeline.decode import Box
 from vtx_scale.data_pipeline.members import captions, image, label
 from vtx_scale.data_pipeline.read import Draw, Row
 from vtx_scale.data_pipeline.text import Tokenizer, kept, tokenizer
@@ -57,21 +58,22 @@ class VirtexReader:
         }
 
     def __call__(self, members: dict[str, bytes], draw: Draw) -> Row:
-        texts, kind, pixels = captions(members), label(members), decode_image(image(members))
-        spec, (h, w) = self.spec, pixels.shape[:2]
+        texts, kind, body = captions(members), label(members), image(members)
+        spec, data = self.spec, self.data
         side = spec.net.resolution
         if not self.train:
-            text, pixels = (
-                texts[0],
-                resize_crop(pixels, middle(h, w, self.data.centre), side, self.data.bicubic),
-            )
+            text = texts[0]
+            pixels = decode_crop(body, lambda h, w: middle(h, w, data.centre), side, data.bicubic)
         else:
             u = draw(0, CROP_WORDS + JITTER_WORDS + 3)
             which, flips, jitters = u[CROP_WORDS : CROP_WORDS + 3].tolist()
             text = texts[int(which * len(texts))]
-            box = random_resized_crop_box(h, w, u, self.data.crop, self.data.ratio)
-            pixels = resize_crop(pixels, box, side, self.data.bicubic)
-            if flips < self.data.flip:
+
+            def drawn(h: int, w: int) -> Box:
+                return random_resized_crop_box(h, w, u, data.crop, data.ratio)
+
+            pixels = decode_crop(body, drawn, side, data.bicubic, data.decode)
+            if flips < data.flip:
                 pixels, text = (
                     np.ascontiguousarray(pixels[:, ::-1]),
                     turned(text) if spec.mirrored else text,
@@ -81,5 +83,5 @@ class VirtexReader:
         return {
             "image": pixels,
             "label": np.array(kind, np.int64),
-            **framed(tokenizer(self.data.tokenizer), text, spec.context),
+            **framed(tokenizer(data.tokenizer), text, spec.context),
         }

@@ -67,6 +67,7 @@ class ClipConfig(ObjectiveSpec):
         "ratio",
         "flip",
         "bicubic",
+        "decode",
         "tokenizer",
         "caption",
     )

@@ -52,7 +52,7 @@ class DinoConfig(ObjectiveSpec):
 
     build: ClassVar[str] = "vtx_scale.objectives.dino:Dino"
     # bicubic of an evaluation; training is always bicubic
-    data_fields: ClassVar[tuple[str, ...]] = ("ratio", "bicubic", "centre")
+    data_fields: ClassVar[tuple[str, ...]] = ("ratio", "bicubic", "centre", "decode")
     places: ClassVar[tuple[str, ...]] = ("student.net.", "teacher.net.")
 
     net: Backbone

@@ -7,7 +7,7 @@ from vtx_scale.specs.network import Network, networks_of
 from vtx_scale.specs.spec import Spec
 
 # fields of `data` that the reader of labelled images uses
-PICTURES = ("crop", "ratio", "zoom", "spread", "pad", "flip", "bicubic", "centre")
+PICTURES = ("crop", "ratio", "zoom", "spread", "pad", "flip", "bicubic", "centre", "decode")
 
 
 @dataclass(frozen=True)

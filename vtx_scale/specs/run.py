@@ -16,6 +16,9 @@ from vtx_scale.data_pipeline.weights import shares
 from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.spec import Spec
 
+# how JPEGs are decoded, as it counts in the hash: other pixels are another number
+DECODE = {"exact": "jpeg-exact-1", "scaled": "jpeg-scaled-1"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Spec):
@@ -82,6 +85,7 @@ class Data(Spec):
         "flip",
         "bicubic",
         "centre",
+        "decode",
         "tokenizer",
         "caption",
     )
@@ -111,6 +115,9 @@ class Data(Spec):
     pad: int = 0
     flip: float = 0.0
     bicubic: bool = True  # how pictures are resized; else bilinear
+    # of training pictures: "scaled" makes no more pixels of a JPEG than its crop needs, so that
+    # they differ a little; evaluations always see the exact ones
+    decode: Literal["exact", "scaled"] = "exact"
     centre: float = 1.0  # the share of the short side that an evaluation looks at
     augment: Augment = field(default_factory=Augment)
     tokenizer: str = "bytes"  # "bytes", "clip", or the path of a tokenizer.json or a merges file

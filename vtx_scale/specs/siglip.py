@@ -54,7 +54,13 @@ class SiglipConfig(ObjectiveSpec):
 
     build: ClassVar[str] = "vtx_scale.objectives.siglip:Siglip"
     interop: ClassVar[str] = "vtx_scale.interop.siglip"
-    data_fields: ClassVar[tuple[str, ...]] = ("flip", "bicubic", "tokenizer", "caption")
+    data_fields: ClassVar[tuple[str, ...]] = (
+        "flip",
+        "bicubic",
+        "decode",
+        "tokenizer",
+        "caption",
+    )
     vocabulary: ClassVar[str] = "text.vocab"
     pixels = "half"
 

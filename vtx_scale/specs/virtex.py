@@ -36,6 +36,7 @@ class VirtexConfig(ObjectiveSpec):
         "ratio",
         "flip",
         "bicubic",
+        "decode",
         "centre",
         "tokenizer",
         "caption",
