@@ -1,189 +1,320 @@
-"""Samples per CPU-second of the loader beside bare decoding and webdataset pipelines,
+"""Samples per CPU-second of the loader beside bare decoding and other libraries' loaders,
 interleaved in one run.
 
-    python benchmarks/loader.py --data FOLDER_OF_TARS [--rounds 7] [--samples 512]
+    python benchmarks/loader.py --data FOLDER_OF_TARS [--crop 0.9 1] [--side 1500] [--rounds 7]
+                                [--samples 512] [--workers 2] [--only ours limit ...]
                                 [--out benchmarks/results/loader.json]
 
-CPU time is of this process, in which every pipeline reads, decodes and collates: what worker
-processes add on top is not in it. All end in RandomResizedCrop(224), bilinear with antialiasing,
-and flip on the same JPEGs, gone through again where there are fewer than --samples; "float32" adds
-the normalise, as ToTensor and Normalize do. Ratios are medians over rounds.
+Every way (`peers.py`) is a process of its own with an endless stream of batches of 64; it reads
+ahead until its queues are full, then a round takes --samples from it and waits until they are full
+again. CPU time is that of its whole process group, by /proc: what its loader processes take is in
+it, and reading ahead cancels. Ratios are medians over rounds. A library that is not installed is
+skipped with a line.
+
+--side 1500 makes a set of large pictures first, each 3 x 3 of the pictures of --data, and adds the
+same set brought to a short side of 512. Where jpegtran is installed the same pictures with restart
+markers are a row of their own.
 """
 
 import argparse
-import glob
+import importlib.metadata
+import importlib.util
 import io
 import json
 import os
 import random
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
-import webdataset as wds
+from peers import BATCH, PACKAGES, SIZE, WAYS, Job
 from PIL import Image
 
-from vtx_scale.data_pipeline.augment.crop import random_resized_crop_box
+from vtx_scale.data_pipeline.crops import Crop, decode_crop, denominator, on_grid
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
-from vtx_scale.data_pipeline.loader import Batches, Loader
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
-from vtx_scale.objectives.clip_reader import ClipReader
+from vtx_scale.data_pipeline.restarts import with_restarts
+from vtx_scale.data_pipeline.tools.shards import write_shard
 
-SIZE, BATCH = 224, 64
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-
-
-def box_of(h: int, w: int) -> tuple[int, int, int, int]:
-    return random_resized_crop_box(h, w, np.random.rand(20), (0.9, 1.0), (0.75, 4 / 3))
-
-
-def flip(image: np.ndarray) -> np.ndarray:
-    return image[:, ::-1] if random.random() < 0.5 else image
-
-
-def ours_pixels(body: bytes) -> np.ndarray:
-    image = decode_image(body)
-    return np.ascontiguousarray(flip(resize_crop(image, box_of(*image.shape[:2]), SIZE)))
+TICKS = os.sysconf("SC_CLK_TCK")
+QUIET, PATIENCE = 0.3, 20.0  # seconds without work that say that queues are full; to wait for them
+TARGETS = {
+    "limit": 0.9,
+    "webdataset + Pillow": 1.5,
+    "webdataset + Pillow, float32": 2.0,
+    "webdataset + our decode": 1.2,
+    "StatefulDataLoader + our decode": 1.0,
+    "LitData + our decode": 1.0,
+    "Streaming + our decode": 1.0,
+    "SPDL + our decode": 1.0,
+}
 
 
-def pillow_pixels(body: bytes) -> np.ndarray:
-    image = Image.open(io.BytesIO(body)).convert("RGB")
-    top, left, h, w = box_of(image.height, image.width)
-    resized = image.crop((left, top, left + w, top + h)).resize(
-        (SIZE, SIZE), Image.Resampling.BILINEAR
-    )
-    return np.ascontiguousarray(flip(np.asarray(resized)))
+def group_seconds(group: int) -> float:
+    """CPU seconds of a process group's members and of those of them that have ended."""
+    ticks = 0
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == group:
+                ticks += sum(map(int, fields[11:15]))
+    return ticks / TICKS
 
 
-def pillow_float(body: bytes) -> np.ndarray:
-    return ((pillow_pixels(body).astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1).copy()
+class Way:
+    """One way of loading, in a process group of its own."""
+
+    def __init__(self, name: str, kind: str, job: Job) -> None:
+        self.name = name
+        command = [sys.executable, __file__, "--child", kind, "--tars", job.tars]
+        command += ["--work", job.work, "--workers", str(job.workers)]
+        command += ["--crop", *map(str, job.crop)]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def take(self, samples: int) -> int:
+        self.process.stdin.write(f"{samples}\n")
+        self.process.stdin.flush()
+        while line := self.process.stdout.readline():
+            if line.startswith("took "):
+                return int(line.split()[1])
+        raise SystemExit(f"{self.name} ended")
+
+    def settled(self) -> float:
+        """CPU seconds so far, once nothing works any more."""
+        began = still = time.monotonic()
+        last = group_seconds(self.process.pid)
+        while time.monotonic() - still < QUIET and time.monotonic() - began < PATIENCE:
+            time.sleep(0.05)
+            now = group_seconds(self.process.pid)
+            if now - last > 0.011:  # a tick now and then is none
+                still = time.monotonic()
+            last = now
+        return last
+
+    def rate(self, samples: int) -> float:
+        """Samples a CPU-second."""
+        before = self.settled()
+        done = self.take(samples)
+        return done / (self.settled() - before)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, 9)
+            self.process.wait()
 
 
-def bare_pixels(body: bytes) -> np.ndarray:
-    """The limit: nothing but decode, crop, antialiased resize, flip."""
-    simplejpeg.decode_jpeg_header(body)
-    image = simplejpeg.decode_jpeg(body)
-    top, left, h, w = box_of(*image.shape[:2])
-    part = torch.from_numpy(image)[top : top + h, left : left + w].permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=True)
-    return np.ascontiguousarray(flip(resized[0].permute(1, 2, 0).numpy()))
-
-
-cpu = time.process_time
-
-
-def bodies(paths: list[str], n: int) -> list[bytes]:
-    found = []
-    for sample in wds.WebDataset(paths, shardshuffle=False).repeat():
-        body = sample.get("jpg") or sample.get("jpeg")
-        if body:
-            found.append(body)
-        if len(found) == n:
-            break
-    return found
-
-
-def first(sample: dict) -> bytes:
-    return sample.get("jpg") or sample.get("jpeg")
-
-
-class Pixels:
-    """sample -> (pixels, text), as a picklable map stage."""
-
-    def __init__(self, make):
-        self.make = make
-
-    def __call__(self, sample):
-        return self.make(first(sample)), sample.get("txt", b"").decode()
-
-
-def of_webdataset(paths, make, n):
-    """The usual pipeline, in this process: its reading, decoding, collating."""
-    source = wds.WebDataset(paths, shardshuffle=False).repeat().map(Pixels(make)).batched(BATCH)
-    done = 0
-    for images, _ in source:
-        done += len(images)
-        if done >= n:
-            break
-    return done
-
-
-def of_ours(index, seed, n):
-    reader = ClipReader(
-        size=SIZE,
-        context=77,
-        crop=(0.9, 1.0),
-        ratio=(0.75, 4 / 3),
-        flip=0.5,
-        tokenizer="bytes",
-        train=True,
-        bicubic=False,
-    )
-    batches = Batches(index, Order(index.chunk_samples, seed=seed), reader, BATCH, 0, 1, seed)
-    loader = Loader(batches, stop=n // BATCH, workers=0)
-    return sum(int(b.valid.sum()) for b in loader)
-
-
-def main() -> None:
-    ask = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    ask.add_argument("--data", required=True)
-    ask.add_argument("--rounds", type=int, default=7)
-    ask.add_argument("--samples", type=int, default=512)
-    ask.add_argument("--out", default="benchmarks/results/loader.json")
-    args = ask.parse_args()
+def child(kind: str, job: Job) -> None:
+    """Takes what it is asked for from its stream, until its input ends."""
     torch.set_num_threads(1)
-    paths = sorted(glob.glob(os.path.join(args.data, "*.tar")))
-    index = open_index(args.data)
-    n = max(BATCH, args.samples // BATCH * BATCH)
-    raw = bodies(paths, n)
-    ways = {
-        "limit": lambda r: len([bare_pixels(b) for b in raw]),
-        "ours": lambda r: of_ours(index, r, n),
-        "webdataset + Pillow": lambda r: of_webdataset(paths, pillow_pixels, n),
-        "webdataset + Pillow, float32": lambda r: of_webdataset(paths, pillow_float, n),
-        "webdataset + our decode": lambda r: of_webdataset(paths, ours_pixels, n),
-    }
-    rates: dict[str, list[float]] = {k: [] for k in ways}
-    for r in range(-1, args.rounds):  # the first round warms caches and counts for nothing
-        for name in random.Random(r).sample(list(ways), len(ways)):
-            before = cpu()
-            done = ways[name](max(r, 0))
-            if r >= 0:
-                rates[name].append(done / (cpu() - before))
+    stream = WAYS[kind](job)
+    for line in sys.stdin:
+        done, wanted = 0, int(line)
+        while done < wanted:
+            done += next(stream)
+        print(f"took {done}", flush=True)
+    sys.stdout.flush()
+    os._exit(0)  # what a library has running ends with its process
 
+
+def encoded(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def mosaics(bodies: list[bytes], side: int, count: int) -> list[bytes]:
+    """Pictures of side x 3/4 side, each of 3 x 3 of these."""
+    w, h = side // 3, side // 4
+    tiles = [Image.open(io.BytesIO(b)).convert("RGB").resize((w, h)) for b in bodies]
+    out = []
+    for k in range(count):
+        page = Image.new("RGB", (3 * w, 3 * h))
+        for i, t in enumerate(random.Random(k).sample(range(len(tiles)), min(9, len(tiles)))):
+            page.paste(tiles[t], (i % 3 * w, i // 3 * h))
+        out.append(encoded(page))
+    return out
+
+
+def shorter(body: bytes, side: int) -> bytes:
+    image = Image.open(io.BytesIO(body)).convert("RGB")
+    share = side / min(image.size)
+    size = round(image.width * share), round(image.height * share)
+    return encoded(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def write(folder: Path, bodies: list[bytes], shards: int = 4) -> str:
+    folder.mkdir()
+    for k in range(shards):
+        rows = [(f"{i:06d}", {"jpg": bodies[i], "txt": b"a picture"}) for i in range(len(bodies))]
+        write_shard(folder / f"{k:03d}.tar", rows[k::shards])
+    return str(folder)
+
+
+def ways_of(args: argparse.Namespace, work: Path) -> dict[str, tuple[str, Job]]:
+    """Name -> kind of `WAYS`, and what it reads."""
+
+    def job(tars: str, name: str, workers: int = args.workers) -> Job:
+        (work / name).mkdir(exist_ok=True)
+        return Job(tars, str(work / name), tuple(args.crop), workers)
+
+    tars = args.data
+    if args.side:
+        bodies = job(args.data, "source").bodies()
+        tars = write(work / "large", mosaics(bodies, args.side, args.pictures))
+    bodies = job(tars, "set").bodies()
+    out = {name: (name, job(tars, "set")) for name in WAYS}
+    if shutil.which("jpegtran"):
+        restarts = write(work / "restarts-tars", [with_restarts(b) for b in bodies])
+        out["ours, restarts"] = ("ours", job(restarts, "restarts"))
+        out["ours, restarts, scaled"] = ("ours, scaled", job(restarts, "restarts"))
+    else:
+        print("ours, restarts: skipped, no jpegtran (libjpeg-turbo-progs)", file=sys.stderr)
+    if args.side:
+        small = write(work / "small-tars", [shorter(b, 512) for b in bodies])
+        out["ours, short side 512"] = ("ours", job(small, "small"))
+    for name, (package, module) in PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            out.pop(name)
+            print(f"{name}: skipped, {package} is not installed", file=sys.stderr)
+    return {name: way for name, way in out.items() if not args.only or name in args.only}
+
+
+def levels(job: Job, crop: tuple[float, float]) -> dict[str, list[float]]:
+    """Denominator -> crops, median of the mean difference of `scaled` from exact pixels of the same
+    box, largest difference; for outputs of 224, 112, 64 and 32 pixels.
+    """
+    found: dict[int, list[tuple[float, float]]] = {}
+    for body in job.bodies():
+        whole = decode_image(body)
+        height, width = whole.shape[:2]
+        for size in (SIZE, 112, 64, 32):
+            box = Job("", "", crop, 0).box(height, width)
+            by = denominator([Crop(box, size)])
+            if by > 1:
+                made = decode_crop(body, lambda h, w, b=box: b, size, False, "scaled")
+                at = tuple(by * x for x in on_grid(box, by, height, width))
+                far = np.abs(made.astype(int) - resize_crop(whole, at, size))
+                found.setdefault(by, []).append((far.mean(), float(far.max())))
+    return {
+        str(by): [
+            len(rows),
+            round(statistics.median(r[0] for r in rows), 2),
+            max(r[1] for r in rows),
+        ]
+        for by, rows in sorted(found.items())
+    }
+
+
+def order_us(tars: str) -> float:
+    """Microseconds that the order takes a sample."""
+    index = open_index(tars)
     order = Order(index.chunk_samples, seed=1)
     order.ids(order.share(0, 1024, 0, 1))
     before = time.process_time()
     for step in range(20):
         positions = order.share(step, 1024, 0, 1)
         order.ids(positions), order.epochs(positions)
-    order_us = (time.process_time() - before) / (20 * 1024) * 1e6
+    return (time.process_time() - before) / (20 * 1024) * 1e6
 
-    def ratio(other: str) -> float:
-        return statistics.median(a / b for a, b in zip(rates["ours"], rates[other], strict=True))
 
-    report = {
-        "samples_per_cpu_second": {
-            k: {"median": statistics.median(v), "min": min(v), "max": max(v)}
-            for k, v in rates.items()
-        },
-        "T1 ours / limit": ratio("limit"),
-        "T2 ours / webdataset + Pillow": ratio("webdataset + Pillow"),
-        "T2 ours / webdataset + Pillow, float32": ratio("webdataset + Pillow, float32"),
-        "T3 ours / webdataset + our decode": ratio("webdataset + our decode"),
-        "T6 order us a sample": order_us,
-        "targets": {"T1": 0.90, "T2": [1.5, 2.0], "T3": 1.15, "T6": 5},
-        "rounds": args.rounds,
-        "samples": n,
-        "torch": torch.__version__,
-    }
+def measured(ways: list[Way], rounds: int, samples: int) -> dict[str, list[float]]:
+    """Rates of each round; the first round warms caches and counts for nothing."""
+    rates: dict[str, list[float]] = {way.name: [] for way in ways}
+    for r in range(-1, rounds):
+        for way in random.Random(r).sample(ways, len(ways)):
+            rate = way.rate(samples)
+            if r >= 0:
+                rates[way.name].append(rate)
+        print(f"round {r + 1} of {rounds}", file=sys.stderr, flush=True)
+    return rates
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def versions() -> dict[str, str]:
+    names = ["torch", "webdataset", *(package for package, _ in PACKAGES.values())]
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def asked() -> argparse.Namespace:
+    ask = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    ask.add_argument("--data", default="")
+    ask.add_argument("--crop", type=float, nargs=2, default=(0.9, 1.0))
+    ask.add_argument("--side", type=int, default=0)
+    ask.add_argument("--pictures", type=int, default=128, help="of the large set")
+    ask.add_argument("--rounds", type=int, default=7)
+    ask.add_argument("--samples", type=int, default=512)
+    ask.add_argument("--workers", type=int, default=2)
+    ask.add_argument("--only", nargs="+", default=[])
+    ask.add_argument("--out", default="benchmarks/results/loader.json")
+    for name in ("child", "tars", "work"):
+        ask.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
+    return ask.parse_args()
+
+
+def main() -> None:
+    args = asked()
+    if args.child:
+        child(args.child, Job(args.tars, args.work, tuple(args.crop), args.workers))
+    torch.set_num_threads(1)
+    samples = max(BATCH, args.samples // BATCH * BATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = ways_of(args, Path(folder))
+        ways = [Way(name, kind, job) for name, (kind, job) in jobs.items()]
+        try:
+            rates = measured(ways, args.rounds, samples)
+        finally:
+            for way in ways:
+                way.close()
+        some = next(iter(jobs.values()))[1]
+        report = {
+            "crop": list(args.crop),
+            "side": args.side or None,
+            "workers": args.workers,
+            "samples_per_cpu_second": {name: spread(v) for name, v in rates.items()},
+            "ours / it": {
+                name: spread([a / b for a, b in zip(rates["ours"], v, strict=True)])
+                for name, v in rates.items()
+                if name != "ours" and "ours" in rates
+            },
+            "targets": TARGETS,
+            "scaled: crops, mean and largest difference by denominator": levels(
+                some, tuple(args.crop)
+            ),
+            "order us a sample": order_us(some.tars),
+            "rounds": args.rounds,
+            "samples": samples,
+            "versions": versions(),
+        }
     print(json.dumps(report, indent=1))
     Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
 
