@@ -16,10 +16,10 @@ class Batch:
     of them, `name in batch` whether it is there, `len(batch)` n. A slot that is not `valid` (n,)
     bool holds zeros and weighs nothing.
 
-    ids (n,) int64: sample numbers, -1 for padding. epoch, slot (n,) int64: slot is the number in
-    the global batch, -1 for padding. bad: ledger entries of the slots that were
-    masked, and of what was read twice. notes: how often something was let pass that deserves a
-    count (an animated picture, a text that is no UTF-8).
+    ids (n,) int64: sample numbers, of a mix through all its sources, -1 for padding. epoch, slot
+    (n,) int64: slot is the number in the global batch, -1 for padding. bad: ledger entries of the
+    slots that were masked, and of what was read twice. notes: how often something was let pass that
+    deserves a count (an animated picture, a text that is no UTF-8).
     """
 
     data: dict[str, Tensor]

@@ -18,6 +18,8 @@ from vtx_scale.launch.places import shards_at
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import silent
 
+NEAR = 8  # samples of a lane, below which its neighbours in a shard are dealt in turn
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -115,6 +117,22 @@ def order_of(run: Run, *indexes: Index) -> Order | Mix:
     weights = shares([source.weight for source in run.data.sources])
     chunks = [index.chunk_samples for index in indexes]
     return Mix(chunks, seed, [(0, weights)], lanes=lanes, window=window)
+
+
+def thin_sources(run: Run, data: DataSet) -> list[str]:
+    """A sentence on each source of a mix of which neighbours in a shard come soon after each other,
+    since it has few samples for the lanes that all sources have.
+    """
+    if not data.more:
+        return []
+    lanes = order_of(run, *data.indexes).lanes
+    return [
+        f"source {source.name} has {source.index.n} samples for {lanes} lanes, so that neighbours "
+        f"in its shards come soon after each other: data.lanes={max(1, source.index.n // 256)} "
+        "shuffles it better"
+        for source in data.sources
+        if source.index.n < NEAR * lanes and lanes > 1
+    ]
 
 
 def fingerprint_of(run: Run, data: DataSet) -> str:

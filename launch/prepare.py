@@ -14,7 +14,14 @@ from vtx_scale.data_pipeline.publish import whole
 from vtx_scale.data_pipeline.text import tokenizer, tokenizer_file
 from vtx_scale.launch import checks, run_folder
 from vtx_scale.launch.amendments import plan
-from vtx_scale.launch.datasets import DataSet, fingerprint_of, hash_of, open_data, training_data
+from vtx_scale.launch.datasets import (
+    DataSet,
+    fingerprint_of,
+    hash_of,
+    open_data,
+    thin_sources,
+    training_data,
+)
 from vtx_scale.launch.decided import read
 from vtx_scale.launch.outside import TOKENIZER, Entry, held
 from vtx_scale.launch.paths import checkpoints_of
@@ -54,6 +61,8 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
 
         check_cuts(run, axis, say)
     data = training_data(run, say)
+    for sentence in thin_sources(run, data):
+        say(sentence)
     if run.evaluate and open_data(run, False, say) is None:
         say(f"no data.val_shards: {', '.join(e.name for e in run.evaluate)} will be left out")
     return data

@@ -27,7 +27,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.weights import shares
 from vtx_scale.launch import amend, amendments, cli, decided, decisions, override, recipes
-from vtx_scale.launch.datasets import open_data, order_of, training_data
+from vtx_scale.launch.datasets import open_data, order_of, thin_sources, training_data
 from vtx_scale.launch.decided import Decision
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.prepare import prepare_folder, refuse
@@ -82,6 +82,17 @@ def test_amendments_hold_from_their_step_on():
     assert plan.at(11).steps == 12 and override.recipe_hash(run) == override.recipe_hash(
         smoke(*KEYS, recipe=TWO)
     )
+
+
+def test_a_roll_back_takes_no_amendment_back_and_an_amendment_no_roll_back():
+    back, later = Decision(1, 8, 240), Decision(3, 6, 400)
+    change = Decision(2, 7, key="optim.lr", value="*0.5")
+    assert decided.jumps([back, change]) == {8: 240}
+    assert decided.jumps([back, change, later]) == {6: 400}
+    assert decided.amendments([back, change, later]) == [change]
+    known = {"step": 7, "decisions": ["00000001"]}
+    assert decided.abandoned(known, [back, change])
+    assert not decided.abandoned({**known, "step": 6}, [back, change])
 
 
 def test_a_plan_without_amendments_is_the_recipe():
@@ -257,6 +268,7 @@ def test_the_command_says_that_a_living_run_does_not_see_it(folder):
         (("data.sources.1.name=a:b",), "letters, digits"),
         (("data.sources.2.name=c",), "data.sources.0 to data.sources.1|sources.0 to sources.1"),
         (("data.weights=a:1",), "give b a weight"),
+        (("data.sources.0.shards=https://h/x",), "https"),
     ],
 )
 def test_mixes_that_cannot_be(keys, words):
@@ -312,6 +324,25 @@ def test_sources_of_other_classes_have_no_common_ones(tmp_path):
     (tmp_path / "a" / "classes.txt").write_text("dog\ncat\n")
     with pytest.raises(UserError, match=r"sources a and b have different classes\.txt"):
         _ = training_data(run).classes
+
+
+def test_shards_of_sources_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = smoke("data.sources.0.shards=x/*.tar, y", "data.sources.1.shards=s3://b/c", recipe=TWO)
+    assert [s.shards for s in run.data.sources] == [f"{tmp_path}/x/*.tar,{tmp_path}/y", "s3://b/c"]
+
+
+def test_a_source_with_few_samples_for_the_lanes_is_told(tmp_path):
+    for name, count in (("a", 7), ("b", 600)):
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / "s.tar", [(f"{i:04d}", {"txt": b"x"}) for i in range(count)])
+    keys = [f"data.sources.{k}.shards={tmp_path / name}" for k, name in enumerate("ab")]
+    run = smoke(*keys, recipe=TWO)
+    assert [line[:36] for line in thin_sources(run, training_data(run))] == [
+        "source a has 7 samples for 2 lanes, "
+    ]
+    alone = smoke(f"data.shards={tmp_path / 'a'}", "data.lanes=7")
+    assert not thin_sources(alone, training_data(alone))
 
 
 def order_rows(capsys, *arguments):

@@ -114,6 +114,7 @@ COMMANDS = {
     "sample": ("sample", "URL", "out"),
     "sample to": ("sample", "RUN", "URL"),
     "checkpoints": ("checkpoints", "URL"),
+    "amend": ("amend", "URL", "optim.lr=1", "--at", "3"),
     "demo": ("demo", "--run", "URL"),
     "index": ("data", "index", "URL"),
     "verify": ("data", "verify", "URL"),
