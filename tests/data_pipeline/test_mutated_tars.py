@@ -5,6 +5,7 @@ and say the same of every sample.
 import tarfile
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import build
 from vtx_scale.data_pipeline.loader import Batches, InOrder
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.restarts import with_table
 from vtx_scale.data_pipeline.shards import local_shards
 from vtx_scale.data_pipeline.tools.verify import verify
 from vtx_scale.launch.build import reader_of
@@ -22,7 +24,9 @@ from vtx_scale.launch.recipes import find
 
 RECIPES = ("clip_vit_b32", "vit_b32_jft", "dino_vit_s16", "virtex_r50", "siglip_vit_b16")
 PICTURES = [
-    *(("jpg", jpeg(i)) for i in range(3)),
+    ("jpg", encoded(picture(0, 150, 200))),
+    ("jpg", with_table(encoded(picture(1, 150, 200), restart_marker_blocks=1))),
+    ("jpg", jpeg(2)),
     ("png", encoded(picture(3), "PNG")),
     ("bmp", encoded(picture(4, 9, 11), "BMP")),
     ("jpg", corrupt(jpeg(5))),
@@ -125,6 +129,9 @@ def verdicts_agree(folder, seeds):
     reasons: Counter[str] = Counter()
     runs = [find(name, True) for name in RECIPES]
     readers = [reader_of(run, True) for run in runs]
+    scaled = [
+        reader_of(replace(run, data=replace(run.data, decode="scaled")), True) for run in runs
+    ]
     path = folder / "0.tar"
     for seed in seeds:
         rng = np.random.default_rng([17, seed])
@@ -140,6 +147,7 @@ def verdicts_agree(folder, seeds):
             reasons["refused"] += 1
             continue
         of_a_run, ids = masked(index, run, reader)
+        assert masked(index, run, scaled[seed % len(runs)])[0] == of_a_run, f"seed {seed}"
         lines = list(verify(str(path), reader, run.seed))
         of_verify = [(f"{r['shard']}/{r['key']}", r["reason"]) for r in lines if r["key"]]
         assert of_verify == of_a_run, f"seed {seed}"
