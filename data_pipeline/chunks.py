@@ -25,7 +25,12 @@ class Ranges(Protocol):
 
 
 class Source(Protocol):
-    """The chunks of an index, for one process."""
+    """The chunks of an index, for one process.
+
+    by_sample: a sample is read at once, from its first member to its last.
+    """
+
+    by_sample: bool
 
     def at(self, k: int) -> tuple[Ranges, int]:
         """What chunk k is read of, and where in it the chunk begins.
@@ -34,7 +39,7 @@ class Source(Protocol):
         """
 
     def forget(self, k: int) -> None:
-        """Let the next read of a chunk come from where it lies, not from a copy in memory."""
+        """Let the next read of a chunk come from where it lies, not from a copy."""
 
     def close(self) -> None:
         """Let descriptors and copies go."""
@@ -42,6 +47,8 @@ class Source(Protocol):
 
 class ShardFiles:
     """The shards themselves, of a local folder: a descriptor each, the latest are kept open."""
+
+    by_sample = False
 
     def __init__(self, index: Index, root: Folder) -> None:
         self.index, self.root = index, root
@@ -121,6 +128,8 @@ class Copies:
     What is kept was seen to have its CRC-32: nothing is read of a chunk that has another.
     """
 
+    by_sample = False
+
     def __init__(self, index: Index, root: Storage, kept: int = COPIES_KEPT) -> None:
         self.index, self.root, self.kept = index, root, kept
         self._copies: OrderedDict[int, Copy] = OrderedDict()
@@ -131,13 +140,18 @@ class Copies:
         if k in self._copies:
             self._copies.move_to_end(k)
             return self._copies[k], 0
-        copy = self._copies[k] = Copy(self._fetch(k))
+        copy = self._copies[k] = Copy(self.fetch(k))
         self._bytes += len(copy.body)
         while self._bytes > self.kept and len(self._copies) > 1:
             self._bytes -= len(self._copies.popitem(last=False)[1].body)
         return copy, 0
 
-    def _fetch(self, k: int) -> bytes:
+    def fetch(self, k: int) -> bytes:
+        """A chunk whose CRC-32 is right, or what there is of one that holds no sound sample.
+
+        Raises `Torn`, UserError where its shard is gone or another, or where chunk after chunk
+        cannot be read, OSError where this one cannot.
+        """
         for _ in range(FETCHES):
             try:
                 body = fetched(self.index, self.root, k)
@@ -168,14 +182,21 @@ class Copies:
 
 def fetched(index: Index, root: Storage, k: int) -> bytes:
     """Chunk k from its shard, by one request; its beginning alone where nothing but the name of its
-    one sample is used.
+    one sample is used. Raises as `fetched_range`.
+    """
+    length = int(index.chunk_bytes[k])
+    length = min(length, NAMES_ONLY) if index.only_bad(k) else length
+    return fetched_range(index, root, k, 0, length)
+
+
+def fetched_range(index: Index, root: Storage, k: int, at: int, length: int) -> bytes:
+    """`length` bytes of chunk k from its byte `at` on, by one request.
 
     Raises UserError where the shard is gone, was written anew or may not be read, OSError where it
     cannot be read.
     """
     shard, offset = index.extent(k)
-    length = int(index.chunk_bytes[k])
-    length = min(length, NAMES_ONLY) if index.only_bad(k) else length
+    offset += at
     tag = index.shard_tag[shard].tobytes().rstrip(b"\0").decode()
     try:
         body = root.get_range(index.names[shard], int(offset), length, tag)

@@ -20,6 +20,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -31,10 +32,14 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.cached import source_for
+from vtx_scale.data_pipeline.chunks import Source
 from vtx_scale.data_pipeline.errors import DETAIL, BadSample, UserError, judged, notes
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.order import AUGMENT, Int, Order, Positions, draws
+from vtx_scale.data_pipeline.plan import Plan
+from vtx_scale.data_pipeline.prefetch import Caching, NodeChunks
 from vtx_scale.data_pipeline.read import CHUNKS_KEPT, Draw, Members, Row
 from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.signals import INTERRUPTION, blocked, ignore_leaving
@@ -122,10 +127,13 @@ class Batches(TorchDataset[dict[str, Any]]):
     names: tuple[str, ...] = ()
     offset: int = 0  # of the first batch; not 0 where the batch size changed on the way
     jumps: dict[int, int] = field(default_factory=dict)  # step -> where its batch begins instead
+    caching: Caching | None = None  # where this node keeps chunks, if it does
     chunks: Samples | None = field(default=None, repr=False)
+    nodes: list[NodeChunks] = field(default_factory=list, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "chunks": None}  # descriptors and tables belong to one process
+        # descriptors and tables belong to one process
+        return {**self.__dict__, "chunks": None, "nodes": []}
 
     @property
     def indexes(self) -> tuple[Index, ...]:
@@ -178,8 +186,40 @@ class Batches(TorchDataset[dict[str, Any]]):
         """
         if self.chunks is None:
             in_use = self.order.lanes * (self.order.window // CHUNK + 3)
-            self.chunks = Samples(self.indexes, self.names, max(CHUNKS_KEPT, in_use))
+            found = [self._source(i) for i in range(len(self.indexes))]
+            self.nodes = [node for _, node in found if node is not None]
+            sources = [source for source, _ in found]
+            kept = max(CHUNKS_KEPT, in_use)
+            self.chunks = Samples(self.indexes, self.names, kept, sources)
         return self.chunks
+
+    def _source(self, i: int) -> tuple[Source, NodeChunks | None]:
+        """Where this process reads the chunks of a source, and its part in the node's cache."""
+        ordered = isinstance(self.order, Order | Mix)
+        plan = partial(self.plan, source=i) if ordered else None
+        return source_for(self.indexes[i], self.caching, i, plan, self.start, self.rank)
+
+    def chunks_at(self, step: int) -> Samples:
+        """The same, where the batch of a step is read next."""
+        chunks = self.chunk_reader()
+        for node in self.nodes:
+            node.at(step)
+        return chunks
+
+    def plan(self, ranks: list[int], source: int = 0) -> Plan:
+        """What some ranks need of a source, and when.
+
+        Raises AssertionError of an evaluation's order, which has no epochs.
+        """
+        assert isinstance(self.order, Order | Mix), "an evaluation has no plan"
+        index, batch = self.indexes[source], self.global_batch
+        return Plan(index, self.order, batch, ranks, self.world, offset=self.offset, source=source)
+
+    def close(self) -> None:
+        """Let go of what this process holds to read; the next batch opens it anew."""
+        if self.chunks is not None:
+            self.chunks.close()
+        self.chunks, self.nodes = None, []
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         return self.make(step)
@@ -193,7 +233,7 @@ class Batches(TorchDataset[dict[str, Any]]):
         cannot be used is masked and stands in `bad`. Raises UserError where a shard is gone or
         changed, or too much cannot be read.
         """
-        chunks = self.chunk_reader()
+        chunks = self.chunks_at(step)
         offset = self.start(step) - step * self.global_batch
         positions = self.order.share(step, self.global_batch, self.rank, self.world, offset)
         n = len(positions)
@@ -562,6 +602,7 @@ class Loader:
         if stop is not None:
             stop()
         self._it = None
+        self.batches.close()
         if stop is not None:
             # queues of ended workers let go of their semaphores, which nobody else would
             gc.collect()

@@ -143,6 +143,12 @@ class Order:
     def __setstate__(self, state: dict[str, Any]) -> None:
         Order.__init__(self, **state)
 
+    def row(self, epoch: int) -> tuple[Int, Int]:
+        """(the chunks (K,) as an epoch lays them in a row, how many samples stand before each and
+        at the end (K + 1,)).
+        """
+        return self._epoch(epoch)
+
     def _make_epoch(self, epoch: int) -> tuple[Int, Int]:
         pi = perm(draws(self.seed, CHUNKS + 256 * self.source, 0, 0, epoch, len(self.sizes)))
         return pi, np.concatenate([[0], np.cumsum(self.sizes[pi])])

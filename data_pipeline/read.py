@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vtx_scale.data_pipeline.chunks import NAMES_ONLY, Source, Torn, source_of
+from vtx_scale.data_pipeline.chunks import NAMES_ONLY, Copy, Ranges, Source, Torn, source_of
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.scan import shown
@@ -159,9 +159,14 @@ class ChunkReader:
             raise BadSample(chunk.reason)
         out = Members(__key__=chunk.key(i), __url__=self._urls[self.index.extent(k)[0]])
         names, spots = self._names, chunk.spots
+        file: Ranges
         try:
             file, base = self._source.at(k)
-            for m in range(chunk.first[i], chunk.first[i + 1]):
+            first, behind = chunk.first[i], chunk.first[i + 1]
+            if self._source.by_sample and behind > first:
+                begin, end = spots[2 * first], spots[2 * behind - 2] + spots[2 * behind - 1]
+                file, base = Copy(file.read(base + begin, end - begin)), -begin
+            for m in range(first, behind):
                 out[names[chunk.kind[m]]] = file.read(base + spots[2 * m], spots[2 * m + 1])
         except OSError as e:
             self._count_unreadable(k)

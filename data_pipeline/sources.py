@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from vtx_scale.data_pipeline.chunks import Source
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.read import CHUNKS_KEPT, ChunkReader, Members
 
@@ -13,13 +14,19 @@ class Samples:
     """Samples of several indexes by one number: those of a source stand behind those of the sources
     before it. Holds descriptors and tables: made in the process that uses it.
 
-    names: of the sources, where they have any. kept: tables a source.
+    names: of the sources, where they have any. kept: tables a source. chunks: where those of each
+    source are read, by default in their shards themselves.
     """
 
     def __init__(
-        self, indexes: Sequence[Index], names: Sequence[str] = (), kept: int = CHUNKS_KEPT
+        self,
+        indexes: Sequence[Index],
+        names: Sequence[str] = (),
+        kept: int = CHUNKS_KEPT,
+        chunks: Sequence[Source | None] = (),
     ) -> None:
-        self.readers = [ChunkReader(index, kept) for index in indexes]
+        where = chunks or [None] * len(indexes)
+        self.readers = [ChunkReader(i, kept, c) for i, c in zip(indexes, where, strict=True)]
         self.firsts = list(accumulate((index.n for index in indexes), initial=0))
         self.names = names
 

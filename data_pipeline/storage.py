@@ -329,6 +329,11 @@ class File:
                 raise OSError(f"{self.path} ends at byte {offset}")
             out, offset = out[got:], offset + got
 
+    @property
+    def deleted(self) -> bool:
+        """Whether it has no name any more: its room on the disk is free when it is closed."""
+        return os.fstat(self.fd).st_nlink == 0
+
     def forget(self, offset: int, length: int) -> None:
         """Let the next read of this range come from the disk and not from the page cache."""
         os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)

@@ -1,6 +1,7 @@
 """From a recipe to live parts: specs become modules, readers and batches."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -9,11 +10,13 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Batches, InOrder, Reader
 from vtx_scale.data_pipeline.members import Placed
 from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.launch.caching import caching_of
 from vtx_scale.launch.checks import check_micro_batch
 from vtx_scale.launch.datasets import DataSet, order_of
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import Run
+from vtx_scale.trainer.output import silent
 
 
 def build_objective(run: Run, dtype: torch.dtype, ranks: Ranks | None = None) -> Objective:
@@ -63,12 +66,17 @@ def reader_of(run: Run, train: bool) -> Reader:
     return Placed(reader, caption, label) if caption or label else reader
 
 
-def train_batches(run: Run, data: DataSet, rank: int, world: int) -> Batches:
-    """A rank's shares of the global batches, in the run's order."""
+def train_batches(
+    run: Run, data: DataSet, rank: int, world: int, say: Callable[[str], None] = silent
+) -> Batches:
+    """A rank's shares of the global batches, in the run's order. say: takes a sentence where the
+    node's cache cannot be had or is too small.
+    """
     order, reader = order_of(run, *data.indexes), reader_of(run, True)
     first, *more = data.indexes
     batch, seed = run.global_batch, run.seed
-    return Batches(first, order, reader, batch, rank, world, seed, tuple(more), data.names)
+    batches = Batches(first, order, reader, batch, rank, world, seed, tuple(more), data.names)
+    return replace(batches, caching=caching_of(run, batches, say))
 
 
 def eval_batches(
@@ -85,4 +93,4 @@ def eval_batches(
     batches = Batches(
         first, order, reader, together, rank, world, run.seed, tuple(more), data.names
     )
-    return batches, -(-n // together)
+    return replace(batches, caching=caching_of(run, batches, silent)), -(-n // together)

@@ -23,6 +23,7 @@ from vtx_scale.launch.datasets import order_of, training_data
 from vtx_scale.launch.places import shards_at
 from vtx_scale.launch.resolve import resolve_shards
 from vtx_scale.launch.tables import print_json, print_table
+from vtx_scale.launch.warming import bench, warm
 from vtx_scale.specs.palette import write_palette
 from vtx_scale.trainer.output import say
 
@@ -33,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         "index": index,
         "order": order,
         "verify": verify,
+        "warm": warm,
+        "bench": bench,
         "inspect": inspect,
         "toy": toy,
         "digits": digits,

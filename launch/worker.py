@@ -70,6 +70,7 @@ from vtx_scale.trainer.output import (
     open_missing_descriptors,
     say,
     sentence,
+    silent,
     truncate_logs_after,
     why,
 )
@@ -258,7 +259,10 @@ def assemble(run: Run, folder: Path, device: torch.device, world: int, control: 
     apply(objective, strategy, run.system)
     initialise_slices(strategy, initial_values(objective), run.seed)
     optimizer = optimizer_of(strategy.leaves(), run.optim, run.seed)
-    batches = train_batches(run, training_data(run), strategy.data.rank, strategy.data.world)
+    # each node has a disk of its own
+    heard = say if os.environ.get("LOCAL_RANK", "0") == "0" else silent
+    ranks, data = strategy.data, training_data(run)
+    batches = train_batches(run, data, ranks.rank, ranks.world, heard)
     about = run_folder.read(folder)
     return Parts(
         run=run,
@@ -505,6 +509,7 @@ def slot_share(parts: Parts) -> float:
 def show_inputs(parts: Parts, log: Log) -> None:
     """A grid of the first batch in TensorBoard, with captions where there are any."""
     batch = Batch(**parts.batches[0])
+    parts.batches.close()  # this process reads no more
     captions = []
     if "tokens" in batch:
         words = tokenizer(parts.run.data.tokenizer)

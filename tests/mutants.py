@@ -81,6 +81,9 @@ SIGNALS = "tests/promises/test_p4_signals.py"
 UNUSABLE = "tests/promises/test_p4_unusable.py"
 GUARD = "tests/promises/test_p4_guard.py"
 RING = "tests/vtx_scale/test_ring.py"
+CACHE = "tests/data_pipeline/test_cache.py"
+CACHED = "tests/data_pipeline/test_cached.py"
+PLAN = "tests/data_pipeline/test_plan.py"
 CONTRACT = "tests/cluster/test_storage_contract.py"
 BUCKET = "tests/cluster/test_s3.py"
 STORAGE = "tests/data_pipeline/test_storage.py"
@@ -552,6 +555,126 @@ MUTANTS = (
         ")",
         (f"{CONTRACT}::test_of_64_who_put_at_once_one_wins",),
         "Of all who put an object where there is none, one wins.",
+    ),
+    Mutant(
+        "cache-limit",
+        "data_pipeline/cache.py",
+        "            if table.used + need > room:\n                return None",
+        "            if False:\n                return None",
+        (f"{CACHE}::test_what_is_needed_last_makes_room",),
+        "A cache never takes more than its limit.",
+    ),
+    Mutant(
+        "cache-counted-late",
+        "data_pipeline/cache.py",
+        "            at = table.put(self.number, k, length)\n",
+        "            at = table.put(self.number, k, 1)\n",
+        (f"{CACHE}::test_the_book_is_what_lies_there",),
+        "What is written is counted before, whole.",
+    ),
+    Mutant(
+        "cache-nowhere",
+        "data_pipeline/cache.py",
+        "            if not keep:\n",
+        "            if False:\n",
+        (f"{CACHE}::test_killed_at_any_moment", f"{CACHE}::test_what_the_disk_lost_is_dropped"),
+        "What is counted nowhere is removed.",
+    ),
+    Mutant(
+        "cache-absent",
+        "data_pipeline/cache.py",
+        "            if not (alive(part_of(path)) or path.exists()):",
+        "            if False:",
+        (f"{CACHE}::test_the_book_is_what_lies_there",),
+        "What is counted and absent is released.",
+    ),
+    Mutant(
+        "cache-first",
+        "data_pipeline/cache.py",
+        "order = np.argsort(-when, kind=",
+        "order = np.argsort(when, kind=",
+        (f"{CACHE}::test_what_is_needed_last_makes_room",),
+        "What is needed last goes first.",
+    ),
+    Mutant(
+        "cache-sooner",
+        "data_pipeline/cache.py",
+        "order = order[(when[order] > before) | (when[order] == np.inf)]",
+        "order = order[when[order] > -np.inf]",
+        (f"{CACHE}::test_what_is_needed_last_makes_room",),
+        "Nothing that is needed sooner goes for what is needed later.",
+    ),
+    Mutant(
+        "cache-mark",
+        "data_pipeline/cache.py",
+        "                if os.listdir(self.folder) and not self._ours():",
+        "                if False:",
+        (f"{CACHE}::test_a_strangers_files_are_left_alone",),
+        "A folder of somebody else's files is never taken for a cache.",
+    ),
+    Mutant(
+        "cache-renamed",
+        "data_pipeline/cache.py",
+        "if alive(part) or path.exists():",
+        "if path.exists() or alive(part):",
+        (f"{CACHE}::test_a_chunk_that_is_finished_while_another_looks_is_his_too",),
+        "A chunk that another process finishes is not fetched again.",
+    ),
+    Mutant(
+        "cache-others",
+        "data_pipeline/cache.py",
+        'np.where(np.isin(rows["set"][~mine], read), -np.inf, np.inf)',
+        "np.inf",
+        (f"{CACHE}::test_two_data_sets_share_a_folder",),
+        "What another run reads is left to it.",
+    ),
+    Mutant(
+        "cache-full-disk",
+        "data_pipeline/cache.py",
+        "                self._ceiling = self.used() - counted\n",
+        "                pass\n",
+        (f"{CACHE}::test_a_full_disk_and_a_read_only_one",),
+        "On a full disk what is needed later makes room.",
+    ),
+    Mutant(
+        "cache-crc",
+        "data_pipeline/cached.py",
+        "            self.node.cache.drop(k, file)\n",
+        "            file.close()\n",
+        (f"{CACHED}::test_bytes_that_the_disk_changed_are_fetched_again",),
+        "A file of the cache that the disk changed is fetched again.",
+    ),
+    Mutant(
+        "cache-one-prefetcher",
+        "data_pipeline/prefetch.py",
+        "                        self._closed.wait(0.2)\n",
+        "                        self._closed.wait(1e9)\n",
+        (f"{CACHED}::test_another_takes_over_when_the_prefetcher_dies",),
+        "Another process fetches ahead when the one that did is gone.",
+    ),
+    Mutant(
+        "cache-single-samples",
+        "data_pipeline/cached.py",
+        "        if size != length:\n",
+        "        if True:\n",
+        (f"{CACHED}::test_where_it_lies_and_how_it_is_read_changes_nothing",),
+        "Where there is no room for chunks a sample is one request of its own bytes.",
+    ),
+    Mutant(
+        "plan-lanes-end",
+        "data_pipeline/plan.py",
+        "        see(1, over, b[over], order.start[b[over]], end[over])\n",
+        "",
+        (f"{PLAN}::test_the_plan_knows_when_a_chunk_is_needed",),
+        "A chunk that lies in two lanes is needed in both.",
+    ),
+    Mutant(
+        "plan-epochs",
+        "data_pipeline/plan.py",
+        "for at, least in ((epoch, inside), (epoch + 1, 0)):",
+        "for at, least in ((epoch, inside),):",
+        (f"{PLAN}::test_a_cyclic_pass_has_hits",),
+        "What the next epoch needs is known in this one.",
     ),
     Mutant(
         "s3-lost-answer",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from vtx_scale.launch.commands import recipe_arguments
 
-HELP = "index, order, verify and inspect shards; make toy shards, digits, a tokenizer or a palette"
+HELP = "index, order, check, warm and bench shards; make toy shards, digits, tokenizers, palettes"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,18 @@ def looking(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     p.add_argument("--smoke", action="store_true", help="the tiny sibling of the recipe")
     p.add_argument("keys", nargs="*", metavar="key=value", help="change any field of the recipe")
+    p.add_argument("--json", action="store_true")
+    p = command("warm", "fill this node's cache with what the first steps of a recipe need")
+    recipe_arguments(p)
+    p.add_argument("--world", type=int, default=1)
+    p.add_argument("--steps", type=int, default=1)
+    p.add_argument("--start", type=int, default=0)
+    p.add_argument(
+        "--ranks", metavar="A-B", default="", help="those of this node, as 0-7; default: all"
+    )
+    p.add_argument("--json", action="store_true")
+    p = command("bench", "samples a CPU-second, fetch and cache rates, and what bounds them")
+    recipe_arguments(p)
     p.add_argument("--json", action="store_true")
     p = command("inspect", "what shards hold")
     p.add_argument("shards")

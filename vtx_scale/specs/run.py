@@ -304,6 +304,25 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cache(Spec):
+    """Chunks of shards, kept on each node's disk for all of its ranks and for the next epoch."""
+
+    paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"folder": ()}
+
+    # vtx-scale/chunks in the user's cache when empty, and then for remote shards alone
+    folder: str = ""
+    # of its disk, all data sets together; a tenth of what is free there, at most 200 GB, when
+    # None; 0 for no cache
+    bytes: int | None = None
+
+    def faults(self) -> list[str]:
+        """As `Spec.faults`."""
+        if self.bytes is not None and self.bytes < 0:
+            return [f"bytes={self.bytes}: give a number of bytes, or 0 for no cache."]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
 class System(Spec):
     """How it is computed. Nothing here counts in the hash; None is automatic (docs/tour.md)."""
 
@@ -322,6 +341,7 @@ class System(Spec):
     # which the loss needs no more memory on more ranks
     contrastive: Literal["gather", "ring"] = "gather"
     workers: int = 1  # loader processes a rank
+    cache: Cache = field(default_factory=Cache)
     precision: PrecisionName = "auto"
     device: DeviceName = "auto"
     compile: bool = False

@@ -1,0 +1,185 @@
+"""Batches through a node's cache: the same ones, within its limit, each chunk fetched once."""
+
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from tests.data_pipeline.caches import (
+    BYTES,
+    CHUNK_BYTES,
+    CHUNKS,
+    SAMPLES,
+    SHARDS,
+    audit,
+    batches_of,
+    large_set,
+    look_ahead,
+    read_in_step,
+    remote_index,
+    row_of,
+    watch_disk,
+)
+from tests.ranks import SERVER, on_ranks
+from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.book import cost
+from vtx_scale.data_pipeline.cache import SPARE, NodeCache
+from vtx_scale.data_pipeline.opening import open_index
+from vtx_scale.data_pipeline.prefetch import Caching, shortage
+
+EPOCH = SHARDS * SAMPLES // 8  # steps
+QUARTER = 16 << 20
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return large_set(tmp_path_factory.mktemp("shards"))
+
+
+def rows_of(index, caching=None, steps=2 * EPOCH, rank=0, world=1):
+    batches = batches_of(index, caching, rank, world)
+    found = [row_of(Batch(**batches[step])) for step in range(steps)]
+    batches.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(shards):
+    """What the disk gives."""
+    return rows_of(open_index(str(shards), chunk=SAMPLES // 2))
+
+
+def test_two_ranks_of_two_workers(shards, tmp_path):
+    """The batches of the disk; never above the limit; each chunk is fetched once by the node where
+    the limit allows that, and once an epoch but for a few where it is a quarter of the data.
+    """
+    local = open_index(str(shards), chunk=SAMPLES // 2)
+    tries = []
+    for limit in (QUARTER, 80 << 20):
+        index = remote_index(shards, tmp_path / f"log{limit}", 0.002)
+        assert NodeCache(tmp_path / f"{limit}", limit, index.digest).prepare() == ""
+        most, stop = SERVER.Value("q", 0), SERVER.Event()
+        watcher = SERVER.Process(target=watch_disk, args=(tmp_path / f"{limit}", most, stop))
+        tries.append((index, Caching(tmp_path / f"{limit}", limit), most, stop, watcher))
+        watcher.start()
+    try:
+        found = on_ranks(2, read_in_step, [t[:2] for t in tries], 2 * EPOCH, 2)
+    finally:
+        for _, _, _, stop, watcher in tries:
+            stop.set()
+            watcher.join()
+    expected = [2 * [rows_of(local, rank=rank, world=2)] for rank in range(2)]
+    assert found == expected
+    for (index, caching, used, _, _), times in zip(tries, (2.2, 1), strict=True):
+        assert min(caching.limit, 60 << 20) * 0.9 < used.value <= caching.limit
+        asked = Counter((name, at) for _, name, at, _ in index.root.requests())
+        assert len(asked) == CHUNKS
+        assert asked.total() <= times * CHUNKS, asked.most_common(5)
+        audit(NodeCache(caching.folder, caching.limit, index.digest))
+
+
+def test_where_it_lies_and_how_it_is_read_changes_nothing(shards, tmp_path, expected):
+    """A cache that is too small for what is in use, one beside local shards, and a lost file."""
+    log = tmp_path / "log"
+    index = remote_index(shards, log)
+    assert rows_of(index, Caching(tmp_path / "sparse", 0, sparse=True)) == expected
+    asked = index.root.requests()
+    assert Counter(length for *_, length in asked if length > BYTES + 4096).total() == CHUNKS
+    # a sample is one request: the first of a chunk is read of the whole
+    assert len(asked) == CHUNKS + 2 * SHARDS * SAMPLES
+    assert not (tmp_path / "sparse").exists()
+
+    small = Caching(tmp_path / "small", SPARE + 5 * cost(CHUNK_BYTES))
+    NodeCache(small.folder, small.limit, index.digest).prepare()
+    assert rows_of(index, small) == expected
+    audit(NodeCache(small.folder, small.limit, index.digest))
+
+    local = open_index(str(shards), chunk=SAMPLES // 2)
+    beside = Caching(tmp_path / "beside", QUARTER)
+    NodeCache(beside.folder, beside.limit, local.digest).prepare()
+    assert rows_of(local, beside) == expected
+    assert len(list(beside.folder.iterdir())) > 20
+
+
+def test_bytes_that_the_disk_changed_are_fetched_again(shards, tmp_path, expected):
+    """The first use of a file in a process looks at its CRC."""
+    index, caching = remote_index(shards, tmp_path / "log"), Caching(tmp_path / "c", 80 << 20)
+    cache = NodeCache(caching.folder, caching.limit, index.digest)
+    assert cache.prepare() == ""
+    assert rows_of(index, caching) == expected
+    assert len(index.root.requests()) == CHUNKS
+    changed = range(0, CHUNKS, 10)
+    for k in changed:
+        with cache.path(k).open("r+b") as file:
+            file.seek(BYTES)
+            file.write(b"\xff" * 8)
+    assert rows_of(index, caching) == expected
+    assert len(index.root.requests()) == len(changed)
+    audit(cache)
+
+
+def test_another_takes_over_when_the_prefetcher_dies(shards, tmp_path):
+    """It fetches what the readers need next, which themselves read nothing here."""
+    index, caching = remote_index(shards, tmp_path / "log"), Caching(tmp_path / "c", 80 << 20)
+    cache = NodeCache(caching.folder, caching.limit, index.digest)
+    assert cache.prepare() == ""
+    step, stop = SERVER.Value("q", 0), SERVER.Event()
+    readers = [
+        SERVER.Process(target=look_ahead, args=(index, caching, step, stop)) for _ in range(2)
+    ]
+    for reader in readers:
+        reader.start()
+    plan, seen = batches_of(index, None).plan([0]), []
+    try:
+        for at in (0, 6):
+            step.value = at
+            needed = {k for s in range(at, at + 5) for k in plan.needs(s).tolist()}
+            late = time.monotonic() + 30
+            while time.monotonic() < late and not all(cache.path(k).exists() for k in needed):
+                time.sleep(0.01)
+            assert all(cache.path(k).exists() for k in needed)
+            pids = {pid for pid, *_ in index.root.requests()}
+            assert len(pids) == 1, "one fetches for all"
+            seen += pids
+            os.kill(seen[-1], signal.SIGKILL)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.kill()
+            reader.join()
+    assert seen[0] != seen[1]
+
+
+def test_what_is_in_use_decides_whether_a_limit_is_too_small(shards, tmp_path):
+    """As the plan says it, against counting what a pass has in use step by step."""
+    index = remote_index(shards, tmp_path / "log")
+    batches = batches_of(index, None)
+    plan = batches.plan([0])
+    first, last = {}, {}
+    for step in range(EPOCH):
+        for k in plan.needs(step).tolist():
+            first.setdefault(k, step)
+            last[k] = step
+    in_use = max(sum(first[k] <= step <= last[k] for k in first) for step in range(EPOCH))
+    need = shortage(plan, index.chunk_bytes, 0, 1)
+    assert in_use * cost(CHUNK_BYTES) <= need <= 2 * in_use * cost(CHUNK_BYTES)
+    assert shortage(plan, index.chunk_bytes, need, 1) == 0
+    assert shortage(plan, index.chunk_bytes, need - 1, 1) == need
+
+
+def test_a_bad_sample_is_the_same_one(shards, tmp_path):
+    """Of a chunk whose bytes are not those that were indexed all samples are masked."""
+    index = remote_index(shards, tmp_path / "log")
+    index.chunk_crc = index.chunk_crc.copy()
+    index.chunk_crc[7] ^= 1
+    caching = Caching(tmp_path / "c", 80 << 20)
+    cache = NodeCache(caching.folder, caching.limit, index.digest)
+    assert cache.prepare() == ""
+    batches = batches_of(index, caching)
+    bad = [row for step in range(EPOCH) for row in batches[step]["bad"]]
+    batches.close()
+    assert len(bad) == SAMPLES // 2 and {row["reason"] for row in bad} == {"chunk_crc"}
+    assert not cache.path(7).exists()
+    audit(cache)
