@@ -12,7 +12,7 @@ from vtx_scale.data_pipeline.members import Placed
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch.caching import caching_of
 from vtx_scale.launch.checks import check_micro_batch
-from vtx_scale.launch.datasets import DataSet, order_of
+from vtx_scale.launch.datasets import DataSet, coding, order_of
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import Run
@@ -58,10 +58,12 @@ def check_cuts(run: Run, axis: int, say: Callable[[str], None]) -> None:
         )
 
 
-def reader_of(run: Run, train: bool) -> Reader:
-    """What turns the recipe's samples into arrays. train: with augmentation."""
+def reader_of(run: Run, train: bool, coded: bool = False) -> Reader:
+    """What turns the recipe's samples into arrays. train: with augmentation. coded: of shards that
+    hold codes in place of pictures.
+    """
     kind: type[Objective] = import_object(type(run.objective).build)
-    reader = kind.reader(run.objective, run.data, train)
+    reader = (kind.codes_reader if coded else kind.reader)(run.objective, run.data, train)
     caption, label = run.data.caption, run.data.label
     return Placed(reader, caption, label) if caption or label else reader
 
@@ -72,7 +74,8 @@ def train_batches(
     """A rank's shares of the global batches, in the run's order. say: takes a sentence where the
     node's cache cannot be had or is too small.
     """
-    order, reader = order_of(run, *data.indexes), reader_of(run, True)
+    order = order_of(run, *data.indexes)
+    reader = reader_of(run, True, coding(run, data) is not None)
     first, *more = data.indexes
     batch, seed = run.global_batch, run.seed
     batches = Batches(first, order, reader, batch, rank, world, seed, tuple(more), data.names)
@@ -89,7 +92,7 @@ def eval_batches(
     """
     n, together = data.n, size * world
     first, *more = data.indexes
-    order, reader = InOrder(n), reader_of(run, False)
+    order, reader = InOrder(n), reader_of(run, False, coding(run, data) is not None)
     batches = Batches(
         first, order, reader, together, rank, world, run.seed, tuple(more), data.names
     )

@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 
 from vtx_scale.data_pipeline import hold_out
+from vtx_scale.data_pipeline.codes import coding_of
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.paths import local_path
-from vtx_scale.data_pipeline.remote import index_remote
+from vtx_scale.data_pipeline.remote import index_remote, named
+from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.sources import Samples
 from vtx_scale.data_pipeline.storage import whole
 from vtx_scale.data_pipeline.tools.digits import make_digits
@@ -20,11 +22,13 @@ from vtx_scale.launch.build import reader_of
 from vtx_scale.launch.checks import check
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.datasets import order_of, training_data
+from vtx_scale.launch.encode import run as encode
 from vtx_scale.launch.places import shards_at
 from vtx_scale.launch.resolve import resolve_shards
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.launch.warming import bench, warm
 from vtx_scale.specs.palette import write_palette
+from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
 
 
@@ -41,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         "digits": digits,
         "tokenizer": tokenizer,
         "palette": palette,
+        "encode": encode,
     }
     return work[args.what](args)
 
@@ -92,14 +97,16 @@ def order(args: argparse.Namespace) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     bad, reader, seed = 0, None, 0
+    listed = shards_at(args.shards, say)
     if args.recipe:
         recipe = run_of(args)
         check(recipe)
-        reader, seed = reader_of(recipe, True), recipe.seed
+        coded = coded_shards(recipe, listed)
+        reader, seed = reader_of(recipe, True, coded), recipe.seed
     elif args.smoke or args.keys:
         raise UserError("--smoke and key=value are of a recipe: add --for RECIPE.")
     try:
-        for row in verify_shards(shards_at(args.shards, say), reader, seed, say):
+        for row in verify_shards(listed, reader, seed, say):
             bad += 1
             where = f"{row['shard']}/{row['key'] or '(the tar)'}"
             print_json(row) if args.json else print(
@@ -110,6 +117,13 @@ def verify(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         return 1  # a verdict that nobody has read to its end is no good one
     return int(bad > 0)
+
+
+def coded_shards(recipe: Run, shards: Shards) -> bool:
+    """Whether a recipe reads the codes in these shards, which hold no pictures."""
+    if not type(recipe.objective).coded_by:
+        return False
+    return coding_of(shards.root, named(shards).names) is not None
 
 
 def inspect(args: argparse.Namespace) -> int:

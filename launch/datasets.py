@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from vtx_scale.data_pipeline.codes import Coding, alike, coding_of
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.hold_out import split
 from vtx_scale.data_pipeline.index import Index
@@ -89,6 +90,36 @@ def training_data(run: Run, say: Callable[[str], None] = silent) -> DataSet:
     data = open_data(run, True, say)
     assert data is not None
     return data
+
+
+def coding(run: Run, data: DataSet | None) -> Coding | None:
+    """Of which codec the codes are that these shards hold; None of pictures, and for an objective
+    that reads pictures alone. Raises UserError where a set is not one.
+    """
+    if data is None or not type(run.objective).coded_by:
+        return None
+    found = {source.name: coding_of_source(source.index) for source in data.sources}
+    first = next(iter(found.values()))
+    for name, other in found.items():
+        if (first and alike(first)) != (other and alike(other)):
+            raise UserError(
+                f"The source {name} holds {f'codes of {other}' if other else 'pictures'} and "
+                f"{next(iter(found))} {f'codes of {first}' if first else 'pictures'}: give sources "
+                "of pictures, or of codes of one codec and one crop."
+            )
+    return first
+
+
+def coding_of_source(index: Index) -> Coding | None:
+    """The same of one set of shards, which is looked at once."""
+    which = (str(index.root), index.digest)
+    if which not in _codings:
+        _codings[which] = coding_of(index.root, index.names)
+    return _codings[which]
+
+
+# evaluations ask again
+_codings: dict[tuple[str, bytes], Coding | None] = {}
 
 
 def data_set(shards: str, say: Callable[[str], None]) -> DataSet:

@@ -22,7 +22,8 @@ from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import Features, extract
 from vtx_scale.launch import checks, override
 from vtx_scale.launch.build import eval_batches
-from vtx_scale.launch.datasets import open_data
+from vtx_scale.launch.codec import check_codec
+from vtx_scale.launch.datasets import coding, open_data
 from vtx_scale.launch.open_run import open_run
 from vtx_scale.launch.reading import KEYS, Reading, reading_of
 from vtx_scale.launch.run_folder import recipe_of
@@ -196,8 +197,10 @@ def evaluate(
     run, reading = run or recipe_of(folder), reading or Reading()
     for name in names:
         evaluator(name)
-    if open_data(run, False) is None:
+    data = open_data(run, False)
+    if data is None:
         raise UserError(f"{folder} names no validation samples: add data.val_shards=FOLDER.")
+    check_codec(run, {"data.val_shards": coding(run, data)}, folder, False)
     opened = open_run(folder, reading.device, reading.precision)
     for name, values in each(
         run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"]

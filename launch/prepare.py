@@ -16,6 +16,7 @@ from vtx_scale.launch import checks, run_folder
 from vtx_scale.launch.amendments import plan
 from vtx_scale.launch.datasets import (
     DataSet,
+    coding,
     fingerprint_of,
     hash_of,
     open_data,
@@ -63,9 +64,22 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
     data = training_data(run, say)
     for sentence in thin_sources(run, data):
         say(sentence)
-    if run.evaluate and open_data(run, False, say) is None:
+    val = open_data(run, False, say) if run.evaluate else None
+    if run.evaluate and val is None:
         say(f"no data.val_shards: {', '.join(e.name for e in run.evaluate)} will be left out")
+    refuse_codes(run, folder, data, val)
     return data
+
+
+def refuse_codes(run: Run, folder: Path, data: DataSet, val: DataSet | None) -> None:
+    """Raises UserError where shards hold codes of another codec than the run's."""
+    codings = {"data.shards": coding(run, data), "data.val_shards": coding(run, val)}
+    if any(codings.values()):
+        from vtx_scale.launch.codec import check_codec, codec_part
+
+        begun = run_folder.begun(folder)  # it has the codec in its checkpoints
+        source = folder if begun else getattr(run.objective, codec_part(run.objective).source)
+        check_codec(run, codings, Path(source), begun)
 
 
 def prepare_folder(run: Run, folder: Path, data: DataSet, fork: bool = False) -> Run:

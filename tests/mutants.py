@@ -87,6 +87,8 @@ PLAN = "tests/data_pipeline/test_plan.py"
 CONTRACT = "tests/cluster/test_storage_contract.py"
 BUCKET = "tests/cluster/test_s3.py"
 STORAGE = "tests/data_pipeline/test_storage.py"
+CODES = "tests/data_pipeline/test_codes.py"
+ENCODE = "tests/surfaces/test_encode.py"
 LOOP = "vtx_scale/trainer/loop.py"
 OUTPUT = "vtx_scale/trainer/output.py"
 LEAVE = "vtx_scale/trainer/leave.py"
@@ -1937,6 +1939,64 @@ MUTANTS = (
         "or need <= 100 * room",
         (f"{PLANNER}::test_a_run_that_cannot_lie_in_the_memory_is_refused",),
         "A run that cannot lie in the memory is refused before anything is allocated.",
+    ),
+    # --- codes in place of pictures
+    Mutant(
+        "codes-unpickled",
+        "data_pipeline/codes.py",
+        '    if dtype.kind != "u" or dtype.itemsize not in (2, 4):',
+        "    if dtype.hasobject:\n        np.load(io.BytesIO(body), allow_pickle=True)\n"
+        '    if dtype.kind != "u" or dtype.itemsize not in (2, 4):',
+        (f"{CODES}::test_pickled_arrays_are_refused_and_their_canary_unwritten",),
+        "An array of objects is never unpickled.",
+    ),
+    Mutant(
+        "codes-beyond-the-codec",
+        "data_pipeline/codes.py",
+        "if (most := int(codes.max())) >= vocab:",
+        "if (most := int(codes.max())) > vocab:",
+        (f"{CODES}::test_what_is_no_array_of_codes_is_a_bad_sample",),
+        "A code that the codec has not is a bad sample.",
+    ),
+    Mutant(
+        "encode-in-place",
+        "data_pipeline/tools/encode.py",
+        "        write_tar(path, samples)\n        out.put_file(name, path)",
+        "        write_tar(out.root / name, samples)\n        out.put_file(name, out.root / name)",
+        (f"{CODES}::test_killed_anywhere_and_run_again_gives_the_same_bytes",),
+        "A shard of codes is whole or absent wherever its writer is killed.",
+    ),
+    Mutant(
+        "encode-across-shards",
+        "data_pipeline/tools/encode.py",
+        "        self.steps = np.concatenate([[0], np.cumsum(-(-counts // size))])",
+        "        self.steps = np.concatenate([[0], np.cumsum(np.maximum(1, counts // size))])",
+        (f"{CODES}::test_encoded_shards",),
+        "Every sample of a shard is encoded.",
+    ),
+    Mutant(
+        "encode-finished-at-once",
+        "data_pipeline/tools/encode.py",
+        'out.put(f"{folder}/{FILE}".lstrip("/"), coding.body())',
+        'out.put(f"{folder}/{FILE}".lstrip("/"), replace(coding, shards=1).body())',
+        (f"{CODES}::test_killed_anywhere_and_run_again_gives_the_same_bytes",),
+        "A set whose encoding ended early is refused.",
+    ),
+    Mutant(
+        "codes-of-any-codec",
+        "launch/codec.py",
+        "        if coding.digest != digest:",
+        "        if coding.digest != digest and known:",
+        (f"{ENCODE}::test_codes_of_another_codec_or_crop_are_refused",),
+        "Codes are read with the codec that they come from.",
+    ),
+    Mutant(
+        "codes-of-any-crop",
+        "launch/codec.py",
+        "train is not None and train.crop != (wanted := crop_of(run.data))",
+        "train is not None and train.crop == (wanted := crop_of(run.data))",
+        (f"{ENCODE}::test_the_same_losses_as_with_the_codec_in_the_loop",),
+        "The crops of codes are those of the recipe.",
     ),
 )
 

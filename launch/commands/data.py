@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from vtx_scale.launch.commands import recipe_arguments
 
-HELP = "index, order, check, warm and bench shards; make toy shards, digits, tokenizers, palettes"
+HELP = "index, order, check, build, encode, warm and bench shards; toys, tokenizers, palettes"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     looking(command)
     making(command)
+    encoding(command("encode", "write the codes that a trained dVAE gives pictures, for DALL-E"))
 
 
 def looking(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -98,6 +99,29 @@ def making(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
         default=32,
         help="pictures are made so small before their colours are looked at",
     )
+
+
+def encoding(p: argparse.ArgumentParser) -> None:
+    """Of `vtx data encode`."""
+    p.add_argument("folder", metavar="RUN", help="a run folder of dvae_dalle")
+    p.add_argument("shards")
+    p.add_argument("out", metavar="OUT", help="a folder; an encoding that ended there goes on")
+    p.add_argument("--views", type=int, default=1, help="crops of a picture, of which a run draws")
+    p.add_argument(
+        "--for",
+        dest="recipe",
+        metavar="RECIPE",
+        default="dalle_12b",
+        help="take the training crops of this recipe (dalle_12b)",
+    )
+    p.add_argument(
+        "keys",
+        nargs="*",
+        metavar="key=value",
+        help="data.zoom=1,1.2: other crops; seed=1; system.device=cuda, system.precision=bf16",
+    )
+    p.set_defaults(smoke=False)
+    p.add_argument("--json", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,7 +32,8 @@ def loss(
     total = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
         texts = {name: batch[name] for name in ("tokens", "length") if name in batch}
-        nats = probes["loss"](batch["image"], batch.ids, **texts).double()
+        seen = batch["codes"] if "codes" in batch else batch["image"]
+        nats = probes["loss"](seen, batch.ids, **texts).double()
         total += torch.stack([nats[batch.valid].sum(), batch.valid.sum().double()])
     nats, samples = ranks.sum(total).tolist()
     if not samples:

@@ -1,5 +1,6 @@
 """Pictures that a model draws for captions: a row each, the true picture first."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,7 +34,13 @@ def samples(
     order = torch.argsort(batch.valid.int(), descending=True, stable=True)[:SHOWN]
     texts = tuple(batch[name][order].repeat_interleave(DRAWS, 0) for name in ("tokens", "length"))
     drawn = probes["sample"](texts).round().to(torch.uint8).unflatten(0, (len(order), DRAWS))
-    rows = torch.cat([batch["image"][order][:, None], drawn], dim=1)[: int(batch.valid.sum())]
+    if "codes" in batch:  # the picture as its codes have it
+        side = math.isqrt(batch["codes"].shape[1])
+        codes = batch["codes"][order].view(len(order), side, side)
+        true = probes["decode"](codes).round().to(torch.uint8)
+    else:
+        true = batch["image"][order]
+    rows = torch.cat([true[:, None], drawn], dim=1)[: int(batch.valid.sum())]
     scores: dict[str, Any] = {"samples": len(rows)}
     if len(rows):
         scores["picture"] = (

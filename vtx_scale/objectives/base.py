@@ -84,10 +84,10 @@ class Objective(nn.Module):
     computes no values.
 
     Five members make one: `reader`, `forward`, `units`, `parameter_rules` and `probes`; `count`,
-    `prepare`, `followers` and `update_buffers` where they differ from what stands here. What is a
-    fact about the configuration (used fields of `data`, augmentations, pretrained parts) stands in
-    the spec. Trained parameters have at least one dimension (a scale has shape (1,)), because FSDP
-    shards no scalars. Nothing here writes to a parameter.
+    `prepare`, `followers`, `update_buffers` and `codes_reader` where they differ from what stands
+    here. What is a fact about the configuration (used fields of `data`, augmentations, pretrained
+    parts) stands in the spec. Trained parameters have at least one dimension (a scale has shape
+    (1,)), because FSDP shards no scalars. Nothing here writes to a parameter.
 
     probes: what evaluators and users may ask, by name; docs/objectives.md lists names and shapes.
     parameter_rules: where each parameter and buffer starts, and how it is trained, a table of
@@ -110,6 +110,13 @@ class Objective(nn.Module):
         else as an evaluation sees a sample.
         """
         raise NotImplementedError("an objective needs a reader")
+
+    @staticmethod
+    def codes_reader(spec: Any, data: Data, train: bool) -> Reader:
+        """As `reader`, of shards that hold codes in place of pictures; for an objective whose spec
+        says `coded_by`.
+        """
+        raise NotImplementedError("an objective whose spec says coded_by needs a codes_reader")
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """() the sum of the loss over this rank's valid slots, and tensors of one number each to

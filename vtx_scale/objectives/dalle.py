@@ -2,7 +2,8 @@
 a caption and the codes of its picture, one after the other.
 
 B samples, T text places, G x G codes. The codes are the likeliest of a trained discrete VAE,
-which lies frozen in the checkpoint, so that a run goes on without the files that it came from.
+which lies frozen in the checkpoint, so that a run goes on without the files that it came from;
+shards that hold codes in place of pictures are read as they are (docs/data.md).
 The loss is 1/8 of the text's mean cross-entropy and 7/8 of the codes'. Places behind a caption
 count: each has its own learned input, and the end token for an answer. Departs: no gradient scale
 of a block's own and no PowerSGD; mixed precision is the strategy's, embeddings and outputs in
@@ -10,6 +11,7 @@ float32 as in the paper.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,11 @@ class Dalle(Objective):
             train,
         )
 
+    @staticmethod
+    def codes_reader(spec: DalleConfig, data: Data, train: bool) -> DalleReader:
+        codes = spec.codec.grid**2, spec.codec.vocab
+        return replace(Dalle.reader(spec, data, train), codes=codes)
+
     def units(self) -> Iterable[nn.Module]:
         return [*self.net.units(), *self.codec.units()]
 
@@ -78,8 +85,11 @@ class Dalle(Objective):
         return torch.arange(self.spec.net.context, device=length_B.device) >= length_B[:, None]
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.no_grad():
-            codes = self.coded(batch["image"])
+        if "codes" in batch:
+            codes = batch["codes"].long()
+        else:
+            with torch.no_grad():
+                codes = self.coded(batch["image"])
         text_B, code_B = self.nats(batch["tokens"], batch["length"], codes)
         count = batch.valid.sum().clamp(min=1)
 
@@ -115,10 +125,11 @@ class Dalle(Objective):
     def _loss(
         self, pixels: NDArray[Any] | Tensor, ids: Tensor, tokens: Tensor, length: Tensor
     ) -> Tensor:
-        """(B,) nats, weighted as in training."""
+        """(B,) nats, weighted as in training. pixels: or codes (B, G G)."""
 
         def nats(x: Tensor, tokens: Tensor, length: Tensor) -> Tensor:
-            text_B, code_B = self.nats(tokens, length, self.coded(x))
+            codes = x.long() if x.ndim == 2 else self.coded(x)
+            text_B, code_B = self.nats(tokens, length, codes)
             return self.spec.text_share * text_B + (1 - self.spec.text_share) * code_B
 
         return self.context.run_probe(nats, torch.as_tensor(pixels), tokens, length)

@@ -75,6 +75,7 @@ class DalleConfig(ObjectiveSpec):
     data_fields: ClassVar[tuple[str, ...]] = (*PICTURES, "tokenizer", "caption")
     interop: ClassVar[str] = "vtx_scale.interop.dalle"
     pretrained: ClassVar[tuple[Pretrained, ...]] = (Pretrained("codec", smoke="dvae_dalle"),)
+    coded_by: ClassVar[str] = "codec"
     vocabulary: ClassVar[str] = "net.vocab"
     needs: ClassVar[Mapping[str, str]] = {
         "codec_from": "learns from the codes of a discrete VAE: add objective.codec_from=RUN, "

@@ -40,6 +40,8 @@ class ObjectiveSpec(Spec):
     # patterns of the fields of `data.augment` that it makes
     augmentations: ClassVar[tuple[str, ...]] = ()
     pretrained: ClassVar[tuple[Pretrained, ...]] = ()
+    # the pretrained part whose codes it reads where shards hold them in place of pictures
+    coded_by: ClassVar[str] = ""
     vocabulary: ClassVar[str] = ""  # the field, "text.vocab", that is the tokenizer's number of ids
     interop: ClassVar[str] = ""  # the module of its name tables, where it leaves as a whole
     places: ClassVar[tuple[str, ...]] = ("net.",)  # where weights of `net` that come in stand
