@@ -15,6 +15,7 @@ from vtx_scale.data_pipeline.errors import BadSample, notes
 from vtx_scale.data_pipeline.read import Draw, Members, Row
 from vtx_scale.data_pipeline.tar import IMAGES
 
+VIDEOS = ("mp4", "webm", "mkv")  # what a video is its bytes say
 CAPTIONS = ("txt", "cap")
 TEXTS = (*CAPTIONS, "json", "cls")
 TEXT_LIMIT = 64 << 10
@@ -73,6 +74,15 @@ def image(members: Mapping[str, Any]) -> bytes:
             body: bytes = members[extension]
             return body
     raise BadSample("member_missing", "image")
+
+
+def video(members: Mapping[str, Any]) -> bytes:
+    """The bytes of the video. Raises BadSample member_missing."""
+    for extension in VIDEOS:
+        if extension in members:
+            body: bytes = members[extension]
+            return body
+    raise BadSample("member_missing", "video")
 
 
 def decoded(body: bytes, errors: str = "strict") -> str:

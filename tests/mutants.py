@@ -88,6 +88,7 @@ CONTRACT = "tests/cluster/test_storage_contract.py"
 BUCKET = "tests/cluster/test_s3.py"
 STORAGE = "tests/data_pipeline/test_storage.py"
 CODES = "tests/data_pipeline/test_codes.py"
+VIDEO = "tests/data_pipeline/test_video.py"
 ENCODE = "tests/surfaces/test_encode.py"
 LOOP = "vtx_scale/trainer/loop.py"
 OUTPUT = "vtx_scale/trainer/output.py"
@@ -1995,8 +1996,49 @@ MUTANTS = (
         "launch/codec.py",
         "train is not None and train.crop != (wanted := crop_of(run.data))",
         "train is not None and train.crop == (wanted := crop_of(run.data))",
-        (f"{ENCODE}::test_the_same_losses_as_with_the_codec_in_the_loop",),
+        (f"{ENCODE}::test_codes_of_another_codec_or_crop_are_refused",),
         "The crops of codes are those of the recipe.",
+    ),
+    # --- clips
+    Mutant(
+        "clip-from-the-start",
+        "data_pipeline/video.py",
+        "        if before and before[-1]:",
+        "        if not before:",
+        (f"{VIDEO}::test_decoding_begins_at_the_key_frame",),
+        "A clip is decoded from the key frame before it.",
+    ),
+    Mutant(
+        "clip-without-what-is-before",
+        "data_pipeline/video.py",
+        "        found = self._from(0, set(wanted), use)",
+        "        found = self._from(before[-1] if before else 0, set(wanted), use)",
+        (f"{VIDEO}::test_frames_are_those_of_decoding_from_the_start[x264-refresh]",),
+        "Where a key frame is not enough, a clip is decoded from the start.",
+    ),
+    Mutant(
+        "clip-one-late",
+        "data_pipeline/video.py",
+        "first = int(u * (len(video) - span + 1))",
+        "first = min(len(video) - span, 1 + int(u * (len(video) - span + 1)))",
+        (f"{VIDEO}::test_frames_are_those_of_decoding_from_the_start[x264-mp4]",),
+        "A clip begins where the sample's number says.",
+    ),
+    Mutant(
+        "video-cut",
+        "data_pipeline/video.py",
+        "    if ends_early(body, kind):",
+        "    if False:",
+        (f"{VIDEO}::test_broken_videos_are_bad_samples",),
+        "A video whose file ends early is masked.",
+    ),
+    Mutant(
+        "video-of-any-size",
+        "data_pipeline/video.py",
+        '{"err_detect": "explode", "max_pixels": str(room)}',
+        '{"err_detect": "explode"}',
+        (f"{VIDEO}::test_frames_of_another_size_on_the_way_are_refused_unallocated",),
+        "Frames larger than the header says are not allocated.",
     ),
 )
 

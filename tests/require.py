@@ -19,6 +19,7 @@ PACKAGES = {
     "deepspeed": ("deepspeed",),
     "fairscale": ("fairscale",),
     "s3": ("boto3",),
+    "video": ("av",),
 }
 CEPH = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool")
 WEED = Path(sys.executable).parent / "weed"

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from vtx_scale.data_pipeline import codes
 from vtx_scale.data_pipeline import members as sample
+from vtx_scale.data_pipeline.augment.crop import centre_box
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import BadSample, judged
 from vtx_scale.data_pipeline.layout import Layout
@@ -21,7 +23,10 @@ from vtx_scale.data_pipeline.scan import Told, open_shard, shown
 from vtx_scale.data_pipeline.shards import Shards, local_shards
 from vtx_scale.data_pipeline.storage import File
 from vtx_scale.data_pipeline.tar import IMAGES, MEMBER_LIMIT, Problem, Sample, samples
+from vtx_scale.data_pipeline.video import decode_clip
 
+SEEN = (*IMAGES, *sample.VIDEOS, codes.MEMBER)
+SMALL = 16  # pixels of a side of the frame of a video that is looked at
 WITHOUT_TEXT = 10_000  # samples that are pictures alone, before the whole set is taken for such
 Line = dict[str, str]
 
@@ -157,9 +162,11 @@ def at_fault(item: Sample, length: int) -> str:
 def behind(fault: BadSample, members: Mapping[str, Any]) -> str:
     """The member that a reader's word is about, as far as the word says so."""
     kinds = {
-        "image": IMAGES,
+        "image": (*IMAGES, *sample.VIDEOS),
+        "video": sample.VIDEOS,
+        "codes": (codes.MEMBER,),
         "jpeg": IMAGES,
-        "empty": IMAGES,
+        "empty": (*IMAGES, *sample.VIDEOS),
         "text": sample.CAPTIONS,
         "json": ("json",),
         "label": ("cls",),
@@ -177,9 +184,9 @@ def fault(members: Mapping[str, Any]) -> str:
 
 def looked_at(members: Mapping[str, Any]) -> tuple[str, str]:
     """(why a sample with these members cannot be used, the member), each "" where it can."""
-    if not any(x in members for x in IMAGES):
+    if not any(x in members for x in SEEN):
         return "member_missing", "image"
-    for name in (*IMAGES, *sample.TEXTS):
+    for name in (*SEEN, *sample.TEXTS):
         if name in members:
             try:
                 judged("reader_error", look, name, members)
@@ -193,6 +200,10 @@ def look(name: str, members: Mapping[str, Any]) -> None:
     """One member, as a reader would that asks for it. Raises BadSample."""
     if name in IMAGES:
         decode_image(members[name])
+    elif name in sample.VIDEOS:
+        decode_clip(members[name], 1, 1, 0.5, centre_box, SMALL)
+    elif name == codes.MEMBER:
+        codes.header(members[name])
     elif name == "json":
         sample.about(members)
     elif name == "cls":

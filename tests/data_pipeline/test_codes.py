@@ -33,6 +33,7 @@ from vtx_scale.data_pipeline.members import image
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.tools import encode as tool
 from vtx_scale.data_pipeline.tools.encode import SIZE, encode
 from vtx_scale.data_pipeline.tools.shards import write_shard
 
@@ -224,30 +225,37 @@ class Killed(Folder):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def child(pictures: Path, out: Path, writes: int, codes: int) -> None:
-    Killed.left, counted = writes, [codes]
+def child(pictures: Path, out: Path, writes: int, codes: int, members: int) -> None:
+    """Killed at one of these: in a write, while codes are computed, or within a shard."""
 
-    def killing(pixels):
-        counted[0] -= 1
-        if counted[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return coder(pixels)
+    def killing(function, left):
+        def counted(*rows):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*rows)
 
-    whole_of(pictures, out, Killed, coder=killing)
+        return counted
+
+    Killed.left = writes
+    tool.sample = killing(tool.sample, members)
+    whole_of(pictures, out, Killed, coder=killing(coder, codes))
 
 
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(pictures, tmp_path):
-    """Of its 10 writes (codec.json twice, 3 shards, before and behind) and its 10 batches."""
+    """Of its 10 writes (codec.json twice, 3 shards, before and behind), 10 batches, 27 samples."""
     whole_of(pictures, tmp_path / "whole")
     wanted = content(tmp_path / "whole")
     assert set(wanted) == {"codec.json", *(f"part-{s}.tar" for s in range(3))}
     context, ends = multiprocessing.get_context("fork"), set()
-    for writes, codes in [(n, 0) for n in range(1, 11)] + [(0, n) for n in range(1, 11)]:
-        out = tmp_path / f"{writes}-{codes}"
-        process = context.Process(target=partial(child, pictures, out, writes, codes))
+    places = [(n, 0, 0) for n in range(1, 11)] + [(0, n, 0) for n in range(1, 11)]
+    for at in places + [(0, 0, n) for n in (1, 2, 11, 18, 19, 20, 27)]:
+        out = tmp_path / "-".join(map(str, at))
+        process = context.Process(target=partial(child, pictures, out, *at))
         process.start()
         process.join(60)
-        assert process.exitcode == -signal.SIGKILL, (writes, codes)
+        assert process.exitcode == -signal.SIGKILL, at
         left = content(out) if out.exists() else {}
         ends.add(len(left))
         for name in left:  # whole or absent
@@ -258,7 +266,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(pictures, tmp_path):
                 if coding is None:
                     raise UserError("no codec.json yet")
         whole_of(pictures, out)
-        assert content(out) == wanted, (writes, codes)
+        assert content(out) == wanted, at
     assert len(ends) >= 4
 
 

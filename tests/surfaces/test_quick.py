@@ -65,6 +65,7 @@ LAZY = {
     "vtx_scale/strategies/deepspeed_package.py": "DeepSpeed looks for its device when imported",
     "vtx_scale/trainer/log.py": "TensorBoard is a second of imports, for rank 0 alone",
     "data_pipeline/text.py": "captions as bytes need no library",
+    "data_pipeline/video.py": "PyAV is an extra",
     "data_pipeline/wds.py": "webdataset is loaded where a pipeline of it is built",
     "data_pipeline/tools/*.py": "scikit-learn is an extra, the tokenizers' trainer for one command",
 }
