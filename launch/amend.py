@@ -3,17 +3,16 @@
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.paths import local_path
-from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.launch.amendments import amended, plan
 from vtx_scale.launch.decided import Decision, read
 from vtx_scale.launch.override import WEIGHTS
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.tables import print_json
 from vtx_scale.specs.run import Run
@@ -25,7 +24,7 @@ TRIES = 8  # numbers that another process took first
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    folder = local_path(args.folder)
+    folder = place_at(args.folder)
     key, equals, value = args.change.partition("=")
     if not equals:
         raise UserError(f"{args.change!r} is not key=value.")
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def hint(folder: Path, made: Decision) -> str:
+def hint(folder: AnyPath, made: Decision) -> str:
     """What a run that trains knows of it."""
     return (
         f"a run that trains now does not see it: 'touch {folder}/control/stop', and then the same "
@@ -47,7 +46,7 @@ def hint(folder: Path, made: Decision) -> str:
     )
 
 
-def amend(folder: Path, key: str, value: str, step: int) -> tuple[Decision, str, str]:
+def amend(folder: AnyPath, key: str, value: str, step: int) -> tuple[Decision, str, str]:
     """Write an amendment that holds from a step (1..N) on; it, the value before it and its own.
 
     Raises UserError for a folder that is no run, a field or value that cannot be, and a step that
@@ -62,7 +61,7 @@ def amend(folder: Path, key: str, value: str, step: int) -> tuple[Decision, str,
         was, now = shown(holds, key), shown(amended(holds, key, value), key)
         plan(recipe, [*before, made])  # what was decided for later steps must still be possible
         body = json.dumps({**about(made), "time": time.time()}, indent=1).encode() + b"\n"
-        if Folder(folder / "decisions").put_if_absent(f"{made.name}.json", body):
+        if storage_of(folder / "decisions").put_if_absent(f"{made.name}.json", body):
             return made, was, now
     raise UserError(f"{folder}/decisions is being written by others: try it again.")
 
@@ -72,7 +71,7 @@ def about(made: Decision) -> dict[str, Any]:
     return {"kind": made.kind, "step": made.step, "key": made.key, "value": made.value}
 
 
-def check_step(folder: Path, recipe: Run, step: int) -> None:
+def check_step(folder: AnyPath, recipe: Run, step: int) -> None:
     """Raises UserError where a step is not beyond what was computed, or beyond the end."""
     saved = max(steps(checkpoints_of(folder)), default=0)
     rows = written(folder / "metrics.jsonl")

@@ -1,13 +1,13 @@
 """What checkpoints a run has, whether they are whole, and which of them stay."""
 
 import argparse
-from pathlib import Path
 
 from vtx_scale.checkpoints.read import listing
 from vtx_scale.checkpoints.write import prune, sweep
-from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import decided, decisions, run_folder
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.retention import stays
 from vtx_scale.launch.tables import print_json, print_table
 
@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises UserError where the folder is no run folder, or is to be cleared while a job writes.
     """
-    folder = local_path(args.folder)
+    folder = place_at(args.folder)
     run_folder.read(folder)
     if args.prune:
         clear(folder)
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     return int(args.verify and not all(r["valid"] for r in rows))
 
 
-def clear(folder: Path) -> None:
+def clear(folder: AnyPath) -> None:
     """Remove what the run's own rules let go: checkpoints, those first that a decision abandoned,
     and what killed saves have left.
 

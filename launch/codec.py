@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor
 from vtx_scale.checkpoints.read import Opened, read_newest
 from vtx_scale.data_pipeline.codes import Coding
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.interop.files import FILES, read_weights
 from vtx_scale.interop.weights import import_network
 from vtx_scale.launch.paths import checkpoints_of
@@ -38,7 +39,7 @@ def codec_part(objective: ObjectiveSpec) -> Pretrained:
     raise UserError(f"{objective.title()} reads pictures, not their codes: take dalle_12b.")
 
 
-def codec_digest(path: Path, objective: ObjectiveSpec) -> str:
+def codec_digest(path: AnyPath, objective: ObjectiveSpec) -> str:
     """SHA-256 of a codec's parameters, by their names and as float32: the same of a run that
     trained it, a run that has it as a part, and an export.
 
@@ -48,7 +49,7 @@ def codec_digest(path: Path, objective: ObjectiveSpec) -> str:
     there = held(path, objective, part)
     prefix = there.prefix if there else ""
     if there is None:
-        state = import_network(path, getattr(objective, part.part))
+        state = import_network(local_path(str(path)), getattr(objective, part.part))
     elif (path / "run.json").exists():
 
         def under(checkpoint: Opened) -> dict[str, Tensor]:
@@ -61,7 +62,7 @@ def codec_digest(path: Path, objective: ObjectiveSpec) -> str:
             raise UserError(f"{path} has no whole checkpoint: run its training first.")
         state = found
     else:
-        state = read_weights(path, FILES)
+        state = read_weights(local_path(str(path)), FILES)
     total = hashlib.sha256()
     for name in sorted(name for name in state if name.startswith(prefix)):
         value = state[name].to(torch.float32).contiguous()
@@ -70,7 +71,9 @@ def codec_digest(path: Path, objective: ObjectiveSpec) -> str:
     return total.hexdigest()
 
 
-def check_codec(run: Run, codings: Mapping[str, Coding | None], source: Path, known: bool) -> None:
+def check_codec(
+    run: Run, codings: Mapping[str, Coding | None], source: AnyPath, known: bool
+) -> None:
     """Raises UserError where shards hold codes of another codec than the run's, or of other crops.
 
     codings: by the key that names the shards; None of pictures. source: where the run's codec is.

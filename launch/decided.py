@@ -12,11 +12,10 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 
 NAME = re.compile(r"(\d{8})\.json")
 
@@ -49,12 +48,12 @@ class Decision:
         return self.step - 1 if self.key else self.step
 
 
-def read(folder: Path) -> list[Decision]:
+def read(folder: AnyPath) -> list[Decision]:
     """The decisions of a run, in the order in which they were made.
 
     Raises UserError for one that cannot be read or that this version does not know.
     """
-    store = Folder(folder / "decisions")
+    store = storage_of(folder / "decisions")
     names = [name for name in store.list("") if name.endswith(".json")]
     for name in names:
         if not NAME.fullmatch(name):
@@ -119,7 +118,7 @@ def abandoned(manifest: dict[str, Any], decisions: Iterable[Decision]) -> bool:
     return any(manifest["step"] > d.behind for d in decisions if d.name not in known)
 
 
-def check_known(manifest: dict[str, Any], decisions: Iterable[Decision], folder: Path) -> None:
+def check_known(manifest: dict[str, Any], decisions: Iterable[Decision], folder: AnyPath) -> None:
     """Raises UserError where a checkpoint's run knew a decision that is no longer there."""
     missing = set(manifest.get("decisions", [])) - {d.name for d in decisions}
     if missing:

@@ -6,14 +6,13 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import astuple
-from pathlib import Path
 
 import torch
 
 from vtx_scale.checkpoints.format import Damaged, read_manifest, steps
 from vtx_scale.checkpoints.write import remove
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch.decided import Decision, abandoned, read
@@ -25,7 +24,7 @@ from vtx_scale.trainer.output import Ledger, say, written
 SAME_STEP = 3  # roll-backs to one step, or to one before it, after which a run is given up
 
 
-def shared(folder: Path, ranks: Ranks, device: torch.device) -> list[Decision]:
+def shared(folder: AnyPath, ranks: Ranks, device: torch.device) -> list[Decision]:
     """The decisions as rank 0 sees them, on every rank.
 
     Raises UserError on rank 0 where one cannot be read, Elsewhere on the others.
@@ -50,7 +49,7 @@ def shared(folder: Path, ranks: Ranks, device: torch.device) -> list[Decision]:
     return [Decision(*values) for values in json.loads(bytes(map(int, ranks.sum(row).tolist())))]
 
 
-def sweep(folder: Path, decisions: list[Decision], say: Callable[[str], None] = say) -> None:
+def sweep(folder: AnyPath, decisions: list[Decision], say: Callable[[str], None] = say) -> None:
     """Remove the checkpoints that were abandoned, and say so of those that did not know of an
     amendment: by rank 0, which has the lease.
 
@@ -85,7 +84,7 @@ def sweep(folder: Path, decisions: list[Decision], say: Callable[[str], None] = 
         remove(checkpoints, step)
 
 
-def tell(folder: Path, decisions: Iterable[Decision]) -> None:
+def tell(folder: AnyPath, decisions: Iterable[Decision]) -> None:
     """Name in the ledger what it does not name yet: without a step, so that it is never cut."""
     lines = written(folder / "ledger.jsonl") if decisions else []
     there = {row.get("decision") for row in lines if row.get("kind") == "decision"}
@@ -97,7 +96,7 @@ def tell(folder: Path, decisions: Iterable[Decision]) -> None:
             Ledger(folder).write(kind="decision", reason=d.kind, decision=d.name, **about)
 
 
-def roll_back(folder: Path, window: Window, step: int, position: int) -> Decision:
+def roll_back(folder: AnyPath, window: Window, step: int, position: int) -> Decision:
     """Decide to go back to the newest checkpoint from before the window, and on at `position`: by
     rank 0, behind `step`. Without one from before, the oldest there is, else the beginning.
 
@@ -129,13 +128,13 @@ def roll_back(folder: Path, window: Window, step: int, position: int) -> Decisio
     number = max((d.number for d in before), default=0) + 1
     made = Decision(number, target, position)
     body = json.dumps(entry, indent=1).encode() + b"\n"
-    if not Folder(folder / "decisions").put_if_absent(f"{made.name}.json", body):
+    if not storage_of(folder / "decisions").put_if_absent(f"{made.name}.json", body):
         raise OSError(f"{folder}/decisions/{made.name}.json was written by another process.")
     failpoint(f"decision-{step}")
     return made
 
 
-def spiked(folder: Path) -> dict[int, list[int]]:
+def spiked(folder: AnyPath) -> dict[int, list[int]]:
     """Step -> the samples that the ledger names of its spike."""
     found: dict[int, list[int]] = {}
     for row in written(folder / "ledger.jsonl"):
@@ -144,7 +143,7 @@ def spiked(folder: Path) -> dict[int, list[int]]:
     return found
 
 
-def on_the_way(folder: Path, step: int, decisions: Iterable[Decision]) -> bool:
+def on_the_way(folder: AnyPath, step: int, decisions: Iterable[Decision]) -> bool:
     """Whether a checkpoint has a manifest, and is not abandoned."""
     try:
         manifest = read_manifest(checkpoints_of(folder), step)

@@ -13,13 +13,13 @@ from vtx_scale.data_pipeline.codes import LIMIT, Coding
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Reader
 from vtx_scale.data_pipeline.members import Placed
-from vtx_scale.data_pipeline.paths import SCHEME, local_path
+from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.data_pipeline.tools.encode import encode
 from vtx_scale.launch.codec import CROP, codec_digest, codec_part, crop_of
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.datasets import data_set
 from vtx_scale.launch.open_run import open_run
-from vtx_scale.launch.places import storage_at
+from vtx_scale.launch.places import place_at, storage_at
 from vtx_scale.launch.pretrained import held
 from vtx_scale.launch.reading import reading_of
 from vtx_scale.launch.tables import print_json, print_table
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Encode, and say what was written. Raises UserError."""
     reading = reading_of(args.keys, also=KEYS, known=KNOWN)
     recipe = run_of(args)
-    folder = local_path(args.folder).absolute()
+    folder = place_at(args.folder).absolute()
     codec = codec_of(args, recipe)
     if args.views < 1 or room(args.views, codec) > LIMIT:
         raise UserError(
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 def codec_of(args: argparse.Namespace, recipe: Run) -> CodecConfig:
     """The network of the run that encodes. Raises UserError where it trained no codec."""
     part = codec_part(recipe.objective)
-    folder = local_path(args.folder)
+    folder = place_at(args.folder)
     there = held(folder, recipe.objective, part) if (folder / "run.json").is_file() else None
     if there is None:
         raise UserError(

@@ -3,8 +3,8 @@ and on a finished run in one process.
 """
 
 import argparse
+import io
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,7 @@ from PIL import Image
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
-from vtx_scale.data_pipeline.paths import local_path
-from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import Features, extract
@@ -25,6 +24,7 @@ from vtx_scale.launch.build import eval_batches
 from vtx_scale.launch.codec import check_codec
 from vtx_scale.launch.datasets import coding, open_data
 from vtx_scale.launch.open_run import open_run
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.reading import KEYS, Reading, reading_of
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.several import is_rank, run_together, speaks
@@ -186,7 +186,7 @@ def scores(run: Run, objective: Objective, names: list[str]) -> dict[str, dict[s
 
 
 def evaluate(
-    folder: Path, names: list[str], run: Run | None = None, reading: Reading | None = None
+    folder: AnyPath, names: list[str], run: Run | None = None, reading: Reading | None = None
 ) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     """`vtx evaluate`: evaluators on the newest checkpoint of a run folder, one after the other;
     a picture is the path of its file, and one that cannot be had is what it lacks.
@@ -218,7 +218,7 @@ def evaluate(
         )
 
 
-def check_tokenizer(folder: Path, trained: str, given: str) -> None:
+def check_tokenizer(folder: AnyPath, trained: str, given: str) -> None:
     """Raises UserError for a tokenizer that gives other ids than the one a run was trained with."""
     if given != trained and tokenizer(given).fingerprint != tokenizer(trained).fingerprint:
         raise UserError(
@@ -227,19 +227,20 @@ def check_tokenizer(folder: Path, trained: str, given: str) -> None:
         )
 
 
-def keep_picture(folder: Path, name: str, key: str, step: int, pixels: NDArray[np.uint8]) -> str:
+def keep_picture(folder: AnyPath, name: str, key: str, step: int, pixels: NDArray[np.uint8]) -> str:
     """uint8 (H, W, 3) as RUN/pictures/NAME-STEP.png; NAME-KEY-STEP.png where its key is
     not plainly "picture".
     """
     stem = name.replace(":", ".") + ("" if key == "picture" else f"-{key}")
     path = folder / "pictures" / f"{stem}-{step:08d}.png"
-    with whole(path) as part:
-        Image.fromarray(pixels).save(part)
+    body = io.BytesIO()
+    Image.fromarray(pixels).save(body, "png")
+    storage_of(path.parent).put(path.name, body.getvalue())
     return str(path)
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = local_path(args.folder)
+    folder = place_at(args.folder)
     reading = reading_of(args.keys, also=("system.workers", "data."))
     if (reading.world or 1) > 1 and not is_rank():
         return run_together(args.words, reading.world or 1)

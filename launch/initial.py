@@ -12,9 +12,10 @@ from torch import Tensor
 from vtx_scale.blocks.rules import rule_of
 from vtx_scale.checkpoints.read import Opened
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.interop.files import FILES, read_weights
 from vtx_scale.interop.weights import import_network, import_weights, resize_positions
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.pretrained import held
 from vtx_scale.launch.restore import read_common
 from vtx_scale.launch.run_folder import recipe_of
@@ -33,7 +34,7 @@ def load_initial(run: Run, strategy: Base, say: Callable[[str], None]) -> None:
     strategy.settled()
 
 
-def stored(path: Path, strategy: Base, say: Callable[[str], None]) -> dict[str, Tensor]:
+def stored(path: AnyPath, strategy: Base, say: Callable[[str], None]) -> dict[str, Tensor]:
     """Parameters and buffers of the newest checkpoint of a run folder, the same on every rank.
 
     Raises UserError where it has none, or a run in it removes them faster than the ranks open them.
@@ -56,11 +57,15 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     A plain network starts from the teacher of a run that has one (DINO). Pretrained parts come from
     elsewhere, and under `init.head=new` heads start anew.
     """
-    path = local_path(source, "init.from=")
+    path = place_at(source)
     if not path.exists():
         raise UserError(f"init.from={source}: there is no such file or folder.")
     here = (path / "run.json").exists()
-    state = stored(path, strategy, say) if here else import_weights(path, run.objective)
+    state = (
+        stored(path, strategy, say)
+        if here
+        else import_weights(weights_at(path, f"init.from={source}"), run.objective)
+    )
     resized = resize_positions(state, run.objective)
     if resized is not state and strategy.all.rank == 0:
         say(f"init.from={source}: its position embeddings are resized to the recipe's resolution")
@@ -82,6 +87,13 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     fill(strategy, resized, lambda name: (name, f"teacher.{name}"), wanted, f"init.from={source}")
 
 
+def weights_at(path: AnyPath, source: str) -> Path:
+    """A file or folder of weights, which lie on this machine alone. Raises UserError elsewhere."""
+    if not isinstance(path, Path):
+        raise UserError(f"{source}: is no run folder; copy weights to a folder and give that.")
+    return path
+
+
 def is_head(strategy: Base, name: str) -> bool:
     """Whether a name, of this model or of another of the same kind, belongs to a classifier."""
     try:
@@ -93,7 +105,7 @@ def is_head(strategy: Base, name: str) -> bool:
 LIST = re.compile(r"(.*?\b(?:blocks|stages))\.")  # what a network has several of
 
 
-def differences(path: Path, run: Run) -> list[str]:
+def differences(path: AnyPath, run: Run) -> list[str]:
     """What the networks of a run folder and of a recipe compute differently with
     the same weights.
     """
@@ -151,16 +163,16 @@ def load_part(
     Raises UserError where there is nothing, or where it does not fit.
     """
     source, prefix = getattr(objective, part.source), f"{part.part}."
-    path = local_path(source, f"objective.{part.source}=")
+    path = place_at(source)
     if not path.exists():
         raise UserError(f"objective.{part.source}={source}: there is no such file or folder.")
     there = held(path, objective, part)
     if there is None:
-        state = import_network(path, getattr(objective, part.part))
+        state = import_network(weights_at(path, source), getattr(objective, part.part))
     elif (path / "run.json").exists():
         state = stored(path, strategy, say)
     else:
-        state = read_weights(path, FILES)
+        state = read_weights(weights_at(path, source), FILES)
 
     def candidates(name: str) -> Iterable[str]:
         return ((there.prefix if there else "") + name.removeprefix(prefix),)

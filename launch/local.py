@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vtx_scale.checkpoints.format import steps
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.trainer.leave import requests
 from vtx_scale.trainer.output import Ledger
@@ -22,7 +23,7 @@ RETRIES = 3  # starts in a row that save nothing new
 
 def launch(
     request: Path,
-    folder: Path,
+    folder: AnyPath,
     world: int,
     say: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
@@ -70,7 +71,7 @@ def launch(
             )
 
 
-def newest(folder: Path) -> int:
+def newest(folder: AnyPath) -> int:
     return max(steps(checkpoints_of(folder)), default=0)
 
 

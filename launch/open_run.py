@@ -9,8 +9,9 @@ import torch
 
 from vtx_scale.checkpoints.read import Opened, load
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch.build import build_objective
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.process import device_of
 from vtx_scale.launch.reading import Reading, reading_of
 from vtx_scale.launch.restore import read_common
@@ -32,7 +33,7 @@ class OpenRun:
     the device that was asked for, in evaluation mode.
     """
 
-    folder: Path
+    folder: AnyPath
     recipe: Run
     step: int
     model: Objective
@@ -47,9 +48,11 @@ class OpenRun:
         return self.model.probes
 
 
-def open_run(folder: str | Path, device: str = "cpu", precision: str | None = None) -> OpenRun:
-    """The newest whole checkpoint of a run folder, in this process; of any strategy and
-    world. A training that goes on is not disturbed.
+def open_run(folder: str | AnyPath, device: str = "cpu", precision: str | None = None) -> OpenRun:
+    """The newest whole checkpoint of a run folder, in this process; of any strategy and world. A
+    training that goes on is not disturbed.
+
+    folder: of this machine, or s3://bucket/run.
 
     device: "cpu", "cuda", or "auto" for a GPU where there is one. precision: of what the probes
     compute, as `system.precision` names it ("fp32", "bf16", "fp16", "fp64", "auto"); None for the
@@ -58,7 +61,7 @@ def open_run(folder: str | Path, device: str = "cpu", precision: str | None = No
     """
     keys = [f"system.device={device}"]
     reading = reading_of([*keys, *([f"system.precision={precision}"] if precision else [])])
-    folder = local_path(folder)
+    folder = place_at(folder) if isinstance(folder, str | Path) else folder
     run = recipe_of(folder)
     at, computed = place_of(reading, run)
     world = meet(at)
@@ -73,7 +76,7 @@ def open_run(folder: str | Path, device: str = "cpu", precision: str | None = No
     return OpenRun(folder, run, step, objective)
 
 
-def load_newest(folder: Path, strategy: Base) -> int:
+def load_newest(folder: AnyPath, strategy: Base) -> int:
     """The newest whole checkpoint into the strategy's slices, the same on every rank; its step.
 
     Raises UserError where there is none.

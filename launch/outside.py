@@ -14,7 +14,10 @@ from typing import Any
 
 from vtx_scale.checkpoints.format import Damaged, read_manifest, sha256_file, steps
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.data_pipeline.publish import whole
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.places import cache_folder, place_at
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.walk import shown
 
@@ -31,12 +34,14 @@ def weights(run: Run) -> Iterator[tuple[str, str]]:
         yield f"objective.{shown(part.source)}", getattr(run.objective, part.source)
 
 
-def look(path: Path) -> Entry | None:
+def look(path: AnyPath) -> Entry | None:
     """What stands at a path now: a run folder by its newest checkpoint's manifest, else the weights
-    by their bytes; None where there is nothing.
+    by their bytes; None where there is nothing, and of weights in a bucket.
     """
     if (path / "run.json").is_file():
         return look_at_run(path)
+    if not isinstance(path, Path):
+        return None
     if path.is_file():
         return {"path": str(path), "digest": sha256_file(path)}
     if not path.is_dir():
@@ -46,7 +51,7 @@ def look(path: Path) -> Entry | None:
     return {"path": str(path), "digest": hashlib.sha256(json.dumps(listed).encode()).hexdigest()}
 
 
-def look_at_run(path: Path) -> Entry | None:
+def look_at_run(path: AnyPath) -> Entry | None:
     """The same of a run folder; its checkpoints are verified where they are read."""
     stored = checkpoints_of(path)
     for step in reversed(steps(stored)):
@@ -74,7 +79,7 @@ def weights_now(run: Run, before: Outside) -> Outside:
     """
     found: Outside = {}
     for key, path in weights(run):
-        then, now = before.get(key), look(Path(path))
+        then, now = before.get(key), look(place_at(path))
         if then is not None and (then["path"] == path if now is None else unchanged(then, now)):
             found[key] = {**then, "path": path}
         elif now is not None:
@@ -123,7 +128,7 @@ def sentence(entry: Entry) -> str:
     return f"{entry['path']} ({entry['digest'][:12]})"
 
 
-def held(run: Run, folder: Path, outside: Outside) -> Run:
+def held(run: Run, folder: AnyPath, outside: Outside) -> Run:
     """The run with the tokenizer that lies in its folder.
 
     outside: of its run.json; a folder of before has none, and reads the file that was named. Raises
@@ -132,17 +137,33 @@ def held(run: Run, folder: Path, outside: Outside) -> Run:
     entry = outside.get(TOKENIZER)
     if entry is None:
         return run
-    copy = folder.absolute() / entry["file"]
+    copy, kept = copy_of(folder, entry), folder.absolute() / entry["file"]
     try:
+        if not isinstance(kept, Path) and not copy.exists():
+            with whole(copy) as part:
+                part.write_bytes(kept.read_bytes())
         digest = sha256_file(copy)
     except OSError as e:
         raise UserError(
-            f"{copy} cannot be read ({e.strerror}): it is the tokenizer of this run, copied from "
+            f"{kept} cannot be read ({e.strerror}): it is the tokenizer of this run, copied from "
             f"{entry['path']}; put it back."
         ) from None
     if digest != entry["digest"]:
+        if not isinstance(kept, Path):
+            copy.unlink(missing_ok=True)
         raise UserError(
-            f"{copy} ({digest[:12]}) is not the tokenizer that this run was trained with, "
+            f"{kept} ({digest[:12]}) is not the tokenizer that this run was trained with, "
             f"{sentence(entry)}: put that file back."
         )
     return replace(run, data=replace(run.data, tokenizer=str(copy)))
+
+
+def copy_of(folder: AnyPath, entry: Entry) -> Path:
+    """The file of this machine from which a run's tokenizer is read: in its folder, or of a run in
+    a bucket in the cache.
+    """
+    kept = folder.absolute() / entry["file"]
+    if isinstance(kept, Path):
+        return kept
+    name = str(kept.name)
+    return cache_folder() / "tokenizers" / str(entry["digest"]) / name

@@ -7,14 +7,15 @@ Standard library and specs alone.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.lists import parts, refuse_scheme
+from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.data_pipeline.paths import SCHEME, local_path
 from vtx_scale.data_pipeline.shards import in_bucket
-from vtx_scale.data_pipeline.storage import Folder, Storage
+from vtx_scale.data_pipeline.storage import Storage
+from vtx_scale.launch.places import storage_at
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.spec import Spec
 from vtx_scale.specs.walk import shown, specs
@@ -47,10 +48,14 @@ def given(run: Run) -> Iterator[tuple[str, str, bool]]:
 
 
 def check_paths(run: Run) -> None:
-    """Raises UserError where a URL stands for a path."""
+    """Raises UserError where a URL stands for a path, but for s3:// of a run."""
+    runs = {"init.from", *(f"objective.{shown(p.source)}" for p in run.objective.pretrained)}
     for key, value, several in given(run):
-        if not several:
+        if not several and key in runs and value.startswith("s3:"):
+            storage_at(value)
+        elif not several:
             local_path(value, f"{key}=")
+        if not several:
             continue
         for part in [] if in_bucket(value) else parts(value):
             refuse_scheme(part)
@@ -108,11 +113,13 @@ def remote(entry: str) -> bool:
     return False
 
 
-def checkpoints_of(folder: Path) -> Storage:
-    """Where a run keeps its checkpoints."""
-    return Folder(folder / "checkpoints")
+def checkpoints_of(folder: AnyPath, scratch: str = "") -> Storage:
+    """Where a run keeps its checkpoints. scratch: where their files wait that are on their way to a
+    bucket; the temporary folder if empty.
+    """
+    return storage_of(folder / "checkpoints", scratch)
 
 
-def lease_of(folder: Path) -> Storage:
+def lease_of(folder: AnyPath) -> Storage:
     """Where a run keeps the epochs of its lease."""
-    return Folder(folder / "lease")
+    return storage_of(folder / "lease")

@@ -4,13 +4,12 @@ run.json is written.
 No torch.
 """
 
-import hashlib
 from functools import partial
-from pathlib import Path
+from hashlib import sha256
 
 from vtx_scale.checkpoints.format import sha256_file, steps
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.data_pipeline.text import tokenizer, tokenizer_file
 from vtx_scale.launch import checks, run_folder
 from vtx_scale.launch.amendments import plan
@@ -24,14 +23,15 @@ from vtx_scale.launch.datasets import (
     training_data,
 )
 from vtx_scale.launch.decided import read
-from vtx_scale.launch.outside import TOKENIZER, Entry, held
+from vtx_scale.launch.outside import TOKENIZER, Entry, copy_of, held
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.places import place_at
 from vtx_scale.specs.network import networks_of
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
 
 
-def refuse(run: Run, folder: Path, world: int) -> DataSet:
+def refuse(run: Run, folder: AnyPath, world: int) -> DataSet:
     """The training samples of a run that can be.
 
     Raises UserError for one that cannot; nothing has been written then.
@@ -71,18 +71,18 @@ def refuse(run: Run, folder: Path, world: int) -> DataSet:
     return data
 
 
-def refuse_codes(run: Run, folder: Path, data: DataSet, val: DataSet | None) -> None:
+def refuse_codes(run: Run, folder: AnyPath, data: DataSet, val: DataSet | None) -> None:
     """Raises UserError where shards hold codes of another codec than the run's."""
     codings = {"data.shards": coding(run, data), "data.val_shards": coding(run, val)}
     if any(codings.values()):
         from vtx_scale.launch.codec import check_codec, codec_part
 
         begun = run_folder.begun(folder)  # it has the codec in its checkpoints
-        source = folder if begun else getattr(run.objective, codec_part(run.objective).source)
-        check_codec(run, codings, Path(source), begun)
+        source = getattr(run.objective, codec_part(run.objective).source)
+        check_codec(run, codings, folder if begun else place_at(source), begun)
 
 
-def prepare_folder(run: Run, folder: Path, data: DataSet, fork: bool = False) -> Run:
+def prepare_folder(run: Run, folder: AnyPath, data: DataSet, fork: bool = False) -> Run:
     """Write run.json, or see that the folder's run is this one; the run as it is trained, with the
     tokenizer that lies in the folder. Raises UserError.
     """
@@ -104,7 +104,7 @@ def prepare_folder(run: Run, folder: Path, data: DataSet, fork: bool = False) ->
     return held(run, folder, run_folder.outside_of(folder))
 
 
-def tokenizer_entry(run: Run, folder: Path) -> Entry | None:
+def tokenizer_entry(run: Run, folder: AnyPath) -> Entry | None:
     """What a run keeps of its tokenizer; None of one that has no file.
 
     Raises UserError where the file is not there.
@@ -113,15 +113,15 @@ def tokenizer_entry(run: Run, folder: Path) -> Entry | None:
     if path is None:
         return None
     here = folder.absolute() / "tokenizer"
-    if known is not None and path == folder.absolute() / known["file"]:
+    if known is not None and path == copy_of(folder, known):
         return known
     digest, name = sha256_file(path), path.name
-    if (here / name).exists() and sha256_file(here / name) != digest:
+    if (here / name).exists() and sha256((here / name).read_bytes()).hexdigest() != digest:
         name = f"{digest[:8]}-{name}"  # run.json still names the other one
     return {"path": run.data.tokenizer, "digest": digest, "file": f"tokenizer/{name}"}
 
 
-def keep_tokenizer(run: Run, folder: Path, entry: Entry | None) -> None:
+def keep_tokenizer(run: Run, folder: AnyPath, entry: Entry | None) -> None:
     """Copy the tokenizer's file into the run folder, byte for byte, unless it is there.
 
     Raises UserError where it changed since it was looked at.
@@ -130,13 +130,12 @@ def keep_tokenizer(run: Run, folder: Path, entry: Entry | None) -> None:
     if entry is None or path is None or (folder / entry["file"]).exists():
         return
     body = path.read_bytes()
-    if hashlib.sha256(body).hexdigest() != entry["digest"]:
+    if sha256(body).hexdigest() != entry["digest"]:
         raise UserError(f"{path} is being written: wait for that, and start again.")
-    with whole(folder / entry["file"]) as part:
-        part.write_bytes(body)
+    storage_of(folder).put(entry["file"], body)
 
 
-def check_steps(run: Run, folder: Path) -> None:
+def check_steps(run: Run, folder: AnyPath) -> None:
     """Raises UserError where a run has gone further than it should go."""
     at = max(steps(checkpoints_of(folder)), default=0)
     if run.steps < at:
@@ -154,7 +153,7 @@ def check_sources(run: Run) -> None:
         for part in run.objective.pretrained
     }
     for key, source in sources.items():
-        if source and not Path(source).exists():
+        if source and not place_at(source).exists():
             raise UserError(f"{key}={source}: there is no such file or folder.")
 
 

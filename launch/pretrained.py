@@ -5,10 +5,10 @@ says of one. No torch.
 import json
 import typing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch.override import from_dict
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.specs.network import Network
@@ -34,7 +34,7 @@ def wanted(objective: ObjectiveSpec, part: Pretrained) -> type[Network]:
     return kind
 
 
-def spec_at(path: Path) -> ObjectiveSpec | None:
+def spec_at(path: AnyPath) -> ObjectiveSpec | None:
     """The objective of a run folder, or of an export that holds one as a whole."""
     if (path / "run.json").is_file():
         return recipe_of(path).objective
@@ -50,7 +50,7 @@ def spec_at(path: Path) -> ObjectiveSpec | None:
     return None
 
 
-def held(path: Path, objective: ObjectiveSpec, part: Pretrained) -> Held | None:
+def held(path: AnyPath, objective: ObjectiveSpec, part: Pretrained) -> Held | None:
     """What trained such a network, or has one as a part of its own; None for anything else.
 
     Raises UserError for a spec that cannot be read.

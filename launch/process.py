@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.specs.run import System
 from vtx_scale.trainer.output import append
 
@@ -101,7 +102,7 @@ def speaks(code: int) -> bool:
         return False
 
 
-def keep_traceback(folder: Path) -> None:
+def keep_traceback(folder: AnyPath) -> None:
     """The traceback of the exception that is being handled, in log.txt."""
     try:
         append(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import checks, override, recipes
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.train import train as vtx_train
 from vtx_scale.specs import walk
 from vtx_scale.specs.run import Run, as_run
@@ -21,7 +22,7 @@ class RunEnded(Exception):
     saved, 1 anything else. Its sentence has been printed and stands in log.txt.
     """
 
-    def __init__(self, code: int, folder: Path) -> None:
+    def __init__(self, code: int, folder: AnyPath) -> None:
         super().__init__(f"the run in {folder} ended with code {code}: see its log.txt")
         self.code = code
 
@@ -39,11 +40,11 @@ def train(
     run = run_of(recipe, smoke)
     run = override.override(run, [f"{key}={text(value)}" for key, value in keys.items()])
     checks.refuse_required(run, recipe if isinstance(recipe, str) else "the recipe")
-    code = vtx_train(run, local_path(folder, "folder="))
+    code = vtx_train(run, place_at(folder))
     if code == 2:
         raise UserError(f"The run in {folder} was refused: the sentence stands above.")
     if code:
-        raise RunEnded(code, Path(folder))
+        raise RunEnded(code, place_at(folder))
 
 
 def run_of(recipe: str | Callable[[], Run] | Run, smoke: bool) -> Run:

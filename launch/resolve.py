@@ -11,14 +11,15 @@ palette's file becomes its colours.
 import os
 from collections.abc import Callable
 from dataclasses import fields, replace
-from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.data_pipeline.text import tokenizer_file
 from vtx_scale.launch import outside
 from vtx_scale.launch.outside import TOKENIZER
 from vtx_scale.launch.paths import absolute, absolute_path
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.pretrained import LEFT_OPEN, held, spec_at, wanted
 from vtx_scale.launch.run_folder import outside_of, recipe_of
 from vtx_scale.launch.toy_data import toy_run, toy_shards
@@ -30,7 +31,7 @@ from vtx_scale.trainer.output import silent
 Say = Callable[[str], None]
 
 
-def resolve_data(run: Run, say: Say = silent, folder: Path | None = None) -> Run:
+def resolve_data(run: Run, say: Say = silent, folder: AnyPath | None = None) -> Run:
     """The run with nothing left open. folder: of the run, if it is there already."""
     run = resolve_tokenizer(absolute(run), folder)
     for part in run.objective.pretrained:
@@ -38,7 +39,7 @@ def resolve_data(run: Run, say: Say = silent, folder: Path | None = None) -> Run
     return absolute(resolve_shards(resolve_palette(resolve_start(run, say)), say))
 
 
-def resolve_tokenizer(run: Run, folder: Path | None) -> Run:
+def resolve_tokenizer(run: Run, folder: AnyPath | None) -> Run:
     """A tokenizer whose file is gone is the copy that the run folder has of it."""
     if folder is None:
         return run
@@ -73,7 +74,7 @@ def resolve_start(run: Run, say: Say) -> Run:
     return replace(run, init=replace(run.init, from_=str(toy_run(recipe, say))))
 
 
-def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None) -> Run:
+def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: AnyPath | None) -> Run:
     """`objective.PART` is the network that the run in `objective.PART_from` trained, or has as its
     own; left open it is that of `init.from`, where there is one; "smoke" is a tiny one made once in
     the cache.
@@ -85,13 +86,13 @@ def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None)
     if source in LEFT_OPEN and comes_with_start(run, part, begun):
         source = run.init.from_
     if source in ("", "required"):
-        if source and run.init.from_ and Path(run.init.from_).exists():
+        if source and run.init.from_ and place_at(run.init.from_).exists():
             raise UserError(
                 f"init.from={run.init.from_} brings no {part.part}: "
                 f"add objective.{part.source}=RUN."
             )
         return run
-    folder = toy_run(part.smoke, say) if source == "smoke" else Path(source)
+    folder = toy_run(part.smoke, say) if source == "smoke" else place_at(source)
     objective = replace(objective, **{part.source: str(folder)})
     # what the run of the part knows better
     known = {f.name for f in fields(objective)} & {part.part, f"{part.part}_pixels"}
@@ -110,13 +111,13 @@ def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: Path | None)
     return replace(run, objective=objective)
 
 
-def comes_with_start(run: Run, part: Pretrained, begun: Path | None) -> bool:
+def comes_with_start(run: Run, part: Pretrained, begun: AnyPath | None) -> bool:
     """Whether a part that is left open is that of `init.from`, or was when the run began.
 
     Where the start is a network of the same kind, as a student is, it is not taken for the part.
     """
     start = run.init.from_
-    found = held(Path(start), run.objective, part) if start else None
+    found = held(place_at(start), run.objective, part) if start else None
     if found is not None:
         return found.prefix == f"{part.part}."
     if not start or begun is None or not (begun / "run.json").exists():

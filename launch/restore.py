@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from vtx_scale.checkpoints.format import Damaged, folder_name, read_manifest, steps
 from vtx_scale.checkpoints.read import Opened, Tensors, complete, load, read_newest
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.launch import run_folder
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def restore(
-    folder: Path,
+    folder: AnyPath,
     run: Run,
     fingerprint: str,
     strategy: Base,
@@ -75,7 +75,7 @@ TRIES = 8  # checkpoints of a living run that went away between the first rank a
 
 
 def read_common(
-    folder: Path, strategy: Base, use: Callable[[Opened], T], say: Callable[[str], None] = print
+    folder: AnyPath, strategy: Base, use: Callable[[Opened], T], say: Callable[[str], None] = print
 ) -> T | None:
     """What `use` makes of the newest whole checkpoint of a run folder, the same one on every rank;
     None where there is none. `use` may be called again for another checkpoint.
@@ -118,7 +118,7 @@ def position_of(manifest: dict[str, Any], about: dict[str, Any], run: Run) -> in
     return int(manifest["step"] * batch)
 
 
-def common_step(folder: Path, strategy: Base) -> int:
+def common_step(folder: AnyPath, strategy: Base) -> int:
     """The step of the newest whole checkpoint, on every rank; -1 where there is none. Each rank
     reads its share of the files, and one that is damaged for any of them is passed over by all.
 
@@ -161,7 +161,7 @@ def fault_of(stored: Storage, step: int, rank: int, world: int) -> str:
     return ""
 
 
-def overdue(run: Run, folder: Path, step: int, strategy: Base) -> list[str]:
+def overdue(run: Run, folder: AnyPath, step: int, strategy: Base) -> list[str]:
     """Evaluators that were due at `step` but did not come to write their line;
     the same on every rank.
     """

@@ -4,15 +4,15 @@ import math
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch.evaluate import evaluator
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import written
 
 
-def stays(run: Run, folder: Path) -> Callable[[list[int]], set[int]]:
+def stays(run: Run, folder: AnyPath) -> Callable[[list[int]], set[int]]:
     """Takes the steps of the checkpoints that are there, and returns those that stay: multiples of
     `checkpoint.keep_every`, of those that `checkpoint.best` has a number for the best one, the
     newest of several, and what the guard may have to go back to.
@@ -62,7 +62,7 @@ def direction(name: str, number: str) -> int:
     )
 
 
-def scores_of(folder: Path, name: str, number: str) -> dict[int, float]:
+def scores_of(folder: AnyPath, name: str, number: str) -> dict[int, float]:
     """What evaluations.jsonl has of a number, by step; what is no number has none."""
     found = {}
     for row in written(folder / "evaluations.jsonl"):

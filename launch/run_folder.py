@@ -6,6 +6,7 @@ checkpoints/step-00000120/ decisions/ control/ lease/
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -18,10 +19,12 @@ from vtx_scale.checkpoints import lease
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.checkpoints.lease import Lease
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.publish import machine, whole
+from vtx_scale.data_pipeline.objects import AnyPath, storage_of
+from vtx_scale.data_pipeline.publish import machine
 from vtx_scale.launch import outside, override, recipes
 from vtx_scale.launch.outside import Entry, Outside
 from vtx_scale.launch.paths import absolute, checkpoints_of, lease_of
+from vtx_scale.launch.places import cache_folder
 from vtx_scale.specs import walk
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import Ledger, say
@@ -30,10 +33,9 @@ SHOWN = 200  # letters of a value in a refusal
 HashOf = Callable[[Run, str], str]  # (run, fingerprint of its data) -> the run's name
 
 
-def write_whole(path: Path, body: str) -> None:
+def write_whole(path: AnyPath, body: str) -> None:
     """Write a file so that a reader sees the old one or the new one."""
-    with whole(path) as part:
-        part.write_text(body)
+    storage_of(path.parent).put(path.name, body.encode())
 
 
 class Held:
@@ -57,15 +59,13 @@ class Held:
         self.close()
 
 
-def acquire_lease(folder: Path, say: Callable[[str], None] = say) -> Held:
+def acquire_lease(folder: AnyPath, say: Callable[[str], None] = say) -> Held:
     """The right to write in a folder. One whose holder on this host is gone is taken over at once;
     of another host's, time must show.
 
     Raises UserError, naming the holder, where another process has it.
     """
-    path = folder / "lease" / "local"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    local, alone = path.open("a+"), True
+    local, alone = lock_of(folder).open("a+"), True
     try:
         fcntl.flock(local, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -77,16 +77,20 @@ def acquire_lease(folder: Path, say: Callable[[str], None] = say) -> Held:
     with contextlib.suppress(OSError):  # the lock is what counts: a full disk has no room for words
         local.truncate(0)
         os.write(local.fileno(), me.encode())
-    here = machine()
+    about = os.fstat(local.fileno())
+    # of a bucket: other containers of this machine may have another file for it
+    lock = "" if isinstance(folder, Path) else f"{about.st_dev:x}-{about.st_ino:x}"
+    here = {"machine": machine(), **({"lock": lock} if lock else {})}
 
     def gone(body: dict[str, Any]) -> bool:
-        return alone and body.get("machine") == here != "unknown"
+        same = all(body.get(key) == value for key, value in here.items())
+        return alone and same and here["machine"] != "unknown"
 
     def wait(name: str) -> None:
         say(f"{folder} was left by {name} without a word: seeing for {lease.TTL:.0f} s if it lives")
 
     try:
-        held = lease.acquire(lease_of(folder), {"who": me, "machine": here}, gone, wait)
+        held = lease.acquire(lease_of(folder), {"who": me, **here}, gone, wait)
     except lease.Lost as e:
         local.close()
         raise refusal(folder, str(e)) from None
@@ -96,7 +100,19 @@ def acquire_lease(folder: Path, say: Callable[[str], None] = say) -> Held:
     return Held(held, local)
 
 
-def refusal(folder: Path, holder: str) -> UserError:
+def lock_of(folder: AnyPath) -> Path:
+    """The file whose lock tells at once that a holder on this machine is gone; its folder is made.
+
+    Raises OSError where nothing can be written there.
+    """
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
+    lock = folder / "lease" / "local"
+    path = lock if isinstance(lock, Path) else cache_folder() / "leases" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def refusal(folder: AnyPath, holder: str) -> UserError:
     """Of a second writer."""
     return UserError(
         f"{folder} is being written by {holder}: wait for it, or choose another --run folder."
@@ -114,7 +130,7 @@ def versions() -> dict[str, str]:
     return out
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: AnyPath) -> dict[str, Any]:
     """run.json. Raises UserError where the folder is no run folder."""
     try:
         body = json.loads((folder / "run.json").read_text())
@@ -134,7 +150,7 @@ def read(folder: Path) -> dict[str, Any]:
     return body
 
 
-def recipe_of(folder: Path) -> Run:
+def recipe_of(folder: AnyPath) -> Run:
     """The recipe of a run, with the tokenizer that lies in its folder; the folders of a stranger's
     recipe come on the path.
 
@@ -146,7 +162,7 @@ def recipe_of(folder: Path) -> Run:
     return outside.held(run, folder, body.get("outside", {}))
 
 
-def outside_of(folder: Path) -> Outside:
+def outside_of(folder: AnyPath) -> Outside:
     """What a run folder keeps of what lies beside it; nothing where there is no run yet."""
     found: Outside = {}
     if (folder / "run.json").exists():
@@ -156,7 +172,7 @@ def outside_of(folder: Path) -> Outside:
 
 def prepare(
     run: Run,
-    folder: Path,
+    folder: AnyPath,
     fingerprint: str,
     hash_of: HashOf,
     fork: bool = False,
@@ -202,7 +218,7 @@ def prepare(
 def same_run(
     before: dict[str, Any],
     old: Run,
-    folder: Path,
+    folder: AnyPath,
     run: Run,
     now: Outside,
     fingerprint: str,
@@ -230,7 +246,7 @@ def same_run(
 
 
 def another_run(
-    folder: Path, before: dict[str, Any], old: Run, run: Run, now: Outside, fingerprint: str
+    folder: AnyPath, before: dict[str, Any], old: Run, run: Run, now: Outside, fingerprint: str
 ) -> UserError:
     """What differs, field by field; what lies outside by its path and digest."""
     known = {k: v for k, v in before.get("outside", {}).items() if k in now}
@@ -255,7 +271,7 @@ def short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
 
 
-def begun(folder: Path) -> bool:
+def begun(folder: AnyPath) -> bool:
     """Whether there is a checkpoint, even one that is damaged."""
     return bool(steps(checkpoints_of(folder)))
 

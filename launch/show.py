@@ -12,6 +12,7 @@ from vtx_scale.launch import decided, override, recipes, run_folder
 from vtx_scale.launch.amendments import plan
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.planner.stored import stored_counts
 from vtx_scale.specs import walk
@@ -54,13 +55,19 @@ def run(args: argparse.Namespace) -> int:
 
 def is_run(name: str) -> bool:
     """Whether it is a run folder, and no recipe."""
-    here = not SCHEME.match(name) and (Path(name) / "run.json").is_file()
+    if SCHEME.match(name):
+        return (
+            name.startswith("s3://")
+            and ".py" not in name
+            and (place_at(name) / "run.json").is_file()
+        )
+    here = (Path(name) / "run.json").is_file()
     return here and name not in [recipe for recipe, _ in recipes.named()]
 
 
 def show_folder(args: argparse.Namespace) -> int:
     """The recipe of a run folder, and what was decided in it."""
-    folder = local_path(args.recipe)
+    folder = place_at(args.recipe)
     if args.keys or args.smoke:
         raise UserError(f"{folder} is a run: key=value and --smoke are of a recipe.")
     spec, made = run_folder.recipe_of(folder), decided.read(folder)

@@ -6,6 +6,7 @@ the folder's log.txt.
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,16 +17,20 @@ from typing import Any
 from vtx_scale.cluster.job import Died, Ended, Event, GaveUp, Job
 from vtx_scale.cluster.ray_settings import settings
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import override, recipes, run_folder
 from vtx_scale.launch.local import newest
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.worker import work
 from vtx_scale.specs.run import Run
-from vtx_scale.trainer.output import Ledger, say
+from vtx_scale.trainer.control import LOOK_EVERY
+from vtx_scale.trainer.output import Ledger, say, send_rest
+from vtx_scale.trainer.segments import segments
 
 
-def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = False) -> int:
+def submit(run: Run, folder: AnyPath, address: str, failures: int, debug: bool = False) -> int:
     """Train until the end, or until SIGTERM or Ctrl-C asks to save and leave (75);
     a second Ctrl-C leaves at once.
     """
@@ -42,11 +47,18 @@ def submit(run: Run, folder: Path, address: str, failures: int, debug: bool = Fa
                 return 75
             return on_ray(run, folder, address, failures, debug, asked, lease.epoch)
     finally:
+        send_rest()
         lease.close()
 
 
 def on_ray(
-    run: Run, folder: Path, address: str, failures: int, debug: bool, asked: list[int], epoch: int
+    run: Run,
+    folder: AnyPath,
+    address: str,
+    failures: int,
+    debug: bool,
+    asked: list[int],
+    epoch: int,
 ) -> int:
     payload = {
         "recipe": override.to_dict(run),
@@ -81,7 +93,7 @@ def on_ray(
 
 
 def watch(
-    events: Iterator[Event | None], folder: Path, failures: int, debug: bool, asked: list[int]
+    events: Iterator[Event | None], folder: AnyPath, failures: int, debug: bool, asked: list[int]
 ) -> int:
     """Tell the user what happens, pass the wish to leave on, return the exit code of the run."""
     news, announced, last, code = News(folder / "log.txt", debug), False, "", 1
@@ -143,17 +155,33 @@ def listen(asked: list[int]) -> dict[int, Any]:
 class News:
     """The new lines of log.txt, for the terminal."""
 
-    def __init__(self, path: Path, debug: bool) -> None:
+    def __init__(self, path: AnyPath, debug: bool) -> None:
         self.path, self.debug = path, debug
-        self.offset = path.stat().st_size if path.exists() else 0
+        self.offset = len(path.read_bytes()) if path.is_file() else 0
+        self.seen = {part.name for part in segments(path)}
+        self.next = 0.0  # look at segments, of which there are none in a local folder
 
     def show(self) -> None:
-        if not self.path.exists():
+        self.show_lines(self.rest())
+        if time.monotonic() < self.next:
             return
+        self.next = time.monotonic() + LOOK_EVERY
+        for part in segments(self.path):
+            if part.name not in self.seen:
+                self.seen.add(part.name)
+                self.show_lines(part.read_bytes())
+
+    def rest(self) -> bytes:
+        """The lines that are new in the file."""
+        if not isinstance(self.path, Path) or not self.path.exists():
+            return b""
         with self.path.open("rb") as f:
             f.seek(self.offset)
             whole, newline, _ = f.read().rpartition(b"\n")
         self.offset += len(whole) + len(newline)
+        return whole
+
+    def show_lines(self, whole: bytes) -> None:
         for line in whole.decode(errors="replace").splitlines():
             date, _, rest = line.partition(" ")
             clock, _, text = rest.partition(" ")
@@ -183,7 +211,7 @@ def ray_worker(payload: dict[str, Any]) -> Ended:
         run = override.from_dict(payload["recipe"])
     except UserError as e:  # this node lacks what the driver has
         return Ended(2, f"vtx: {e}")
-    folder, epoch = Path(payload["folder"]), payload["epoch"]
+    folder, epoch = place_at(payload["folder"]), payload["epoch"]
     code = work(run, folder, debug=payload["debug"], message=lines.append, epoch=epoch)
     text = lines[-1] if lines else ""
     if code not in (0, 2, 3, 4, 75):

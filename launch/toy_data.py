@@ -10,12 +10,9 @@ from pathlib import Path
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.publish import whole_folder
 from vtx_scale.data_pipeline.tools.toy import make_toy
+from vtx_scale.launch.places import cache_folder as cache_folder
 
 VERSION = "v1"  # part of the folder's name: another content is another folder
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtx-scale"
 
 
 @contextmanager

@@ -8,16 +8,17 @@ import tempfile
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import opened, override, recipes, run_folder
 from vtx_scale.launch.local import launch
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.leave import Leave, requests
-from vtx_scale.trainer.output import guarded_stderr, say
+from vtx_scale.trainer.output import guarded_stderr, say, send_rest
 
 
-def train(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> int:
+def train(run: Run, folder: AnyPath, fork: bool = False, debug: bool = False) -> int:
     """Train until the end, or go on with the run that is in the folder; the exit code.
 
     Raises UserError for wrong input that is seen before a rank starts.
@@ -30,7 +31,7 @@ def train(run: Run, folder: Path, fork: bool = False, debug: bool = False) -> in
             return 75
 
 
-def prepared(run: Run, folder: Path, fork: bool, debug: bool) -> int:
+def prepared(run: Run, folder: AnyPath, fork: bool, debug: bool) -> int:
     """Prepare the folder, then train."""
     opened.forget()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
@@ -49,12 +50,13 @@ def prepared(run: Run, folder: Path, fork: bool, debug: bool) -> int:
             return in_this_process(run, folder, False, debug, prepare=False, epoch=lease.epoch)
         return in_processes(run, folder, world, debug, lease.epoch)
     finally:
+        send_rest()
         if lease is not None:
             lease.close()
 
 
 def in_this_process(
-    run: Run, folder: Path, fork: bool, debug: bool, prepare: bool, epoch: int
+    run: Run, folder: AnyPath, fork: bool, debug: bool, prepare: bool, epoch: int
 ) -> int:
     """This process is a rank."""
     from vtx_scale.launch.worker import (
@@ -64,7 +66,7 @@ def in_this_process(
     return work(run, folder, fork=fork, debug=debug, prepare=prepare, epoch=epoch)
 
 
-def in_processes(run: Run, folder: Path, world: int, debug: bool, epoch: int) -> int:
+def in_processes(run: Run, folder: AnyPath, world: int, debug: bool, epoch: int) -> int:
     """Processes of their own are the ranks; what they must know stands in a file
     while they live.
     """

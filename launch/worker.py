@@ -25,6 +25,7 @@ from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Batches, Loader, die_with_parent, leave_with_parent
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.state import segments_of
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.launch import amendments, decided, decisions, override, recipes, run_folder
@@ -36,6 +37,7 @@ from vtx_scale.launch.evaluate import each
 from vtx_scale.launch.initial import load_initial
 from vtx_scale.launch.outside import check_weights, held
 from vtx_scale.launch.paths import checkpoints_of, lease_of
+from vtx_scale.launch.places import place_at
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.process import (
     common_attempt,
@@ -69,6 +71,7 @@ from vtx_scale.trainer.output import (
     guarded_stderr,
     open_missing_descriptors,
     say,
+    send_rest,
     sentence,
     silent,
     truncate_logs_after,
@@ -79,7 +82,7 @@ from vtx_scale.trainer.precision import Precision, precision_of
 
 def work(
     run: Run,
-    folder: Path,
+    folder: AnyPath,
     *,
     fork: bool = False,
     debug: bool = False,
@@ -97,10 +100,11 @@ def work(
         code, text = outcome(lambda: train(run, folder, fork, prepare, epoch), folder, debug)
         if text and (message is not say or speaks(code)):
             message(f"vtx: {text}")
+        send_rest()
         return code
 
 
-def outcome(attempt: Callable[[], int], folder: Path, debug: bool) -> tuple[int, str]:
+def outcome(attempt: Callable[[], int], folder: AnyPath, debug: bool) -> tuple[int, str]:
     """(exit code, the sentence that says why, "" where there is nothing to say)."""
     try:
         return attempt(), ""
@@ -135,7 +139,7 @@ def outcome(attempt: Callable[[], int], folder: Path, debug: bool) -> tuple[int,
     return code, text
 
 
-def train(run: Run, folder: Path, fork: bool, prepare: bool, epoch: int) -> int:
+def train(run: Run, folder: AnyPath, fork: bool, prepare: bool, epoch: int) -> int:
     """One rank from start to end; the exit code where no exception says another."""
     if "VTX_PARENT" in os.environ:
         die_with_parent(int(os.environ["VTX_PARENT"]))
@@ -165,7 +169,7 @@ def train(run: Run, folder: Path, fork: bool, prepare: bool, epoch: int) -> int:
 
 
 def attempt(
-    run: Run, folder: Path, device: torch.device, world: int, control: Control, epoch: int
+    run: Run, folder: AnyPath, device: torch.device, world: int, control: Control, epoch: int
 ) -> int | None:
     """From the newest checkpoint on; the exit code, None where it was decided to go back."""
     with control.at_once():
@@ -178,7 +182,7 @@ def attempt(
 
 
 def join(
-    run: Run, folder: Path, fork: bool, rank: int, world: int
+    run: Run, folder: AnyPath, fork: bool, rank: int, world: int
 ) -> tuple[Run, run_folder.Held | None, int]:
     """What `vtx train` would have done before it started ranks: on rank 0, while the others wait;
     the run, the lease where it is rank 0 that holds it, and its epoch.
@@ -213,7 +217,7 @@ class Parts:
     """Everything of a run that lives on this rank."""
 
     run: Run
-    folder: Path
+    folder: AnyPath
     world: int
     control: Control
     objective: Objective
@@ -250,7 +254,9 @@ class Parts:
         }
 
 
-def assemble(run: Run, folder: Path, device: torch.device, world: int, control: Control) -> Parts:
+def assemble(
+    run: Run, folder: AnyPath, device: torch.device, world: int, control: Control
+) -> Parts:
     """Model, strategy, optimizer and batches, the model with its keyed initial values."""
     precision = precision_of(run.system, device)
     strategy = strategy_of(run.system, world, device, precision.compute)
@@ -344,6 +350,9 @@ def roll_back(parts: Parts, log: Log) -> None:
     """
     ranks, window, progress = parts.strategy.all, parts.guard, parts.progress
     fault: Exception | None = None
+    send_rest()  # rank 0 reads what all ranks have in the ledger
+    if ranks.world > 1:
+        dist.barrier()
     if ranks.rank == 0:
         try:
             made = decisions.roll_back(parts.folder, window, progress.step, progress.position)
@@ -415,7 +424,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
     run, strategy = parts.run, parts.strategy
     attempt = common_attempt(strategy.device, parts.world)
     writer = Writer(
-        checkpoints_of(parts.folder),
+        checkpoints_of(parts.folder, run.system.scratch),
         strategy.all.rank,
         parts.world,
         attempt,
@@ -424,6 +433,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         held=holds(parts),
         stays=parts.stays,
         patience=run.system.timeout,
+        before=send_rest,
     )
     return Trainer(
         run=run,
@@ -524,7 +534,7 @@ def main(argv: list[str]) -> int:
     recipes.let_import(request["paths"])
     return work(
         override.from_dict(request["recipe"]),
-        Path(request["folder"]),
+        place_at(request["folder"]),
         debug=request["debug"],
         epoch=request["epoch"],
     )

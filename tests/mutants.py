@@ -498,7 +498,7 @@ MUTANTS = (
     Mutant(
         "goes-on-without-its-lease",
         WRITE,
-        "self.lost, self._error = True, str(e)",
+        "self.lost, self._error = True, self._taken",
         "pass",
         (f"{LEASE}::test_a_run_whose_lease_was_taken_ends[1]",),
         "A run whose lease was taken ends, also where no save is due.",
@@ -530,7 +530,7 @@ MUTANTS = (
     Mutant(
         "waits-for-a-dead-holder-of-this-host",
         "launch/run_folder.py",
-        'return alone and body.get("machine") == here != "unknown"',
+        'return alone and same and here["machine"] != "unknown"',
         "return False",
         (f"{LEASE}::test_a_holder_of_this_host_that_was_killed_is_taken_over_at_once",),
         "A holder of this host that is gone is taken over at once.",
@@ -1782,7 +1782,7 @@ MUTANTS = (
     Mutant(
         "events-not-cut",
         "vtx_scale/trainer/events.py",
-        "if Event.FromString(data).step > step:",
+        "if at > step:",
         "if False:",
         (f"{WATCHERS}::test_events_are_cut_where_they_are_torn",),
         "TensorBoard has each step once after a resume.",

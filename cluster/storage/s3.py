@@ -142,11 +142,11 @@ class S3:
             raise ValueError("A bucket is named s3://bucket/prefix; keys do not stand in it.")
         return cls(parts.netloc, parts.path, requester_pays)
 
-    def __str__(self) -> str:
-        return self._url("").rstrip("/")
-
     def __repr__(self) -> str:
         return f"S3({self._url('')!r})"
+
+    def __str__(self) -> str:
+        return self._url("").rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
@@ -491,7 +491,7 @@ def error_of(fault: Fault, tries: int, url: str) -> OSError:
         return Changed(errno.ESTALE, "the object is another by now", url)
     if fault.code.endswith(("CredentialsError", "RetrievalError")):
         return PermissionError(errno.EACCES, "no credentials for AWS were found", url)
-    said = f"{fault.status} {fault.code}".strip()
+    said = " ".join(dict.fromkeys((str(fault.status), fault.code))).strip()
     if fault.status in (401, 403) or fault.code == "ExpiredToken":
         return PermissionError(errno.EACCES, f"the server refuses it ({said})", url)
     times = f", {tries} times" if tries > 1 else ""

@@ -8,8 +8,9 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import override, recipes
+from vtx_scale.launch.places import place_at
 from vtx_scale.specs.run import Run
 
 
@@ -41,9 +42,9 @@ def run_of(args: argparse.Namespace, also: Iterable[str] = ()) -> Run:
     return override.override(recipes.find(args.recipe, args.smoke, also), args.keys)
 
 
-def folder_of(args: argparse.Namespace) -> Path:
+def folder_of(args: argparse.Namespace) -> AnyPath:
     """--run, else runs/<recipe>."""
     if args.run_folder:
-        return local_path(args.run_folder, "--run ")
+        return place_at(args.run_folder)
     name = args.recipe.rpartition(":")[2]
     return Path("runs") / (f"{name}-smoke" if args.smoke else name)

@@ -41,6 +41,7 @@ from vtx_scale.distributed.sharding import Slice
 LEFT = re.compile(r"(\.step-\d{8}\.[^/]*|step-\d{8})/(.*)")  # format 1 wrote in hidden folders
 PATIENCE = 300.0  # seconds for a save, beside what its bytes take
 LOOK_EVERY = 10.0  # seconds between two looks at the lease
+ANSWER = 0.1  # seconds that a step waits for it
 SLOW = 20e6  # bytes a second, below which a storage counts as stuck
 
 
@@ -64,7 +65,8 @@ class Writer:
     attempt: names this start of the run, the same on every rank. keep: how many of the newest stay,
     beside those that `stays` names of a list of steps. epoch: of the lease under which the run
     writes, 0 for none; held: raises Lost where another has taken it since. patience: seconds that a
-    save may take beside what its bytes take at `SLOW`.
+    save may take beside what its bytes take at `SLOW`. before: is called when a rank's data is
+    written and its table is not, so that what it sees to is there when a checkpoint is.
     """
 
     def __init__(
@@ -79,7 +81,11 @@ class Writer:
         held: Callable[[], None] = lambda: None,
         stays: Callable[[list[int]], set[int]] = lambda there: set(),
         patience: float = PATIENCE,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
+        self.before = before
+        self._asking: threading.Thread | None = None
+        self._taken = ""  # who has the lease by now
         self.storage, self.rank, self.world, self.attempt = storage, rank, world, attempt
         self.keep, self.epoch, self.held, self.stays = keep, epoch, held, stays
         self.patience = patience
@@ -110,12 +116,7 @@ class Writer:
             self._error = f"writing takes longer than {self._limit:.0f} s"
         if self._error is None and self.rank == 0 and now >= self._look:
             self._look = now + LOOK_EVERY
-            try:
-                self.held()
-            except Lost as e:
-                self.lost, self._error = True, str(e)
-            except OSError:
-                pass  # whether it is held is asked again before the next commit
+            self._ask_holder()
         return self._error
 
     @error.setter
@@ -126,6 +127,24 @@ class Writer:
     def seconds(self) -> float:
         """That the newest save took to write, so far where it goes on."""
         return time.monotonic() - self._began if self.busy else self._took
+
+    def _ask_holder(self) -> None:
+        """In a thread, which a storage that does not answer holds up in the place of a step."""
+
+        def ask() -> None:
+            try:
+                self.held()
+            except Lost as e:
+                self._taken = str(e)
+            except OSError:
+                pass  # whether it is held is asked again before the next commit
+
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=ask, daemon=True)
+            self._asking.start()
+        self._asking.join(ANSWER)
+        if self._taken:
+            self.lost, self._error = True, self._taken
 
     def save(self, step: int, slices: Iterable[Slice], state: dict[str, Any]) -> None:
         """Stage this rank's share and return; `state` is JSON and counts on rank 0 alone."""
@@ -209,6 +228,7 @@ class Writer:
                 return
             self.written = path.stat().st_size
             self.storage.put_file(data, path)
+        self.before()
         failpoint(f"before-table-{step}")
         about = {"attempt": self.attempt, "size": self.written, "sha256": digest}
         self.storage.put(listed, seal({"slices": work.table, **about}))

@@ -330,6 +330,7 @@ class System(Spec):
         "recompute": {"true": "full", "1": "full", "yes": "full"}
         | {"false": "none", "0": "none", "no": "none"}
     }
+    paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"scratch": ()}
 
     world: int | None = None
     strategy: StrategyName = "auto"
@@ -351,6 +352,9 @@ class System(Spec):
     # to the host's memory: master values and the optimizer's state; all: parameters too
     offload: Literal["none", "optimizer", "all"] = "none"
     threads: int = 1  # intra-op threads a rank on CPU
+    # where files of a checkpoint wait that are on their way to a bucket; the temporary folder if
+    # empty
+    scratch: str = ""
     deterministic: bool = True
     timeout: int = 120  # seconds a collective may take
     # steps after which this start saves and leaves with 75: for slots of a queue

@@ -1,12 +1,48 @@
 """Whether a step counts, and whether to leave."""
 
 import contextlib
+import threading
+import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.trainer.leave import requests
+from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath
+from vtx_scale.trainer.leave import Exists, requests
+
+LOOK_EVERY = 5.0  # seconds between two looks at a stop file that is asked for over a network
+
+
+def stop_file(folder: AnyPath) -> Exists:
+    """What asks a run to leave by being there."""
+    path = folder / "control" / "stop"
+    return Looked(path) if isinstance(path, ObjectPath) else path
+
+
+class Looked:
+    """Whether an object is there, as a thread saw it that looks every few seconds for as long as it
+    is asked: nobody waits for an answer.
+    """
+
+    def __init__(self, path: ObjectPath, every: float = LOOK_EVERY) -> None:
+        """every: in seconds."""
+        self.path, self.every = path, every
+        self._seen, self._asked = False, 0.0
+        self._thread: threading.Thread | None = None
+
+    def exists(self) -> bool:
+        """Whether it was there at the last look; once seen, it stays."""
+        self._asked = time.monotonic()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread.start()
+        return self._seen
+
+    def _look(self) -> None:
+        while not self._seen and time.monotonic() - self._asked < 12 * self.every:
+            with contextlib.suppress(OSError):  # who cannot ask is not asked to leave
+                self._seen = self.path.is_file()
+            time.sleep(self.every)
 
 
 class Elsewhere(Exception):
@@ -26,11 +62,11 @@ class Control:
     and the count of skipped steps.
     """
 
-    def __init__(self, folder: Path, rank: int, skip_limit: int = 10) -> None:
+    def __init__(self, folder: AnyPath, rank: int, skip_limit: int = 10) -> None:
         self.skip_limit = skip_limit
         self.skipped = 0
         self.taken = 0  # steps of this start that a roll-back has abandoned
-        self.stop_file = folder / "control" / "stop" if rank == 0 else None
+        self.stop_file = stop_file(folder) if rank == 0 else None
         requests.stop_file = self.stop_file
         requests.announces = rank == 0
 

@@ -22,7 +22,11 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from vtx_scale.trainer.output import PLACE, add_bytes
+from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath, storage_of
+from vtx_scale.trainer.output import PLACE, add_bytes, rewrite
+from vtx_scale.trainer.segments import SEGMENTS
+
+PREFIX = "events.out.tfevents."
 
 
 class Events:
@@ -34,16 +38,20 @@ class Events:
     the step.
     """
 
-    def __init__(self, folder: Path, resumed: int | None = None) -> None:
+    def __init__(self, folder: AnyPath, resumed: int | None = None) -> None:
         self.folder = folder
         self.path: Path | None = None
         last = -1 if resumed is None else resumed
         self.begins: int | None = None  # where the new file says that it does
-        if any(folder.glob("events.out.tfevents.*")):
-            self.begins = last + 1
-            PLACE.attempt("tensorboard", lambda: cut_after(folder, last))
+        PLACE.attempt("tensorboard", lambda: self._cut(last))
         if resumed is not None:
             self.add_text("run/resumed", f"resumed at step {resumed}", resumed)
+
+    def _cut(self, last: int) -> None:
+        """Raises OSError."""
+        if event_files(self.folder):
+            self.begins = last + 1
+            cut_after(self.folder, last)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """One number; one that is not finite is a gap."""
@@ -70,10 +78,13 @@ class Events:
 
     def _write(self, event: Any) -> None:
         """Raises OSError; the file then ends with the event before."""
+        event.wall_time = time.time()
+        if isinstance(self.folder, ObjectPath):
+            SEGMENTS.add(self.folder, record(event.SerializeToString()), self._send)
+            return
         path = self.path
         if path is None or not path.exists():  # also where somebody has tidied up
-            path = self._open()
-        event.wall_time = time.time()
+            path = self._open(Path(str(self.folder)))
         size = path.stat().st_size
         try:
             add_bytes(path, record(event.SerializeToString()))
@@ -81,23 +92,36 @@ class Events:
             os.truncate(path, size)
             raise
 
-    def _open(self) -> Path:
-        """A file of its own for each start. Raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads in the order of names
-        own = f"{time.time():.6f}.{socket.gethostname()}.{secrets.token_hex(4)}"
+    def _send(self, body: bytes) -> None:
+        """Events as a file of their own in a bucket. Raises OSError."""
+        storage_of(self.folder).put(file_name(), self._head() + body)
+        self.begins = None  # said once
+
+    def _head(self) -> bytes:
+        """What a file begins with."""
         first = [Event(file_version="brain.Event:2", wall_time=time.time())]
         if self.begins is not None:
             start = SessionLog(status=SessionLog.START)
             first.append(Event(step=self.begins, session_log=start, wall_time=time.time()))
-        path = self.folder / f"events.out.tfevents.{own}"
+        return b"".join(record(e.SerializeToString()) for e in first)
+
+    def _open(self, folder: Path) -> Path:
+        """A file of its own for each start. Raises OSError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / file_name()
         try:
-            add_bytes(path, b"".join(record(e.SerializeToString()) for e in first))
+            add_bytes(path, self._head())
         except OSError:
             path.unlink(missing_ok=True)
             raise
         self.path = path
         return path
+
+
+def file_name() -> str:
+    """Of a new file: TensorBoard reads in the order of names."""
+    own = f"{time.time():.6f}.{socket.gethostname()}.{secrets.token_hex(4)}"
+    return f"{PREFIX}{own}"
 
 
 def as_float(value: Any) -> float | None:
@@ -125,16 +149,30 @@ def record(data: bytes) -> bytes:
     return out.body
 
 
-def cut_after(folder: Path, step: int) -> None:
-    """Cut each event file at its first event beyond `step`, or where it is torn. Raises OSError."""
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        body, end = path.read_bytes(), 0
+def event_files(folder: AnyPath) -> list[AnyPath]:
+    """Those of a folder, in the order in which they were begun."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.startswith(PREFIX)]
+    return sorted(found, key=lambda path: path.name)
+
+
+def cut_after(folder: AnyPath, step: int) -> None:
+    """Cut each event file at its first event beyond `step`, or where it is torn. Raises OSError.
+
+    Of a bucket's, which are many, the newest up to one of which nothing had to go.
+    """
+    for path in reversed(event_files(folder)):
+        body, end, first = path.read_bytes(), 0, True
         for after, data in records(body):
-            if Event.FromString(data).step > step:
+            at = Event.FromString(data).step
+            if at > step:
                 break
-            end = after
+            end, first = after, first and not at
         if end < len(body):
-            os.truncate(path, end)
+            rewrite(path, body, body[:end])
+        elif isinstance(path, ObjectPath) and not first:
+            return
 
 
 def records(body: bytes) -> Iterator[tuple[int, bytes]]:

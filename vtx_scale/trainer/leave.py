@@ -16,9 +16,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from vtx_scale.data_pipeline.signals import INTERRUPTION, leaving
 from vtx_scale.trainer.output import to_descriptor
@@ -26,6 +25,13 @@ from vtx_scale.trainer.output import to_descriptor
 PATIENCE = 30.0  # seconds between a request and the end of the step or of the wait
 SAME_REQUEST = 0.3  # seconds: a signal to a group and its launcher's own arrive as two
 LOOK_EVERY = 0.5  # seconds between two looks at the stop file
+
+
+class Exists(Protocol):
+    """What can be there or not."""
+
+    def exists(self) -> bool:
+        """Whether it is there."""
 
 
 class Leave(BaseException):
@@ -46,7 +52,7 @@ class Requests:
         self.asked = False
         self.count = self.last = 0  # requests, what arrives together being one; the last signal
         self.patience = PATIENCE
-        self.stop_file: Path | None = None
+        self.stop_file: Exists | None = None
         self.announces = True
         self.repeated: Callable[[int], None] = self.end_at_once
         # whether a finished step would be lost if the process ended now

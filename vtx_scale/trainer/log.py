@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.trainer.output import PLACE, append, append_text, json_line, say
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Log:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         steps: int,
         *,
         on: bool = True,

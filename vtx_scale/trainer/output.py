@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath, storage_of
+from vtx_scale.trainer.segments import SEGMENTS, segments, sender
 
 # everything that is written for watchers; the live line is drawn on stderr
 PLACES = (
@@ -34,6 +35,7 @@ PLACES = (
     "tensorboard",
 )
 LINE_BYTES = 4000  # of a ledger line: what is up to a page is appended whole by one write
+LAST = 20.0  # seconds at the end of a process for what waits to be sent
 EAR = 0.2  # seconds that a line on stderr waits for a reader that is slow
 NO_STDERR = "VTX_NO_STDERR"  # set where this process or its launcher was started without one
 
@@ -53,7 +55,7 @@ class Places:
 
     def __init__(self) -> None:
         self.states = {name: State() for name in PLACES}
-        self.folder: Path | None = None
+        self.folder: AnyPath | None = None
 
     def attempt(self, name: str, write: Callable[[], None]) -> bool:
         """Write; whether it came through. Nothing is raised but requests to leave."""
@@ -274,7 +276,7 @@ def open_missing_descriptors() -> None:
             os.set_inheritable(fd, True)
 
 
-def append(path: Path, line: bytes) -> None:
+def append(path: AnyPath, line: bytes) -> None:
     """Add one line to a file of `PLACES`, ended here, by one write:
     ranks and launcher may share the file.
     """
@@ -282,8 +284,19 @@ def append(path: Path, line: bytes) -> None:
     PLACE.attempt(path.name, lambda: add(path, line))
 
 
-def add(path: Path, line: bytes) -> None:
-    """`append` that raises OSError. A line that a full disk has torn stays a line of its own."""
+def add(path: AnyPath, line: bytes) -> None:
+    """`append` that raises OSError. A line that a full disk has torn stays a line of its own.
+
+    Of a run that lies in a bucket it is sent later, in a segment.
+    """
+    if isinstance(path, ObjectPath):
+        SEGMENTS.add(path, line + b"\n", sender(path))
+    elif isinstance(path, Path):
+        add_to_file(path, line)
+
+
+def add_to_file(path: Path, line: bytes) -> None:
+    """The same of a local file."""
     with descriptor(path) as fd:
         body = b"\n" * is_torn(fd) + line + b"\n"
         if write_some(fd, body, str(path)) < len(body):
@@ -330,7 +343,7 @@ def stamped(line: str) -> bytes:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}".encode("utf-8", "backslashreplace")
 
 
-def append_text(folder: Path, line: str) -> None:
+def append_text(folder: AnyPath, line: str) -> None:
     """A line of log.txt, with the time."""
     append(folder / "log.txt", stamped(line))
 
@@ -394,7 +407,7 @@ class Ledger:
     Every rank appends.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self.path = folder / "ledger.jsonl"
 
     def write(self, **entry: Any) -> None:
@@ -402,43 +415,89 @@ class Ledger:
             append(self.path, line)
 
 
-def truncate_logs_after(folder: Path, step: int) -> None:
+def send_rest(patience: float = LAST) -> None:
+    """At the end of a process, and before what was written is read again: send what waits; what
+    cannot be sent within so many seconds is dropped and counted.
+    """
+    if SEGMENTS.flush(patience):
+        return
+    for name, (count, reason) in SEGMENTS.drop().items():
+        place = next((p for p in PLACES if name.endswith(p)), "tensorboard")
+        for _ in range(count):
+            PLACE.count(place, reason or "no answer")
+        PLACE.announce(place)
+
+
+def truncate_logs_after(folder: AnyPath, step: int) -> None:
     """Remove what was written beyond the step that a run resumes at: it will be written again."""
+    send_rest()
     for name in ("metrics.jsonl", "ledger.jsonl", "evaluations.jsonl"):
         PLACE.folder = folder
         PLACE.attempt(name, functools.partial(truncate_after, folder / name, step))
 
 
-def truncate_after(path: Path, step: int, field: str = "step") -> None:
-    """Remove the lines of a JSON-lines file beyond `step`. What is no line of JSON, as a full disk
-    or a fault leaves it, is kept aside in NAME.torn. Raises OSError.
+def truncate_after(path: AnyPath, step: int, field: str = "step") -> None:
+    """Remove the lines of a JSON-lines file beyond `step`, in its segments too. What is no line of
+    JSON, as a full disk or a fault leaves it, is kept aside in NAME.torn. Raises OSError.
     """
-    if not path.is_file():
-        return
-    kept, torn = [], []
+    ended: set[str] = set()  # whose older segments have nothing beyond
+    for part in reversed(segments(path)):
+        writer = part.name.rpartition("-")[0]
+        if writer not in ended and cut(part, step, field):
+            ended.add(writer)
+    if path.is_file():
+        cut(path, step, field)
+
+
+def cut(path: AnyPath, step: int, field: str) -> bool:
+    """`truncate_after` of one file; whether nothing had to go, and some line says of a step up to
+    that. Raises OSError.
+    """
+    kept, torn, before = [], [], False
     body = path.read_bytes()
     for line in body.splitlines(keepends=True):
         entry = parsed(line)
         if entry is None:
             torn.append(line.rstrip(b"\n") + b"\n")
         elif not (isinstance(at := entry.get(field, 0), int | float) and at > step):
+            before = before or field in entry
             old = b"NaN" in line or b"Infinity" in line  # written before JSON was strict
             kept.append((json_line(entry) if old else line.rstrip(b"\n")) + b"\n")
-    if any(line.strip() for line in torn):
-        with path.with_name(f"{path.name}.torn").open("ab") as f:
-            f.write(b"".join(torn))
     rest = b"".join(kept)
-    if body.startswith(rest):  # needs no room on the disk
-        os.truncate(path, len(rest))
+    if isinstance(path, ObjectPath) and rest == body:
+        return before
+    if any(line.strip() for line in torn):
+        keep_aside(path, b"".join(torn))
+    rewrite(path, body, rest)
+    return before and rest == body
+
+
+def keep_aside(path: AnyPath, torn: bytes) -> None:
+    """Add to NAME.torn beside a file. Raises OSError."""
+    aside = path.parent / f"{path.name}.torn"
+    if isinstance(aside, Path):
+        with aside.open("ab") as f:
+            f.write(torn)
         return
-    with whole(path) as part:
-        part.write_bytes(rest)
+    there = aside.read_bytes() if aside.is_file() else b""
+    storage_of(path.parent).put(aside.name, there + torn)
 
 
-def written(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none where it cannot be read."""
+def rewrite(path: AnyPath, body: bytes, rest: bytes) -> None:
+    """Put `rest` in place of `body`, of an object nothing where nothing is left. Raises OSError."""
+    if isinstance(path, Path) and body.startswith(rest):  # needs no room on the disk
+        os.truncate(path, len(rest))
+    elif rest or isinstance(path, Path):
+        storage_of(path.parent).put(path.name, rest)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def written(path: AnyPath) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file and of its segments; none where it cannot be read."""
     try:
-        body = path.read_bytes() if path.is_file() else b""
+        body = b"".join(part.read_bytes() for part in segments(path))
+        body += path.read_bytes() if path.is_file() else b""
     except OSError:
         return []
     return [entry for line in body.splitlines() if (entry := parsed(line)) is not None]
