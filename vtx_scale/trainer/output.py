@@ -496,8 +496,10 @@ def rewrite(path: AnyPath, body: bytes, rest: bytes) -> None:
 def written(path: AnyPath) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file and of its segments; none where it cannot be read."""
     try:
-        body = b"".join(part.read_bytes() for part in segments(path))
-        body += path.read_bytes() if path.is_file() else b""
+        parts, file = segments(path), [path] if path.is_file() else []
+        # what is not appended to here came with a copy, and is older
+        parts = [*file, *parts] if isinstance(path, ObjectPath) else [*parts, *file]
+        body = b"".join(part.read_bytes() for part in parts)
     except OSError:
         return []
     return [entry for line in body.splitlines() if (entry := parsed(line)) is not None]
