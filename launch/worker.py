@@ -71,6 +71,7 @@ from vtx_scale.trainer.output import (
     guarded_stderr,
     open_missing_descriptors,
     say,
+    send,
     send_rest,
     sentence,
     silent,
@@ -78,6 +79,9 @@ from vtx_scale.trainer.output import (
     why,
 )
 from vtx_scale.trainer.precision import Precision, precision_of
+
+
+AT_SAVE = 5.0  # seconds for what grows in a bucket, before a checkpoint is there
 
 
 def work(
@@ -433,7 +437,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         held=holds(parts),
         stays=parts.stays,
         patience=run.system.timeout,
-        before=send_rest,
+        before=lambda: send(AT_SAVE),
     )
     return Trainer(
         run=run,

@@ -208,6 +208,7 @@ def test_a_bucket_that_is_away_costs_a_save_and_no_step(url, job, s3_bucket, und
         )
         process = begun.start()
         wait_for((tmp_path / "away").exists)
+        wait_for(lambda: steps(storage) == [2])
         target, proxy.target = proxy.target, 1
         (tmp_path / "away-on").touch()
         wait_for((tmp_path / "back").exists)  # the save of step 4 is under way, or has failed

@@ -81,7 +81,7 @@ class Writer:
         held: Callable[[], None] = lambda: None,
         stays: Callable[[list[int]], set[int]] = lambda there: set(),
         patience: float = PATIENCE,
-        before: Callable[[], None] = lambda: None,
+        before: Callable[[], object] = lambda: None,
     ) -> None:
         self.before = before
         self._asking: threading.Thread | None = None

@@ -415,11 +415,16 @@ class Ledger:
             append(self.path, line)
 
 
+def send(patience: float) -> bool:
+    """Send what waits to be sent; whether all of it is there within so many seconds."""
+    return SEGMENTS.flush(patience)
+
+
 def send_rest(patience: float = LAST) -> None:
     """At the end of a process, and before what was written is read again: send what waits; what
     cannot be sent within so many seconds is dropped and counted.
     """
-    if SEGMENTS.flush(patience):
+    if send(patience):
         return
     for name, (count, reason) in SEGMENTS.drop().items():
         place = next((p for p in PLACES if name.endswith(p)), "tensorboard")

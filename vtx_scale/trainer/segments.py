@@ -131,7 +131,7 @@ class Segments:
         until = time.monotonic() + patience
         with self._changed:
             for place in self._places.values():
-                place.wanted = place.stored + len(place.pieces)
+                place.wanted, place.reason = place.stored + len(place.pieces), ""
             asked = {name: place.wanted for name, place in self._places.items()}
             self._changed.notify_all()
             while any(self._places[name].stored < count for name, count in asked.items()):
