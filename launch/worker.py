@@ -80,7 +80,6 @@ from vtx_scale.trainer.output import (
 )
 from vtx_scale.trainer.precision import Precision, precision_of
 
-
 AT_SAVE = 5.0  # seconds for what grows in a bucket, before a checkpoint is there
 
 

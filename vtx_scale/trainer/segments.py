@@ -132,9 +132,9 @@ class Segments:
         with self._changed:
             for place in self._places.values():
                 place.wanted, place.reason = place.stored + len(place.pieces), ""
-            asked = {name: place.wanted for name, place in self._places.items()}
+            asked = [(place, place.wanted) for place in self._places.values()]
             self._changed.notify_all()
-            while any(self._places[name].stored < count for name, count in asked.items()):
+            while any(place.stored < count for place, count in asked):
                 left = until - time.monotonic()
                 if left <= 0:
                     return False

@@ -1,0 +1,376 @@
+"""A run's folder where nothing can be appended: objects, segments, copies of either form."""
+
+import fcntl
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.storages import Memory
+from vtx_scale.checkpoints import lease
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import Below, ObjectPath, storage_of
+from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.launch import run_folder
+from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.trainer import output
+from vtx_scale.trainer import segments as module
+from vtx_scale.trainer.control import Control, Looked
+from vtx_scale.trainer.events import Events, event_files, records
+from vtx_scale.trainer.output import PLACE, Ledger, append, truncate_logs_after, written
+from vtx_scale.trainer.segments import SEGMENTS, Segments
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits(monkeypatch):
+    SEGMENTS.drop()
+    monkeypatch.setattr(PLACE, "states", {name: output.State() for name in output.PLACES})
+    yield
+    SEGMENTS.drop()
+
+
+@pytest.fixture(params=["bucket", "disk"])
+def folder(request, tmp_path):
+    return ObjectPath(Memory(), "runs/a") if request.param == "bucket" else tmp_path
+
+
+class Away(Memory):
+    """A bucket that can be away."""
+
+    away = False
+
+    def put(self, name, body):
+        if self.away:
+            raise OSError(5, "the server did not answer", name)
+        super().put(name, body)
+
+
+def metric(folder, *steps):
+    for step in steps:
+        append(folder / "metrics.jsonl", json.dumps({"step": step}).encode())
+
+
+def seen(folder, name="metrics.jsonl"):
+    return [row["step"] for row in written(folder / name)]
+
+
+def test_a_path_of_objects_is_used_as_a_path(folder):
+    """The same questions have the same answers."""
+    storage_of(folder).put("a/b.json", b"{}")
+    storage_of(folder / "a").put("c/d", b"1")
+    file = folder / "a" / "b.json"
+    assert (file.name, file.stem, str(file.parent)) == ("b.json", "b", f"{folder}/a")
+    assert file.read_text() == "{}" and file.exists() and file.is_file() and not file.is_dir()
+    assert (folder / "a").is_dir() and (folder / "a").exists() and not (folder / "a").is_file()
+    assert sorted(p.name for p in (folder / "a").iterdir()) == ["b.json", "c"]
+    assert not (folder / "b").exists() and not (folder / "a/b.jso").exists()
+    with pytest.raises(FileNotFoundError):
+        (folder / "b").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        (folder / "b").unlink()
+    (folder / "b").unlink(missing_ok=True)
+    file.unlink()
+    assert not file.exists() and list(storage_of(folder).list("")) == ["a/c/d"]
+
+
+def test_lines_are_sent_together_and_in_order():
+    folder = ObjectPath(Memory(), "runs/a")
+    metric(folder, 1, 2, 3)
+    assert not list(folder.root.list("")), "each line was a request"
+    assert SEGMENTS.flush(5) and seen(folder) == [1, 2, 3]
+    metric(folder, 4)
+    assert SEGMENTS.flush(5) and seen(folder) == [1, 2, 3, 4]
+    assert list(folder.root.list("")) == [f"runs/a/metrics/{n:08d}.jsonl" for n in (1, 2)]
+
+
+def test_a_full_segment_and_one_that_waited_are_sent_unasked(monkeypatch):
+    monkeypatch.setattr(module, "EVERY", 0.3)
+    folder = ObjectPath(Memory())
+    metric(folder, 1)
+    began = time.monotonic()
+    while not seen(folder):
+        assert time.monotonic() - began < 5
+        time.sleep(0.01)
+    assert time.monotonic() - began >= 0.25
+    monkeypatch.setattr(module, "EVERY", 1000.0)
+    for step in range(2, 1200):
+        append(folder / "metrics.jsonl", json.dumps({"step": step, "x": "y" * 1000}).encode())
+    while len(seen(folder)) < 1000:
+        assert time.monotonic() - began < 10
+        time.sleep(0.01)
+
+
+def test_another_process_may_write_in_the_same_place(monkeypatch):
+    """The launcher and rank 0 do; no segment takes the place of another."""
+    root = Memory()
+    both = [ObjectPath(root), ObjectPath(root)]
+    mine = [Segments(), Segments()]
+    for k in range(6):
+        place = both[k % 2] / "ledger.jsonl"
+        mine[k % 2].add(place, b'{"step": %d}\n' % k, module.sender(place))
+        assert mine[k % 2].flush(5)
+    assert seen(both[0], "ledger.jsonl") == list(range(6))
+    assert list(root.list("")) == [f"ledger/00000-{n:08d}.jsonl" for n in range(1, 7)]
+    monkeypatch.setenv("RANK", "3")
+    Ledger(both[0]).write(kind="skip", step=9)
+    assert SEGMENTS.flush(5) and (both[0] / "ledger/00003-00000001.jsonl").is_file()
+
+
+def test_evaluations_are_one_object_that_several_add_to():
+    root = Memory()
+    mine = [Segments() for _ in range(4)]
+
+    def write(k):
+        place = ObjectPath(root, "evaluations.jsonl")
+        for step in range(10):
+            mine[k].add(place, b'{"step": %d}\n' % (10 * k + step), module.sender(place))
+            mine[k].flush(5)
+
+    threads = [threading.Thread(target=write, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(root.list("")) == ["evaluations.jsonl"]
+    assert sorted(seen(ObjectPath(root), "evaluations.jsonl")) == list(range(40))
+
+
+def test_a_bucket_that_is_away_holds_nobody_up_and_what_waited_is_there_later(monkeypatch):
+    monkeypatch.setattr(module, "AGAIN", 0.05)
+    folder = ObjectPath(Away())
+    folder.root.away = True
+    began = time.monotonic()
+    metric(folder, *range(1, 101))
+    assert time.monotonic() - began < 1 and not SEGMENTS.flush(0.1)
+    assert PLACE.states["metrics.jsonl"].dropped == 0
+    folder.root.away = False
+    assert SEGMENTS.flush(5) and seen(folder) == list(range(1, 101))
+
+
+def test_what_has_no_room_is_dropped_and_counted(monkeypatch, capfd):
+    monkeypatch.setattr(module, "ROOM", 1000)
+    folder = ObjectPath(Away())
+    folder.root.away = True
+    metric(folder, *range(1, 101))
+    dropped = PLACE.states["metrics.jsonl"].dropped
+    assert 0 < dropped < 100 and "metrics.jsonl cannot be written" in capfd.readouterr().err
+    output.send_rest(0.1)  # the end, and it is still away
+    assert PLACE.states["metrics.jsonl"].dropped == 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=6),
+    st.integers(0, 20),
+    st.booleans(),
+)
+def test_what_is_cut_at_a_resume_is_what_is_cut_of_a_file(parts, step, copied):
+    """Whatever was sent together: steps that ascend, lines of none, and what is no line."""
+    SEGMENTS.drop()
+    root, at, rows = Memory(), 0, []
+    folder = ObjectPath(root, "run")
+    for number, part in enumerate(parts, 1):
+        body = b""
+        for more in part:
+            at += more
+            rows.append(at if more else None)
+            body += b'{"step": %d}\n' % at if more else b'{"kind": "decision"}\n'
+        name = (
+            "run/ledger.jsonl" if copied and number == 1 else f"run/ledger/00000-{number:08d}.jsonl"
+        )
+        if body:
+            root.put(name, body + (b"torn\n" if number == len(parts) else b""))
+    truncate_logs_after(folder, step)
+    kept = [row.get("step") for row in written(folder / "ledger.jsonl")]
+    wanted = [row for row in rows if row is None or row <= step]
+    # nothing that stands before a step that stays is beyond it
+    assert kept == wanted
+    before = dict(root.objects)
+    truncate_logs_after(folder, step)
+    assert root.objects == before, "a second time changed something"
+
+
+def test_older_segments_are_not_read_again(monkeypatch):
+    folder = ObjectPath(Memory())
+    for step in range(1, 9):
+        metric(folder, step)
+        SEGMENTS.flush(5)
+    asked = []
+    plain = folder.root.open
+    monkeypatch.setattr(folder.root, "open", lambda name: asked.append(name) or plain(name))
+    truncate_logs_after(folder, 6)
+    assert [int(name[8:16]) for name in asked] == [8, 7, 6] and seen(folder) == [1, 2, 3, 4, 5, 6]
+    metric(folder, 7)
+    SEGMENTS.flush(5)
+    assert seen(folder) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_copy_on_disk_is_cut_and_read_with_what_is_added_to_it(tmp_path):
+    root = Memory()
+    metric(ObjectPath(root), 1, 2)
+    SEGMENTS.flush(5)
+    metric(ObjectPath(root), 3, 4)
+    SEGMENTS.flush(5)
+    for name in root.list(""):
+        Folder(tmp_path).put(name, root.objects[name][0])
+    truncate_logs_after(tmp_path, 3)
+    metric(tmp_path, 4, 5)
+    assert seen(tmp_path) == [1, 2, 3, 4, 5]
+    back = ObjectPath(Memory())
+    for name in Folder(tmp_path).list(""):
+        back.root.put(name, (tmp_path / name).read_bytes())
+    (tmp_path / "metrics" / "00000001.jsonl").unlink()
+    assert seen(tmp_path) == [3, 4, 5]
+
+
+def test_events_are_files_that_tensorboard_reads(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = ObjectPath(Memory(), "tensorboard")
+    first = Events(folder)
+    for step in range(1, 7):
+        first.add_scalar("train/loss", float(step), step)
+        if step % 2 == 0:
+            assert SEGMENTS.flush(5)
+    assert len(event_files(folder)) == 3
+    second = Events(folder, resumed=3)
+    for step in range(4, 6):
+        second.add_scalar("train/loss", -float(step), step)
+    assert SEGMENTS.flush(5)
+    for path in event_files(folder):
+        body = path.read_bytes()
+        assert [end for end, _ in records(body)][-1] == len(body)
+        Folder(tmp_path).put(path.name, body)
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    found = {e.step: e.value for e in board.Scalars("train/loss")}
+    assert found == {1: 1.0, 2: 2.0, 3: 3.0, 4: -4.0, 5: -5.0}
+
+
+def test_a_stop_object_is_looked_for_now_and_then():
+    asked = []
+
+    class Counted(Memory):
+        def head(self, name):
+            asked.append(name)
+            return super().head(name)
+
+    folder = ObjectPath(Counted(), "run")
+    stop = Control(folder, 0).stop_file
+    assert isinstance(stop, Looked) and stop.every == 5.0
+    stop.every = 0.1
+    began = time.monotonic()
+    for _ in range(200):
+        assert not stop.exists()
+        time.sleep(0.001)
+    assert set(asked) == {"run/control/stop"}
+    assert len(asked) <= (time.monotonic() - began) / 0.1 + 2
+    folder.root.put("run/control/stop", b"")
+    until = time.monotonic() + 5
+    while not stop.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+class Shared(Folder):
+    """A folder in the place of a bucket that two processes see."""
+
+    def __init__(self, root):
+        super().__init__(Path(root))
+
+
+def killed_holder(folder) -> None:
+    """The lease is another process's, which refuses us while it lives."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            held = run_folder.acquire_lease(folder)
+            os.write(writer, b"%d" % held.epoch)
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(reader, 9) == b"1"
+        with pytest.raises(UserError, match=f"is being written by process {child} on"):
+            run_folder.acquire_lease(folder)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("place", ["here", "another container"])
+def test_a_lease_in_a_bucket_is_taken_over_at_once_where_its_lock_says_so(
+    tmp_path, monkeypatch, place
+):
+    """Another container of this machine may see no lock: there time must show."""
+    folder = ObjectPath(Shared(tmp_path / "run"))
+    killed_holder(folder)
+    defaults = lease.acquire.__defaults__
+    monkeypatch.setattr(lease.acquire, "__defaults__", (*defaults[:2], 0.8, 0.02))
+    if place != "here":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    said, began = [], time.monotonic()
+    with run_folder.acquire_lease(folder, said.append) as held:
+        assert held.epoch == 2
+    took = time.monotonic() - began
+    assert (took < 0.7 and not said) if place == "here" else (took >= 0.8 and len(said) == 1)
+
+
+def test_staged_files_wait_in_scratch_and_those_of_the_dead_are_removed(tmp_path):
+    root = Memory()
+    storage = checkpoints_of(ObjectPath(root, "run"), str(tmp_path / "scratch"))
+    left = tmp_path / "scratch" / ".vtx-data-00000.0123abcd.part"
+    left.mkdir(parents=True)
+    from vtx_scale.data_pipeline.publish import machine
+
+    (left / f"lock-{machine()}").touch()
+    (left / "file").write_bytes(b"of one that was killed")
+    with storage.scratch("step-00000001/data-00000.e1.safetensors") as path:
+        path.write_bytes(b"body")
+        assert path.is_relative_to(tmp_path / "scratch") and not left.exists()
+        with pytest.raises(BlockingIOError), (next(path.parent.glob("lock-*"))).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        storage.put_file("step-00000001/data", path)
+    assert not os.listdir(tmp_path / "scratch")
+    assert dict(root.objects)["run/checkpoints/step-00000001/data"][0] == b"body"
+
+
+def test_a_tokenizer_is_read_from_a_copy_that_is_what_it_was(tmp_path, monkeypatch):
+    from tests.runs import smoke
+    from vtx_scale.launch import outside
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = ObjectPath(Memory(), "run")
+    body = b"a tokenizer"
+    digest = outside.hashlib.sha256(body).hexdigest()
+    known = {"data.tokenizer": {"path": "/a", "digest": digest, "file": "tokenizer/t.json"}}
+    with pytest.raises(UserError, match="cannot be read"):
+        outside.held(smoke(), folder, known)
+    storage_of(folder).put("tokenizer/t.json", b"another one")
+    for _ in range(2):  # a wrong copy is not kept
+        with pytest.raises(UserError, match="is not the tokenizer that this run was trained with"):
+            outside.held(smoke(), folder, known)
+    storage_of(folder).put("tokenizer/t.json", body)
+    for _ in range(2):
+        copy = Path(outside.held(smoke(), folder, known).data.tokenizer)
+        assert copy.read_bytes() == body and copy.is_relative_to(tmp_path)
+        folder.root.objects.clear()  # it is here now
+
+
+def test_below_is_a_storage_of_what_lies_below():
+    root = Memory()
+    inner = Below(Below(root, "a"), "b/")
+    assert inner.put_if_absent("x", b"1") and not inner.put_if_absent("x", b"2")
+    assert list(root.list("")) == ["a/b/x"] and list(inner.list("")) == ["x"]
+    tag = inner.head("x").tag
+    assert inner.replace_if("x", b"3", "no") is None and inner.replace_if("x", b"3", tag)
+    assert inner.get_range("x", 0, 9) == b"3" and str(inner).endswith("/a/b")
+    inner.delete("x")
+    assert not list(root.list(""))
