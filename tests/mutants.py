@@ -86,6 +86,8 @@ CACHED = "tests/data_pipeline/test_cached.py"
 PLAN = "tests/data_pipeline/test_plan.py"
 CONTRACT = "tests/cluster/test_storage_contract.py"
 BUCKET = "tests/cluster/test_s3.py"
+BUCKET_RUNS = "tests/vtx_scale/test_bucket_runs.py"
+SEGMENTS = "vtx_scale/trainer/segments.py"
 STORAGE = "tests/data_pipeline/test_storage.py"
 CODES = "tests/data_pipeline/test_codes.py"
 VIDEO = "tests/data_pipeline/test_video.py"
@@ -534,6 +536,96 @@ MUTANTS = (
         "return False",
         (f"{LEASE}::test_a_holder_of_this_host_that_was_killed_is_taken_over_at_once",),
         "A holder of this host that is gone is taken over at once.",
+    ),
+    Mutant(
+        "segments-overwritten",
+        SEGMENTS,
+        "if self.root.put_if_absent(name, body):\n                return",
+        "if self.root.put(name, body) is None:\n                return",
+        (f"{BUCKET_RUNS}::test_another_process_may_write_in_the_same_place",),
+        "No segment takes the place of another process's.",
+    ),
+    Mutant(
+        "segments-lost-in-an-outage",
+        SEGMENTS,
+        "                if not reason:\n",
+        "                if True:\n",
+        (
+            f"{BUCKET_RUNS}::"
+            "test_a_bucket_that_is_away_holds_nobody_up_and_what_waited_is_there_later",
+        ),
+        "What a bucket did not take is sent again.",
+    ),
+    Mutant(
+        "segments-without-bound",
+        SEGMENTS,
+        "if place.size + len(piece) > ROOM:",
+        "if False:",
+        (f"{BUCKET_RUNS}::test_what_has_no_room_is_dropped_and_counted",),
+        "What waits for a bucket is bounded, and what is dropped is counted.",
+    ),
+    Mutant(
+        "segments-not-cut",
+        OUTPUT,
+        "if writer not in ended and cut(part, step, field):",
+        "if writer not in ended:",
+        (f"{BUCKET_RUNS}::test_what_is_cut_at_a_resume_is_what_is_cut_of_a_file",),
+        "Redone lines are cut from segments.",
+    ),
+    Mutant(
+        "segments-of-the-last-save-lost",
+        WRITE,
+        "        self.before()\n",
+        "",
+        (
+            "tests/cluster/test_s3_runs.py::"
+            "test_a_run_that_is_killed_between_any_two_writes_has_the_same_curve",
+        ),
+        "The lines up to a checkpoint are there when it is.",
+    ),
+    Mutant(
+        "waits-for-the-lease",
+        WRITE,
+        "self._asking.join(ANSWER)",
+        "self._asking.join()",
+        (f"{BUCKET_RUNS}::test_a_step_does_not_wait_for_a_storage_that_is_silent",),
+        "A storage that does not answer holds no step up.",
+    ),
+    Mutant(
+        "takes-a-lease-of-another-container",
+        "launch/run_folder.py",
+        "same = all(body.get(key) == value for key, value in here.items())",
+        'same = body.get("machine") == here["machine"]',
+        (
+            f"{BUCKET_RUNS}::"
+            "test_a_lease_in_a_bucket_is_taken_over_at_once_where_its_lock_says_so"
+            "[another container]",
+        ),
+        "A lock that another container does not see says nothing of its holder.",
+    ),
+    Mutant(
+        "stop-asked-at-every-step",
+        CONTROL,
+        "time.sleep(self.every)",
+        "time.sleep(0)",
+        (f"{BUCKET_RUNS}::test_a_stop_object_is_looked_for_now_and_then",),
+        "A stop object is asked for every few seconds.",
+    ),
+    Mutant(
+        "staged-files-left",
+        "data_pipeline/objects.py",
+        'with part_of(at / f"vtx-{PurePosixPath(name).name}") as (folder, _):',
+        "for folder in [at / name]:\n            folder.mkdir(parents=True)",
+        (f"{BUCKET_RUNS}::test_staged_files_wait_in_scratch_and_those_of_the_dead_are_removed",),
+        "What a killed save has staged is removed.",
+    ),
+    Mutant(
+        "a-wrong-tokenizer-is-kept",
+        "launch/outside.py",
+        "            copy.unlink(missing_ok=True)\n",
+        "            pass\n",
+        (f"{BUCKET_RUNS}::test_a_tokenizer_is_read_from_a_copy_that_is_what_it_was",),
+        "A copy that is another tokenizer is fetched anew.",
     ),
     Mutant(
         "boxes-that-overlap",

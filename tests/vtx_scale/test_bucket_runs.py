@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.storages import Memory
 from vtx_scale.checkpoints import lease
+from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import Below, ObjectPath, storage_of
 from vtx_scale.data_pipeline.storage import Folder
@@ -321,6 +322,27 @@ def test_a_lease_in_a_bucket_is_taken_over_at_once_where_its_lock_says_so(
         assert held.epoch == 2
     took = time.monotonic() - began
     assert (took < 0.7 and not said) if place == "here" else (took >= 0.8 and len(said) == 1)
+
+
+def test_a_step_does_not_wait_for_a_storage_that_is_silent():
+    """It asks whether the lease is another's; what it hears late counts at a later step."""
+    answer = threading.Event()
+
+    def held():
+        answer.wait(20)
+        raise lease.Lost("another job has it")
+
+    writer = Writer(Memory(), 0, 1, "a", 1, held=held)
+    began = time.monotonic()
+    for _ in range(5):
+        writer._look = 0.0  # it is time to ask
+        assert writer.error is None
+    assert time.monotonic() - began < 5
+    answer.set()
+    writer._asking.join()
+    writer.error = None  # a save has begun since
+    writer._look = 0.0
+    assert "another job has it" in writer.error and writer.lost
 
 
 def test_staged_files_wait_in_scratch_and_those_of_the_dead_are_removed(tmp_path):
