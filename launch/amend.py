@@ -17,7 +17,8 @@ from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.tables import print_json
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.walk import walk
-from vtx_scale.trainer.output import say, written
+from vtx_scale.trainer.lines import written
+from vtx_scale.trainer.output import say
 
 TRIES = 8  # numbers that another process took first
 

@@ -19,7 +19,8 @@ from vtx_scale.launch.decided import Decision, abandoned, read
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.trainer.control import Elsewhere, NotFinite
 from vtx_scale.trainer.guard import Window
-from vtx_scale.trainer.output import Ledger, say, written
+from vtx_scale.trainer.lines import written
+from vtx_scale.trainer.output import Ledger, say
 
 SAME_STEP = 3  # roll-backs to one step, or to one before it, after which a run is given up
 

@@ -17,8 +17,9 @@ from vtx_scale.launch import run_folder
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
+from vtx_scale.trainer.lines import written
 from vtx_scale.trainer.loop import Progress, due
-from vtx_scale.trainer.output import Ledger, say, written
+from vtx_scale.trainer.output import Ledger, say
 from vtx_scale.trainer.precision import Precision
 
 T = TypeVar("T")

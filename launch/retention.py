@@ -9,7 +9,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch.evaluate import evaluator
 from vtx_scale.specs.run import Run
-from vtx_scale.trainer.output import written
+from vtx_scale.trainer.lines import written
 
 
 def stays(run: Run, folder: AnyPath) -> Callable[[list[int]], set[int]]:

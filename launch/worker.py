@@ -62,6 +62,7 @@ from vtx_scale.trainer.flops import peak_flops, training_flops
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.init import initialise_slices
 from vtx_scale.trainer.leave import Leave, requests
+from vtx_scale.trainer.lines import truncate_logs_after
 from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.loop import Drifted, Progress, Trainer
 from vtx_scale.trainer.optim import optimizer_of
@@ -75,7 +76,6 @@ from vtx_scale.trainer.output import (
     send_rest,
     sentence,
     silent,
-    truncate_logs_after,
     why,
 )
 from vtx_scale.trainer.precision import Precision, precision_of

@@ -94,6 +94,7 @@ VIDEO = "tests/data_pipeline/test_video.py"
 ENCODE = "tests/surfaces/test_encode.py"
 LOOP = "vtx_scale/trainer/loop.py"
 OUTPUT = "vtx_scale/trainer/output.py"
+LINES = "vtx_scale/trainer/lines.py"
 LEAVE = "vtx_scale/trainer/leave.py"
 CONTROL = "vtx_scale/trainer/control.py"
 RESTORE = "vtx_scale/launch/restore.py"
@@ -566,7 +567,7 @@ MUTANTS = (
     ),
     Mutant(
         "segments-not-cut",
-        OUTPUT,
+        LINES,
         "if writer not in ended and cut(part, step, field):",
         "if writer not in ended:",
         (f"{BUCKET_RUNS}::test_what_is_cut_at_a_resume_is_what_is_cut_of_a_file",),
@@ -984,7 +985,7 @@ MUTANTS = (
     ),
     Mutant(
         "ledger-not-cut",
-        "vtx_scale/trainer/output.py",
+        LINES,
         '"ledger.jsonl", "evaluations.jsonl")',
         '"evaluations.jsonl")',
         (
@@ -1848,7 +1849,7 @@ MUTANTS = (
     ),
     Mutant(
         "torn-lines-thrown-away",
-        OUTPUT,
+        LINES,
         "            torn.append(",
         "            ().count(",
         (f"{WATCHERS}::test_what_is_no_json_is_kept_aside",),

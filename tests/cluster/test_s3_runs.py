@@ -30,7 +30,7 @@ from vtx_scale.data_pipeline.objects import storage_of
 from vtx_scale.launch.cli import main
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at
-from vtx_scale.trainer.output import written
+from vtx_scale.trainer.lines import written
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 STEPS = 6
@@ -167,6 +167,7 @@ def test_every_reader_takes_it(url, job, tmp_path, capsys):
         ("checkpoints", url, "--verify"),
         ("evaluate", url, "--json"),
         ("export", url, "--to", "safetensors", str(tmp_path / "out")),
+        ("checkpoints", url, "--prune"),
     ):
         assert main(list(words)) == 0
         said = capsys.readouterr()
@@ -183,6 +184,13 @@ def test_every_reader_takes_it(url, job, tmp_path, capsys):
     )
     about = json.loads((tmp_path / "from" / "run.json").read_text())
     assert about["outside"]["init.from"]["path"] == url
+
+
+def test_pictures_are_drawn_by_a_run_in_a_bucket(url, job, tmp_path, capsys):
+    assert job(recipe="igpt_s", keys=("steps=1",)).run() == 0
+    out = tmp_path / "out"
+    assert main(["sample", url, str(out), "--count", "1"]) == 0
+    assert [path.suffix for path in out.iterdir()] == [".png"]
 
 
 def test_a_damaged_object_is_found(url, job, capsys):

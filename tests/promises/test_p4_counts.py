@@ -13,7 +13,7 @@ from vtx_scale.launch import local, worker
 from vtx_scale.launch.paths import checkpoints_of, lease_of
 from vtx_scale.launch.run_folder import acquire_lease
 from vtx_scale.trainer.control import BadLimit
-from vtx_scale.trainer.output import truncate_logs_after
+from vtx_scale.trainer.lines import truncate_logs_after
 
 
 def ends(limit, bad, slots):

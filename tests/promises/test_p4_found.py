@@ -14,7 +14,7 @@ import pytest
 from tests.promises.test_p4_watchers import events
 from tests.runs import environment, lines, losses, train_on_ranks, vtx
 from vtx_scale.trainer.events import Events
-from vtx_scale.trainer.output import truncate_after
+from vtx_scale.trainer.lines import truncate_after
 
 KEYS = ("steps=6", "checkpoint.every=2", "data.val_shards=")
 

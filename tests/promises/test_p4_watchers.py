@@ -29,8 +29,9 @@ from tests.runs import (
 )
 from vtx_scale.trainer import output
 from vtx_scale.trainer.events import Events, cut_after
+from vtx_scale.trainer.lines import parsed, truncate_after
 from vtx_scale.trainer.log import Log
-from vtx_scale.trainer.output import PLACES, entry_lines, json_line, parsed, truncate_after
+from vtx_scale.trainer.output import PLACES, entry_lines, json_line
 
 ROOT = Path(__file__).parents[2]
 FILES = [name for name in PLACES if "." in name]

@@ -24,7 +24,8 @@ from vtx_scale.trainer import output
 from vtx_scale.trainer import segments as module
 from vtx_scale.trainer.control import Control, Looked
 from vtx_scale.trainer.events import Events, event_files, records
-from vtx_scale.trainer.output import PLACE, Ledger, append, truncate_logs_after, written
+from vtx_scale.trainer.lines import truncate_logs_after, written
+from vtx_scale.trainer.output import PLACE, Ledger, append
 from vtx_scale.trainer.segments import SEGMENTS, Segments
 
 

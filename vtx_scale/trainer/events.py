@@ -23,7 +23,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath, storage_of
-from vtx_scale.trainer.output import PLACE, add_bytes, rewrite
+from vtx_scale.trainer.lines import rewrite
+from vtx_scale.trainer.output import PLACE, add_bytes
 from vtx_scale.trainer.segments import SEGMENTS
 
 PREFIX = "events.out.tfevents."
