@@ -21,6 +21,7 @@ from vtx_scale.data_pipeline.tools.verify import verify as verify_shards
 from vtx_scale.launch.build import reader_of
 from vtx_scale.launch.checks import check
 from vtx_scale.launch.commands import run_of
+from vtx_scale.launch.data_sets import build, repack
 from vtx_scale.launch.datasets import order_of, training_data
 from vtx_scale.launch.encode import run as encode
 from vtx_scale.launch.places import shards_at
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     work = {
         "index": index,
         "order": order,
+        "build": build,
+        "repack": repack,
         "verify": verify,
         "warm": warm,
         "bench": bench,

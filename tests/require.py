@@ -20,6 +20,7 @@ PACKAGES = {
     "fairscale": ("fairscale",),
     "s3": ("boto3",),
     "video": ("av",),
+    "parquet": ("pyarrow",),
 }
 CEPH = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool")
 WEED = Path(sys.executable).parent / "weed"

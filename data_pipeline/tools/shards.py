@@ -1,4 +1,4 @@
-"""Writing tars: ordinary ustar shards, each whole or absent."""
+"""Writing tars: ordinary shards, each whole or absent, the same bytes for the same samples."""
 
 import io
 import tarfile
@@ -11,22 +11,27 @@ from vtx_scale.data_pipeline.storage import whole
 Sample = tuple[str, dict[str, bytes]]  # key, extension -> bytes
 
 
-def write_shard(path: Path, samples: Iterable[Sample]) -> None:
-    with whole(path) as part:
-        write_tar(part, samples)
+def write_tar(path: Path, samples: Iterable[Sample]) -> int:
+    """Write a tar; how many samples it holds.
 
-
-def write_tar(path: Path, samples: Iterable[Sample]) -> None:
-    """A tar of these samples in this place; the same bytes for the same samples. Names that ustar
+    The same bytes for the same samples: no time, owner or mode of a file is in it. Names that ustar
     has no room for are GNU's long ones.
     """
+    count = 0
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, members in samples:
+            count += 1
             for extension, body in members.items():
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size = len(body)
                 tar.format = format_of(info)
                 tar.addfile(info, io.BytesIO(body))
+    return count
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> None:
+    with whole(path) as part:
+        write_tar(part, samples)
 
 
 def format_of(info: tarfile.TarInfo) -> Literal[0, 1]:

@@ -1,0 +1,107 @@
+"""`vtx data build` and `vtx data repack`: sets of shards from what a user has."""
+
+import argparse
+from pathlib import Path
+
+import PIL
+
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.foreign import PACKED, PICTURES
+from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.paths import local_path
+from vtx_scale.data_pipeline.storage import Folder, Storage
+from vtx_scale.data_pipeline.tools.packing import Input, Line, pack
+from vtx_scale.data_pipeline.tools.parallel import processors
+from vtx_scale.data_pipeline.tools.pictures import pictures_of
+from vtx_scale.data_pipeline.tools.repack import archives, set_again, unpacked_set
+from vtx_scale.data_pipeline.tools.shrink import Edit
+from vtx_scale.data_pipeline.tools.tables import TABLES, Columns, tables
+from vtx_scale.launch.progress import progress
+from vtx_scale.launch.tables import print_json, print_table
+from vtx_scale.trainer.output import say
+
+SAMPLES = 5_000  # of a shard
+
+
+def storage_at(place: str) -> Storage:
+    return Folder(local_path(place or "."))
+
+
+def build(args: argparse.Namespace) -> int:
+    """A set of a folder of pictures, of tables, or of what `repack` takes."""
+    each = samples_of(args)
+    columns = Columns(args.image, args.caption, args.label)
+    root, name = parted(args.source, TABLES)
+    if name:
+        return written(args, tables(storage_at(root), [name], columns, each))
+    root, name = parted(args.source, (".tar", *PACKED))
+    storage = storage_at(args.source)
+    every = [] if name else list(storage.list(""))
+    if name or any("/" not in x and x.endswith((".tar", *PACKED)) for x in every):
+        return written(args, shards_again(args, Edit(), {}))
+    found = sorted(x for x in every if x.lower().endswith(TABLES))
+    if found and not any(x.lower().endswith(PICTURES) for x in every):
+        return written(args, tables(storage, found, columns, each))
+    if found:
+        say(f"{args.source}: pictures are taken, {found[0]} is not: give it as SOURCE to use it.")
+    return written(args, pictures_of(storage, every, each))
+
+
+def repack(args: argparse.Namespace) -> int:
+    """A set from another one, or from compressed tars."""
+    if args.short_side and args.short_side < 32:
+        raise UserError(f"--short-side {args.short_side}: give 32 or more.")
+    about = {"short_side": args.short_side, "pillow": PIL.__version__} if args.short_side else {}
+    return written(args, shards_again(args, Edit(args.short_side), about))
+
+
+def shards_again(args: argparse.Namespace, edit: Edit, about: dict[str, str | int]) -> Input:
+    """The samples of a set or of compressed tars. Raises UserError where there are none."""
+    root, name = parted(args.source, PACKED)
+    packed: list[str] = []
+    if name or Path(args.source).is_dir():
+        storage = storage_at(root if name else args.source)
+        packed = archives(storage, name)
+        if packed and not any("/" not in x and x.endswith(".tar") for x in storage.list("")):
+            return unpacked_set(storage, packed, edit, about, args.samples or 0)
+    index = open_index(args.source, say=say)
+    if not index.n:
+        raise UserError(f"{args.source} holds no samples: 'vtx data verify' says more.")
+    return set_again(index, edit, about, samples_of(args))
+
+
+def parted(place: str, endings: tuple[str, ...]) -> tuple[str, str]:
+    """(the folder, the last name) of a place whose name has such an ending, else ("", "")."""
+    root, slash, name = place.rpartition("/")
+    if not name.lower().endswith(endings) or Path(place).is_dir():
+        return "", ""
+    return root or slash, name
+
+
+def samples_of(args: argparse.Namespace) -> int:
+    """--samples, at least 1."""
+    if args.samples is not None and args.samples < 1:
+        raise UserError(f"--samples {args.samples}: give 1 or more.")
+    return args.samples or SAMPLES
+
+
+def written(args: argparse.Namespace, source: Input) -> int:
+    """Write a set, and print what is left out and what it holds."""
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers}: give 0 or more.")
+    out = storage_at(args.out)
+    workers = min(args.workers or processors(), source.count)
+
+    def left_out(line: Line) -> None:
+        if args.json:
+            print_json(line)
+        else:
+            print(f"{line['row']}: {line['reason']} {line.get('detail', '')}".rstrip())
+
+    with progress("shards", source.count) as tick:
+        summary = pack(out, source, workers, lambda: open_index(args.out, say=say), left_out, tick)
+    if args.json:
+        print_json(summary)
+    else:
+        print_table([{"": k, "value": v} for k, v in summary.items()])
+    return 0

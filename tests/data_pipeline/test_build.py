@@ -1,0 +1,274 @@
+"""`vtx data build`: what goes in comes out, the same bytes each time, whatever is killed."""
+
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data_pipeline.make import corrupt, encoded, jpeg, picture
+from tests.data_pipeline.packs import (
+    class_folders,
+    contents,
+    killed_at,
+    packed,
+    samples_of,
+    table,
+)
+from tests.require import need
+from tests.runs import vtx
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.tools.pictures import pictures_of
+from vtx_scale.data_pipeline.tools.tables import Columns, tables
+from vtx_scale.data_pipeline.tools.verify import verify
+
+
+def pictures(root, each=3):
+    storage = Folder(root)
+    return pictures_of(storage, list(storage.list("")), each)
+
+
+def rows_of(path, each=3, **columns):
+    return tables(Folder(path.parent), [path.name], Columns(**columns), each)
+
+
+def test_class_folders_become_labels(tmp_path):
+    source = class_folders(tmp_path / "in")
+    (source / "dog" / "0.v1.txt").write_text("a dog")
+    (source / "dog" / "._0.jpg").write_bytes(b"of a Mac")
+    made, left = packed(pictures(source), tmp_path / "out")
+    assert made == {**made, "shards": 3, "samples": 8, "left_out": 0} and not left
+    found = samples_of(tmp_path / "out")
+    assert [key for key, _ in found] == [f"{i:09d}" for i in range(8)]
+    for i, (_, members) in enumerate(found):
+        assert members["jpg"] == jpeg(10 * (i // 4) + i % 4)
+        assert members["cls"] == str(i // 4).encode()
+        assert json.loads(members["json"])["path"] == f"{'cat' if i < 4 else 'dog'}/{i % 4}.v1.jpg"
+    assert found[4][1]["txt"] == b"a dog" and "txt" not in found[5][1]
+    assert (tmp_path / "out" / "classes.txt").read_text() == "cat\ndog\n"
+
+
+def test_bad_files_are_named_and_left_out(tmp_path):
+    source = class_folders(tmp_path / "in")
+    (source / "cat" / "1.v1.jpg").write_bytes(b"")
+    (source / "dog" / "2.v1.jpg").write_bytes(corrupt(jpeg(3)))
+    made, left = packed(pictures(source), tmp_path / "out")
+    assert [(line["row"], line["reason"]) for line in left] == [
+        ("cat/1.v1.jpg", "empty"),
+        ("dog/2.v1.jpg", "jpeg_corrupt"),
+    ]
+    assert (made["samples"], made["left_out"]) == (6, 2)
+    assert not list(verify(str(tmp_path / "out")))
+
+
+def test_nothing_usable_makes_no_set(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="Nothing of the 1 rows"):
+        packed(pictures(tmp_path / "in"), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_a_table_of_paths_urls_and_captions(tmp_path):
+    for i in range(4):
+        (tmp_path / f"p {i}.jpg").write_bytes(jpeg(i))
+    (tmp_path / "grey.png").write_bytes(encoded(picture(9).convert("L"), "PNG"))
+    path = table(
+        tmp_path / "t.csv",
+        [
+            ["id", "url", "caption"],
+            ["0", "p 0.jpg", 'two\nlines, and "quotes"'],
+            ["1", (tmp_path / "p 1.jpg").as_uri(), "é"],
+            ["2", str(tmp_path / "p 2.jpg"), " "],
+            ["3", "http://localhost:9/p.jpg", "far"],
+            ["4", "p 3.jpg"],
+            [],
+            ["5", "nowhere.jpg", "none"],
+            ["6", "grey.png", "grey"],
+        ],
+    )
+    made, left = packed(rows_of(path, each=2), tmp_path / "out")
+    assert [(line["row"], line["reason"]) for line in left] == [
+        ("t.csv row 3", "text"),
+        ("t.csv row 4", "url"),
+        ("t.csv row 5", "columns"),
+        ("t.csv row 6", "path"),
+    ]
+    found = samples_of(tmp_path / "out")
+    assert [m["txt"].decode() for _, m in found] == ['two\nlines, and "quotes"', "é", "grey"]
+    assert [m.get("jpg") for _, m in found[:2]] == [jpeg(0), jpeg(1)] and "png" in found[2][1]
+    assert made["samples"] + made["left_out"] == 7
+
+
+cells = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=12)
+texts = st.lists(cells.map(lambda x: f"x{x}\n{x}" if len(x) % 3 else f"x{x}"), min_size=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(texts, st.integers(1, 5), st.sampled_from(",\t;"), st.booleans())
+def test_parts_of_a_table_are_its_rows(tmp_path_factory, captions, each, delimiter, marked):
+    """Cut anywhere, also behind cells of several lines, a table gives each row once."""
+    folder = tmp_path_factory.mktemp("table")
+    rows = [[f"{i}.jpg", caption] for i, caption in enumerate(captions)]
+    path = table(folder / "t.csv", [["path", "text"], *rows], delimiter)
+    if marked:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    source = rows_of(path, each)
+    assert source.count == -(-len(rows) // each)
+    found = [cells for part in source.units for cells in source.read.cells(part)]
+    assert found == [(name, caption, None) for name, caption in rows]
+
+
+def test_names_of_classes_in_a_column(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    rows = [["0.jpg", "wolf"], ["1.jpg", "bear"], ["2.jpg", ""]]
+    path = table(tmp_path / "t.tsv", [["file", "label"], *rows], "\t")
+    _, left = packed(rows_of(path), tmp_path / "out")
+    assert [m["cls"] for _, m in samples_of(tmp_path / "out")] == [b"1", b"0"]
+    assert (tmp_path / "out" / "classes.txt").read_text() == "bear\nwolf\n"
+    assert [(line["row"], line["reason"]) for line in left] == [("t.tsv row 3", "label")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "words"),
+    [
+        (["a", "caption"], {}, "pictures (--image)"),
+        (["path", "b"], {}, "captions (--caption) or labels (--label)"),
+        (["path", "text"], {"caption": "words"}, "no column 'words'"),
+        ([], {}, "is empty"),
+    ],
+)
+def test_a_column_that_is_not_there_is_asked_for(tmp_path, columns, given, words):
+    path = table(tmp_path / "t.csv", [columns, ["x", "y"]] if columns else [])
+    with pytest.raises(UserError) as error:
+        rows_of(path, **given)
+    assert words in str(error.value)
+
+
+@pytest.mark.services
+def test_a_parquet_table(tmp_path):
+    need("parquet")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    bodies = [jpeg(i) for i in range(10)]
+    (tmp_path / "beside.jpg").write_bytes(jpeg(99))
+    images = [{"bytes": b, "path": f"{i}.jpg"} for i, b in enumerate(bodies)]
+    images[4] = {"bytes": None, "path": "beside.jpg"}
+    images[5] = None
+    found = pa.table({"image": images, "label": [float(i % 3) for i in range(9)] + [None]})
+    parquet.write_table(found, tmp_path / "t.parquet", row_group_size=4)
+    for each in (3, 4, 7, 20):
+        out = tmp_path / f"out{each}"
+        made, left = packed(rows_of(tmp_path / "t.parquet", each), out)
+        assert [(x["row"], x["reason"]) for x in left] == [
+            ("t.parquet row 6", "empty"),
+            ("t.parquet row 10", "label"),
+        ]
+        got = samples_of(out)
+        wanted = [*bodies[:4], jpeg(99), *bodies[6:9]]
+        assert [m["jpg"] for _, m in got] == wanted
+        assert [m["cls"] for _, m in got] == [b"0", b"1", b"2", b"0", b"1", b"0", b"1", b"2"]
+        assert made["shards"] == -(-9 // each)  # of the tenth row alone none is made
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "pyarrow.py").write_text("raise ImportError")
+    paths = f"{tmp_path / 'none'}:{os.environ.get('PYTHONPATH', '.')}"
+    done = vtx("data", "build", tmp_path / "t.parquet", tmp_path / "o", env={"PYTHONPATH": paths})
+    assert done.returncode == 2 and "pip install 'vtx-scale[parquet]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_same_bytes_each_time_and_after_a_kill_at_every_place(tmp_path):
+    """At each change of the storage, from the plan to the last record that is removed."""
+    source = class_folders(tmp_path / "in", each=5)
+    (source / "cat" / "2.v1.jpg").write_bytes(b"broken")
+    unkilled, left = packed(pictures(source), tmp_path / "unkilled")
+    wanted = contents(tmp_path / "unkilled")
+    again = packed(pictures(source), tmp_path / "again", workers=2)
+    assert again == (unkilled, left) and contents(tmp_path / "again") == wanted
+    places = 0
+    while killed_at(pictures(source), out := tmp_path / f"k{places}", places):
+        assert packed(pictures(source), out)[0] == unkilled
+        assert contents(out) == wanted, places
+        places += 1
+    assert places > 20 and contents(out) == wanted
+
+
+def test_killed_again_and_again(tmp_path):
+    """Each attempt comes one change further; what is there is not written again."""
+    source = class_folders(tmp_path / "in", each=5)
+    packed(pictures(source), tmp_path / "unkilled")
+    rounds = 0
+    rng = np.random.default_rng(0)
+    while killed_at(pictures(source), tmp_path / "out", int(rng.integers(1, 5))):
+        rounds += 1
+        assert rounds < 50
+    assert rounds > 3 and contents(tmp_path / "out") == contents(tmp_path / "unkilled")
+
+
+def test_a_shard_that_is_gone_is_written_again_and_others_are_not(tmp_path):
+    source = class_folders(tmp_path / "in", each=5)
+    packed(pictures(source), tmp_path / "unkilled")
+    out = tmp_path / "out"
+    assert killed_at(pictures(source), out, 10)
+    first, second = sorted(out.glob("part-*.tar"))[:2]
+    first.unlink()
+    kept = second.stat().st_ino
+    packed(pictures(source), out)
+    assert contents(out) == contents(tmp_path / "unkilled") and second.stat().st_ino == kept
+
+
+def test_what_stands_there_is_never_overwritten(tmp_path):
+    one, two = class_folders(tmp_path / "a"), class_folders(tmp_path / "b", ("x", "y"))
+    out = tmp_path / "out"
+    assert killed_at(pictures(one), out, 4)
+    before = contents(out)
+    with pytest.raises(UserError, match="the beginning of another set"):
+        packed(pictures(two), out)
+    assert contents(out) == before
+    made, _ = packed(pictures(one), out)
+    assert packed(pictures(one), out)[0] == made
+    with pytest.raises(UserError, match="holds shards already"):
+        packed(pictures(two), out)
+    with pytest.raises(UserError, match="holds shards already"):
+        packed(pictures(one, each=2), out)
+
+
+def test_webdataset_reads_it_and_no_time_or_owner_is_in_it(tmp_path):
+    import webdataset as wds
+
+    packed(pictures(class_folders(tmp_path / "in")), tmp_path / "out")
+    names = sorted(map(str, (tmp_path / "out").glob("*.tar")))
+    stages = wds.WebDataset(names, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
+    found = list(stages)
+    assert [label for _, label in found] == [0] * 4 + [1] * 4
+    assert {image.size for image, _ in found} == {(32, 24)}
+    for name in names:
+        with tarfile.open(name) as tar:
+            about = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar}
+        assert about == {(0, 0, 0, "", "", 0o644)}
+
+
+def test_the_command(tmp_path):
+    source = class_folders(tmp_path / "in")
+    (source / "cat" / "1.v1.jpg").write_bytes(b"")
+    words = "data", "build", source, tmp_path / "out", "--samples", 2, "--workers", 2, "--json"
+    done = vtx(*words)
+    assert done.returncode == 0, done.stderr
+    *left, made = map(json.loads, done.stdout.splitlines())
+    assert left == [{"row": "cat/1.v1.jpg", "reason": "empty"}]
+    assert (made["shards"], made["samples"], made["left_out"]) == (4, 7, 1)
+    assert contents(tmp_path / "out").keys() == {
+        *(f"part-{i:06d}.tar" for i in range(4)),
+        "classes.txt",
+        ".vtx/packed.json",
+    }
