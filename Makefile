@@ -46,8 +46,8 @@ test-services: $(SERVICES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m services
 
 $(SERVICES): $(STAMP)
-	@echo "Installing DeepSpeed, fairscale, SeaweedFS and PyAV into $(VENV)/, once"
-	$(PIP) -q -e '.[deepspeed,fairscale,services,video]'
+	@echo "Installing DeepSpeed, fairscale, SeaweedFS, PyAV and pyarrow into $(VENV)/, once"
+	$(PIP) -q -e '.[deepspeed,fairscale,parquet,services,video]'
 	@touch $@
 
 # The long forms: hours. One of them: make test-full T="tests/promises -k every_step"

@@ -31,6 +31,7 @@ TAGS = {"1": 32, VERSION: 64}  # bytes a shard
 TAG = TAGS[VERSION]
 # known from headers alone; numbered in the file
 REASONS = ("", "tar_truncated", "member_size", "empty")
+UNFINISHED = ".vtx/packing/plan.json"  # beside shards of which not all are there yet
 
 
 @dataclass

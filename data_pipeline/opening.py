@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import (
+    UNFINISHED,
     Index,
     build,
     cache_folder,
@@ -58,6 +60,7 @@ def open_local(shards: Shards, chunk: int, say: Callable[[str], None]) -> Index:
             news = f"index {path} is stale (a shard changed): made again"
     if news:
         say(news)
+    refuse_unfinished(shards)
     total = sum(shards.local(name).stat().st_size for name in shards.names)
     if total > LARGE:
         say(
@@ -78,6 +81,13 @@ def open_local(shards: Shards, chunk: int, say: Callable[[str], None]) -> Index:
         "it is made again at each start"
     )
     return index
+
+
+def refuse_unfinished(shards: Shards) -> None:
+    """Raises UserError where shards are the beginning of a set that is not complete."""
+    for folder in {shards.local(name).parent for name in shards.names}:
+        if (folder / UNFINISHED).exists():
+            raise UserError(f"{folder} is not complete: run the command that writes it once more.")
 
 
 def kept_at(index: Index, path: Path) -> Index:

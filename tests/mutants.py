@@ -92,6 +92,8 @@ STORAGE = "tests/data_pipeline/test_storage.py"
 CODES = "tests/data_pipeline/test_codes.py"
 VIDEO = "tests/data_pipeline/test_video.py"
 ENCODE = "tests/surfaces/test_encode.py"
+BUILD = "tests/data_pipeline/test_build.py"
+REPACK = "tests/data_pipeline/test_repack.py"
 LOOP = "vtx_scale/trainer/loop.py"
 OUTPUT = "vtx_scale/trainer/output.py"
 LINES = "vtx_scale/trainer/lines.py"
@@ -2132,6 +2134,93 @@ MUTANTS = (
         '{"err_detect": "explode"}',
         (f"{VIDEO}::test_frames_of_another_size_on_the_way_are_refused_unallocated",),
         "Frames larger than the header says are not allocated.",
+    Mutant(
+        "packed_lost",
+        "data_pipeline/tools/packing.py",
+        'if record is None or not all(stored(self.out, shard) for shard in record["shards"]):',
+        "if record is None:",
+        (f"{BUILD}::test_a_shard_that_is_gone_is_written_again_and_others_are_not",),
+        "A shard that is gone is written again.",
+    ),
+    Mutant(
+        "packed_again",
+        "data_pipeline/tools/packing.py",
+        "if known := self.known(number):",
+        "if known := None:",
+        (f"{BUILD}::test_a_shard_that_is_gone_is_written_again_and_others_are_not",),
+        "What is stored is not written again.",
+    ),
+    Mutant(
+        "packed_unconfirmed",
+        "data_pipeline/tools/packing.py",
+        "    confirm(out, total.shards)\n",
+        "",
+        (f"{BUILD}::test_no_set_appears_without_every_shard",),
+        "A set appears when every shard is confirmed.",
+    ),
+    Mutant(
+        "packed_over",
+        "data_pipeline/tools/packing.py",
+        'if known["plan"] != plan:',
+        "if False:",
+        (f"{BUILD}::test_what_stands_there_is_never_overwritten",),
+        "The beginning of one set is not gone on with as another.",
+    ),
+    Mutant(
+        "half_a_set",
+        "data_pipeline/opening.py",
+        "if (folder / UNFINISHED).exists():",
+        "if False:",
+        (f"{BUILD}::test_half_a_set_is_nobodys",),
+        "Shards of which not all are there are no set.",
+    ),
+    Mutant(
+        "url_of_elsewhere",
+        "data_pipeline/tools/rows.py",
+        'if scheme[1].lower() != "file":',
+        "if False:",
+        (f"{BUILD}::test_a_table_of_paths_urls_and_captions",),
+        "A URL of another machine is named as such.",
+    ),
+    Mutant(
+        "part_begins",
+        "data_pipeline/tools/tables.py",
+        "begin, number, rows = at[0], number + rows, 0",
+        "begin, number, rows = file.tell(), number + rows, 0",
+        (f"{BUILD}::test_parts_of_a_table_are_its_rows",),
+        "A part of a table begins with the row behind the one before.",
+    ),
+    Mutant(
+        "apart_merged",
+        "data_pipeline/tools/packing.py",
+        "if before[1].keys().isdisjoint(item[1]):",
+        "if False:",
+        (f"{REPACK}::test_two_that_would_become_one_are_named",),
+        "Two samples do not become one when what lay between them goes.",
+    ),
+    Mutant(
+        "shrunk_smaller",
+        "data_pipeline/tools/shrink.py",
+        "if min(height, width) <= short_side:",
+        "if max(height, width) <= short_side:",
+        (f"{REPACK}::test_a_short_side",),
+        "A picture that is small enough keeps its bytes.",
+    ),
+    Mutant(
+        "shrunk_mask",
+        "data_pipeline/tools/shrink.py",
+        "Image.Resampling.NEAREST",
+        "Image.Resampling.LANCZOS",
+        (f"{REPACK}::test_a_mask_is_made_as_small_and_keeps_its_values",),
+        "The values of a mask stay.",
+    ),
+    Mutant(
+        "archive_torn",
+        "data_pipeline/tools/repack.py",
+        'yield Left(name, "compressed", fault)',
+        "pass",
+        (f"{REPACK}::test_a_torn_archive_gives_what_is_in_it",),
+        "An archive that ends early is named.",
     ),
 )
 

@@ -1,8 +1,9 @@
 """Writing a set of shards that appears whole: in parallel, and to be gone on with after any end.
 
 While it is written its plan stands in `.vtx/packing/plan.json`, and a record there for each unit of
-which all shards are stored. The index comes last; without it, and beside a plan, nobody takes the
-shards for a set. The same command goes on where the last one ended, and another is refused.
+which all shards are stored. Beside a plan nobody takes the shards for a set; it goes when all are
+confirmed, and the index comes last. The same command goes on where the last one ended, and another
+is refused.
 """
 
 import contextlib
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.index import shown
+from vtx_scale.data_pipeline.index import UNFINISHED, shown
 from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.data_pipeline.tools.parallel import each
 from vtx_scale.data_pipeline.tools.shards import Sample, write_tar
 
-PLAN, RECORDS, DONE = ".vtx/packing/plan.json", ".vtx/packing/", ".vtx/packed.json"
+RECORDS, DONE = ".vtx/packing/", ".vtx/packed.json"
 Line = dict[str, str]
 
 
@@ -166,6 +167,7 @@ def pack(
     about = json.dumps({"format": "vtx-packed-1", **source.about}, sort_keys=True)
     plan = hashlib.sha256(about.encode()).hexdigest()
     if (finished := begun(out, plan)) is not None:
+        index()
         forget(out)
         return finished
     packer = Packer(out, source.read, source.split)
@@ -193,6 +195,7 @@ def pack(
         "left_out": lines,
     }
     out.put(DONE, json.dumps({"plan": plan, **summary}).encode())
+    out.delete(UNFINISHED)
     index()
     forget(out)
     return summary
@@ -203,7 +206,7 @@ def begun(out: Storage, plan: str) -> dict[str, Any] | None:
 
     Raises UserError where another one stands there.
     """
-    known, done = read_json(out, PLAN), read_json(out, DONE)
+    known, done = read_json(out, UNFINISHED), read_json(out, DONE)
     if known is not None:
         if known["plan"] != plan:
             raise UserError(
@@ -216,7 +219,7 @@ def begun(out: Storage, plan: str) -> dict[str, Any] | None:
         return finished
     if done is not None or any(name.endswith(".tar") for name in out.list("")):
         raise UserError(f"{out} holds shards already: give an empty folder.")
-    out.put_if_absent(PLAN, json.dumps({"plan": plan}).encode())
+    out.put_if_absent(UNFINISHED, json.dumps({"plan": plan}).encode())
     return None
 
 
@@ -230,8 +233,8 @@ def confirm(out: Storage, shards: list[dict[str, Any]]) -> None:
 
 
 def forget(out: Storage) -> None:
-    """Remove plan and records, the plan first: without it they say nothing."""
-    out.delete(PLAN)
+    """Remove plan and records, the plan first: without it records say nothing."""
+    out.delete(UNFINISHED)
     for name in list(out.list(RECORDS)):
         with contextlib.suppress(FileNotFoundError):
             out.delete(name)

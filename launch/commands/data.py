@@ -86,6 +86,18 @@ def looking(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def making(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Commands that write shards and files."""
+    p = command("build", "shards of a folder of pictures, a table or a set")
+    p.add_argument("source", metavar="SOURCE", help="a folder, a .csv, .tsv or .parquet, or shards")
+    writing_arguments(p)
+    p.add_argument("--image", metavar="COLUMN", default="", help="of paths, file URLs or bytes")
+    p.add_argument("--caption", metavar="COLUMN", default="")
+    p.add_argument("--label", metavar="COLUMN", default="")
+    p = command("repack", "shards, or compressed ones, as others")
+    p.add_argument("source", metavar="SHARDS")
+    writing_arguments(p)
+    p.add_argument(
+        "--short-side", type=int, default=0, metavar="PIXELS", help="make larger pictures so small"
+    )
     p = command("toy", "write shards of composed shapes")
     p.add_argument("out", metavar="DIR")
     p.add_argument("--samples", type=int, default=256)
@@ -133,6 +145,14 @@ def encoding(p: argparse.ArgumentParser) -> None:
         help="data.zoom=1,1.2: other crops; seed=1; system.device=cuda, system.precision=bf16",
     )
     p.set_defaults(smoke=False)
+    p.add_argument("--json", action="store_true")
+
+
+def writing_arguments(p: argparse.ArgumentParser) -> None:
+    """What a command takes that writes a set."""
+    p.add_argument("out", metavar="OUT")
+    p.add_argument("--samples", type=int, help="of a shard (5,000)")
+    p.add_argument("--workers", type=int, default=0, help="processes (as many as processors)")
     p.add_argument("--json", action="store_true")
 
 

@@ -21,6 +21,7 @@ from tests.data_pipeline.packs import (
 from tests.require import need
 from tests.runs import vtx
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.index import open_index
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.pictures import pictures_of
 from vtx_scale.data_pipeline.tools.tables import Columns, tables
@@ -225,6 +226,35 @@ def test_a_shard_that_is_gone_is_written_again_and_others_are_not(tmp_path):
     kept = second.stat().st_ino
     packed(pictures(source), out)
     assert contents(out) == contents(tmp_path / "unkilled") and second.stat().st_ino == kept
+
+
+def test_half_a_set_is_nobodys(tmp_path):
+    source = class_folders(tmp_path / "in", each=5)
+    out = tmp_path / "out"
+    assert killed_at(pictures(source), out, 9) and len(list(out.glob("*.tar"))) == 2
+    with pytest.raises(UserError, match="is not complete"):
+        open_index(str(out))
+    packed(pictures(source), out)
+    assert open_index(str(out)).n == 10
+
+
+class Loses(Folder):
+    """The first shard is gone when the last one is stored."""
+
+    def put_file(self, name, path):
+        super().put_file(name, path)
+        if name.endswith("2.tar"):
+            self.delete("part-000000.tar")
+
+
+def test_no_set_appears_without_every_shard(tmp_path):
+    source, out = class_folders(tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(UserError, match="part-000000.tar is gone again"):
+        packed(pictures(source), out, storage=Loses(out))
+    assert not list(out.rglob("*.safetensors"))
+    with pytest.raises(UserError, match="is not complete"):
+        open_index(str(out))
+    assert packed(pictures(source), out)[0]["samples"] == 8
 
 
 def test_what_stands_there_is_never_overwritten(tmp_path):
