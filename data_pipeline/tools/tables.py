@@ -122,11 +122,9 @@ def tables(storage: Storage, names: list[str], columns: Columns, each: int) -> I
     return Input(about, parts, len(parts), Rows(storage, classes), tuple(classes))
 
 
-def lines_of(file: io.BufferedReader, at: list[int]) -> Iterator[str]:
-    """Lines of a text from where the file is; at[0] is the byte behind the last."""
-    at[0] = file.tell()
+def lines_of(file: io.BufferedReader) -> Iterator[str]:
+    """Lines of a text from where the file is; it stands behind the last that was taken."""
     for line in file:
-        at[0] += len(line)
         yield line.decode("utf-8", "replace")
 
 
@@ -138,11 +136,10 @@ def header_of(file: io.BufferedReader, table: str) -> tuple[list[str], str, int]
     first = file.peek(1 << 16).split(b"\n", 1)[0]
     usual = "\t" if table.lower().endswith(".tsv") else ","
     delimiter = max([usual, ",", "\t", ";"], key=lambda letter: first.count(letter.encode()))
-    at = [0]
-    names = next(csv.reader(lines_of(file, at), delimiter=delimiter), [])
+    names = next(csv.reader(lines_of(file), delimiter=delimiter), [])
     if not any(names):
         raise UserError(f"{table} is empty: its first line names the columns.")
-    return names, delimiter, at[0]
+    return names, delimiter, file.tell()
 
 
 def text_parts(
@@ -154,16 +151,15 @@ def text_parts(
         names, delimiter, start = header_of(file, table)
         chosen = columns.of(table, names)
         label = names.index(chosen.label) if chosen.label else -1
-        file.seek(start)
-        at, begin, rows, number = [start], start, 0, 0
+        begin, rows, number = start, 0, 0
         try:
-            for cells in filter(None, csv.reader(lines_of(file, at), delimiter=delimiter)):
+            for cells in filter(None, csv.reader(lines_of(file), delimiter=delimiter)):
                 if label >= 0 and len(cells) == len(names):
                     words.add(cells[label].strip())
                 rows += 1
                 if rows == each:
                     parts.append(Part(table, chosen, begin, first + number, number + 1, rows))
-                    begin, number, rows = at[0], number + rows, 0
+                    begin, number, rows = file.tell(), number + rows, 0
         except csv.Error as e:
             raise UserError(f"{table}, row {number + rows + 1}: {e}: mend that row.") from None
     if rows:
@@ -180,7 +176,7 @@ def text_cells(storage: Storage, part: Part) -> Iterator[tuple[Any, Any, Any] | 
             for name in (part.columns.image, part.columns.caption, part.columns.label)
         ]
         file.seek(part.at)
-        reader = filter(None, csv.reader(lines_of(file, [0]), delimiter=delimiter))
+        reader = filter(None, csv.reader(lines_of(file), delimiter=delimiter))
         for _, cells in zip(range(part.rows), reader, strict=False):
             if len(cells) != len(names):
                 yield None

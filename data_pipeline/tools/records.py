@@ -1,0 +1,53 @@
+"""Results that are kept as they come, so that a command goes on where it ended."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vtx_scale.data_pipeline.storage import Storage
+from vtx_scale.data_pipeline.tools.packing import read_json
+from vtx_scale.data_pipeline.tools.parallel import each
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Work whose results, JSON, are kept under a prefix by the numbers of the units."""
+
+    work: Callable[[Any], Any]
+    storage: Storage
+    prefix: str
+
+    def __call__(self, job: tuple[int, Any]) -> Any:
+        """The result of unit (number, what `work` takes), of now or of an earlier run."""
+        number, unit = job
+        name = f"{self.prefix}{number:06d}.json"
+        known = read_json(self.storage, name)
+        if known is None:
+            known = self.work(unit)
+            self.storage.put(name, json.dumps(known).encode())
+        return known
+
+
+def recorded(
+    work: Callable[[Any], Any],
+    units: Sequence[Any],
+    workers: int,
+    storage: Storage | None,
+    above: str,
+    about: Any,
+) -> Iterator[Any]:
+    """work(unit) of each unit, JSON, in order; what is known of an earlier run is not done again.
+
+    storage, above: where results are kept until the last is taken, and under which name; None where
+    nothing can be. about: all that decides the results, as JSON.
+    """
+    if storage is None:
+        yield from each(work, units, workers)
+        return
+    about = json.dumps([about, len(units)], sort_keys=True)
+    prefix = f"{above}-{hashlib.sha256(about.encode()).hexdigest()[:16]}/"
+    yield from each(Recorded(work, storage, prefix), list(enumerate(units)), workers)
+    for name in list(storage.list(f"{above}-")):
+        storage.delete(name)
