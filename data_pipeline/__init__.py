@@ -1,8 +1,9 @@
 """From tars to batches.
 
-Reading order: errors, tar, foreign, lists, storage, shards, layout, scan, index, remote, opening,
-hold_out, order, weights, mix, plan, chunks, book, cache, prefetch, cached, read, members, decode,
-codes, augment, text, batch, sources, state, loader, video, wds, tools.
+Reading order: errors, tar, foreign, lists, storage, objects, shards, layout, scan, index,
+quarantine, remote, opening, hold_out, order, weights, mix, plan, chunks, book, cache, prefetch,
+cached, read, members, decode, restarts, codes, augment, text, batch, sources, state, loader, video,
+wds, tools.
 
 What others use is in `__all__`, and loaded when it is asked for: `errors` is imported where a
 refusal must be quick.

@@ -29,8 +29,8 @@ from vtx_scale.data_pipeline.storage import Head, Storage, short_hash
 VERSION = "2"
 TAGS = {"1": 32, VERSION: 64}  # bytes a shard
 TAG = TAGS[VERSION]
-# known from headers alone; numbered in the file
-REASONS = ("", "tar_truncated", "member_size", "empty")
+# known from headers alone, or by decision; numbered in the file
+REASONS = ("", "tar_truncated", "member_size", "empty", "quarantined")
 UNFINISHED = ".vtx/packing/plan.json"  # beside shards of which not all are there yet
 
 
@@ -38,9 +38,10 @@ UNFINISHED = ".vtx/packing/plan.json"  # beside shards of which not all are ther
 class Index:
     """S shards, K chunks, N samples; see docs/data.md for the tensors. `open_index` makes one.
 
-    root: where `names`, the shards in order, lie. A chunk is consecutive
-    samples of one shard, chunks lie one behind the other; sizes and offsets are in bytes. bad: what
-    headers alone say of a sample. `keep` restricts it to some samples, which are numbered anew.
+    root: where `names`, the shards in order, lie. A chunk is consecutive samples of one shard,
+    chunks lie one behind the other; sizes and offsets are in bytes. bad: what headers alone say of
+    a sample, and what is in quarantine. `keep` restricts it to some samples, which are numbered
+    anew.
     """
 
     root: Storage

@@ -14,7 +14,8 @@ from vtx_scale.data_pipeline.index import (
     save,
     time_tag,
 )
-from vtx_scale.data_pipeline.remote import open_remote
+from vtx_scale.data_pipeline.quarantine import kept_in
+from vtx_scale.data_pipeline.remote import open_remote, store_remote
 from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.shards import Shards, local_shards
 from vtx_scale.data_pipeline.storage import Folder, short_hash
@@ -70,6 +71,7 @@ def open_local(shards: Shards, chunk: int, say: Callable[[str], None]) -> Index:
     index = build(shards, chunk, say)
     if not index.n:  # a mistake, which leaves nothing behind
         return index
+    kept_in(index, [(Folder(path.parent), "") for path in places])
     for path in places:
         try:
             save(index, path)
@@ -81,6 +83,17 @@ def open_local(shards: Shards, chunk: int, say: Callable[[str], None]) -> Index:
         "it is made again at each start"
     )
     return index
+
+
+def keep_again(index: Index, shards: Shards) -> None:
+    """Store an index in its place once more, with what it says of samples by now. Raises OSError
+    where that cannot be written.
+    """
+    if shards.remote:
+        assert index.beside is not None
+        store_remote(index, *index.beside)
+    else:
+        save(index, Path(str(index.file)))
 
 
 def refuse_unfinished(shards: Shards) -> None:

@@ -17,6 +17,7 @@ from vtx_scale.data_pipeline.index import (
     remote_tag,
     save,
 )
+from vtx_scale.data_pipeline.quarantine import kept_in
 from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.shards import Shards, listed, read_whole
 from vtx_scale.data_pipeline.storage import Folder, Storage, short_hash
@@ -119,15 +120,28 @@ def index_remote(
     if not index.n:
         return index
     root, prefix = homes(shards)[cache]
-    names = [index_name(index.names, chunk)] + ([LIST] if shards.folder is not None else [])
-    with tempfile.TemporaryDirectory(prefix="vtx-index-") as folder:
-        path = Path(folder) / "index"
+    kept_in(index, [(root, prefix)])
+    try:
+        store_remote(index, root, prefix, chunk, shards.folder is not None)
+    except PermissionError as e:
+        raise UserError(
+            f"nothing may be written beside {shards.title} ({e.strerror}): add --cache."
+        ) from None
+    name = LIST if shards.folder is not None else index_name(index.names, chunk)
+    return replace(index, file=f"{root}/{prefix}{name}", beside=(root, prefix))
+
+
+def store_remote(
+    index: Index, root: Storage, prefix: str, chunk: int = CHUNK, folder: bool | None = None
+) -> None:
+    """Keep an index under its names. folder: whether it is a folder's, which has a second one; of
+    one that is kept already None will do. Raises OSError where nothing may be written.
+    """
+    if folder is None:
+        folder = root.head(f"{prefix}{LIST}") is not None
+    names = [index_name(index.names, chunk)] + [LIST] * folder
+    with tempfile.TemporaryDirectory(prefix="vtx-index-") as place:
+        path = Path(place) / "index"
         save(index, path)
-        try:
-            for name in names:
-                root.put(f"{prefix}{name}", path.read_bytes())
-        except PermissionError as e:
-            raise UserError(
-                f"nothing may be written beside {shards.title} ({e.strerror}): add --cache."
-            ) from None
-    return replace(index, file=f"{root}/{prefix}{names[-1]}", beside=(root, prefix))
+        for name in names:
+            root.put(f"{prefix}{name}", path.read_bytes())

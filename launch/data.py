@@ -4,23 +4,18 @@ import argparse
 from pathlib import Path
 
 from vtx_scale.data_pipeline import hold_out
-from vtx_scale.data_pipeline.codes import coding_of
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.paths import local_path
-from vtx_scale.data_pipeline.remote import index_remote, named
-from vtx_scale.data_pipeline.shards import Shards
+from vtx_scale.data_pipeline.remote import index_remote
 from vtx_scale.data_pipeline.sources import Samples
 from vtx_scale.data_pipeline.storage import whole
 from vtx_scale.data_pipeline.tools.digits import make_digits
-from vtx_scale.data_pipeline.tools.inspect import inspect as inspect_shards
 from vtx_scale.data_pipeline.tools.palette import find_palette
 from vtx_scale.data_pipeline.tools.tokenizer import train_tokenizer
 from vtx_scale.data_pipeline.tools.toy import make_toy
-from vtx_scale.data_pipeline.tools.verify import verify as verify_shards
-from vtx_scale.launch.build import reader_of
-from vtx_scale.launch.checks import check
 from vtx_scale.launch.commands import run_of
+from vtx_scale.launch.data_looks import inspect, quarantine, stats, verify
 from vtx_scale.launch.data_sets import build, repack
 from vtx_scale.launch.datasets import order_of, training_data
 from vtx_scale.launch.encode import run as encode
@@ -29,7 +24,6 @@ from vtx_scale.launch.resolve import resolve_shards
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.launch.warming import bench, warm
 from vtx_scale.specs.palette import write_palette
-from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
 
 
@@ -44,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         "warm": warm,
         "bench": bench,
         "inspect": inspect,
+        "stats": stats,
+        "quarantine": quarantine,
         "toy": toy,
         "digits": digits,
         "tokenizer": tokenizer,
@@ -95,43 +91,6 @@ def order(args: argparse.Namespace) -> int:
                 print_json({"step": step, "rank": rank, "ids": ids})
             else:
                 print(f"step {step} rank {rank}: " + " ".join(x or "-" for x in ids))
-    return 0
-
-
-def verify(args: argparse.Namespace) -> int:
-    bad, reader, seed = 0, None, 0
-    listed = shards_at(args.shards, say)
-    if args.recipe:
-        recipe = run_of(args)
-        check(recipe)
-        coded = coded_shards(recipe, listed)
-        reader, seed = reader_of(recipe, True, coded), recipe.seed
-    elif args.smoke or args.keys:
-        raise UserError("--smoke and key=value are of a recipe: add --for RECIPE.")
-    try:
-        for row in verify_shards(listed, reader, seed, say):
-            bad += 1
-            where = f"{row['shard']}/{row['key'] or '(the tar)'}"
-            print_json(row) if args.json else print(
-                f"{where}: {row['reason']} {row['member']}".rstrip()
-            )
-        if not args.json:
-            print(f"{bad} bad" if bad else "every sample is sound")
-    except BrokenPipeError:
-        return 1  # a verdict that nobody has read to its end is no good one
-    return int(bad > 0)
-
-
-def coded_shards(recipe: Run, shards: Shards) -> bool:
-    """Whether a recipe reads the codes in these shards, which hold no pictures."""
-    if not type(recipe.objective).coded_by:
-        return False
-    return coding_of(shards.root, named(shards).names) is not None
-
-
-def inspect(args: argparse.Namespace) -> int:
-    row = inspect_shards(shards_at(args.shards))
-    print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
     return 0
 
 

@@ -7,24 +7,22 @@ import PIL
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.foreign import PACKED, PICTURES
-from vtx_scale.data_pipeline.index import open_index
-from vtx_scale.data_pipeline.paths import local_path
-from vtx_scale.data_pipeline.storage import Folder, Storage
+from vtx_scale.data_pipeline.opening import open_index
+from vtx_scale.data_pipeline.paths import SCHEME
+from vtx_scale.data_pipeline.remote import index_remote
+from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.tools.packing import Input, Line, pack
 from vtx_scale.data_pipeline.tools.parallel import processors
 from vtx_scale.data_pipeline.tools.pictures import pictures_of
 from vtx_scale.data_pipeline.tools.repack import archives, set_again, unpacked_set
 from vtx_scale.data_pipeline.tools.shrink import Edit
 from vtx_scale.data_pipeline.tools.tables import TABLES, Columns, tables
+from vtx_scale.launch.places import shards_at, storage_at
 from vtx_scale.launch.progress import progress
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.trainer.output import say
 
 SAMPLES = 5_000  # of a shard
-
-
-def storage_at(place: str) -> Storage:
-    return Folder(local_path(place or "."))
 
 
 def build(args: argparse.Namespace) -> int:
@@ -34,10 +32,11 @@ def build(args: argparse.Namespace) -> int:
     root, name = parted(args.source, TABLES)
     if name:
         return written(args, tables(storage_at(root), [name], columns, each))
-    root, name = parted(args.source, (".tar", *PACKED))
+    if not is_folder(args.source):
+        return written(args, shards_again(args, Edit(), {}))
     storage = storage_at(args.source)
-    every = [] if name else list(storage.list(""))
-    if name or any("/" not in x and x.endswith((".tar", *PACKED)) for x in every):
+    every = list(storage.list(""))
+    if any("/" not in x and x.endswith((".tar", *PACKED)) for x in every):
         return written(args, shards_again(args, Edit(), {}))
     found = sorted(x for x in every if x.lower().endswith(TABLES))
     if found and not any(x.lower().endswith(PICTURES) for x in every):
@@ -57,25 +56,32 @@ def repack(args: argparse.Namespace) -> int:
 
 def shards_again(args: argparse.Namespace, edit: Edit, about: dict[str, str | int]) -> Input:
     """The samples of a set or of compressed tars. Raises UserError where there are none."""
-    root, name = parted(args.source, PACKED)
-    packed: list[str] = []
-    if name or Path(args.source).is_dir():
-        storage = storage_at(root if name else args.source)
-        packed = archives(storage, name)
-        if packed and not any("/" not in x and x.endswith(".tar") for x in storage.list("")):
+    root, pattern = parted(args.source, PACKED)
+    if pattern or is_folder(args.source):
+        storage = storage_at(root if pattern else args.source)
+        plain = any("/" not in name and name.endswith(".tar") for name in storage.list(""))
+        packed = [] if plain and not pattern else archives(storage, pattern)
+        if packed:
             return unpacked_set(storage, packed, edit, about, args.samples or 0)
-    index = open_index(args.source, say=say)
+    index = open_index(shards_at(args.source, say), say=say)
     if not index.n:
         raise UserError(f"{args.source} holds no samples: 'vtx data verify' says more.")
     return set_again(index, edit, about, samples_of(args))
 
 
+def is_folder(place: str) -> bool:
+    """Whether a place is a folder: in a bucket what has not the name of a file."""
+    if not SCHEME.match(place):
+        return Path(place).is_dir()
+    return not place.lower().endswith((".tar", *PACKED, *TABLES))
+
+
 def parted(place: str, endings: tuple[str, ...]) -> tuple[str, str]:
     """(the folder, the last name) of a place whose name has such an ending, else ("", "")."""
     root, slash, name = place.rpartition("/")
-    if not name.lower().endswith(endings) or Path(place).is_dir():
+    if not name.lower().endswith(endings) or is_folder(place):
         return "", ""
-    return root or slash, name
+    return root or slash or ".", name
 
 
 def samples_of(args: argparse.Namespace) -> int:
@@ -85,12 +91,16 @@ def samples_of(args: argparse.Namespace) -> int:
     return args.samples or SAMPLES
 
 
-def written(args: argparse.Namespace, source: Input) -> int:
-    """Write a set, and print what is left out and what it holds."""
+def workers_of(args: argparse.Namespace, units: int) -> int:
+    """--workers, at most one a unit."""
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: give 0 or more.")
+    return min(args.workers or processors(), units)
+
+
+def written(args: argparse.Namespace, source: Input) -> int:
+    """Write a set, and print what is left out and what it holds."""
     out = storage_at(args.out)
-    workers = min(args.workers or processors(), source.count)
 
     def left_out(line: Line) -> None:
         if args.json:
@@ -98,8 +108,15 @@ def written(args: argparse.Namespace, source: Input) -> int:
         else:
             print(f"{line['row']}: {line['reason']} {line.get('detail', '')}".rstrip())
 
+    def index() -> None:
+        if SCHEME.match(args.out):
+            index_remote(Shards(out, [], args.out, ""), say=say)
+        else:
+            open_index(args.out, say=say)
+
+    workers = workers_of(args, source.count)
     with progress("shards", source.count) as tick:
-        summary = pack(out, source, workers, lambda: open_index(args.out, say=say), left_out, tick)
+        summary = pack(out, source, workers, index, left_out, tick)
     if args.json:
         print_json(summary)
     else:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.index import UNFINISHED, shown
+from vtx_scale.data_pipeline.index import UNFINISHED
+from vtx_scale.data_pipeline.scan import shown
 from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.data_pipeline.tools.parallel import each
 from vtx_scale.data_pipeline.tools.shards import Sample, write_tar

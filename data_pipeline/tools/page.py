@@ -15,9 +15,10 @@ from PIL import Image
 
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import BadSample
-from vtx_scale.data_pipeline.index import Index, shown
+from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.members import caption, image, labels
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.scan import shown
 
 THUMBNAIL = 160  # pixels
 PICTURES = 60  # samples that are shown
@@ -36,7 +37,8 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72re
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; } td, th { padding: .15rem .9rem .15rem 0; text-align: left; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1.5rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1.5rem;
+  align-items: start; }
 .set { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { max-width: 100%; border: 1px solid var(--line); }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; } .id { opacity: .65; font-size: .75rem; }
@@ -84,7 +86,7 @@ def overview(found: dict[str, Any]) -> str:
         ("of these sound", found["sound"]),
         ("shards", found["shards"]),
         ("bytes", found["bytes"]),
-        ("pictures that are there before", found["duplicates"]["pictures"]),
+        ("repeated pictures", found["duplicates"]["pictures"]),
     ]
     members = [(f".{name}", count) for name, count in found["members"].items()]
     lines = "".join(
@@ -104,6 +106,11 @@ def label(value: float) -> str:
         if value >= size and value % size == 0:
             return f"{value // size:.0f}{letter}"
     return f"{value:g}"
+
+
+def amount(value: float) -> str:
+    """A number in its place: 103,600 and 1.197."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def drawn(title: str, row: dict[str, Any]) -> str:
@@ -127,7 +134,7 @@ def drawn(title: str, row: dict[str, Any]) -> str:
         if len(bins) < 9 or i % 2 == 0:
             out.append(f'<text x="{x + 1:.1f}" y="112">{label(edges[k])}</text>')
     mean = row["sum"] / total
-    says = f"{row['min']:,.4g} to {row['max']:,.4g}, mean {mean:,.4g}"
+    says = f"{amount(row['min'])} to {amount(row['max'])}, mean {amount(mean)}"
     return f"<div><strong>{text(title)}</strong>{''.join(out)}</svg><p>{text(says)}</p></div>"
 
 
@@ -178,7 +185,9 @@ def doubled(index: Index, found: dict[str, Any]) -> str:
     """The largest groups of duplicates."""
     if not found["groups"]:
         return "<h2>Duplicates</h2><p>None.</p>"
-    out = [f"<h2>Duplicates</h2><p>{found['pictures']:,} pictures are there before.</p>"]
+    out = [
+        f"<h2>Duplicates</h2><p>{found['pictures']:,} pictures are the same as an earlier one.</p>"
+    ]
     out.append('<div class="set">')
     out += figures(index, [group["first"] for group in found["groups"][:GROUPS]])
     out.append("</div><ul>")

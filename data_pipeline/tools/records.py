@@ -34,20 +34,35 @@ def recorded(
     work: Callable[[Any], Any],
     units: Sequence[Any],
     workers: int,
-    storage: Storage | None,
-    above: str,
+    beside: tuple[Storage, str] | None,
+    what: str,
     about: Any,
 ) -> Iterator[Any]:
     """work(unit) of each unit, JSON, in order; what is known of an earlier run is not done again.
 
-    storage, above: where results are kept until the last is taken, and under which name; None where
-    nothing can be. about: all that decides the results, as JSON.
+    beside, what: (storage, prefix) where results are kept until the last is taken, and under which
+    name; None where they are not. about: all that decides the results, as JSON.
     """
-    if storage is None:
+    place = writable(beside)
+    if place is None:
         yield from each(work, units, workers)
         return
+    storage, prefix = place
     about = json.dumps([about, len(units)], sort_keys=True)
-    prefix = f"{above}-{hashlib.sha256(about.encode()).hexdigest()[:16]}/"
-    yield from each(Recorded(work, storage, prefix), list(enumerate(units)), workers)
-    for name in list(storage.list(f"{above}-")):
+    mine = f"{prefix}{what}-{hashlib.sha256(about.encode()).hexdigest()[:16]}/"
+    yield from each(Recorded(work, storage, mine), list(enumerate(units)), workers)
+    for name in list(storage.list(mine)):
         storage.delete(name)
+
+
+def writable(beside: tuple[Storage, str] | None) -> tuple[Storage, str] | None:
+    """The place, None where nothing can be written there."""
+    if beside is None:
+        return None
+    storage, prefix = beside
+    try:
+        storage.put(f"{prefix}writable", b"")
+        storage.delete(f"{prefix}writable")
+    except OSError:
+        return None
+    return beside

@@ -11,9 +11,10 @@ from typing import Any
 
 from vtx_scale.data_pipeline.errors import BadSample, UserError, described, judged
 from vtx_scale.data_pipeline.foreign import PACKED
-from vtx_scale.data_pipeline.index import Index, shown
+from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.lists import MAGIC, braces
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.scan import shown
 from vtx_scale.data_pipeline.storage import File, Storage
 from vtx_scale.data_pipeline.tar import Problem, samples
 from vtx_scale.data_pipeline.tools.packing import Input, Left

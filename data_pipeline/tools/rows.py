@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from vtx_scale.data_pipeline.errors import BadSample
-from vtx_scale.data_pipeline.index import shown
 from vtx_scale.data_pipeline.lists import SCHEME
+from vtx_scale.data_pipeline.scan import shown
 from vtx_scale.data_pipeline.storage import Folder, Storage
 from vtx_scale.data_pipeline.tar import MEMBER_LIMIT
 from vtx_scale.data_pipeline.tools.packing import Left

@@ -17,7 +17,6 @@ from vtx_scale.data_pipeline.errors import BadSample
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.members import caption, image
 from vtx_scale.data_pipeline.read import ChunkReader
-from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.data_pipeline.tools.records import recorded
 from vtx_scale.data_pipeline.tools.verify import looked_at
 
@@ -126,10 +125,15 @@ def measure(sample: dict[str, Any], found: dict[str, Histogram]) -> bytes:
     return hashlib.sha256(body).digest()[:HASH]
 
 
+def parts_of(index: Index) -> list[tuple[int, int]]:
+    """The samples of each shard: (first, one behind the last)."""
+    firsts = index.sample_first[index.chunk_first].tolist()
+    return list(zip(firsts[:-1], firsts[1:], strict=True))
+
+
 def stats(
     index: Index,
     workers: int,
-    keep: Storage | None = None,
     tick: Callable[[int], None] = lambda shards: None,
 ) -> dict[str, Any]:
     """What a set holds, as JSON: "shards", "samples", "bytes", "sound", "members", a histogram each
@@ -137,17 +141,17 @@ def stats(
     "caption" (letters); "duplicates" by the content of pictures, and "bad" by reason.
 
     Every sample is read and its pictures are decoded, in `workers` processes a shard at a time.
-    keep: where results stay until all are there. tick: is called with the shards that are done.
+    What is done of it is kept beside the index
+    until all is. tick: is called with the shards that are done.
     """
-    firsts = index.sample_first[index.chunk_first].tolist()
-    parts = list(zip(firsts[:-1], firsts[1:], strict=True))
+    parts = parts_of(index)
     known = {"digest": index.digest.hex(), "bad": sorted(index.bad.items())}
     found = {name: Histogram(name) for name in EDGES}
     members: Counter[str] = Counter()
     bad: Counter[str] = Counter()
     named: dict[str, list[str]] = {}
     hashes: list[NDArray[np.uint64]] = []
-    rows = recorded(Look(index), parts, workers, keep, ".vtx/stats", known)
+    rows = recorded(Look(index), parts, workers, index.beside, "stats", known)
     for done, row in enumerate(rows, 1):
         for name, histogram in found.items():
             histogram.merge(row["histograms"][name])

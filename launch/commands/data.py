@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from vtx_scale.launch.commands import recipe_arguments
 
-HELP = "index, order, check, build, encode, warm and bench shards; toys, tokenizers, palettes"
+HELP = "build, index, check, look at, encode, warm and bench shards; toys, tokenizers, palettes"
+WORKERS = "processes (as many as processors)"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         return commands.add_parser(name, help=help, description=help)
 
     looking(command)
+    packing(command)
     making(command)
+    running(command)
     encoding(command("encode", "write the codes that a trained dVAE gives pictures, for DALL-E"))
 
 
@@ -43,6 +46,23 @@ def looking(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument("--steps", type=int, default=1)
     p.add_argument("--start", type=int, default=0)
     p.add_argument("--json", action="store_true")
+    p = command("verify", "every bad sample, a line each; exit 1 where there is one")
+    p.add_argument("shards")
+    judging_arguments(p)
+    p.add_argument("--json", action="store_true")
+    p = command("inspect", "what shards hold")
+    p.add_argument("shards")
+    p.add_argument("--page", metavar="FILE", help="look at every sample and write a page of HTML")
+    p.add_argument("--workers", type=int, default=0, help=WORKERS)
+    p.add_argument("--json", action="store_true")
+    p = command("stats", "look at every sample: the numbers of the page")
+    p.add_argument("shards")
+    p.add_argument("--workers", type=int, default=0, help=WORKERS)
+    p.add_argument("--json", action="store_true")
+
+
+def packing(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Commands that make a set of another thing, or mask a part of it."""
     p = command("build", "shards of a folder of pictures, a table or a set")
     p.add_argument("source", metavar="SOURCE", help="a folder, a .csv, .tsv or .parquet, or shards")
     writing_arguments(p)
@@ -55,49 +75,16 @@ def looking(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument(
         "--short-side", type=int, default=0, metavar="PIXELS", help="make larger pictures so small"
     )
-    p = command("verify", "every bad sample, a line each; exit 1 where there is one")
+    p = command("quarantine", "mask from now on what a recipe cannot use")
     p.add_argument("shards")
-    p.add_argument(
-        "--for",
-        dest="recipe",
-        metavar="RECIPE",
-        default="",
-        help="judge as the reader of this recipe does; it may be changed by key=value",
-    )
-    p.add_argument("--smoke", action="store_true", help="the tiny sibling of the recipe")
-    p.add_argument("keys", nargs="*", metavar="key=value", help="change any field of the recipe")
-    p.add_argument("--json", action="store_true")
-    p = command("warm", "fill this node's cache with what the first steps of a recipe need")
-    recipe_arguments(p)
-    p.add_argument("--world", type=int, default=1)
-    p.add_argument("--steps", type=int, default=1)
-    p.add_argument("--start", type=int, default=0)
-    p.add_argument(
-        "--ranks", metavar="A-B", default="", help="those of this node, as 0-7; default: all"
-    )
-    p.add_argument("--json", action="store_true")
-    p = command("bench", "samples a CPU-second, fetch and cache rates, and what bounds them")
-    recipe_arguments(p)
-    p.add_argument("--json", action="store_true")
-    p = command("inspect", "what shards hold")
-    p.add_argument("shards")
+    judging_arguments(p)
+    p.add_argument("--lift", action="store_true", help="mask none of these any more")
+    p.add_argument("--workers", type=int, default=0, help=WORKERS)
     p.add_argument("--json", action="store_true")
 
 
 def making(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Commands that write shards and files."""
-    p = command("build", "shards of a folder of pictures, a table or a set")
-    p.add_argument("source", metavar="SOURCE", help="a folder, a .csv, .tsv or .parquet, or shards")
-    writing_arguments(p)
-    p.add_argument("--image", metavar="COLUMN", default="", help="of paths, file URLs or bytes")
-    p.add_argument("--caption", metavar="COLUMN", default="")
-    p.add_argument("--label", metavar="COLUMN", default="")
-    p = command("repack", "shards, or compressed ones, as others")
-    p.add_argument("source", metavar="SHARDS")
-    writing_arguments(p)
-    p.add_argument(
-        "--short-side", type=int, default=0, metavar="PIXELS", help="make larger pictures so small"
-    )
     p = command("toy", "write shards of composed shapes")
     p.add_argument("out", metavar="DIR")
     p.add_argument("--samples", type=int, default=256)
@@ -125,6 +112,22 @@ def making(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
 
 
+def running(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Commands on the data of a recipe as a run reads it."""
+    p = command("warm", "fill this node's cache with what the first steps of a recipe need")
+    recipe_arguments(p)
+    p.add_argument("--world", type=int, default=1)
+    p.add_argument("--steps", type=int, default=1)
+    p.add_argument("--start", type=int, default=0)
+    p.add_argument(
+        "--ranks", metavar="A-B", default="", help="those of this node, as 0-7; default: all"
+    )
+    p.add_argument("--json", action="store_true")
+    p = command("bench", "samples a CPU-second, fetch and cache rates, and what bounds them")
+    recipe_arguments(p)
+    p.add_argument("--json", action="store_true")
+
+
 def encoding(p: argparse.ArgumentParser) -> None:
     """Of `vtx data encode`."""
     p.add_argument("folder", metavar="RUN", help="a run folder of dvae_dalle")
@@ -148,19 +151,24 @@ def encoding(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true")
 
 
-def writing_arguments(p: argparse.ArgumentParser) -> None:
-    """What a command takes that writes a set."""
-    p.add_argument("out", metavar="OUT")
-    p.add_argument("--samples", type=int, help="of a shard (5,000)")
-    p.add_argument("--workers", type=int, default=0, help="processes (as many as processors)")
-    p.add_argument("--json", action="store_true")
+def judging_arguments(p: argparse.ArgumentParser) -> None:
+    """What a command takes that lets a recipe judge."""
+    p.add_argument(
+        "--for",
+        dest="recipe",
+        metavar="RECIPE",
+        default="",
+        help="judge as the reader of this recipe does; it may be changed by key=value",
+    )
+    p.add_argument("--smoke", action="store_true", help="the tiny sibling of the recipe")
+    p.add_argument("keys", nargs="*", metavar="key=value", help="change any field of the recipe")
 
 
 def writing_arguments(p: argparse.ArgumentParser) -> None:
     """What a command takes that writes a set."""
     p.add_argument("out", metavar="OUT")
     p.add_argument("--samples", type=int, help="of a shard (5,000)")
-    p.add_argument("--workers", type=int, default=0, help="processes (as many as processors)")
+    p.add_argument("--workers", type=int, default=0, help=WORKERS)
     p.add_argument("--json", action="store_true")
 
 

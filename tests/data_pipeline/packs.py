@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from tests.data_pipeline.make import jpeg
-from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.packing import pack

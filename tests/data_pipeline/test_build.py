@@ -21,7 +21,7 @@ from tests.data_pipeline.packs import (
 from tests.require import need
 from tests.runs import vtx
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.index import open_index
+from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.pictures import pictures_of
 from vtx_scale.data_pipeline.tools.tables import Columns, tables
