@@ -69,7 +69,7 @@ def inspect(args: argparse.Namespace) -> int:
         folder, _, name = args.page.rpartition("/")
         text = page(index, args.shards, found)
         storage_at(folder or ("/" if args.page.startswith("/") else ".")).put(name, text.encode())
-        print(args.page)
+        print_json({"page": args.page}) if args.json else print(args.page)
         return 0
     row = inspect_shards(shards_at(args.shards))
     print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
@@ -119,7 +119,7 @@ def quarantine(args: argparse.Namespace) -> int:
             new, passing = put_in(
                 shards,
                 index,
-                reader_of(recipe, True),
+                reader_of(recipe, True, coded_shards(recipe, shards)),
                 recipe.seed,
                 to_dict(recipe),
                 workers_of(args, names),

@@ -17,6 +17,7 @@ from tests.runs import environment, vtx
 from tests.survivors import assert_none_survives
 from vtx_scale.cluster.storage.s3 import S3
 from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.launch.cli import main
 
 ROWS = 120
 
@@ -34,12 +35,12 @@ def source(tmp_path):
     return table(folder / "t.csv", rows)
 
 
-def killed(words, folder, count, places, env=None) -> int:
+def killed(words, folder, count, places) -> int:
     """Run a command that is killed when `count` says that so many shards are there; how many times
     it was. None of its processes is left.
     """
     command = [sys.executable, "-m", "vtx_scale.launch.cli", *map(str, words)]
-    env = environment({**(env or {}), "BELONGS_TO": str(folder)})
+    env = environment({"BELONGS_TO": str(folder)})
     times = 0
     for place in places:
         process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
@@ -79,45 +80,39 @@ def test_commands_on_folders(tmp_path, source):
 
 @pytest.mark.services
 @pytest.mark.slow
-def test_commands_in_a_bucket(tmp_path, source, s3_bucket):
+def test_commands_in_a_bucket(tmp_path, source, s3_bucket, monkeypatch, capsys):
     server, bucket = s3_bucket
-    env = server.environment()
-    os.environ.update(env)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
     place = f"s3://{bucket}/{tmp_path.name}"
     for path in source.parent.iterdir():
         S3.at(f"{place}/in").put(path.name, path.read_bytes())
 
     def run(*words):
-        done = vtx("data", *words, "--json", "--workers", 2, env=env)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    def shards(uri):
-        return [name for name in S3.at(uri).list("") if name.endswith(".tar")]
+        capsys.readouterr()
+        assert main(["data", *map(str, words), "--json", "--workers", "1"]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     local = run("build", source, tmp_path / "out", "--samples", 20)
     words = "build", f"{place}/in/t.csv", f"{place}/out", "--samples", 20
     out = S3.at(f"{place}/out")
-    words_killed = "data", *words, "--workers", 2
-    assert killed(words_killed, tmp_path, partial(tars_in, out), (1, 3), env) == 2
+    count = partial(tars_in, out)
+    assert killed(("data", *words, "--workers", 2), tmp_path, count, (2,)) == 1
     assert run(*words) == local
-    for name in shards(f"{place}/out"):
+    names = list(out.list(""))
+    for name in filter(lambda x: x.endswith(".tar"), names):
         with out.open(name) as found:
             assert found.read(0, found.size) == (tmp_path / "out" / name).read_bytes()
-    left = {name for name in out.list("") if not name.endswith(".tar")}
-    assert {name for name in left if "index" not in name} == {".vtx/packed.json"}
-    assert len([name for name in left if "index" in name]) == 2
+    others = [name for name in names if not name.endswith(".tar")]
+    assert [name for name in others if "index" not in name] == [".vtx/packed.json"]
+    assert len(others) == 3
 
-    here, there = (run("stats", where)[0] for where in (tmp_path / "out", f"{place}/out"))
-    assert here == there and here["samples"] == local[-1]["samples"]
-    judge = "--for", "clip_vit_b32", "--smoke", "data.caption=none"
-    done = vtx("data", "quarantine", f"{place}/out", *judge, env=env)
-    assert done.returncode == 2 and "None of the" in done.stderr
-    assert run("quarantine", f"{place}/out", *judge[:3]) == [{"new": 0, "quarantined": 0}]
-    assert run("quarantine", f"{place}/out", "--lift") == [{"lifted": 0}]
+    assert run("stats", tmp_path / "out") == run("stats", f"{place}/out")
+    judge = "quarantine", f"{place}/out", "--for", "clip_vit_b32", "--smoke"
+    assert run(*judge) == [{"new": 0, "quarantined": 0}]
+    assert run(*judge[:2], "--lift") == [{"lifted": 0}]
     run("repack", f"{place}/out", f"{place}/again", "--samples", 1000)
     run("repack", f"{place}/again", tmp_path / "again", "--samples", 7)
     assert samples_of(tmp_path / "again") == samples_of(tmp_path / "out")
-    page = vtx("data", "inspect", f"{place}/out", "--page", f"{place}/page.html", env=env)
-    assert page.returncode == 0, page.stderr
+    run("inspect", f"{place}/again", "--page", f"{place}/page.html")
     assert S3.at(place).head("page.html").size > 10_000
