@@ -118,6 +118,11 @@ def coding_in(storage: Storage, folder: str = "") -> Coding | None:
         body = storage.get_range(name, 0, LIMIT)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return parsed(body, f"{name} in {storage}")
+
+
+def parsed(body: bytes, title: str) -> Coding:
+    """What a `codec.json` says. title: names it to people. Raises UserError."""
     try:
         about = json.loads(body)
         if about["format"] != FORMAT or about["version"] != VERSION:
@@ -125,8 +130,8 @@ def coding_in(storage: Storage, folder: str = "") -> Coding | None:
         return Coding(**{f.name: about[f.name] for f in fields(Coding)})
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{name} in {storage} is not one that 'vtx data encode' of this version wrote: encode "
-            "the pictures again, into another folder."
+            f"{title} is not one that 'vtx data encode' of this version wrote: encode the pictures "
+            "again, into another folder."
         ) from None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from vtx_scale.data_pipeline.codes import Coding, alike, coding_of
+from vtx_scale.data_pipeline.codes import Coding, alike
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.hold_out import split
 from vtx_scale.data_pipeline.index import Index
@@ -13,6 +13,7 @@ from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.data_pipeline.weights import shares
+from vtx_scale.launch.opened import coding as coding_at
 from vtx_scale.launch.opened import opened
 from vtx_scale.launch.override import recipe_hash
 from vtx_scale.launch.places import shards_at
@@ -98,7 +99,7 @@ def coding(run: Run, data: DataSet | None) -> Coding | None:
     """
     if data is None or not type(run.objective).coded_by:
         return None
-    found = {source.name: coding_of_source(source.index) for source in data.sources}
+    found = {source.name: coding_at(source.index) for source in data.sources}
     first = next(iter(found.values()))
     for name, other in found.items():
         if (first and alike(first)) != (other and alike(other)):
@@ -108,18 +109,6 @@ def coding(run: Run, data: DataSet | None) -> Coding | None:
                 "of pictures, or of codes of one codec and one crop."
             )
     return first
-
-
-def coding_of_source(index: Index) -> Coding | None:
-    """The same of one set of shards, which is looked at once."""
-    which = (str(index.root), index.digest)
-    if which not in _codings:
-        _codings[which] = coding_of(index.root, index.names)
-    return _codings[which]
-
-
-# evaluations ask again
-_codings: dict[tuple[str, bytes], Coding | None] = {}
 
 
 def data_set(shards: str, say: Callable[[str], None]) -> DataSet:

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from vtx_scale.data_pipeline.codes import Coding, coding_of, parsed
 from vtx_scale.data_pipeline.hold_out import name_of
 from vtx_scale.data_pipeline.index import Index, read, save
 from vtx_scale.data_pipeline.remote import homes, open_remote
@@ -41,15 +42,37 @@ def ask(shards: Shards) -> Opened:
     return index, body.decode().splitlines() if body is not None else None
 
 
+_codings: dict[str, Coding | None] = {}  # by places and names of shards
+
+
+def coding(index: Index) -> Coding | None:
+    """Of which codec the codes are that shards hold, None of pictures. Raises UserError as
+    `coding_of` does.
+    """
+    which = short_hash("\n".join([str(index.root), *index.names]))
+    if which not in _codings:
+        folder = os.environ.get(KEPT)
+        kept = Path(folder) / f"codec-{which}.json" if folder else None
+        if kept is not None and kept.is_file():
+            body = kept.read_bytes()
+            _codings[which] = parsed(body, str(kept)) if body else None
+        else:
+            _codings[which] = coding_of(index.root, index.names)
+    return _codings[which]
+
+
 def forget() -> None:
     """Let the next look at a data set ask the server: another run may find another."""
     _opened.clear()
+    _codings.clear()
 
 
 def keep(folder: Path, hold_out: float) -> None:
     """Write what this process has opened, for others: an index, its mask of this share (0 for none)
-    and the classes, in a folder for each data set.
+    and the classes, in a folder for each data set; and of which codec each set's codes are.
     """
+    for which, codec in _codings.items():
+        (folder / f"codec-{which}.json").write_bytes(codec.body() if codec is not None else b"")
     for title, (index, classes) in _opened.items():
         at = folder / short_hash(title)
         at.mkdir()

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from vtx_scale.launch import opened
-from vtx_scale.launch.datasets import open_data
+from vtx_scale.launch.datasets import coding, open_data
 from vtx_scale.specs.run import Run
 
 
@@ -24,7 +24,7 @@ def share_opened(run: Run, device: torch.device) -> "tempfile.TemporaryDirectory
     at = Path(folder.name)
     if dist.get_rank() == 0:
         for train in (True, False):
-            open_data(run, train)
+            coding(run, open_data(run, train))
         opened.keep(at, run.data.hold_out)
     files = sorted(p for p in at.rglob("*") if p.is_file())
     table = [(str(p.relative_to(at)), p.stat().st_size) for p in files]

@@ -2260,6 +2260,14 @@ MUTANTS = (
         (f"{ENCODE}::test_codes_of_another_codec_or_crop_are_refused",),
         "The crops of codes are those of the recipe.",
     ),
+    Mutant(
+        "codes-mixed-with-pictures",
+        "launch/datasets.py",
+        "if (first and alike(first)) != (other and alike(other)):",
+        "if first and other and alike(first) != alike(other):",
+        (f"{ENCODE}::test_sources_of_one_kind",),
+        "A mix of pictures and codes is refused.",
+    ),
     # --- clips
     Mutant(
         "clip-from-the-start",

@@ -132,7 +132,11 @@ def encoding(p: argparse.ArgumentParser) -> None:
     """Of `vtx data encode`."""
     p.add_argument("folder", metavar="RUN", help="a run folder of dvae_dalle")
     p.add_argument("shards")
-    p.add_argument("out", metavar="OUT", help="a folder; an encoding that ended there goes on")
+    p.add_argument(
+        "out",
+        metavar="OUT",
+        help="a folder or s3://bucket/prefix; an encoding that ended there goes on",
+    )
     p.add_argument("--views", type=int, default=1, help="crops of a picture, of which a run draws")
     p.add_argument(
         "--for",

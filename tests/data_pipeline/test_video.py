@@ -92,9 +92,17 @@ def test_frames_are_those_of_decoding_from_the_start(videos, kind):
         span = (frames - 1) * stride + 1
         places = FRAMES - span + 1
         for first in range(places):
-            found = clip(body, frames, stride, (first + 0.5) / places)
+            found = whatever(body, frames, stride, (first + 0.5) / places)
             wanted = np.stack(cut[first : first + span : stride])
             assert found.shape == (frames, 16, 16, 3) and np.array_equal(found, wanted), first
+
+
+def whatever(*of):
+    """A clip, or an empty one where there is none."""
+    try:
+        return clip(*of)
+    except BadSample:
+        return np.zeros(0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.runs import environment, lines, losses, smoke, train_on_ranks
+from tests.runs import environment, lines, losses, smoke, train, train_on_ranks
+from tests.s3 import prefix_of, proxied
 from vtx_scale.data_pipeline.codes import unpacked
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import uniforms
@@ -24,6 +26,7 @@ from vtx_scale.launch.build import reader_of
 from vtx_scale.launch.evaluate import evaluate
 from vtx_scale.launch.prepare import refuse
 from vtx_scale.launch.toy_data import toy_run, toy_shards
+from vtx_scale.specs.run import Source
 from vtx_scale.trainer.output import silent
 
 pytestmark = pytest.mark.slow
@@ -122,8 +125,8 @@ def test_several_views(codec, tmp_path):
     pairs = [[unpacked(reader.sample(g), 64, 32) for reader in (a, b)] for g in range(32)]
     assert all(len(y) == 3 and np.array_equal(x[0], y[0]) for x, y in pairs)
     assert any(not np.array_equal(y[0], y[1]) for _, y in pairs)
-    for train, wanted in ((True, {0, 1, 2}), (False, {0})):
-        reader = reader_of(smoke(recipe=DALLE), train, coded=True)
+    for training, wanted in ((True, {0, 1, 2}), (False, {0})):
+        reader = reader_of(smoke(recipe=DALLE), training, coded=True)
         taken = set()
         for g in range(32):
             row = reader(b.sample(g), uniforms(0, 0, g, 0))
@@ -158,3 +161,60 @@ def test_the_command_killed_goes_on_where_it_ended(codec, codes, tmp_path, capsy
     assert json.loads(capsys.readouterr().out)["there_before"] == len(there)
     assert all((out / name).stat().st_mtime_ns == time_ns for name, time_ns in there.items())
     assert content(out) == content(codes)
+
+
+def test_sources_of_one_kind(codec, codes, other, tmp_path):
+    """Pictures and codes, or codes of two codecs, are no mix."""
+    pictures = toy_shards(silent)[0]
+    few = make_toy(tmp_path / "few", samples=8, shards=1)
+    again = encoded(codec, tmp_path / "again", shards=few)
+    theirs = encoded(other, tmp_path / "theirs", shards=few)
+
+    def mixed(*folders):
+        run = smoke(f"objective.codec_from={codec}", recipe=DALLE)
+        parts = [Source(shards=str(f), name=f"s{i}") for i, f in enumerate(folders)]
+        data = replace(run.data, shards="toy", val_shards="", sources=tuple(parts))
+        return replace(run, data=data, evaluate=())
+
+    assert refuse(mixed(codes, again), tmp_path / "x", 1).n == 264
+    for pair in ((pictures, codes), (codes, pictures), (codes, theirs)):
+        with pytest.raises(UserError, match="The source s1 holds .* and s0 "):
+            refuse(mixed(*pair), tmp_path / "x", 1)
+
+
+@pytest.mark.services
+def test_in_a_bucket(codec, codes, s3_bucket, tmp_path, monkeypatch):
+    """Pictures from there, codes to there: the bytes of the folder, also where the command is
+    killed; a run of two ranks on them asks once which codec they are of.
+    """
+    server, bucket = s3_bucket
+    out = prefix_of(server, bucket, monkeypatch)
+    pictures = prefix_of(server, bucket, monkeypatch)
+    for path in toy_shards(silent)[0].iterdir():
+        if path.is_file():
+            pictures.put(path.name, path.read_bytes())
+    assert cli.main(["data", "index", str(pictures)]) == 0
+    words = command(codec, out, "system.workers=0", shards=pictures)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vtx_scale.launch.cli", *words], env=environment()
+    )
+    deadline = time.monotonic() + 120
+    while out.head("toy-001.tar") is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
+    assert out.head("toy-001.tar") is not None
+    encoded(codec, out, shards=pictures)
+    assert sorted(out.list("")) == ["codec.json", *(f"toy-00{n}.tar" for n in range(4))]
+    for name in out.list(""):
+        body = out.get_range(name, 0, 1 << 30)
+        assert body == (codes / name).read_bytes(), name
+    assert cli.main(["data", "index", str(out)]) == 0
+    keys = ("system.world=2", "steps=3", "data.lanes=4", "data.window=64")
+    with proxied(server) as proxy:
+        env = server.environment(proxy.port)
+        train(tmp_path / "bucket", *keys_of(codec, out, *keys), recipe=DALLE, env=env)
+    asked = [path for verb, path in proxy.asked if "codec.json" in path]
+    assert len(asked) == 1
+    train(tmp_path / "folder", *keys_of(codec, codes, *keys), recipe=DALLE)
+    assert losses(tmp_path / "bucket") == losses(tmp_path / "folder")
