@@ -10,6 +10,7 @@ from vtx_scale.data_pipeline.foreign import PACKED, PICTURES
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.data_pipeline.remote import index_remote
+from vtx_scale.data_pipeline.restarts import NAME, with_restarts
 from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.tools.packing import Input, Line, pack
 from vtx_scale.data_pipeline.tools.parallel import processors
@@ -50,8 +51,13 @@ def repack(args: argparse.Namespace) -> int:
     """A set from another one, or from compressed tars."""
     if args.short_side and args.short_side < 32:
         raise UserError(f"--short-side {args.short_side}: give 32 or more.")
-    about = {"short_side": args.short_side, "pillow": PIL.__version__} if args.short_side else {}
-    return written(args, shards_again(args, Edit(args.short_side), about))
+    about: dict[str, str | int] = {}
+    if args.short_side:
+        about |= {"short_side": args.short_side, "pillow": PIL.__version__}
+    if args.restarts:
+        about |= {"restarts": NAME.decode()}
+    edit = Edit(args.short_side, with_restarts if args.restarts else None)
+    return written(args, shards_again(args, edit, about))
 
 
 def shards_again(args: argparse.Namespace, edit: Edit, about: dict[str, str | int]) -> Input:

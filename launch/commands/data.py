@@ -75,6 +75,11 @@ def packing(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument(
         "--short-side", type=int, default=0, metavar="PIXELS", help="make larger pictures so small"
     )
+    p.add_argument(
+        "--restarts",
+        action="store_true",
+        help="write JPEGs so that a crop is decoded without the rest; needs jpegtran",
+    )
     p = command("quarantine", "mask from now on what a recipe cannot use")
     p.add_argument("shards")
     judging_arguments(p)

@@ -21,6 +21,7 @@ from tests.runs import vtx
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.opening import open_index
+from vtx_scale.data_pipeline.restarts import has_table
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.repack import archives, set_again, unpacked_set
 from vtx_scale.data_pipeline.tools.shards import write_shard
@@ -142,6 +143,20 @@ def test_the_same_bytes_after_a_kill_at_every_place(tmp_path):
         assert packed(work(), out)[0] == made and contents(out) == wanted, places
         places += 2
     assert places > 20 and contents(out) == wanted
+
+
+@pytest.mark.services
+def test_restarts_change_no_pixel(tmp_path):
+    need("jpegtran")
+    source = small_set(tmp_path / "in", (2, 3))
+    done = vtx("data", "repack", source, tmp_path / "out", "--restarts", "--json")
+    assert done.returncode == 0, done.stderr
+    for (key, found), (was, before) in zip(
+        samples_of(tmp_path / "out"), samples_of(source), strict=True
+    ):
+        assert key == was and has_table(found["jpg"]) and not has_table(before["jpg"])
+        assert np.array_equal(decode_image(found["jpg"]), decode_image(before["jpg"]))
+        assert (found["txt"], found["cls"]) == (before["txt"], before["cls"])
 
 
 PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
