@@ -117,6 +117,7 @@ def at_failpoint(name: str, function: Callable[..., None], *arguments: Any) -> N
 def stop_here() -> None:
     """As a machine that is suspended."""
     os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.5)  # this thread may run on for a moment before it is stopped
 
 
 def meet(folder: Path, name: str) -> None:

@@ -380,6 +380,7 @@ def test_a_tokenizer_is_read_from_a_copy_that_is_what_it_was(tmp_path, monkeypat
     for _ in range(2):  # a wrong copy is not kept
         with pytest.raises(UserError, match="is not the tokenizer that this run was trained with"):
             outside.held(smoke(), folder, known)
+    assert not list(tmp_path.rglob("t.json")), "a copy of another tokenizer is kept"
     storage_of(folder).put("tokenizer/t.json", body)
     for _ in range(2):
         copy = Path(outside.held(smoke(), folder, known).data.tokenizer)
