@@ -122,6 +122,24 @@ def test_the_state_names_the_next_batch_at_every_step(indexes, alone):
         assert other.next().ids.tolist() == flat[done * BATCH : (done + 1) * BATCH]
 
 
+def test_a_resume_at_the_end_of_a_block_is_the_run_that_walked_over_it(indexes):
+    """Also where the batch itself lies in two blocks."""
+    segments = [(0, SEGMENTS[0][1]), (TOTAL + 21, SEGMENTS[1][1])]
+    first = TOTAL // BATCH - 2
+    for offset in (0, 3):
+        walking = Loader(mix_batches(indexes, segments=segments))
+        walking.load_state_dict({**walking.state_dict(), "position": first * BATCH + offset})
+        for _ in range(6):
+            state = walking.state_dict()
+            here = walking.next()
+            fresh = Loader(mix_batches(indexes, segments=segments))
+            fresh.load_state_dict(state)
+            again = fresh.next()
+            assert again.ids.tolist() == here.ids.tolist()
+            assert (again["image"] == here["image"]).all()
+        assert state["position"] == (first + 5) * BATCH + offset > TOTAL + 21
+
+
 def test_weights_may_change_behind_a_state_and_not_before_it(indexes):
     other = [SEGMENTS[0], (21, shares([3, 2, 1]))]
     state = Loader(mix_batches(indexes), start=3).state_dict()
