@@ -44,7 +44,7 @@ from vtx_scale.data_pipeline.restarts import with_restarts
 from vtx_scale.data_pipeline.tools.shards import write_shard
 
 TICKS = os.sysconf("SC_CLK_TCK")
-QUIET, PATIENCE = 0.3, 20.0  # seconds without work that say that queues are full; to wait for them
+QUIET, PATIENCE = 0.6, 20.0  # seconds without work that say that queues are full; to wait for them
 TARGETS = {
     "limit": 0.9,
     "webdataset + Pillow": 1.5,
