@@ -306,8 +306,8 @@ MUTANTS = (
     Mutant(
         "bucket-chunk-asked-again",
         "vtx_scale/data_pipeline/chunks.py",
-        "copy = self._copies[k] = Copy(self._fetch(k))",
-        "copy = Copy(self._fetch(k))",
+        "copy = self._copies[k] = Copy(self.fetch(k))",
+        "copy = Copy(self.fetch(k))",
         (f"{REMOTE}::test_samples_are_those_of_a_folder_by_one_request_a_chunk",),
         "A chunk is one request, its members none.",
     ),
@@ -823,8 +823,8 @@ MUTANTS = (
     Mutant(
         "cache-limit",
         "data_pipeline/cache.py",
-        "            if table.used + need > room:\n                return None",
-        "            if False:\n                return None",
+        "- self.share) + need > 0:\n",
+        "- self.share) + need > 1e99:\n",
         (f"{CACHE}::test_what_is_needed_last_makes_room",),
         "A cache never takes more than its limit.",
     ),
@@ -937,7 +937,7 @@ MUTANTS = (
         "data_pipeline/plan.py",
         "for at, least in ((epoch, inside), (epoch + 1, 0)):",
         "for at, least in ((epoch, inside),):",
-        (f"{PLAN}::test_a_cyclic_pass_has_hits",),
+        (f"{PLAN}::test_the_plan_knows_when_a_chunk_is_needed",),
         "What the next epoch needs is known in this one.",
     ),
     Mutant(
