@@ -51,6 +51,11 @@ def never(chunks: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.full(len(chunks), -np.inf)
 
 
+def dead(chunks: NDArray[np.int64]) -> NDArray[np.float64]:
+    """All of a data set may go."""
+    return np.full(len(chunks), np.inf)
+
+
 class NodeCache:
     """The chunks of one data set in a folder that may hold those of others too.
 
@@ -104,6 +109,16 @@ class NodeCache:
         except OSError as e:
             return f"{self.folder} cannot be used as a cache ({e.strerror or e})."
         return ""
+
+    def shrink(self) -> None:
+        """Bring what lies there within the limit, which may have been another one before: chunks go
+        of data sets that nobody reads.
+        """
+        with contextlib.suppress(OSError), self._book() as table:
+            over = table.used - (self.limit - SPARE)
+            if over > 0:
+                when = never if self.readers() else dead
+                self._make_room(table, over, when, np.inf)
 
     def _ours(self) -> bool:
         return (self.folder / MARK).is_file()

@@ -38,6 +38,7 @@ def caching_of(run: Run, batches: Batches, say: Callable[[str], None]) -> Cachin
         say(f"{fault} The run goes on without it.")
         return Caching(folder, 0, sparse=True) if remote else None
     limit = limit_of(folder, node.used()) if cache.bytes is None else cache.bytes
+    NodeCache(folder, limit, indexes[0].digest).shrink()
     shares = shares_of(limit, indexes)
     if isinstance(batches.order, InOrder):
         return Caching(folder, limit, shares=shares)

@@ -47,6 +47,7 @@ def caches_of(run: Run, data: DataSet) -> list[NodeCache]:
     if fault := cache.prepare():
         raise UserError(fault)
     limit = limit_of(folder, cache.used()) if limit is None else limit
+    NodeCache(folder, limit, data.index.digest).shrink()
     shares = shares_of(limit, data.indexes) or (limit,)
     return [
         NodeCache(folder, limit, index.digest, share)

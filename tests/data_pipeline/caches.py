@@ -148,6 +148,11 @@ def large_set(folder: Path) -> Path:
 def remote_index(folder: Path, log: Path, wait: float = 0.0) -> Index:
     """Of the same shards in another place; its requests are those of its chunks."""
     index = open_index(str(folder), chunk=SAMPLES // 2)
+    return as_remote(index, folder, log, wait)
+
+
+def as_remote(index: Index, folder: Path, log: Path, wait: float = 0.0) -> Index:
+    """The same shards in another place."""
     root = Elsewhere(folder, log, wait)
     return replace(index, root=root, shard_tag=np.zeros_like(index.shard_tag))
 

@@ -125,6 +125,34 @@ def test_two_data_sets_share_a_folder(tmp_path):
     audit(mine)
 
 
+def test_a_lower_limit_holds_from_the_start(tmp_path):
+    """What nobody reads goes, down to it."""
+    cache = cache_of(tmp_path / "c", 6)
+    for k in range(6):
+        assert cache.get(k, LENGTH, fetched(k)) is not None
+    lower = NodeCache(cache.folder, SPARE + 2 * cost(LENGTH), DIGEST)
+    cache.enter(0)
+    lower.shrink()
+    assert cache.used() == 6 * cost(LENGTH), "somebody reads it"
+    cache.leave()
+    lower.shrink()
+    assert cache.used() == 2 * cost(LENGTH)
+    audit(cache)
+
+
+def test_a_share_is_never_exceeded(tmp_path):
+    """Of two data sets of one run: each makes room in its own."""
+    cache = cache_of(tmp_path / "c", 6)
+    mine = NodeCache(cache.folder, cache.limit, DIGEST, 2 * cost(LENGTH))
+    yours = NodeCache(cache.folder, cache.limit, OTHER, 4 * cost(LENGTH))
+    for k in (5, 4, 3, 2, 1):
+        for one in (mine, yours):
+            assert one.get(k, LENGTH, fetched(k), by_number, k) is not None
+    assert [k for k in range(6) if there(mine, k)] == [1, 2]
+    assert [k for k in range(6) if there(yours, k)] == [1, 2, 3, 4]
+    audit(cache)
+
+
 def test_a_strangers_files_are_left_alone(tmp_path):
     """A folder without our mark is refused with a sentence; in one of ours, what has other names
     stays, and what is no file of ours too.

@@ -13,6 +13,8 @@ from tests.data_pipeline.caches import (
     CHUNKS,
     SAMPLES,
     SHARDS,
+    Bytes,
+    as_remote,
     audit,
     batches_of,
     large_set,
@@ -26,8 +28,12 @@ from tests.ranks import SERVER, on_ranks
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.book import cost
 from vtx_scale.data_pipeline.cache import SPARE, NodeCache
+from vtx_scale.data_pipeline.loader import Batches
+from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.prefetch import Caching, shortage
+from vtx_scale.data_pipeline.tools.bench import bench
+from vtx_scale.data_pipeline.tools.warm import warm
 
 EPOCH = SHARDS * SAMPLES // 8  # steps
 QUARTER = 16 << 20
@@ -183,3 +189,59 @@ def test_a_bad_sample_is_the_same_one(shards, tmp_path):
     assert len(bad) == SAMPLES // 2 and {row["reason"] for row in bad} == {"chunk_crc"}
     assert not cache.path(7).exists()
     audit(cache)
+
+
+def test_a_mix_through_a_cache(shards, tmp_path):
+    """Two sources, a share of the limit each: the batches of the disk, within the limit."""
+    local = open_index(str(shards / "s0*.tar"), chunk=SAMPLES // 2)
+    other = open_index(str(shards / "s1*.tar"), chunk=SAMPLES // 2)
+    remote = [as_remote(index, shards, tmp_path / "log") for index in (local, other)]
+    weights = (49152, 16384)
+
+    def rows(indexes, caching):
+        mix = Mix([index.chunk_samples for index in indexes], 5, [(0, weights)], 4, 4)
+        first, *more = indexes
+        batches = Batches(first, mix, Bytes(), 8, 0, 1, 5, tuple(more), ("a", "b"), caching=caching)
+        found = [row_of(Batch(**batches[step])) for step in range(50)]
+        batches.close()
+        return found
+
+    limit = SPARE + 24 * cost(CHUNK_BYTES)
+    caching = Caching(tmp_path / "c", limit, shares=(limit // 2, limit // 2))
+    cache = NodeCache(caching.folder, limit, local.digest)
+    assert cache.prepare() == ""
+    assert rows(remote, caching) == rows([local, other], None)
+    asked = remote[0].root.requests()
+    assert len(asked) < 120, "a chunk is read whole, and few of them twice"
+    assert cache.used() > limit // 2
+    audit(cache)
+
+
+def test_what_is_warm_is_fetched_no_more(shards, tmp_path):
+    """The first steps, or as many of them as there is room for."""
+    index = remote_index(shards, tmp_path / "log")
+    for chunks, steps in ((CHUNKS, 20), (20, 5)):
+        caching = Caching(tmp_path / f"{chunks}", SPARE + chunks * cost(CHUNK_BYTES))
+        cache = NodeCache(caching.folder, caching.limit, index.digest)
+        assert cache.prepare() == ""
+        found = warm(cache, index, batches_of(index, None).plan([0]), range(20))
+        assert steps <= found["steps"] <= 20 and found["fetched"] == found["chunks"]
+        assert found["fetched"] == len(index.root.requests()) <= chunks
+        assert (found["steps"] == 20) == (chunks == CHUNKS)
+        again = warm(cache, index, batches_of(index, None).plan([0]), range(20))
+        assert again == {**found, "fetched": 0}
+        for k in {
+            k for s in range(found["steps"]) for k in batches_of(index, None).plan([0]).needs(s)
+        }:
+            assert cache.path(int(k)).exists()
+
+
+def test_what_bounds_a_recipe_is_said(shards, tmp_path):
+    """Where a fetch takes long, the fetch."""
+    slow, quick = (remote_index(shards, tmp_path / "log", wait) for wait in (0.2, 0.0))
+    found = bench(batches_of(slow, None), None)
+    assert found["bound"] == "fetch" and found["fetch_ms_median"] >= 200
+    assert found["samples_per_cpu_second"] > 0 and "cache_mb_per_second" not in found
+    cache = NodeCache(tmp_path / "c", 80 << 20, quick.digest)
+    assert cache.prepare() == ""
+    assert bench(batches_of(quick, None), cache)["cache_mb_per_second"] > 0
