@@ -22,8 +22,8 @@ def warm(
 ) -> dict[str, Any]:
     """Fetch the chunks of these steps in the order of use, until there is no room for one.
 
-    told: hears of each step that is there. Returns `steps` that are there whole, the `chunks` that
-    they need and those that were `fetched`. Raises UserError where a shard is gone or another,
+    told: hears how many steps are there. Returns `steps` that are there whole, the `chunks` that
+    they need and how many were `fetched`. Raises UserError where a shard is gone or another,
     OSError where a chunk cannot be read.
     """
     fetch, fetched = whole_chunks(index), 0
@@ -43,22 +43,23 @@ def warm(
         fetched += not there and file is not None
         return file is not None
 
-    whole, chunks = steps.start, 0
+    asked: list[tuple[int, int]] = []
     needed = first_uses(plan, steps)
     cache.enter(plan.ranks[0], steps.start)
     try:
         with ThreadPoolExecutor(FETCHES, "vtx-warm") as pool:
             while block := list(islice(needed, 4 * FETCHES)):
-                for (step, _), there in zip(block, pool.map(get, block), strict=True):
-                    if not there:
-                        return {"steps": step - steps.start, "chunks": chunks, "fetched": fetched}
-                    chunks += 1
-                    if step > whole:
-                        whole = step
-                        told(step - steps.start)
+                asked += block
+                if not all(list(pool.map(get, block))):
+                    break
+                told(block[-1][0] - steps.start)
     finally:
         cache.leave()
-    return {"steps": len(steps), "chunks": chunks, "fetched": fetched}
+    # of chunks that are fetched side by side an earlier one may have made room in a later one
+    for i, (step, k) in enumerate(asked):
+        if not cache.path(k).exists():
+            return {"steps": step - steps.start, "chunks": i, "fetched": fetched}
+    return {"steps": len(steps), "chunks": len(asked), "fetched": fetched}
 
 
 def first_uses(plan: Plan, steps: range) -> Iterator[tuple[int, int]]:

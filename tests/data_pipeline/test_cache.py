@@ -25,7 +25,7 @@ from tests.data_pipeline.caches import (
 from tests.ranks import SERVER
 from vtx_scale.data_pipeline import cache as module
 from vtx_scale.data_pipeline.book import Table, cost
-from vtx_scale.data_pipeline.cache import BOOK, MARK, NodeCache
+from vtx_scale.data_pipeline.cache import BOOK, MARK, SPARE, NodeCache
 
 OTHER = bytes(range(1, 33))
 
