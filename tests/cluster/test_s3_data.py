@@ -17,6 +17,7 @@ from vtx_scale.data_pipeline.tools.toy import make_toy
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 SHORT = ("steps=10", "global_batch=32", "checkpoint.every=4")
+CACHES = {"in memory": ("system.cache.bytes=0",), "on disk": ()}  # the first run that has one
 FAULTS = ("500", "503", "reset", "short", "fewer", "flip")
 
 
@@ -65,24 +66,33 @@ def test_what_is_asked_for_at_a_start_and_in_an_epoch(places, from_disk, tmp_pat
     server, _, url = places
     with proxied(server) as proxy:
         env = server.environment(proxy.port)
-        train(tmp_path / "run", f"data.shards={url}", "system.world=2", *SHORT, env=env)
+        cache = f"system.cache.folder={tmp_path / 'cache'}"
+        train(tmp_path / "run", f"data.shards={url}", "system.world=2", cache, *SHORT, env=env)
     assert_same(tmp_path / "run", from_disk)
     asked = Counter((verb, path.partition("?")[0].rpartition("/")[2]) for verb, path in proxy.asked)
     lists = [path for verb, path in proxy.asked if verb == "GET" and "list-type" in path]
     assert not lists and asked["GET", "index.safetensors"] == 1 and asked["GET", "classes.txt"] == 1
     assert proxy.seen["HEAD"] == 2 and set(proxy.seen) == {"GET", "HEAD"}
     tars = sum(n for (verb, name), n in asked.items() if verb == "GET" and name.endswith(".tar"))
-    assert tars <= 2 * 4, asked  # two processes, four chunks
+    assert tars == 4, asked  # each chunk once, for both processes
+    with proxied(server) as proxy:  # from the cache alone
+        env = server.environment(proxy.port)
+        train(tmp_path / "again", f"data.shards={url}", "system.world=2", cache, *SHORT, env=env)
+    assert_same(tmp_path / "again", from_disk)
+    assert not any(
+        path.partition("?")[0].endswith(".tar") for verb, path in proxy.asked if verb == "GET"
+    )
 
 
-def test_the_run_is_that_from_disk_under_faults_and_kills(places, from_disk, tmp_path):
+@pytest.mark.parametrize("kept", CACHES)
+def test_the_run_is_that_from_disk_under_faults_and_kills(places, from_disk, tmp_path, kept):
     """Each fault on 5 % of the reads; the launcher and a loader process are killed once each."""
     server, _, url = places
     run = tmp_path / "run"
     with proxied(server) as proxy:
         proxy.share, proxy.kinds = 0.05, FAULTS
         env = environment({**server.environment(proxy.port), "VTX_TEST": str(tmp_path)})
-        keys = (f"data.shards={url}", "system.world=2", "system.workers=1", *SHORT)
+        keys = (f"data.shards={url}", "system.world=2", "system.workers=1", *CACHES[kept], *SHORT)
         command = ["train", "clip_vit_b32", "--smoke", "--run", str(run), *keys]
         words = [sys.executable, "-m", "vtx_scale.launch.cli", *command]
         started = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
