@@ -145,6 +145,9 @@ class S3:
     def __repr__(self) -> str:
         return f"S3({self._url('')!r})"
 
+    def __str__(self) -> str:
+        return self._url("").rstrip("/")
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
 

@@ -168,6 +168,7 @@ def test_every_reader_takes_it(url, job, tmp_path, capsys):
         ("evaluate", url, "--json"),
         ("export", url, "--to", "safetensors", str(tmp_path / "out")),
         ("checkpoints", url, "--prune"),
+        ("show", url),
     ):
         assert main(list(words)) == 0
         said = capsys.readouterr()

@@ -263,6 +263,7 @@ def test_a_place_is_a_folder_or_a_bucket(tmp_path):
     assert storage_at(tmp_path).root == storage_at(str(tmp_path)).root == tmp_path
     found = storage_at("s3://bucket/some/run/")
     assert (found.bucket, found.prefix) == ("bucket", "some/run/")
+    assert str(found) == "s3://bucket/some/run"  # as it is handed to ranks
 
 
 @pytest.mark.parametrize(
