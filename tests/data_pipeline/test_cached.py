@@ -1,5 +1,6 @@
 """Batches through a node's cache: the same ones, within its limit, each chunk fetched once."""
 
+import json
 import os
 import signal
 import time
@@ -25,9 +26,10 @@ from tests.data_pipeline.caches import (
     watch_disk,
 )
 from tests.ranks import SERVER, on_ranks
+from tests.runs import vtx
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.book import cost
-from vtx_scale.data_pipeline.cache import SPARE, NodeCache
+from vtx_scale.data_pipeline.cache import NAME, SPARE, NodeCache
 from vtx_scale.data_pipeline.loader import Batches
 from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.opening import open_index
@@ -246,3 +248,14 @@ def test_what_bounds_a_recipe_is_said(shards, tmp_path, monkeypatch):
     cache = NodeCache(tmp_path / "c", 80 << 20, quick.digest)
     assert cache.prepare() == ""
     assert bench(batches_of(quick, None), cache)["cache_mb_per_second"] > 0
+
+
+def test_warm_as_a_user_types_it(shards, tmp_path):
+    words = ["data", "warm", "clip_vit_b32", "--smoke", f"data.shards={shards}", "--steps", "3"]
+    refused = vtx(*words)
+    assert refused.returncode == 2 and "add system.cache.folder=FOLDER" in refused.stderr
+    done = vtx(*words, "--world", "2", "--json", f"system.cache.folder={tmp_path / 'c'}")
+    row = json.loads(done.stdout)
+    assert done.returncode == 0 and row["steps"] == 3 and row["fetched"] == row["chunks"] > 0
+    assert row["used"] <= row["limit"]
+    assert len([p for p in (tmp_path / "c").iterdir() if NAME.match(p.name)]) == row["chunks"]
