@@ -209,6 +209,7 @@ def test_a_full_disk_and_a_read_only_one(tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path):
     """50 writers, two at a time, are killed: a start finds no file that is counted nowhere or not
     what it should be, and the disk use was never above the limit.

@@ -59,6 +59,7 @@ def expected(shards):
     return rows_of(open_index(str(shards), chunk=SAMPLES // 2))
 
 
+@pytest.mark.slow
 def test_two_ranks_of_two_workers(shards, tmp_path):
     """The batches of the disk; never above the limit; each chunk is fetched once by the node where
     the limit allows that, and once an epoch but for a few where it is a quarter of the data.
@@ -250,6 +251,7 @@ def test_what_bounds_a_recipe_is_said(shards, tmp_path, monkeypatch):
     assert bench(batches_of(quick, None), cache)["cache_mb_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_warm_as_a_user_types_it(shards, tmp_path):
     words = ["data", "warm", "clip_vit_b32", "--smoke", f"data.shards={shards}", "--steps", "3"]
     refused = vtx(*words)
