@@ -82,7 +82,10 @@ def spread(system: System) -> int:
 
 def ranks_here(rank: int, world: int) -> list[int]:
     """The ranks with batches of their own on this node, as its launcher says how many there are."""
-    axis = int(os.environ.get("WORLD_SIZE", world)) // world
-    count = -(-int(os.environ.get("LOCAL_WORLD_SIZE", world * axis)) // axis)
+    total = int(os.environ.get("WORLD_SIZE", world))
+    # of srun: "8(x4)", or "8,4"
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(total)).partition("(")[0]
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", tasks.partition(",")[0]))
+    count = -(-local // max(1, total // world))
     first = rank // count * count
     return list(range(first, min(first + count, world)))

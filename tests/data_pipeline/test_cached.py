@@ -36,6 +36,7 @@ from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.prefetch import Caching, shortage
 from vtx_scale.data_pipeline.tools.bench import bench
 from vtx_scale.data_pipeline.tools.warm import warm
+from vtx_scale.launch.caching import ranks_here, shares_of
 
 EPOCH = SHARDS * SAMPLES // 8  # steps
 QUARTER = 16 << 20
@@ -261,3 +262,33 @@ def test_warm_as_a_user_types_it(shards, tmp_path):
     assert done.returncode == 0 and row["steps"] == 3 and row["fetched"] == row["chunks"] > 0
     assert row["used"] <= row["limit"]
     assert len([p for p in (tmp_path / "c").iterdir() if NAME.match(p.name)]) == row["chunks"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank", "world", "here"),
+    [
+        ({}, 0, 1, [0]),
+        ({}, 1, 2, [0, 1]),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, 5, 8, [4, 5, 6, 7]),
+        ({"WORLD_SIZE": "8", "SLURM_STEP_TASKS_PER_NODE": "2(x4)"}, 3, 8, [2, 3]),
+        # two ranks share a batch
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, 3, 4, [2, 3]),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, 0, 1, [0]),
+    ],
+)
+def test_the_ranks_of_a_node(monkeypatch, environment, rank, world, here):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ranks_here(rank, world) == here
+
+
+def test_a_small_source_leaves_its_share_to_the_others(shards):
+    """Of a mix; what a source has at most is what its chunks count."""
+    index = open_index(str(shards), chunk=SAMPLES // 2)
+    small = open_index(str(shards / "s00.tar"), chunk=SAMPLES // 2)
+    whole = SPARE + 2 * cost(CHUNK_BYTES)
+    assert shares_of(QUARTER, [index]) == ()
+    assert shares_of(QUARTER, [index, small]) == (QUARTER - whole, whole)
+    assert shares_of(QUARTER, [index, index]) == (QUARTER // 2, QUARTER // 2)
