@@ -4,7 +4,6 @@ import json
 import os
 import signal
 
-import numpy as np
 import pytest
 
 from tests.data_pipeline.make import Pixels, corrupt, jpeg, masked, rows
@@ -26,6 +25,7 @@ from vtx_scale.data_pipeline.tools.repack import set_again
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.shrink import Edit
 from vtx_scale.data_pipeline.tools.verify import verify
+from vtx_scale.launch.cli import main
 
 BROKEN = {"s0.tar/0-01": "jpeg_corrupt", "s1.tar/1-00": "text", "s1.tar/1-03": "member_missing"}
 
@@ -218,17 +218,19 @@ def test_killed_and_gone_on_with(tmp_path, monkeypatch):
     assert not list(folder.glob(".vtx/quarantining*"))
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, capsys):
     folder = broken_set(tmp_path)
-    words = "data", "quarantine", folder
-    done = vtx(*words)
-    assert done.returncode == 2 and "add --for RECIPE" in done.stderr
-    done = vtx(*words, "--for", "clip_vit_b32", "--smoke", "--json")
+    words = ["data", "quarantine", str(folder)]
+    assert main(words) == 2 and "add --for RECIPE" in capsys.readouterr().err
+    recipe = "--for", "clip_vit_b32", "--smoke"
+    assert main([*words, *recipe, "--lift"]) == 2
+    done = vtx(*words, *recipe, "--json")
     assert done.returncode == 0, done.stderr
     *new, row = map(json.loads, done.stdout.splitlines())
     assert {line["sample"]: line["reason"] for line in new} == BROKEN
     assert row == {"new": 3, "quarantined": 3}
     assert len(quarantine.stored(open_index(str(folder)), Folder(folder / ".vtx"), "")) == 3
-    done = vtx(*words, "--lift", "--json")
-    assert json.loads(done.stdout) == {"lifted": 3}
-    assert np.array_equal(quarantined(open_index(str(folder))), [])
+    capsys.readouterr()
+    assert main([*words, "--lift", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"lifted": 3}
+    assert quarantined(open_index(str(folder))) == []
