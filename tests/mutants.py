@@ -196,6 +196,17 @@ MUTANTS = (
         "An archive that ends early is named.",
     ),
     Mutant(
+        "repacked_classes",
+        "data_pipeline/tools/packing.py",
+        "        out.put(name, body)\n",
+        "        pass\n",
+        (
+            f"{REPACK}::test_the_names_of_classes_and_of_a_codec_go_with_the_samples",
+            f"{BUILD}::test_names_of_classes_in_a_column",
+        ),
+        "The names of classes go with the samples.",
+    ),
+    Mutant(
         "page_raw",
         "data_pipeline/tools/page.py",
         "return html.escape(shown(str(value), letters), quote=True)",

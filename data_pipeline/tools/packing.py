@@ -22,6 +22,7 @@ from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.data_pipeline.tools.parallel import each
 from vtx_scale.data_pipeline.tools.shards import Sample, write_tar
 
+CLASSES = "classes.txt"
 RECORDS, DONE = ".vtx/packing/", ".vtx/packed.json"
 Line = dict[str, str]
 
@@ -46,16 +47,22 @@ class Input:
 
     about: all that decides its bytes, as JSON. units: parts that each make a shard, in order;
     `read` gives the samples of one, and what is left out; both are picklable. count: of units.
-    classes: their names, where labels are numbers of names. split: the most samples of a shard
-    where a unit may make several, else 0.
+    beside: other files of the set, such as `classes.txt`. split: the most samples of a shard where
+    a unit may make several, else 0.
     """
 
     about: dict[str, Any]
     units: Iterable[Any]
     count: int
     read: Callable[[Any], Iterator[Sample | Left]]
-    classes: tuple[str, ...] = ()
+    beside: dict[str, bytes] = field(default_factory=dict)
     split: int = 0
+
+
+def named(classes: Iterable[str]) -> dict[str, bytes]:
+    """The file of the names of classes, in the order of their numbers; none of no classes."""
+    lines = "".join(f"{name}\n" for name in classes)
+    return {CLASSES: lines.encode("utf-8", "surrogateescape")} if lines else {}
 
 
 @dataclass
@@ -165,7 +172,9 @@ def pack(
     cannot be used, in order. tick: is called with the number of units that are done. Raises
     UserError where `out` holds something else, or nothing of the input can be used.
     """
-    about = json.dumps({"format": "vtx-packed-1", **source.about}, sort_keys=True)
+    beside = {name: hashlib.sha256(body).hexdigest() for name, body in source.beside.items()}
+    known = {"format": "vtx-packed-1", "beside": beside, **source.about}
+    about = json.dumps(known, sort_keys=True)
     plan = hashlib.sha256(about.encode()).hexdigest()
     if (finished := begun(out, plan)) is not None:
         index()
@@ -187,8 +196,8 @@ def pack(
             "mend what the lines above name."
         )
     confirm(out, total.shards)
-    if source.classes:
-        out.put("classes.txt", ("\n".join(source.classes) + "\n").encode())
+    for name, body in source.beside.items():
+        out.put(name, body)
     summary = {
         "shards": len(total.shards),
         "samples": sum(shard["samples"] for shard in total.shards),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.foreign import PICTURES
 from vtx_scale.data_pipeline.storage import Storage
-from vtx_scale.data_pipeline.tools.packing import Input, Left
+from vtx_scale.data_pipeline.tools.packing import Input, Left, named
 from vtx_scale.data_pipeline.tools.rows import sample_of
 from vtx_scale.data_pipeline.tools.shards import Sample
 
@@ -55,4 +55,4 @@ def pictures_of(storage: Storage, every: list[str], each: int) -> Input:
     classes = {name: i for i, name in enumerate(sorted(found))}
     units = [(a, names[a : a + each], captions[a : a + each]) for a in range(0, len(names), each)]
     about = {"pictures": names, "captions": captions, "each": each}
-    return Input(about, units, len(units), Files(storage, classes), tuple(classes))
+    return Input(about, units, len(units), Files(storage, classes), named(classes))

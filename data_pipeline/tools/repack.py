@@ -3,21 +3,23 @@
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 
+from vtx_scale.data_pipeline.codes import FILE, coding_of
 from vtx_scale.data_pipeline.errors import BadSample, UserError, described, judged
 from vtx_scale.data_pipeline.foreign import PACKED
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.lists import MAGIC, braces
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.scan import shown
-from vtx_scale.data_pipeline.storage import File, Storage
+from vtx_scale.data_pipeline.shards import Shards, read_whole
+from vtx_scale.data_pipeline.storage import File, Folder, Storage
 from vtx_scale.data_pipeline.tar import Problem, samples
-from vtx_scale.data_pipeline.tools.packing import Input, Left
+from vtx_scale.data_pipeline.tools.packing import CLASSES, Input, Left
 from vtx_scale.data_pipeline.tools.shards import Sample
 from vtx_scale.data_pipeline.tools.shrink import Edit
 from vtx_scale.data_pipeline.tools.stream import file_of, unpacked
@@ -49,11 +51,29 @@ class Numbers:
 def set_again(index: Index, edit: Edit, about: dict[str, Any], each: int) -> Input:
     """The samples of a set in their order, `each` in a shard but for those that are left out.
 
-    about: what `edit` does, as JSON. Keys and members stay as they are, with pictures by `edit`.
+    about: what `edit` does, as JSON. Keys and members stay as they are, with pictures by `edit`; so
+    do the names of classes and of the codec of codes. Raises UserError for codes that are not all
+    there, or of several codecs.
     """
     units = [(a, min(a + each, index.n)) for a in range(0, index.n, each)]
     known = {"digest": index.digest.hex(), "bad": sorted(index.bad.items()), "each": each}
-    return Input({**known, **about}, units, len(units), Numbers(index, edit))
+    beside = classes_of(index)
+    if coding := coding_of(index.root, index.names):
+        beside[FILE] = replace(coding, shards=len(units)).body()
+    return Input({**known, **about}, units, len(units), Numbers(index, edit), beside)
+
+
+def classes_of(index: Index) -> dict[str, bytes]:
+    """The file of the names of classes beside the shards of a set, or one folder up."""
+    shards = Shards(index.root, index.names, "")
+    folder = index.names[0].rpartition("/")[0]
+    places = [(index.root, f"{folder}/{CLASSES}".lstrip("/")), (index.root, CLASSES)]
+    if not shards.remote:
+        places.append((Folder(shards.local(".").absolute().parent), CLASSES))
+    for root, name in places:
+        if body := read_whole(root, name):
+            return {CLASSES: body}
+    return {}
 
 
 @dataclass(frozen=True)
@@ -129,4 +149,6 @@ def unpacked_set(
     """
     heads = [(name, storage.head(name)) for name in names]
     known = {"archives": [[name, head.tag if head else ""] for name, head in heads], "each": each}
-    return Input({**known, **about}, names, len(names), Archive(storage, edit), split=each)
+    classes = read_whole(storage, CLASSES)
+    beside = {CLASSES: classes} if classes else {}
+    return Input({**known, **about}, names, len(names), Archive(storage, edit), beside, each)

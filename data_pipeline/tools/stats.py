@@ -17,6 +17,7 @@ from vtx_scale.data_pipeline.errors import BadSample
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.members import caption, image
 from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.tar import IMAGES
 from vtx_scale.data_pipeline.tools.records import recorded
 from vtx_scale.data_pipeline.tools.verify import looked_at
 
@@ -111,17 +112,21 @@ class Look:
 
 
 def measure(sample: dict[str, Any], found: dict[str, Histogram]) -> bytes:
-    """Add a sound sample to histograms; the hash of its picture."""
+    """Add a sound sample to histograms; the hash of its picture, zeros where it has none (a clip,
+    codes).
+    """
+    try:
+        found["caption"].add(len(caption(sample)))
+    except BadSample:
+        pass  # it has none
+    if not any(name in sample for name in IMAGES):
+        return bytes(HASH)
     body = image(sample)
     with Image.open(io.BytesIO(body)) as picture:
         width, height = picture.size
     found["side"].add(min(width, height))
     found["aspect"].add(width / height)
     found["bytes"].add(len(body))
-    try:
-        found["caption"].add(len(caption(sample)))
-    except BadSample:
-        pass  # it has none
     return hashlib.sha256(body).digest()[:HASH]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.storage import Storage
-from vtx_scale.data_pipeline.tools.packing import Input, Left
+from vtx_scale.data_pipeline.tools.packing import Input, Left, named
 from vtx_scale.data_pipeline.tools.rows import sample_of, word_of
 from vtx_scale.data_pipeline.tools.shards import Sample
 from vtx_scale.data_pipeline.tools.stream import arrow, file_of
@@ -119,7 +119,7 @@ def tables(storage: Storage, names: list[str], columns: Columns, each: int) -> I
     known = sorted(words) if not all(word.isdecimal() for word in words) else []
     classes = {word: i for i, word in enumerate(known)}
     about = {"tables": tags, "columns": repr(columns), "each": each}
-    return Input(about, parts, len(parts), Rows(storage, classes), tuple(classes))
+    return Input(about, parts, len(parts), Rows(storage, classes), named(classes))
 
 
 def lines_of(file: io.BufferedReader) -> Iterator[str]:

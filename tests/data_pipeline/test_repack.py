@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from tests.data_pipeline.make import corrupt, encoded, jpeg, picture, rows, smal
 from tests.data_pipeline.packs import contents, killed_at, packed, samples_of
 from tests.require import need
 from tests.runs import vtx
+from vtx_scale.data_pipeline.codes import Coding, coding_in
+from vtx_scale.data_pipeline.codes import packed as codes
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.opening import open_index
@@ -26,6 +29,7 @@ from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.repack import archives, set_again, unpacked_set
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.shrink import Edit, smaller
+from vtx_scale.data_pipeline.tools.stats import stats
 
 
 def again(folder, each=4, edit=None, **about):
@@ -109,6 +113,25 @@ def test_a_mask_is_made_as_small_and_keeps_its_values(tmp_path):
     mask = Image.open(io.BytesIO(found["mask.png"]))
     assert mask.size == (50, 40) and set(np.unique(np.asarray(mask))) == {7, 200}
     assert decode_image(found["jpg"]).shape == (40, 50, 3) and found["json"] == members["json"]
+
+
+def test_the_names_of_classes_and_of_a_codec_go_with_the_samples(tmp_path):
+    coding = Coding("a run", "0" * 64, 32, 4, 16, 1, {}, 0, "source", 2)
+    members = {"codes.npy": codes(np.arange(16).reshape(1, 16), 16), "txt": b"a text"}
+    for s in range(2):
+        write_shard(tmp_path / "in" / f"{s}.tar", [(f"{s}-{i}", members) for i in range(3)])
+    (tmp_path / "in" / "codec.json").write_bytes(coding.body())
+    (tmp_path / "classes.txt").write_text("one\ntwo\n")
+    source = again(tmp_path / "in", 2)
+    packed(source, tmp_path / "out" / "deep")
+    out = tmp_path / "out" / "deep"
+    assert (out / "classes.txt").read_text() == "one\ntwo\n"
+    assert coding_in(Folder(out)) == replace(coding, shards=3)
+    found = stats(open_index(str(out)), 0)
+    assert (found["sound"], found["duplicates"]["pictures"], found["bad"]) == (6, 0, {})
+    (tmp_path / "in" / "codec.json").write_bytes(replace(coding, shards=None).body())
+    with pytest.raises(UserError, match="some of its shards only"):
+        again(tmp_path / "in", 2)
 
 
 def reversed_bytes(body: bytes) -> bytes:
