@@ -8,6 +8,7 @@ from typing import Any
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
+from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.launch.amendments import amended, plan
 from vtx_scale.launch.decided import Decision, read
 from vtx_scale.launch.override import WEIGHTS
@@ -40,10 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
 def hint(folder: AnyPath, made: Decision) -> str:
     """What a run that trains knows of it."""
+    stop = f"'mkdir -p {folder}/control && touch {folder}/control/stop'"
+    if SCHEME.match(str(folder)):
+        stop = f"an object {folder}/control/stop"
     return (
-        f"a run that trains now does not see it: 'touch {folder}/control/stop', and then the same "
-        f"'vtx train', take it up; what it computes from step {made.step} on until then is "
-        "computed again"
+        f"a run that trains now does not see it: {stop}, and then the same 'vtx train', take it "
+        f"up; what it computes from step {made.step} on until then is computed again"
     )
 
 

@@ -70,16 +70,22 @@ def sweep(folder: AnyPath, decisions: list[Decision], say: Callable[[str], None]
     unknown = [d for those in old.values() for d in those]
     amended = [d for d in unknown if d.kind == "amend"]
     back = min((d.behind for d in unknown), default=0)
-    if old and not left and (back or amended):
-        last = f", or remove decisions/{amended[0].name}.json to go on as before" if amended else ""
+    names = ", ".join(sorted({f"decisions/{d.name}.json" for d in amended}))
+    if old and not left and amended:
+        raise UserError(
+            f"{folder} has no checkpoint from before step {min(d.step for d in amended)}, and those "
+            f"that it has did not know of {names}: remove what was decided to go on as before, or "
+            "train in another folder."
+        )
+    if old and back and not left:
         raise UserError(
             f"{folder}/decisions go back to step {back}, and no checkpoint from before is left: "
-            f"write a decision that goes back to step {min(old)} or later{last}."
+            f"write a decision that goes back to step {min(old)} or later."
         )
     if amended:
         say(
-            f"step {min(old)} and on did not know of decisions/{amended[0].name}.json, which holds "
-            f"from step {amended[0].step} on: they are computed again"
+            f"step {min(old)} and on did not know of {names}, which hold from step "
+            f"{min(d.step for d in amended)} on: they are computed again"
         )
     for step in old:
         remove(checkpoints, step)

@@ -127,7 +127,7 @@ COMMANDS = {
     "palette to": ("data", "palette", "SHARDS", "--out", "URL"),
 }
 RUNS = ("train --run", "init.from", "teacher", "codec")  # and readers
-RUNS += ("evaluate", "export", "sample", "checkpoints")
+RUNS += ("evaluate", "export", "sample", "checkpoints", "amend")
 
 
 IN_BUCKETS = (  # what reads shards where they lie
