@@ -71,11 +71,12 @@ def sweep(folder: AnyPath, decisions: list[Decision], say: Callable[[str], None]
     amended = [d for d in unknown if d.kind == "amend"]
     back = min((d.behind for d in unknown), default=0)
     names = ", ".join(sorted({f"decisions/{d.name}.json" for d in amended}))
+    first = min((d.step for d in amended), default=0)
     if old and not left and amended:
         raise UserError(
-            f"{folder} has no checkpoint from before step {min(d.step for d in amended)}, and those "
-            f"that it has did not know of {names}: remove what was decided to go on as before, or "
-            "train in another folder."
+            f"{folder} has no checkpoint from before step {first}, and those that it has did not "
+            f"know of {names}: remove what was decided to go on as before, or train in another "
+            "folder."
         )
     if old and back and not left:
         raise UserError(
@@ -84,8 +85,8 @@ def sweep(folder: AnyPath, decisions: list[Decision], say: Callable[[str], None]
         )
     if amended:
         say(
-            f"step {min(old)} and on did not know of {names}, which hold from step "
-            f"{min(d.step for d in amended)} on: they are computed again"
+            f"step {min(old)} and on did not know of {names}, which hold from step {first} on: "
+            "they are computed again"
         )
     for step in old:
         remove(checkpoints, step)

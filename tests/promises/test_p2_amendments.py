@@ -452,7 +452,9 @@ def test_where_no_checkpoint_from_before_is_left_nothing_is_removed(tmp_path):
     heard: list[str] = []
     for step in (6, 1):
         decide(folder, [("optim.lr", "*0.5", step)])
-        with pytest.raises(UserError, match=rf"before step {step}, .* of decisions/00000001\.json: rem"):
+        with pytest.raises(
+            UserError, match=rf"before step {step}, .* of decisions/00000001\.json: rem"
+        ):
             decisions.sweep(folder, decided.read(folder), heard.append)
         assert steps(checkpoints_of(folder)) == [9] and not heard
         shutil.rmtree(folder / "decisions")
