@@ -101,16 +101,29 @@ def with_restarts(body: bytes) -> bytes:
     return tabled if same else body
 
 
-def rewritten(body: bytes, interval: int) -> bytes:
-    """By jpegtran; empty where it finds fault. Raises UserError where there is none."""
-    command = ["jpegtran", "-copy", "all", "-optimize", "-restart", f"{interval}B"]
+def run_jpegtran(*arguments: str, body: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+    """Raises UserError where it is not installed, subprocess.TimeoutExpired."""
+    command = ["jpegtran", *arguments]
     try:
-        done = subprocess.run(command, input=body, capture_output=True, timeout=SECONDS)
+        return subprocess.run(command, input=body, capture_output=True, timeout=SECONDS)
     except FileNotFoundError:
         raise UserError(
             "Restart markers are written by jpegtran, which is not installed: "
             "apt-get install libjpeg-turbo-progs."
         ) from None
+
+
+def jpegtran() -> str:
+    """What it says of its version. Raises UserError where it is not installed."""
+    said = run_jpegtran("-version")
+    return (said.stderr or said.stdout).decode(errors="replace").partition("\n")[0].strip()
+
+
+def rewritten(body: bytes, interval: int) -> bytes:
+    """By jpegtran; empty where it finds fault. Raises UserError where there is none."""
+    options = "-copy", "all", "-optimize", "-restart", f"{interval}B"
+    try:
+        done = run_jpegtran(*options, body=body)
     except subprocess.TimeoutExpired:
         return b""
     return b"" if done.returncode or done.stderr else done.stdout

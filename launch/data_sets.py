@@ -10,7 +10,7 @@ from vtx_scale.data_pipeline.foreign import PACKED, PICTURES
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.data_pipeline.remote import index_remote
-from vtx_scale.data_pipeline.restarts import NAME, with_restarts
+from vtx_scale.data_pipeline.restarts import jpegtran, with_restarts
 from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.tools.packing import Input, Line, pack
 from vtx_scale.data_pipeline.tools.parallel import processors
@@ -55,7 +55,7 @@ def repack(args: argparse.Namespace) -> int:
     if args.short_side:
         about |= {"short_side": args.short_side, "pillow": PIL.__version__}
     if args.restarts:
-        about |= {"restarts": NAME.decode()}
+        about |= {"restarts": jpegtran()}
     edit = Edit(args.short_side, with_restarts if args.restarts else None)
     return written(args, shards_again(args, edit, about))
 

@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data_pipeline.jpegs import of_scans, written
-from tests.data_pipeline.make import encoded
+from tests.data_pipeline.make import corrupt, encoded, masked, small_set
+from tests.data_pipeline.packs import contents, samples_of
 from tests.data_pipeline.test_crops import hurt, jpegs, natural, verdict
 from tests.require import need
+from tests.runs import vtx
 from vtx_scale.data_pipeline import jpeg, restarts
 from vtx_scale.data_pipeline.crops import Crop, decode_crops
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.restarts import cut, interval_of, table_of, with_restarts, with_table
+from vtx_scale.data_pipeline.tools.shards import write_shard
 
 # samplings that the strict decoder knows, 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1 and 4:4:1, and grey
 SAMPLINGS = ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1), (1, 4), None)
@@ -287,8 +290,38 @@ def test_rewriting_changes_no_verdict(count, seed):
     assert changed > count / 10
 
 
-def test_without_jpegtran(monkeypatch):
+@pytest.mark.services
+def test_a_set_is_repacked(tmp_path):
+    """The same samples, pixels and verdicts; the same bytes each time; once is enough."""
+    need("jpegtran")
+    rows = [(f"{k}", {"jpg": encoded(natural(k, 90, 160)), "txt": b"a"}) for k in range(5)]
+    rows += [("broken", {"jpg": corrupt(rows[0][1]["jpg"]), "txt": b"b"})]
+    rows += [("other", {"png": encoded(natural(7, 40, 50), "PNG"), "txt": b"c"})]
+    write_shard(tmp_path / "in" / "a.tar", rows)
+    for source, out in (("in", "out"), ("in", "again"), ("out", "twice")):
+        words = "data", "repack", tmp_path / source, tmp_path / out, "--restarts"
+        assert vtx(*words).returncode == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+    found = samples_of(tmp_path / "out")
+    assert found == samples_of(tmp_path / "twice")
+    for (key, before), (name, after) in zip(rows, found, strict=True):
+        assert key == name and before.keys() == after.keys() and before["txt"] == after["txt"]
+        if key.isdigit():
+            assert table_of(after["jpg"]) is not None
+            assert np.array_equal(decode_image(before["jpg"]), decode_image(after["jpg"]))
+        else:
+            assert before == after
+    known, now = masked(tmp_path / "in"), masked(tmp_path / "out")
+    assert list(known.values()) == list(now.values()) == ["jpeg_corrupt"]
+    words = "data", "repack", tmp_path / "in", tmp_path / "out"
+    assert vtx(*words).returncode == 2, "what was written with other options is another set"
+
+
+def test_without_jpegtran(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="apt-get install libjpeg-turbo-progs"):
         with_restarts(encoded(natural(0, 40, 50)))
     assert with_restarts(b"\x89PNG") == b"\x89PNG", "no JPEG, so that none is needed"
+    done = vtx("data", "repack", small_set(tmp_path / "in"), tmp_path / "out", "--restarts")
+    assert done.returncode == 2 and "apt-get install libjpeg-turbo-progs" in done.stderr
+    assert not (tmp_path / "out").exists(), "it is asked for before anything is written"
