@@ -200,10 +200,7 @@ MUTANTS = (
         "data_pipeline/tools/packing.py",
         "        out.put(name, body)\n",
         "        pass\n",
-        (
-            f"{REPACK}::test_the_names_of_classes_and_of_a_codec_go_with_the_samples",
-            f"{BUILD}::test_names_of_classes_in_a_column",
-        ),
+        (f"{REPACK}::test_the_names_of_classes_and_of_a_codec_go_with_the_samples",),
         "The names of classes go with the samples.",
     ),
     Mutant(

@@ -44,6 +44,7 @@ def each(work: Callable[[U], R], units: Iterable[U], workers: int) -> Iterator[R
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+        pool.shutdown()  # with its semaphores, which a command that leaves at once would leave
     except BrokenProcessPool:
         raise UserError(
             f"One of {workers} worker processes was ended, perhaps for want of memory: "

@@ -294,6 +294,7 @@ def test_the_command(tmp_path):
     words = "data", "build", source, tmp_path / "out", "--samples", 2, "--workers", 2, "--json"
     done = vtx(*words)
     assert done.returncode == 0, done.stderr
+    assert not done.stderr, "also of semaphores that would be left"
     *left, made = map(json.loads, done.stdout.splitlines())
     assert left == [{"row": "cat/1.v1.jpg", "reason": "empty"}]
     assert (made["shards"], made["samples"], made["left_out"]) == (4, 7, 1)

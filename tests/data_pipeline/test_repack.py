@@ -125,6 +125,7 @@ def test_the_names_of_classes_and_of_a_codec_go_with_the_samples(tmp_path):
     source = again(tmp_path / "in", 2)
     packed(source, tmp_path / "out" / "deep")
     out = tmp_path / "out" / "deep"
+    assert {"classes.txt", "codec.json"} <= {path.name for path in out.iterdir()}
     assert (out / "classes.txt").read_text() == "one\ntwo\n"
     assert coding_in(Folder(out)) == replace(coding, shards=3)
     found = stats(open_index(str(out)), 0)
