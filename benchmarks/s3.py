@@ -9,6 +9,8 @@ in another order each time, and each removes what it wrote:
     boto3       `upload_file` of boto3 as it comes: multipart, 8 MiB a part, ten at a time
     upload      our `put_file` of the same file: 8 MiB a part, eight at a time, each with its MD5
     save        our `Writer` until the manifest is committed: copy, digest, file, upload, manifest
+    bare_reads  ranges of 8 MiB of one object, one after the other, by `get_object` of boto3
+    reads       the same ranges by our `get_range`, of the object that is meant
 
 Shown are the median and the fastest round, and the seconds of this process's CPUs. The ratios are
 medians of those within a round.
@@ -34,6 +36,9 @@ from vtx_scale.data_pipeline.objects import ObjectPath, storage_of
 from vtx_scale.distributed.sharding import Slice
 from vtx_scale.launch.places import storage_at
 
+RANGE = 8 << 20
+BESIDE = {"upload": "boto3", "save": "boto3", "reads": "bare_reads"}
+
 
 class Uploads:
     """The kinds, each a function that returns the seconds that count."""
@@ -55,7 +60,26 @@ class Uploads:
             "boto3": self.boto3,
             "upload": self.upload,
             "save": self.save,
+            "bare_reads": self.bare_reads,
+            "reads": self.reads,
         }
+        self.client.upload_file(str(self.path), self.bucket, "bench/read")
+
+    def bare_reads(self) -> float:
+        began = time.perf_counter()
+        for at in range(0, self.bytes, RANGE):
+            where = f"bytes={at}-{at + RANGE - 1}"
+            answer = self.client.get_object(Bucket=self.bucket, Key="bench/read", Range=where)
+            answer["Body"].read()
+        return time.perf_counter() - began
+
+    def reads(self) -> float:
+        head = self.root.head("read")
+        assert head is not None
+        began = time.perf_counter()
+        for at in range(0, self.bytes, RANGE):
+            self.root.get_range("read", at, RANGE, head.tag)
+        return time.perf_counter() - began
 
     def boto3(self) -> float:
         began = time.perf_counter()
@@ -115,17 +139,17 @@ def main() -> None:
         for kind, values in seconds.items()
     }
     ratios = {
-        kind: statistics.median(b / a for b, a in zip(seconds["boto3"], seconds[kind], strict=True))
-        for kind in ("upload", "save")
+        kind: statistics.median(b / a for b, a in zip(seconds[bare], seconds[kind], strict=True))
+        for kind, bare in BESIDE.items()
     }
     for kind, row in rows.items():
         print(
-            f"{kind:8} {row['seconds']:7.2f} s {row['mib_per_second']:6.0f} MiB/s  fastest "
+            f"{kind:10} {row['seconds']:7.2f} s {row['mib_per_second']:6.0f} MiB/s  fastest "
             f"{row['fastest']:.2f} s  CPU {row['cpu_seconds']:.2f} s"
         )
     print(
         f"{args.mib} MiB; an upload has {ratios['upload']:.2f} of the throughput of boto3's, a "
-        f"save {ratios['save']:.2f}"
+        f"save {ratios['save']:.2f}; ranges are read at {ratios['reads']:.2f} of bare boto3's rate"
     )
     if args.out:
         body = {"mib": args.mib, "rounds": args.rounds, "rows": rows, "of_boto3": ratios}
