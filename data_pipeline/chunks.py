@@ -121,6 +121,10 @@ class Torn(OSError):
         self.body = body
 
 
+class Unfetched(OSError):
+    """A chunk that the storage did not give, however often it was asked."""
+
+
 class Copies:
     """Chunks of shards that lie elsewhere: each is fetched whole by one request, of the very object
     that was indexed, and kept in memory; the latest of at most `kept` bytes.
@@ -133,7 +137,8 @@ class Copies:
     def __init__(self, index: Index, root: Storage, kept: int = COPIES_KEPT) -> None:
         self.index, self.root, self.kept = index, root, kept
         self._copies: OrderedDict[int, Copy] = OrderedDict()
-        self._bytes = self._failed = 0
+        self._bytes = 0
+        self._failed: set[int] = set()  # chunks, since one was fetched
 
     def at(self, k: int) -> tuple[Copy, int]:
         """The copy of a chunk; see `Source`. Raises `Torn` for one that is not what was indexed."""
@@ -150,21 +155,21 @@ class Copies:
         """A chunk whose CRC-32 is right, or what there is of one that holds no sound sample.
 
         Raises `Torn`, UserError where its shard is gone or another, or where chunk after chunk
-        cannot be read, OSError where this one cannot.
+        cannot be read, `Unfetched` where this one cannot.
         """
         for _ in range(FETCHES):
             try:
                 body = fetched(self.index, self.root, k)
             except OSError as e:
-                self._failed += 1
-                if self._failed >= UNREACHED:
+                self._failed.add(k)
+                if len(self._failed) >= UNREACHED:
                     raise UserError(
                         f"{UNREACHED} chunks in a row could not be fetched, the last of "
                         f"{self.index.url(self.index.extent(k)[0])} ({e.strerror or e}): look at "
                         "the server, then run the same command again."
                     ) from None
-                raise
-            self._failed = 0
+                raise Unfetched(e.errno, e.strerror or str(e), e.filename) from None
+            self._failed.clear()
             if self.index.only_bad(k) or zlib.crc32(body) == int(self.index.chunk_crc[k]):
                 return body
         raise Torn(self.index.url(self.index.extent(k)[0]), body)

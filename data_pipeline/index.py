@@ -140,10 +140,14 @@ class Index:
 
 
 def build(
-    shards: Shards, chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None
+    shards: Shards,
+    chunk: int = CHUNK,
+    say: Callable[[str], None] = lambda line: None,
+    key: Callable[[str], None] = lambda key: None,
 ) -> Index:
     """Index shards by reading them once; what is wrong with a shard is said,
-    a line each and then in counts. Raises UserError where one cannot be indexed.
+    a line each and then in counts. key: is given that of each sample in order. Raises UserError
+    where one cannot be indexed.
     """
     scans: list[Scan] = []
     tags: list[NDArray[np.uint8]] = []
@@ -152,7 +156,7 @@ def build(
     told = Told(say)
     total, layout = 0, Layout()
     for name, path, head in shards.files():
-        found = scan(path, chunk, layout, shards.url(name))
+        found = scan(path, chunk, layout, shards.url(name), key)
         for problem in found.problems:
             told(path.name, problem)
         told.counts.update(

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vtx_scale.data_pipeline.chunks import NAMES_ONLY, Copy, Ranges, Source, Torn, source_of
+from vtx_scale.data_pipeline.chunks import (
+    NAMES_ONLY,
+    Copy,
+    Ranges,
+    Source,
+    Torn,
+    Unfetched,
+    source_of,
+)
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.scan import shown
@@ -106,6 +114,9 @@ class ChunkReader:
                 body = file.read(base, length)
             except Torn as e:
                 body, reason = e.body, "chunk_crc"
+                break
+            except Unfetched:
+                reason = "read_error"
                 break
             except OSError:
                 reason = "read_error"

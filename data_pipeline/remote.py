@@ -20,7 +20,7 @@ from vtx_scale.data_pipeline.index import (
 from vtx_scale.data_pipeline.quarantine import kept_in
 from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.shards import Shards, listed, read_whole
-from vtx_scale.data_pipeline.storage import Folder, Storage, short_hash
+from vtx_scale.data_pipeline.storage import Folder, Head, Storage, short_hash
 
 FETCHES = 3  # of an index that is not the one that was written
 LIST = "index.safetensors"  # of a folder's own tars: it holds their names too
@@ -29,47 +29,64 @@ LIST = "index.safetensors"  # of a folder's own tars: it holds their names too
 def open_remote(shards: Shards, chunk: int = CHUNK) -> Index:
     """The index of shards in a bucket: one request, and a look at the first shard and the last.
 
-    That every other one is as it was indexed is seen where it is read. Raises UserError where there
-    is no index, a torn one, or one of other shards.
+    That every other one is as it was indexed is seen where it is read. One in the cache is taken
+    where there is none beside the shards that fits. Raises UserError where there is no index, a
+    torn one, or one of other shards.
     """
     command = f"vtx data index '{shards.title}'"
-    index, where = stored(shards, chunk, command)
-    if index is None:
-        raise UserError(
-            f"{shards.title} has no index yet: run '{command}' once, which reads every shard; "
-            "add --cache where nothing may be written beside them."
-        )
-    index.file = where
-    for shard in sorted({0, len(index.names) - 1}):
-        head = index.root.head(index.names[shard])
-        if head is None:
-            raise UserError(f"{index.url(shard)} is gone: put it back, or run '{command}' again.")
-        tag = remote_tag(head, index.names[shard])
-        if tag.tobytes() != index.shard_tag[shard].tobytes():
-            raise UserError(
-                f"{index.url(shard)} was written anew since it was indexed: run '{command}' again."
-            )
-    return index
-
-
-def stored(shards: Shards, chunk: int, command: str) -> tuple[Index | None, str]:
-    """The index that is kept, beside the shards or in the cache, and its place."""
+    fault = (
+        f"{shards.title} has no index yet: run '{command}' once, which reads every shard; "
+        "add --cache where nothing may be written beside them."
+    )
+    heads: dict[str, Head | None] = {}
     for root, prefix, name in places(shards, chunk):
-        where, fault = f"{root}/{prefix}{name}", ""
-        for _ in range(FETCHES):
-            body = read_whole(root, f"{prefix}{name}")
-            if body is None:
-                break
-            try:
-                index = parsed(body, shards)
-            except Exception as e:  # of what was sent, or of what is stored
-                fault = str(e)
-                continue
-            index.beside = root, prefix
-            return index, where
-        if fault:
-            raise UserError(f"{where} cannot be read ({fault}): run '{command}' again.")
-    return None, ""
+        where = f"{root}/{prefix}{name}"
+        try:
+            index = stored(root, f"{prefix}{name}", shards)
+        except ValueError as e:
+            fault = f"{where} cannot be read ({e}): run '{command}' again."
+            continue
+        if index is None:
+            continue
+        stale = changed(index, heads)
+        if not stale:
+            index.file, index.beside = where, (root, prefix)
+            return index
+        fault = f"{stale}: put it back, or run '{command}' again."
+    raise UserError(fault)
+
+
+def changed(index: Index, heads: dict[str, Head | None]) -> str:
+    """What is said of its first or last shard where it is another than the one that was indexed,
+    "" where they are not. heads: those that were asked for.
+    """
+    for shard in sorted({0, len(index.names) - 1}):
+        name = index.names[shard]
+        if name not in heads:
+            heads[name] = index.root.head(name)
+        head = heads[name]
+        if head is None:
+            return f"{index.url(shard)} is gone"
+        if remote_tag(head, name).tobytes() != index.shard_tag[shard].tobytes():
+            return f"{index.url(shard)} was written anew since it was indexed"
+    return ""
+
+
+def stored(root: Storage, name: str, shards: Shards) -> Index | None:
+    """The index in an object, None where there is none.
+
+    Raises ValueError for one that is torn or of other shards, also when it is fetched again.
+    """
+    fault = ""
+    for _ in range(FETCHES):
+        body = read_whole(root, name)
+        if body is None:
+            return None
+        try:
+            return parsed(body, shards)
+        except Exception as e:  # of what was sent, or of what is stored
+            fault = str(e)
+    raise ValueError(fault)
 
 
 def parsed(body: bytes, shards: Shards) -> Index:
@@ -101,7 +118,12 @@ def homes(shards: Shards) -> tuple[tuple[Storage, str], tuple[Storage, str]]:
     """Where what belongs to shards is kept: beside them, and in the cache."""
     first = "" if shards.folder is not None else shards.names[0].rpartition("/")[0]
     beside = f"{first}/.vtx/" if first else ".vtx/"
-    return (shards.root, beside), (Folder(cache_folder() / short_hash(str(shards.root))), "")
+    return (shards.root, beside), cached_home(shards.root)
+
+
+def cached_home(root: Storage) -> tuple[Storage, str]:
+    """Where this user's cache keeps what belongs to shards below a place."""
+    return Folder(cache_folder() / short_hash(str(root))), ""
 
 
 def index_remote(
@@ -109,14 +131,16 @@ def index_remote(
     chunk: int = CHUNK,
     cache: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    key: Callable[[str], None] = lambda key: None,
 ) -> Index:
     """Make the index of shards in a bucket, reading each once, and keep it beside them, or with
-    `cache` in this user's cache; nothing is kept where there is no sample.
+    `cache` in this user's cache; nothing is kept where there is no sample. key: is given that of
+    each sample in order.
 
     Raises UserError where shards are missing or cannot be indexed, or where nothing may be written.
     """
     shards = named(shards)
-    index = build(shards, chunk, say)
+    index = build(shards, chunk, say, key)
     if not index.n:
         return index
     root, prefix = homes(shards)[cache]

@@ -58,9 +58,15 @@ def crc(shard: File, offset: int, length: int) -> int:
     return value
 
 
-def scan(path: Path, chunk: int = CHUNK, layout: Layout | None = None, url: str = "") -> Scan:
-    """Read one shard. layout: looks at its samples. url: where it lies, of a copy. Raises UserError
-    where it cannot be indexed.
+def scan(
+    path: Path,
+    chunk: int = CHUNK,
+    layout: Layout | None = None,
+    url: str = "",
+    key: Callable[[str], None] = lambda key: None,
+) -> Scan:
+    """Read one shard. layout: looks at its samples. url: where it lies, of a copy. key: is given
+    that of each sample. Raises UserError where it cannot be indexed.
     """
     layout = layout or Layout()
     layout.begin(shown(path.name))
@@ -81,6 +87,7 @@ def scan(path: Path, chunk: int = CHUNK, layout: Layout | None = None, url: str 
                     problems.append(item)
                 continue
             layout.add(item)
+            key(item.key)
             keys[item.key] += 1
             if keys[item.key] > 1:
                 again[len(starts)] = keys[item.key]

@@ -17,6 +17,9 @@ from vtx_scale.data_pipeline.storage import Changed, Folder, Head, Storage
 PART = 8 << 20  # bytes that are fetched at a time
 AHEAD = 3  # shards that are fetched before they are read
 AT_BUCKET = re.compile(r"s3://", re.IGNORECASE).match
+# an address without a user or a query: keys may stand there
+ADDRESS = re.compile(r"s3://[a-z0-9._-]{3,255}(/[^?#\s]*)?", re.IGNORECASE).fullmatch
+ODD = re.compile(r"(?<!:)//|/\.{1,2}(/|$)").search
 MAGIC = re.compile(r"[*?[]").search
 
 
@@ -140,16 +143,24 @@ def bucket_shards(shards: str, storage_at: Callable[[str], Storage]) -> Shards:
     """
     urls: list[str] = []
     for entry in entries(shards):
-        if not AT_BUCKET(entry):
-            raise UserError(
-                f"{shards}: some of these shards are local and some in a bucket: give one place."
-            )
-        if MAGIC(entry):
+        if "://" in entry and MAGIC(entry) and "?" not in entry and "@" not in entry:
             raise UserError(
                 f"{entry}: names in a bucket are not matched: give its folder, or a range as in "
                 "{000..099}."
             )
+        if AT_BUCKET(entry) and not all(map(ADDRESS, braces(entry))):
+            raise UserError(
+                "Shards in a bucket are named s3://bucket/folder/part.tar: no key, query or "
+                "fragment stands in it, the keys are set in the environment."
+            )
+    for entry in entries(shards):
+        if not AT_BUCKET(entry):
+            raise UserError(
+                f"{shards}: some of these shards are local and some in a bucket: give one place."
+            )
         urls += [f"s3:{url[3:]}" for url in braces(entry)]
+    if odd := next(filter(ODD, urls), None):
+        raise UserError(f"{odd}: write it without //, . and .. between the folders.")
     buckets = {url.split("/")[2] for url in urls}
     if len(buckets) > 1:
         raise UserError(f"{shards}: these shards lie in {len(buckets)} buckets: give one of them.")

@@ -54,11 +54,14 @@ def index(args: argparse.Namespace) -> int:
         raise UserError(f"--hold-out {args.hold_out}: give a share below 1.")
     listed = shards_at(args.shards, say)
     if listed.remote:
-        opened = index_remote(listed, cache=args.cache, say=say)
+        words = hold_out.Words()
+        opened = index_remote(listed, cache=args.cache, say=say, key=words)
+        if args.hold_out and opened.n:
+            hold_out.store(opened, args.hold_out, words.mask(args.hold_out))
     else:
         opened = open_index(listed, say=say)
-    if args.hold_out and opened.n:
-        hold_out.store(opened, args.hold_out)
+        if args.hold_out and opened.n:
+            hold_out.split(opened, args.hold_out)
     row = {
         "shards": len(opened.names),
         "samples": opened.n,

@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 
 from vtx_scale.data_pipeline.codes import Coding, coding_of, parsed
-from vtx_scale.data_pipeline.hold_out import name_of
+from vtx_scale.data_pipeline.hold_out import kept, name_of
 from vtx_scale.data_pipeline.index import Index, read, save
-from vtx_scale.data_pipeline.remote import homes, open_remote
+from vtx_scale.data_pipeline.remote import open_remote
 from vtx_scale.data_pipeline.shards import Shards, read_whole
 from vtx_scale.data_pipeline.storage import Folder, short_hash
+from vtx_scale.launch.places import storage_at
 
 KEPT = "VTX_OPENED"  # the folder that a launcher gives to its ranks
 CLASSES = "classes.txt"
@@ -28,17 +29,19 @@ def opened(shards: Shards) -> Opened:
     """
     if shards.title not in _opened:
         folder = os.environ.get(KEPT)
-        kept = Path(folder) / short_hash(shards.title) if folder else None
-        there = kept is not None and kept.is_dir()
-        _opened[shards.title] = given(kept, shards) if kept and there else ask(shards)
+        at = Path(folder) / short_hash(shards.title) if folder else None
+        there = at is not None and at.is_dir()
+        _opened[shards.title] = given(at, shards) if at and there else ask(shards)
     return _opened[shards.title]
 
 
 def ask(shards: Shards) -> Opened:
     """What the server says."""
     index = open_remote(shards)
-    (root, prefix), _ = homes(shards)
-    body = read_whole(root, f"{prefix.removesuffix('.vtx/')}{CLASSES}")
+    body = read_whole(shards.root, CLASSES)
+    above = str(shards.root).rpartition("/")[0]
+    if body is None and above.count("/") > 1:  # in the bucket
+        body = read_whole(storage_at(above), CLASSES)
     return index, body.decode().splitlines() if body is not None else None
 
 
@@ -52,10 +55,10 @@ def coding(index: Index) -> Coding | None:
     which = short_hash("\n".join([str(index.root), *index.names]))
     if which not in _codings:
         folder = os.environ.get(KEPT)
-        kept = Path(folder) / f"codec-{which}.json" if folder else None
-        if kept is not None and kept.is_file():
-            body = kept.read_bytes()
-            _codings[which] = parsed(body, str(kept)) if body else None
+        at = Path(folder) / f"codec-{which}.json" if folder else None
+        if at is not None and at.is_file():
+            body = at.read_bytes()
+            _codings[which] = parsed(body, str(at)) if body else None
         else:
             _codings[which] = coding_of(index.root, index.names)
     return _codings[which]
@@ -78,11 +81,8 @@ def keep(folder: Path, hold_out: float) -> None:
         at.mkdir()
         save(index, at / "index")
         (at / "about.json").write_text(json.dumps({"classes": classes, "file": str(index.file)}))
-        if hold_out and index.beside is not None:
-            root, prefix = index.beside
-            mask = read_whole(root, f"{prefix}{name_of(index, hold_out)}")
-            if mask is not None:
-                (at / name_of(index, hold_out)).write_bytes(mask)
+        if hold_out and (mask := kept(index, hold_out)) is not None:
+            (at / name_of(index, hold_out)).write_bytes(mask)
 
 
 def given(folder: Path, shards: Shards) -> Opened:

@@ -7,30 +7,38 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import opened
 from vtx_scale.launch.datasets import coding, open_data
 from vtx_scale.specs.run import Run
+from vtx_scale.trainer.control import Elsewhere
 
 
 def share_opened(run: Run, device: torch.device) -> "tempfile.TemporaryDirectory[str] | None":
     """Called by every rank at the same time; a folder with what rank 0 has opened, to be kept until
     the run ends; None where a launcher has given one, or no data set lies in a bucket.
+
+    Raises on rank 0 what opening them raises, Elsewhere on the others then.
     """
     sources = [source.shards for source in run.data.sources]
     lists = (run.data.shards, run.data.val_shards, *sources)
     if opened.KEPT in os.environ or not any("s3://" in shards.lower() for shards in lists):
         return None
     folder = tempfile.TemporaryDirectory(prefix="vtx-opened-")
-    at = Path(folder.name)
+    at, body, fault = Path(folder.name), b"", None
     if dist.get_rank() == 0:
-        for train in (True, False):
-            coding(run, open_data(run, train))
-        opened.keep(at, run.data.hold_out)
-    files = sorted(p for p in at.rglob("*") if p.is_file())
-    table = [(str(p.relative_to(at)), p.stat().st_size) for p in files]
-    listed = "\n".join(f"{size} {name}" for name, size in table).encode()
-    body = b"".join([listed, b"\0", *(p.read_bytes() for p in files)])
+        try:
+            for train in (True, False) if run.evaluate else (True,):
+                coding(run, open_data(run, train))
+            opened.keep(at, run.data.hold_out)
+            body = packed(at)
+        except (UserError, OSError) as e:
+            fault = e
     body = sent(body, device)
+    if fault is not None:
+        raise fault
+    if not body:
+        raise Elsewhere(2)
     if dist.get_rank():
         unpack(body, at)
     os.environ[opened.KEPT] = folder.name
@@ -43,11 +51,18 @@ def sent(body: bytes, device: torch.device) -> bytes:
     dist.broadcast(length, 0)
     size = int(length.item())
     content = torch.zeros(size, dtype=torch.uint8)
-    if dist.get_rank() == 0:
+    if size and dist.get_rank() == 0:
         content = torch.frombuffer(bytearray(body), dtype=torch.uint8)
     content = content.to(device)
     dist.broadcast(content, 0)
     return content.cpu().numpy().tobytes()
+
+
+def packed(folder: Path) -> bytes:
+    """The files in a folder; see `unpack`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    lines = [f"{p.stat().st_size} {p.relative_to(folder)}" for p in files]
+    return b"".join(["\n".join(lines).encode(), b"\0", *(p.read_bytes() for p in files)])
 
 
 def unpack(body: bytes, folder: Path) -> None:

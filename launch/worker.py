@@ -157,7 +157,7 @@ def train(run: Run, folder: AnyPath, fork: bool, prepare: bool, epoch: int) -> i
             init_process_group(run.system, device, rank, world)
             if prepare:
                 run, lease, epoch = join(run, folder, fork, rank, world)
-                shared = share_opened(run, device) if world > 1 else None
+            shared = share_opened(run, device) if world > 1 else None
         while (code := attempt(run, folder, device, world, control, epoch)) is None:
             requests.unsaved = lambda: False  # what was computed is abandoned, and let go
             control.skipped = 0

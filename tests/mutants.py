@@ -306,7 +306,7 @@ MUTANTS = (
     Mutant(
         "bucket-stale-index",
         "vtx_scale/data_pipeline/remote.py",
-        "if tag.tobytes() != index.shard_tag[shard].tobytes():",
+        "if remote_tag(head, name).tobytes() != index.shard_tag[shard].tobytes():",
         "if False:",
         (f"{REMOTE}::test_shards_that_were_written_anew_are_found",),
         "A set whose first or last shard was written anew is refused.",
@@ -322,7 +322,7 @@ MUTANTS = (
     Mutant(
         "bucket-gone-in-silence",
         "vtx_scale/data_pipeline/chunks.py",
-        "if self._failed >= UNREACHED:",
+        "if len(self._failed) >= UNREACHED:",
         "if False:",
         (f"{REMOTE}::test_a_server_that_is_gone_ends_the_run_and_masks_few",),
         "A server that is gone ends the run and does not mask the set.",

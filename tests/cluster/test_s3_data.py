@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from tests.runs import environment, lines, losses, norms, tensors, train, vtx
-from tests.s3 import proxied
+from tests.s3 import free_ports, proxied
 from tests.survivors import mentioning
 from vtx_scale.data_pipeline.tools.toy import make_toy
 
@@ -59,22 +59,63 @@ def assert_same(run, other):
     assert found.keys() == wanted.keys() and all((found[k] == wanted[k]).all() for k in wanted)
 
 
+def assert_asked_once(proxy):
+    """No LIST, one GET of the index and one of the classes, two HEADs; each chunk once."""
+    asked = Counter((verb, path.partition("?")[0].rpartition("/")[2]) for verb, path in proxy.asked)
+    assert not [path for verb, path in proxy.asked if verb == "GET" and "list-type" in path]
+    assert asked["GET", "index.safetensors"] == 1 and asked["GET", "classes.txt"] == 1
+    assert proxy.seen["HEAD"] == 2 and set(proxy.seen) == {"GET", "HEAD"}
+    tars = sum(n for (verb, name), n in asked.items() if verb == "GET" and name.endswith(".tar"))
+    assert tars == 4, asked  # each chunk once, for both processes
+
+
+def as_ranks(folder, env, *keys):
+    """`vtx train` on two ranks of another launcher; (exit code, what it said) each."""
+    port = str(free_ports(1)[0])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = [sys.executable, "-m", "vtx_scale.launch.cli", "train", "clip_vit_b32", "--smoke"]
+    words += ["--run", str(folder), "system.workers=0", *keys]
+    ranks = [
+        subprocess.Popen(
+            words,
+            env=environment({**env, **common, "RANK": str(k), "LOCAL_RANK": str(k)}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, text) for rank, text in zip(ranks, said, strict=True)]
+
+
+def test_ranks_of_another_launcher_ask_once_and_fail_alike(places, from_disk, tmp_path):
+    server, _, url = places
+    keys = (f"data.shards={url}", f"system.cache.folder={tmp_path / 'cache'}", *SHORT)
+    with proxied(server) as proxy:
+        ended = as_ranks(tmp_path / "run", server.environment(proxy.port), *keys)
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert_same(tmp_path / "run", from_disk)
+    assert_asked_once(proxy)
+    ended = as_ranks(
+        tmp_path / "no", server.environment(), *keys, f"data.val_shards={url}/none.tar"
+    )
+    assert [code for code, _ in ended] == [2, 2], ended
+    assert "has no index yet" in "".join(text for _, text in ended)
+
+
 def test_what_is_asked_for_at_a_start_and_in_an_epoch(places, from_disk, tmp_path):
-    """Whatever the world: no LIST, one GET of the index and one of the classes, two HEADs; then
-    chunks alone.
-    """
+    """Whatever the world."""
     server, _, url = places
     with proxied(server) as proxy:
         env = server.environment(proxy.port)
         cache = f"system.cache.folder={tmp_path / 'cache'}"
         train(tmp_path / "run", f"data.shards={url}", "system.world=2", cache, *SHORT, env=env)
     assert_same(tmp_path / "run", from_disk)
-    asked = Counter((verb, path.partition("?")[0].rpartition("/")[2]) for verb, path in proxy.asked)
-    lists = [path for verb, path in proxy.asked if verb == "GET" and "list-type" in path]
-    assert not lists and asked["GET", "index.safetensors"] == 1 and asked["GET", "classes.txt"] == 1
-    assert proxy.seen["HEAD"] == 2 and set(proxy.seen) == {"GET", "HEAD"}
-    tars = sum(n for (verb, name), n in asked.items() if verb == "GET" and name.endswith(".tar"))
-    assert tars == 4, asked  # each chunk once, for both processes
+    assert_asked_once(proxy)
     with proxied(server) as proxy:  # from the cache alone
         env = server.environment(proxy.port)
         train(tmp_path / "again", f"data.shards={url}", "system.world=2", cache, *SHORT, env=env)
