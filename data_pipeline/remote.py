@@ -2,6 +2,7 @@
 opened with as few requests as it takes.
 """
 
+import shlex
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,9 +34,9 @@ def open_remote(shards: Shards, chunk: int = CHUNK) -> Index:
     where there is none beside the shards that fits. Raises UserError where there is no index, a
     torn one, or one of other shards.
     """
-    command = f"vtx data index '{shards.title}'"
+    command = f"vtx data index {shlex.quote(shards.title)}"
     fault = (
-        f"{shards.title} has no index yet: run '{command}' once, which reads every shard; "
+        f'{shards.title} has no index yet: run "{command}" once, which reads every shard; '
         "add --cache where nothing may be written beside them."
     )
     heads: dict[str, Head | None] = {}
@@ -44,7 +45,7 @@ def open_remote(shards: Shards, chunk: int = CHUNK) -> Index:
         try:
             index = stored(root, f"{prefix}{name}", shards)
         except ValueError as e:
-            fault = f"{where} cannot be read ({e}): run '{command}' again."
+            fault = f'{where} cannot be read ({e}): run "{command}" again.'
             continue
         if index is None:
             continue
@@ -52,7 +53,7 @@ def open_remote(shards: Shards, chunk: int = CHUNK) -> Index:
         if not stale:
             index.file, index.beside = where, (root, prefix)
             return index
-        fault = f"{stale}: put it back, or run '{command}' again."
+        fault = f'{stale}: put it back, or run "{command}" again.'
     raise UserError(fault)
 
 

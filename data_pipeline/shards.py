@@ -1,6 +1,5 @@
 """Shards of a list, wherever they lie: names below one place, in their order."""
 
-import contextlib
 import os
 import re
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.lists import braces, expand, separators
-from vtx_scale.data_pipeline.storage import Changed, Folder, Head, Storage
+from vtx_scale.data_pipeline.storage import Changed, Folder, Head, NoPlace, Storage
 
 PART = 8 << 20  # bytes that are fetched at a time
 AHEAD = 3  # shards that are fetched before they are read
@@ -194,7 +193,13 @@ def listed(shards: Shards) -> Shards:
 
 
 def read_whole(root: Storage, name: str, limit: int = 1 << 40) -> bytes | None:
-    """An object whole, by one request; None where there is none. Raises OSError as the storage."""
-    with contextlib.suppress(FileNotFoundError):
+    """An object whole, by one request; None where there is none.
+
+    Raises UserError where there is no such bucket, OSError as the storage.
+    """
+    try:
         return root.get_range(name, 0, limit)
-    return None
+    except NoPlace as e:
+        raise UserError(f"{e.filename}: there is no such bucket: look at its name.") from None
+    except FileNotFoundError:
+        return None

@@ -33,6 +33,10 @@ class Changed(OSError):
     """An object is another one than the one that was asked for."""
 
 
+class NoPlace(FileNotFoundError):
+    """There is nothing of the name that a whole storage has: no such bucket."""
+
+
 class Object(Protocol):
     """An object that was opened: what is read of it is what it was then, also when its name goes
     away or names another one; a storage that cannot keep a large one raises `Changed`, or

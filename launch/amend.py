@@ -27,9 +27,12 @@ TRIES = 8  # numbers that another process took first
 def run(args: argparse.Namespace) -> int:
     """The command."""
     folder = place_at(args.folder)
-    key, equals, value = args.change.partition("=")
+    change, *more = args.changes
+    if more:
+        raise UserError("One change is one decision: give the others in commands of their own.")
+    key, equals, value = change.partition("=")
     if not equals:
-        raise UserError(f"{args.change!r} is not key=value.")
+        raise UserError(f"{change!r} is not key=value.")
     made, was, now = amend(folder, key, value, args.at)
     if args.json:
         print_json({"decision": made.name, **about(made), "was": was, "now": now})
@@ -93,4 +96,7 @@ def shown(recipe: Run, key: str) -> str:
     """A field's value as it is typed."""
     if key == WEIGHTS:
         return ",".join(f"{source.name}:{source.weight:g}" for source in recipe.data.sources)
-    return next((f"{v:g}" if v is not None else "none" for k, v, _ in walk(recipe) if k == key), "")
+    value = next((v for k, v, _ in walk(recipe) if k == key), "")
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

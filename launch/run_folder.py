@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -102,13 +103,22 @@ def acquire_lease(folder: AnyPath, say: Callable[[str], None] = say) -> Held:
 
 def lock_of(folder: AnyPath) -> Path:
     """The file whose lock tells at once that a holder on this machine is gone; its folder is made.
+    Of a bucket it lies in the cache, else in the temporary folder.
 
     Raises OSError where nothing can be written there.
     """
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
     lock = folder / "lease" / "local"
-    path = lock if isinstance(lock, Path) else cache_folder() / "leases" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(lock, Path):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
+    path = cache_folder() / "leases" / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError:  # a home that cannot be written
+        path = Path(tempfile.gettempdir()) / f"vtx-leases-{os.getuid()}" / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
     return path
 
 

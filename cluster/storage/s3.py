@@ -26,7 +26,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
 from vtx_scale.cluster.storage import pace
-from vtx_scale.data_pipeline.storage import Changed, Head
+from vtx_scale.data_pipeline.storage import Changed, Head, NoPlace
 
 PATIENCE = 20.0  # seconds without any progress, then a request is made again
 PART = 8 << 20  # bytes: a file above this is sent in parts
@@ -485,7 +485,7 @@ def error_of(fault: Fault, tries: int, url: str) -> OSError:
     if fault.status == 404:
         if fault.code == "NoSuchBucket":
             url = "/".join(url.split("/")[:3])
-            return FileNotFoundError(errno.ENOENT, "no such bucket", url)
+            return NoPlace(errno.ENOENT, "no such bucket", url)
         return FileNotFoundError(errno.ENOENT, "no such object", url)
     if fault.status == 412:
         return Changed(errno.ESTALE, "the object is another by now", url)

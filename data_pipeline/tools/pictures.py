@@ -39,7 +39,8 @@ def pictures_of(storage: Storage, every: list[str], each: int) -> Input:
 
     every: the names of all files. Where no picture lies in the folder itself its subfolders are
     classes, numbered by their names. A `.txt` of the same name beside a picture is its caption.
-    Raises UserError where there are none.
+    Raises UserError where there are none, and where some lie beside folders of others without
+    captions.
     """
     every = [name for name in every if not HIDDEN.search(name)]
     names = [name for name in every if name.lower().endswith(PICTURES)]
@@ -50,7 +51,13 @@ def pictures_of(storage: Storage, every: list[str], each: int) -> Input:
     beside = [name.rpartition(".")[0] for name in names]
     captions = [f"{stem}.txt" if stem in texts else "" for stem in beside]
     found: set[str] = set()
-    if all("/" in name for name in names):
+    loose = [name for name in names if "/" not in name]
+    if 0 < len(loose) < len(names) and not all(captions):
+        raise UserError(
+            f"{storage} holds {len(loose)} pictures beside its folders ({loose[0]}): are the "
+            "folders classes, move them into one; else move all pictures into one folder."
+        )
+    if not loose:
         found = {name.partition("/")[0] for name in names}
     classes = {name: i for i, name in enumerate(sorted(found))}
     units = [(a, names[a : a + each], captions[a : a + each]) for a in range(0, len(names), each)]

@@ -133,7 +133,7 @@ class Judge:
         """The lines of samples that have neither text nor class, once it is known that they ought
         to have.
         """
-        if any(x in members for x in sample.TEXTS):
+        if described(members):
             self._with = True
             yield from self._without or ()
             self._without = []
@@ -145,6 +145,19 @@ class Judge:
                 self._without.append(line)
             else:
                 self._without = None
+
+
+def described(members: Mapping[str, Any]) -> bool:
+    """Whether a sample has a text or a class, or a JSON that may hold one: that of
+    `vtx data build` has the path of the picture alone.
+    """
+    if any(x in members for x in sample.TEXTS if x != "json"):
+        return True
+    try:
+        value = sample.about(members) if "json" in members else {}
+    except BadSample:
+        return True
+    return bool(set(value) - {"path"} if isinstance(value, dict) else value)
 
 
 def at_fault(item: Sample, length: int) -> str:

@@ -11,7 +11,8 @@ HELP = (
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="a run folder")
     parser.add_argument(
-        "change",
+        "changes",
+        nargs="+",
         metavar="KEY=VALUE",
         help="optim.lr=3e-4, optim.lr=*0.5 for half of what holds, data.weights=a:0.7,b:0.3, ...",
     )

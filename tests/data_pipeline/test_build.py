@@ -53,6 +53,30 @@ def test_class_folders_become_labels(tmp_path):
     assert (tmp_path / "out" / "classes.txt").read_text() == "cat\ndog\n"
 
 
+def test_a_picture_beside_folders_of_classes_drops_them_not_in_silence(tmp_path):
+    source = class_folders(tmp_path / "in")
+    (source / "loose.jpg").write_bytes(jpeg(5))
+    with pytest.raises(UserError, match=r"1 pictures beside its folders \(loose.jpg\)"):
+        pictures(source)
+    for path in source.rglob("*.jpg"):
+        path.with_suffix(".txt").write_text("a caption")
+    made, _ = packed(pictures(source), tmp_path / "out")
+    assert made["samples"] == 9 and not (tmp_path / "out" / "classes.txt").exists()
+
+
+def test_a_picture_without_text_where_others_have_one_is_found_in_what_was_built(tmp_path):
+    """Its JSON says where it came from and nothing of what it shows."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(4):
+        (source / f"{i}.jpg").write_bytes(jpeg(i))
+        if i != 2:
+            (source / f"{i}.txt").write_text("a caption")
+    packed(pictures(source), tmp_path / "out")
+    (line,) = verify(str(tmp_path / "out"))
+    assert line["key"] == "000000002" and line["reason"] == "member_missing"
+
+
 def test_bad_files_are_named_and_left_out(tmp_path):
     source = class_folders(tmp_path / "in")
     (source / "cat" / "1.v1.jpg").write_bytes(b"")

@@ -112,7 +112,7 @@ def test_keys_in_an_address_are_not_repeated(text):
 
 def test_the_index_is_that_of_a_folder_and_opens_with_three_requests(both):
     local, bucket, shards = both
-    with pytest.raises(UserError, match="vtx data index 's3://bkt/d'"):
+    with pytest.raises(UserError, match='run "vtx data index s3://bkt/d"'):
         open_index(shards, chunk=4)
     bucket.asked.clear()
     indexed = index_remote(shards, chunk=4)

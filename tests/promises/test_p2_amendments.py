@@ -27,6 +27,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.weights import shares
 from vtx_scale.launch import amend, amendments, cli, decided, decisions, override, recipes
+from vtx_scale.launch.cli import main
 from vtx_scale.launch.datasets import open_data, order_of, thin_sources, training_data
 from vtx_scale.launch.decided import Decision
 from vtx_scale.launch.paths import checkpoints_of
@@ -214,6 +215,17 @@ def test_a_step_that_was_computed_or_does_not_come_is_refused(folder):
         amend.amend(folder, "optim.lr", "*0.5", 7)
     assert not (folder / "decisions").exists()
     assert amend.amend(folder, "optim.lr", "*0.5", 8)[0].step == 8
+
+
+def test_the_command_takes_one_change_of_what_can_be_amended(folder, capsys):
+    for words, said in (
+        (["optim.betas=0.9,0.99"], "optim.betas"),
+        (["optim.lr=*0.5", "optim.clip=1"], "One change is one decision"),
+        (["optim.lr"], "not key=value"),
+    ):
+        assert main(["amend", str(folder), *words, "--at", "4"]) == 2
+        assert said in capsys.readouterr().err
+    assert not (folder / "decisions").exists()
 
 
 def test_the_number_that_another_has_taken_is_left_to_it(folder, monkeypatch):

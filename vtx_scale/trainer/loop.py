@@ -441,7 +441,7 @@ class Trainer:
             )
         self.log.message(
             f"saving step {self.saved} failed ({reason}): the checkpoint before it stays; "
-            "make room or mend the path before the next save"
+            f"{remedy(reason)} before the next save"
         )
         self.writer.error = None
         return reason
@@ -472,5 +472,10 @@ class Trainer:
         if reason:
             raise OSError(
                 f"The last checkpoint could not be saved ({reason}): "
-                "make room or mend the path, and run the same command again."
+                f"{remedy(reason)}, and run the same command again."
             )
+
+
+def remedy(reason: str) -> str:
+    """What to do about a save that failed for this reason."""
+    return "look at the server" if "s3://" in reason else "make room or mend the path"
