@@ -22,10 +22,15 @@ def cost(length: int) -> int:
     return (-(-length // BLOCK) + 1) * BLOCK
 
 
+def each_cost(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """What files of so many bytes (n,) count, each; those of 0 count nothing."""
+    blocks = -(-lengths.astype(np.int64) // BLOCK)
+    return np.where(blocks > 0, blocks + 1, 0) * BLOCK
+
+
 def costs(lengths: NDArray[Any]) -> int:
     """What files of so many bytes count together; those of 0 count nothing."""
-    blocks = -(-lengths.astype(np.int64) // BLOCK)
-    return int((np.where(blocks > 0, blocks + 1, 0) * BLOCK).sum())
+    return int(each_cost(lengths).sum())
 
 
 def seal(rows: NDArray[Any]) -> NDArray[np.uint64]:

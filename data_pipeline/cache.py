@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vtx_scale.data_pipeline.book import BLOCK, Table, cost
+from vtx_scale.data_pipeline.book import BLOCK, Table, cost, each_cost
 from vtx_scale.data_pipeline.publish import HELD
 from vtx_scale.data_pipeline.storage import File
 
@@ -32,6 +32,7 @@ USER = re.compile(r"^([0-9a-f]{16})\.([0-9]+)\.[0-9a-f]{16}$")
 SPARE = 16 * BLOCK  # of the limit: the folders, the mark, and the book's last block
 PATIENCE = 120.0  # seconds that a reader waits for another process to write a chunk
 AGAIN = 30.0  # seconds after which a disk that was full is tried again
+SWEPT = 300.0  # seconds between looks of a node at all files of a full cache
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Uses = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # chunks -> when each is needed next
@@ -70,7 +71,6 @@ class NodeCache:
         self.number = int.from_bytes(digest[:8], "big")
         self.fault = ""  # why nothing more is written, a sentence
         self._ceiling, self._until = limit, 0.0  # of a disk that is full below the limit
-        self._swept = 0.0
         self._user = -1
 
     def __del__(self) -> None:
@@ -235,7 +235,7 @@ class NodeCache:
                 path.unlink(missing_ok=True)  # counted nowhere
                 part.unlink(missing_ok=True)
             need = cost(length)
-            if table.used + need > room and time.monotonic() - self._swept > 1:
+            if table.used + need > room and self._sweep_is_due():
                 self._sweep(table)
             if (over := table.used + need - room) > 0:
                 self._make_room(table, over, uses, before)
@@ -310,34 +310,51 @@ class NodeCache:
         order = np.argsort(-when, kind="stable")
         order = order[(when[order] > before) | (when[order] == np.inf)]
         order = order[mine[order]] if own else order
-        costs = np.array([cost(int(n)) for n in rows["bytes"][order]], np.int64)
+        costs = each_cost(rows["bytes"][order])
         if costs.sum() < need:
             return
         for i in order[: int(np.searchsorted(np.cumsum(costs), need)) + 1].tolist():
             path = self._path(int(rows["set"][i]), int(rows["chunk"][i]))
-            if path.exists():  # else it is being written
+            if not alive(part := part_of(path)):  # else it is being written
+                part.unlink(missing_ok=True)
                 self._remove(table, int(taken[i]), path)
 
+    def _sweep_is_due(self) -> bool:
+        """Whether no process of this node has swept for minutes: the time of the mark says it."""
+        return abs(time.time() - (self.folder / MARK).stat().st_mtime) > SWEPT
+
     def _sweep(self, table: Table) -> None:
-        """Remove what is counted nowhere, and release what is counted and absent."""
-        self._swept = time.monotonic()
+        """Remove what is counted nowhere, and release what is counted and absent: one look at the
+        folder, since others wait for the lock.
+        """
+        taken = np.flatnonzero(table.rows["bytes"] > 0)
+        rows = [table.rows[name][taken].tolist() for name in ("set", "chunk", "bytes")]
+        counted = {
+            (number, k): (at, length)
+            for number, k, length, at in zip(*rows, taken.tolist(), strict=True)
+        }
+        there = set()
         for entry in os.scandir(self.folder):
             found = NAME.match(entry.name)
             if found is None or not entry.is_file(follow_symlinks=False):
                 continue
-            at = table.find(int(found[1], 16), int(found[2]))
+            chunk = int(found[1], 16), int(found[2])
+            at, length = counted.get(chunk, (-1, -1))
             if found[3]:
                 keep = at >= 0 and alive(Path(entry.path))
             else:
-                keep = at >= 0 and size_of(entry.path) == int(table.rows[at]["bytes"])
-            if not keep:
+                keep = at >= 0 and size_of(entry.path) == length
+            if keep:
+                there.add(chunk)
+            else:
                 Path(entry.path).unlink(missing_ok=True)
-        for at in np.flatnonzero(table.rows["bytes"] > 0).tolist():
-            path = self._path(int(table.rows[at]["set"]), int(table.rows[at]["chunk"]))
-            if not (alive(part_of(path)) or path.exists()):
-                table.free(at)
+        for chunk in counted.keys() - there:
+            # a part that was renamed since is no longer among the names that were listed
+            if not self._path(*chunk).exists():
+                table.free(counted[chunk][0])
         for user in list(self._users(dead=True)):
             os.unlink(user.path)
+        os.utime(self.folder / MARK)
 
     def enter(self, rank: int, step: int = 0) -> None:
         """Let others see that this process reads what a rank needs, from a step on, until it ends

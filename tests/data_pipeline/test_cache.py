@@ -24,7 +24,7 @@ from tests.data_pipeline.caches import (
 )
 from tests.ranks import SERVER
 from vtx_scale.data_pipeline import cache as module
-from vtx_scale.data_pipeline.book import Table, cost
+from vtx_scale.data_pipeline.book import ROW, Table, cost, seal
 from vtx_scale.data_pipeline.cache import BOOK, MARK, SPARE, NodeCache
 
 OTHER = bytes(range(1, 33))
@@ -309,3 +309,48 @@ def test_a_table_of_many_rows_is_quick(tmp_path):
         assert Table(fd).find(5, 299) == 299
     assert (time.process_time() - before) / 20 < 0.02
     os.close(fd)
+
+
+def test_a_full_cache_of_usual_size_takes_chunks_quickly(tmp_path):
+    """25,000 chunks: each new one makes room under the node's lock, within milliseconds."""
+    count = 25_000
+    cache = NodeCache(tmp_path / "c", SPARE + count * cost(1), DIGEST)
+    assert cache.prepare() == ""
+    rows = np.zeros(count, ROW)
+    rows["set"], rows["chunk"], rows["bytes"] = cache.number, np.arange(count), 1
+    rows["check"] = seal(rows)
+    (cache.folder / BOOK).write_bytes(rows.tobytes())
+    for k in range(count):
+        os.mknod(cache.path(k))
+        os.truncate(cache.path(k), 1)
+    begin = time.process_time()
+    for k in range(20):
+        assert cache.get(count + k, 1, lambda: b"x", by_number, -1.0) is not None
+    taken = time.process_time() - begin
+    assert taken / 20 < 0.03, taken
+    assert cache.used() == count * cost(1)
+
+
+def test_what_is_absent_makes_room_without_a_sweep(tmp_path):
+    """A file that somebody removed, and a part whose writer is dead, when their turn has come."""
+    cache = cache_of(tmp_path / "c", 3)
+    os.close(cache._reserve(9, LENGTH, by_number, 0))  # as a writer leaves it that was killed
+    for k in (8, 7):
+        assert cache.get(k, LENGTH, fetched(k), by_number, k) is not None
+    cache.path(8).unlink()
+    for k in (1, 2):
+        assert cache.get(k, LENGTH, fetched(k), by_number, k) is not None
+    assert [k for k in range(10) if there(cache, k)] == [1, 2, 7]
+    audit(cache)
+
+
+def test_a_full_cache_is_swept_once_in_minutes(tmp_path):
+    """What is counted nowhere goes then, in whichever process of the node finds it full."""
+    cache = cache_of(tmp_path / "c", 1)
+    assert cache.get(3, LENGTH, fetched(3), by_number, 3) is not None
+    stray = cache.path(7)
+    stray.write_bytes(b"counted nowhere")
+    assert cache.get(2, LENGTH, fetched(2), by_number, 2) is not None and stray.exists()
+    os.utime(cache.folder / MARK, (0, 0))
+    assert cache.get(1, LENGTH, fetched(1), by_number, 1) is not None and not stray.exists()
+    audit(cache)
