@@ -76,7 +76,8 @@ class Plan:
         return mine
 
     def needs(self, step: int, offset: int | None = None) -> Int:
-        """The chunks (n,) that the batch of a step needs on this node, in the order of use.
+        """The chunks (n,) that the batch of a step needs on this node, in the order of use; not
+        those of one bad sample alone, of which nothing is kept.
 
         offset: where batch 0 would begin, if the step's batch begins elsewhere than the plan's.
         """
@@ -89,7 +90,8 @@ class Plan:
             samples = self.index.keep[samples]
         chunks = np.searchsorted(self.index.sample_first, samples, side="right") - 1
         _, first = np.unique(chunks, return_index=True)
-        return np.asarray(chunks[np.sort(first)], np.int64)
+        found = chunks[np.sort(first)].tolist()
+        return np.array([k for k in found if not self.index.only_bad(k)], np.int64)
 
     def next_use(self, chunks: Int, position: int) -> NDArray[np.float64]:
         """The first position, from `position` on, at which each of the chunks (n,) may be needed:

@@ -981,6 +981,14 @@ MUTANTS = (
         "A chunk that lies in two lanes is needed in both.",
     ),
     Mutant(
+        "plan-only-bad",
+        "data_pipeline/plan.py",
+        "for k in found if not self.index.only_bad(k)]",
+        "for k in found]",
+        (f"{CACHED}::test_a_long_chunk_of_a_bad_sample_holds_up_nobody",),
+        "A bad sample of its own chunk is not fetched ahead.",
+    ),
+    Mutant(
         "plan-epochs",
         "data_pipeline/plan.py",
         "for at, least in ((epoch, inside), (epoch + 1, 0)):",

@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from tests.data_pipeline.caches import (
@@ -33,8 +34,10 @@ from vtx_scale.data_pipeline.cache import NAME, SPARE, NodeCache
 from vtx_scale.data_pipeline.loader import Batches
 from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.opening import open_index
+from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.prefetch import Caching, shortage
 from vtx_scale.data_pipeline.tools.bench import bench
+from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.warm import warm
 from vtx_scale.launch.caching import ranks_here, shares_of
 
@@ -192,6 +195,34 @@ def test_a_bad_sample_is_the_same_one(shards, tmp_path):
     batches.close()
     assert len(bad) == SAMPLES // 2 and {row["reason"] for row in bad} == {"chunk_crc"}
     assert not cache.path(7).exists()
+    audit(cache)
+
+
+def test_a_long_chunk_of_a_bad_sample_holds_up_nobody(tmp_path, monkeypatch):
+    """Nothing of it is kept: whoever fills a cache passes it, and fetches what comes behind it."""
+    monkeypatch.setattr("vtx_scale.data_pipeline.tools.bench.ENOUGH", 0.01)
+    rows = [(f"{i}", {"bin": np.random.default_rng(i).bytes(3 << 19)}) for i in range(6)]
+    write_shard(tmp_path / "d" / "a.tar", rows)
+    index = as_remote(open_index(str(tmp_path / "d"), chunk=1), tmp_path / "d", tmp_path / "log")
+    index.bad = {3: "quarantined"}
+    caching = Caching(tmp_path / "c", 80 << 20)
+    cache = NodeCache(caching.folder, caching.limit, index.digest)
+    assert cache.prepare() == ""
+    order = Order(index.chunk_samples, 5, 1, 1)
+    batches = Batches(index, order, Bytes(), 1, 0, 1, seed=5, caching=caching)
+    due = order.ids(np.arange(6)).tolist().index(3)
+    batches.chunks_at(due)
+    ahead = order.ids(np.arange(due, due + 4)).tolist()
+    late = time.monotonic() + 10
+    while time.monotonic() < late and not all(cache.path(k).exists() for k in ahead if k != 3):
+        time.sleep(0.01)
+    assert all(cache.path(k).exists() == (k != 3) for k in ahead)
+    time.sleep(0.1)
+    batches.close()
+    assert all(length > 1 << 20 for *_, length in index.root.requests()), "it was asked for"
+    found = warm(cache, index, batches.plan([0]), range(6))
+    assert found["steps"] == 6 and found["chunks"] == 5
+    assert bench(batches, cache)["cache_mb_per_second"] > 0 and not cache.path(3).exists()
     audit(cache)
 
 
