@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ NAME = re.compile(r"^([0-9a-f]{16})-([0-9]{8,19})(\.part)?$")
 USER = re.compile(r"^([0-9a-f]{16})\.([0-9]+)\.[0-9a-f]{16}$")
 SPARE = 16 * BLOCK  # of the limit: the folders, the mark, and the book's last block
 PATIENCE = 120.0  # seconds that a reader waits for another process to write a chunk
+BUSY, CROWDED = -1, -2  # no part: another process has the chunk; something has to make room
 AGAIN = 30.0  # seconds after which a disk that was full is tried again
 SWEPT = 300.0  # seconds between looks of a node at all files of a full cache
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -45,6 +47,21 @@ class User(NamedTuple):
     rank: int
     step: int
     path: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """When the chunks of a data set are needed next, as they were when somebody looked."""
+
+    chunks: NDArray[np.int64]  # (n,), ascending
+    when: NDArray[np.float64]  # (n,)
+
+    def __call__(self, chunks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of each chunk (m,); what has come since then is needed."""
+        if not len(self.chunks):
+            return never(chunks)
+        i = np.minimum(np.searchsorted(self.chunks, chunks), len(self.chunks) - 1)
+        return np.where(self.chunks[i] == chunks, self.when[i], -np.inf)
 
 
 def never(chunks: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -190,12 +207,15 @@ class NodeCache:
         before: when this one is; only what is needed later makes room for it. Raises what `fetch`
         raises, and nothing for what the disk refuses.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline, judged = time.monotonic() + PATIENCE, None
         while time.monotonic() < deadline:
             if (file := self.open(k, length)) is not None:
                 return file
             try:
-                part = self._reserve(k, length, uses, before)
+                part = self._reserve(k, length, judged, before)
+                if part == CROWDED:
+                    judged = self._judge(uses)
+                    continue
             except OSError as e:
                 self._refused(e)
                 return None
@@ -204,7 +224,17 @@ class NodeCache:
             if part >= 0:
                 return self._write(k, part, length, fetch)
             self._wait(k, deadline)
+            judged = None
         return None
+
+    def _judge(self, uses: Uses) -> Judged:
+        """What is needed when, of all that is counted of this data set. The lock is not held
+        meanwhile: an epoch of a large index takes seconds, for which other processes would wait.
+        """
+        with self._book() as table:
+            rows = table.rows[(table.rows["set"] == self.number) & (table.rows["bytes"] > 0)]
+        chunks = np.sort(rows["chunk"].astype(np.int64))
+        return Judged(chunks, uses(chunks))
 
     def _refused(self, e: OSError, counted: int = 0) -> None:
         """The disk does not take it: what there is is still read. counted: of what it refused."""
@@ -214,9 +244,10 @@ class NodeCache:
                 self._ceiling = self.used() - counted
         self.fault = f"{self.folder} takes no more chunks ({e.strerror or e})."
 
-    def _reserve(self, k: int, length: int, uses: Uses, before: float) -> int | None:
-        """The descriptor of a part to write, whose bytes are counted; -1 where another process
-        writes this chunk or has just done so; None where there is no room.
+    def _reserve(self, k: int, length: int, uses: Uses | None, before: float) -> int | None:
+        """The descriptor of a part to write, whose bytes are counted; BUSY where another process
+        writes this chunk or has just done so; None where there is no room; CROWDED where something
+        has to make room and it is not known when chunks are needed.
         """
         path = self.path(k)
         part = part_of(path)
@@ -229,7 +260,7 @@ class NodeCache:
             if (at := table.find(self.number, k)) >= 0:
                 # in this order: a part that is no more may have been renamed just now
                 if alive(part) or path.exists():
-                    return -1
+                    return BUSY
                 self._remove(table, at, part)
             else:
                 path.unlink(missing_ok=True)  # counted nowhere
@@ -237,10 +268,15 @@ class NodeCache:
             need = cost(length)
             if table.used + need > room and self._sweep_is_due():
                 self._sweep(table)
-            if (over := table.used + need - room) > 0:
+            over = table.used + need - room
+            own = table.used_by(self.number) + need - self.share
+            if max(over, own) > 0 and uses is None:
+                return CROWDED
+            if over > 0 and uses is not None:
                 self._make_room(table, over, uses, before)
-            if (over := table.used_by(self.number) + need - self.share) > 0:
-                self._make_room(table, over, uses, before, own=True)
+                own = table.used_by(self.number) + need - self.share
+            if own > 0 and uses is not None:
+                self._make_room(table, own, uses, before, own=True)
             if max(table.used - room, table.used_by(self.number) - self.share) + need > 0:
                 return None
             at = table.put(self.number, k, length)

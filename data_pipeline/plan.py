@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.mix import Mix
-from vtx_scale.data_pipeline.order import Int, Order
+from vtx_scale.data_pipeline.order import Int, Order, to_ranks
 
 LOOKS = 64  # batches of an epoch that say which lanes are a node's
 
 
 class Spans(NamedTuple):
-    """When each chunk of the index is in use in an epoch: positions from its beginning, the last
-    one included; -1 where a node does not need the chunk. Twice, since a chunk may be the end of
-    one lane and the beginning of the next.
+    """When chunks of a node's lanes are in use in an epoch: positions from its beginning, the last
+    one included. int32 where they fit, since each loader process has them.
     """
 
-    first: Int  # (2, K)
-    last: Int  # (2, K)
+    chunk: NDArray[np.integer[Any]]  # (m,), ascending, each once
+    first: NDArray[np.integer[Any]]  # (m,)
+    last: NDArray[np.integer[Any]]  # (m,)
 
 
 class Plan:
@@ -59,19 +59,20 @@ class Plan:
             counts = np.diff(np.searchsorted(index.keep, index.sample_first))
         # of the order's chunks in the index
         self.numbers = np.flatnonzero(counts)
-        self._spans = lru_cache(3)(self._make_spans)
+        self._spans = lru_cache(2)(self._make_spans)
 
     def own(self, position: int) -> int:
         """Where the index's own order is at a global position."""
         return position if self.mix is None else int(self.mix.counts(position)[self.source])
 
-    def _share(self, step: int, rank: int, offset: int) -> Int:
-        """The own positions of a rank's slots of a batch."""
-        share = self.whole.share(step, self.batch, rank, self.world, offset)
-        share = share[share >= 0]
+    def _shares(self, step: int, offset: int) -> Int:
+        """The own positions of the slots of a batch that are the node's, rank after rank."""
+        slots = self.whole.slots(step, self.batch, offset)
+        shares = np.concatenate([to_ranks(slots, rank, self.world) for rank in self.ranks])
+        shares = shares[shares >= 0]
         if self.mix is None:
-            return share
-        source, own = self.mix.located(share)
+            return shares
+        source, own = self.mix.located(shares)
         mine: Int = own[source == self.source]
         return mine
 
@@ -82,7 +83,7 @@ class Plan:
         offset: where batch 0 would begin, if the step's batch begins elsewhere than the plan's.
         """
         at = self.offset if offset is None else offset
-        positions = np.concatenate([self._share(step, rank, at) for rank in self.ranks])
+        positions = self._shares(step, at)
         if self.end is not None:
             positions = positions[positions < self.end]
         samples = self.order.ids(positions)
@@ -101,10 +102,13 @@ class Plan:
         epoch, inside = divmod(position, n)
         found = np.full(len(chunks), np.inf)
         for at, least in ((epoch, inside), (epoch + 1, 0)):
-            spans = self._spans(at)
-            for first, last in zip(spans.first[:, chunks], spans.last[:, chunks], strict=True):
-                used = at * n + np.maximum(first, least)
-                found = np.where(last >= least, np.minimum(found, used), found)
+            for spans in self._spans(at):
+                if not len(spans.chunk):
+                    continue
+                i = np.minimum(np.searchsorted(spans.chunk, chunks), len(spans.chunk) - 1)
+                known = (spans.chunk[i] == chunks) & (spans.last[i] >= least)
+                used = at * n + np.maximum(spans.first[i].astype(np.int64), least)
+                found = np.where(known, np.minimum(found, used), found)
         if self.end is not None:
             found = np.where(found < self.end, found, np.inf)
         return np.asarray(found, np.float64)
@@ -115,10 +119,9 @@ class Plan:
         costs: (K,) of each chunk. ahead: positions for which they are there early.
         """
         n = self.order.n
-        here = self._spans(position // n)
-        part, used = np.nonzero(here.last >= 0)
-        at = np.concatenate([here.first[part, used] - ahead, here.last[part, used] + 1])
-        change = costs[used].astype(np.int64)
+        chunk, first, last = map(np.concatenate, zip(*self._spans(position // n), strict=True))
+        at = np.concatenate([first.astype(np.int64) - ahead, last.astype(np.int64) + 1])
+        change = costs[chunk].astype(np.int64)
         change = np.concatenate([change, -change])
         # what ends at a position ends before what begins there
         order = np.lexsort((change, at))
@@ -136,40 +139,38 @@ class Plan:
         # neighbours too, since a batch may be a part of the lanes
         around = np.arange(min(LOOKS, max(1, n // self.batch)))
         for step in np.unique(np.concatenate([steps, around])).tolist():
-            for rank in self.ranks:
-                share = self._share(max(0, begin) + step, rank, self.offset)
-                found[(share % n) % order.lanes] = True
+            share = self._shares(max(0, begin) + step, self.offset)
+            found[(share % n) % order.lanes] = True
         return found
 
-    def _make_spans(self, epoch: int) -> Spans:
-        order, count = self.order, len(self.index.chunk_bytes)
+    def _make_spans(self, epoch: int) -> tuple[Spans, Spans]:
+        """Of chunks that begin in a lane, and of those that go on in the next: a chunk may be the
+        end of one lane and the beginning of another.
+        """
+        order = self.order
         pi, sums = order.row(epoch)
-        begin, end = sums[:-1], sums[1:] - 1  # the row's first and last sample of each chunk
-        a = np.searchsorted(order.start, begin, side="right") - 1
-        b = np.searchsorted(order.start, end, side="right") - 1
-        lanes = self._lanes(epoch)
-        spans = Spans(np.full((2, count), -1, np.int64), np.full((2, count), -1, np.int64))
-        numbers, far = self.numbers[pi], np.iinfo(np.int64).max
+        lanes = np.flatnonzero(self._lanes(epoch) & (order.length > 0))
+        stop = order.start[lanes] + order.length[lanes] - 1
+        # the places in the row of each lane's chunks
+        low = np.searchsorted(sums, order.start[lanes], side="right") - 1
+        counts = np.searchsorted(sums, stop, side="right") - low
+        row = np.arange(counts.sum()) + np.repeat(low - np.cumsum(counts) + counts, counts)
+        lane = np.repeat(lanes, counts)
+        at, phase = order.start[lane], order.phase[lane]
+        x, y = np.maximum(sums[row], at), np.minimum(sums[row + 1] - 1, np.repeat(stop, counts))
+        first = np.maximum((x - at + phase) // order.window * order.window - phase, 0)
+        last = ((y - at + phase) // order.window + 1) * order.window - phase
+        last = np.minimum(last, order.length[lane]) - 1
+        first, last = first * order.lanes + lane, last * order.lanes + lane
+        begins = sums[row] >= at
 
-        def see(part: int, row: Int, lane: Int, x: Int, y: Int) -> None:
-            """Samples x..y of the row, those of one chunk in one lane: widen its span."""
-            mine = lanes[lane]
-            row, lane, x, y = row[mine], lane[mine], x[mine], y[mine]
-            phase, at = order.phase[lane], order.start[lane]
-            low = np.maximum((x - at + phase) // order.window * order.window - phase, 0)
-            high = ((y - at + phase) // order.window + 1) * order.window - phase
-            high = np.minimum(high, order.length[lane]) - 1
-            k = numbers[row]
-            known = np.where(spans.last[part, k] < 0, far, spans.first[part, k])
-            spans.first[part, k] = np.minimum(known, low * order.lanes + lane)
-            spans.last[part, k] = np.maximum(spans.last[part, k], high * order.lanes + lane)
+        def spans(part: NDArray[np.bool_]) -> Spans:
+            places, where = np.unique(row[part], return_index=True)  # several lanes of one chunk
+            kind = np.int32 if order.n < 2**31 and len(self.index.chunk_bytes) < 2**31 else np.int64
+            chunk, low, high = self.numbers[pi[places]], first[part], last[part]
+            if len(where):
+                low, high = np.minimum.reduceat(low, where), np.maximum.reduceat(high, where)
+            by = np.argsort(chunk)
+            return Spans(chunk[by].astype(kind), low[by].astype(kind), high[by].astype(kind))
 
-        stop = order.start + order.length - 1
-        every, over = np.arange(len(pi)), np.flatnonzero(b > a)
-        see(0, every, a, begin, np.minimum(end, stop[a]))
-        see(1, over, b[over], order.start[b[over]], end[over])
-        for i in np.flatnonzero(b > a + 1).tolist():  # a chunk that spans whole lanes
-            for lane in range(int(a[i]) + 1, int(b[i])):
-                one = np.array([lane])
-                see(1, np.array([i]), one, order.start[one], stop[one])
-        return spans
+        return spans(begins), spans(~begins)

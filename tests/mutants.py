@@ -917,6 +917,14 @@ MUTANTS = (
         "What another run reads is left to it.",
     ),
     Mutant(
+        "cache-judged-under-the-lock",
+        "data_pipeline/cache.py",
+        "        return Judged(chunks, uses(chunks))\n",
+        "        with self._book():\n            return Judged(chunks, uses(chunks))\n",
+        (f"{CACHE}::test_nobody_waits_while_it_is_found_out_what_is_needed",),
+        "The lock of a node is not held while a plan is computed.",
+    ),
+    Mutant(
         "cache-full-disk",
         "data_pipeline/cache.py",
         "                self._ceiling = self.used() - counted\n",
@@ -927,8 +935,8 @@ MUTANTS = (
     Mutant(
         "cache-share",
         "data_pipeline/cache.py",
-        "self._make_room(table, over, uses, before, own=True)",
-        "self._make_room(table, over, uses, before)",
+        "self._make_room(table, own, uses, before, own=True)",
+        "self._make_room(table, own, uses, before)",
         (f"{CACHE}::test_a_share_is_never_exceeded",),
         "A source of a mix makes room in its own share.",
     ),
@@ -975,8 +983,8 @@ MUTANTS = (
     Mutant(
         "plan-lanes-end",
         "data_pipeline/plan.py",
-        "        see(1, over, b[over], order.start[b[over]], end[over])\n",
-        "",
+        "        return spans(begins), spans(~begins)\n",
+        "        return spans(begins), spans(begins)\n",
         (f"{PLAN}::test_the_plan_knows_when_a_chunk_is_needed",),
         "A chunk that lies in two lanes is needed in both.",
     ),

@@ -1,5 +1,6 @@
 """The node cache: what is counted, what goes, and what a kill, a full disk or a stranger leaves."""
 
+import fcntl
 import os
 import random
 import subprocess
@@ -249,9 +250,9 @@ def test_killed_at_any_moment(tmp_path):
 def test_a_dead_writers_chunk_is_written_anew(tmp_path):
     """Also by whoever waits for it, without another start."""
     cache = cache_of(tmp_path / "c", 1)
-    fd = cache._reserve(1, LENGTH, by_number, 0)
+    fd = cache._reserve(1, LENGTH, None, 0)
     os.write(fd, b"half")
-    assert cache._reserve(1, LENGTH, by_number, 0) == -1, "its writer lives"
+    assert cache._reserve(1, LENGTH, None, 0) == -1, "its writer lives"
     os.close(fd)
     file = cache.get(1, LENGTH, fetched(1))
     assert file.read(0, LENGTH) == body(1)
@@ -261,7 +262,7 @@ def test_a_dead_writers_chunk_is_written_anew(tmp_path):
 def test_a_chunk_that_is_finished_while_another_looks_is_his_too(tmp_path, monkeypatch):
     """Whoever looks at the part first and at the file then misses neither."""
     cache = cache_of(tmp_path / "c", 3)
-    fd = cache._reserve(1, LENGTH, by_number, 0)
+    fd = cache._reserve(1, LENGTH, None, 0)
     path = cache.path(1)
     part = module.part_of(path)
     part.write_bytes(body(1))
@@ -275,7 +276,7 @@ def test_a_chunk_that_is_finished_while_another_looks_is_his_too(tmp_path, monke
         return found
 
     monkeypatch.setattr(Path, "exists", looked)
-    assert cache._reserve(1, LENGTH, by_number, 0) == -1
+    assert cache._reserve(1, LENGTH, None, 0) == -1
     monkeypatch.undo()
     assert cache.used() == cost(LENGTH)
     os.close(fd)
@@ -334,7 +335,7 @@ def test_a_full_cache_of_usual_size_takes_chunks_quickly(tmp_path):
 def test_what_is_absent_makes_room_without_a_sweep(tmp_path):
     """A file that somebody removed, and a part whose writer is dead, when their turn has come."""
     cache = cache_of(tmp_path / "c", 3)
-    os.close(cache._reserve(9, LENGTH, by_number, 0))  # as a writer leaves it that was killed
+    os.close(cache._reserve(9, LENGTH, None, 0))  # as a writer leaves it that was killed
     for k in (8, 7):
         assert cache.get(k, LENGTH, fetched(k), by_number, k) is not None
     cache.path(8).unlink()
@@ -354,3 +355,25 @@ def test_a_full_cache_is_swept_once_in_minutes(tmp_path):
     os.utime(cache.folder / MARK, (0, 0))
     assert cache.get(1, LENGTH, fetched(1), by_number, 1) is not None and not stray.exists()
     audit(cache)
+
+
+def test_nobody_waits_while_it_is_found_out_what_is_needed(tmp_path):
+    """Others come to the book in between; what they put there since is needed."""
+    cache = cache_of(tmp_path / "c", 3)
+    for k in (7, 8):
+        assert cache.get(k, LENGTH, fetched(k), by_number, k) is not None
+    other = NodeCache(cache.folder, cache.limit, DIGEST)
+    asked = []
+
+    def slowly(chunks):
+        asked.append(chunks.tolist())
+        with (cache.folder / BOOK).open() as book:
+            fcntl.flock(book, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where it is held
+        other.get(6, LENGTH, fetched(6)).close()
+        return np.where(chunks == 6, np.inf, by_number(chunks))
+
+    crowd = NodeCache(cache.folder, SPARE + 2 * cost(LENGTH), DIGEST)
+    assert crowd.get(1, LENGTH, fetched(1), slowly, 1) is not None
+    assert asked == [[7, 8]]
+    assert [k for k in range(10) if there(cache, k)] == [1, 6]
+    audit(crowd)
