@@ -17,7 +17,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.data_pipeline.text import tokenizer
-from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.distributed.ranks import Ranks, gathered_json
 from vtx_scale.evaluators.features import Features, extract
 from vtx_scale.launch import checks, override
 from vtx_scale.launch.build import eval_batches
@@ -35,6 +35,7 @@ from vtx_scale.specs.run import Run
 from vtx_scale.trainer.leave import Leave, requests
 
 AHEAD = 16  # batches of a rank from which on loader processes are worth their start
+TEXT = 1000  # characters of a rank's fault that the others hear
 
 
 def evaluator(name: str) -> Callable[..., dict[str, Any]]:
@@ -97,7 +98,10 @@ def each(
                     batches, count = eval_batches(run, data, ranks.rank, ranks.world)
                     looked = watched(Loader(batches, stop=count), bad, ranks)
                     yield name, counted(function(objective.probes, looked, data.classes, ranks))
-            except UserError as e:
+            except UserError as e:  # on every rank alike
+                for entry in bad:
+                    note(entry)
+                bad.clear()  # the next one reads them again
                 yield name, e
     finally:
         objective.train(was)
@@ -124,11 +128,12 @@ def probe_for(name: str, objective: Objective) -> str:
 def watched(batches: Iterable[Batch], bad: list[dict[str, Any]], ranks: Ranks) -> Iterator[Batch]:
     """The batches; ledger entries of samples that cannot be read are added to `bad`.
 
-    Raises Leave on all ranks before the same batch, where one of them is asked to leave.
+    On all ranks before the same batch it raises Leave, where one of them is asked to leave, or
+    UserError, where one of them cannot read its share.
     """
     rest = iter(batches)
     while True:
-        batch = None
+        batch, fault = None, None
         try:
             with requests.at_once():
                 batch = next(rest)
@@ -136,14 +141,26 @@ def watched(batches: Iterable[Batch], bad: list[dict[str, Any]], ranks: Ranks) -
             return
         except Leave:
             pass
-        if ranks.world == 1:
-            leave = batch is None
-        else:
-            leave = bool(ranks.sum(torch.tensor(float(batch is None or requests.asked))))
-        if leave or batch is None:
+        except UserError as e:
+            fault = e
+        leave, failed = float(batch is None and fault is None), float(fault is not None)
+        if ranks.world > 1:
+            flags = torch.tensor([leave or float(requests.asked), failed])
+            leave, failed = ranks.sum(flags).tolist()
+        if leave:
             raise Leave
+        if failed or batch is None:
+            raise common_fault(fault, ranks) from fault
         bad += batch.bad
         yield batch
+
+
+def common_fault(fault: UserError | None, ranks: Ranks) -> UserError:
+    """What the first rank with a fault says, on every rank."""
+    if fault is not None and ranks.world == 1:
+        return fault
+    texts = gathered_json(str(fault)[:TEXT] if fault is not None else "", ranks)
+    return UserError(next((text for text in texts if text), "a rank cannot read its samples"))
 
 
 def features(

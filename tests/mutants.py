@@ -715,6 +715,14 @@ MUTANTS = (
         "A holder of this host that is gone is taken over at once.",
     ),
     Mutant(
+        "a-rank-that-cannot-read-is-alone",
+        "launch/evaluate.py",
+        "if fault is not None and ranks.world == 1:",
+        "if fault is not None:",
+        (f"{EVALUATORS}::test_what_one_rank_cannot_read_ends_an_evaluation_on_all",),
+        "What one rank cannot read ends an evaluation on all ranks before the same batch.",
+    ),
+    Mutant(
         "segments-overwritten",
         SEGMENTS,
         "if self.root.put_if_absent(name, body):\n                return",

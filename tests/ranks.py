@@ -7,6 +7,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 PATIENCE = 120.0  # seconds for all ranks of a cell
@@ -63,8 +64,10 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[
                     p.join()
 
 
-def gathered() -> Any:
-    """The process group of this rank's cell, made on first use."""
+def gathered(patience: float = PATIENCE) -> Any:
+    """The process group of this rank's cell, made on first use. patience: seconds that a collective
+    waits for the other ranks.
+    """
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -73,5 +76,6 @@ def gathered() -> Any:
             init_method=os.environ["VTX_MEET"],
             rank=int(os.environ["RANK"]),
             world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timedelta(seconds=patience),
         )
     return dist

@@ -30,7 +30,7 @@ from vtx_scale.evaluators.few_shot import few_shot
 from vtx_scale.evaluators.knn import knn, pack, unpack
 from vtx_scale.evaluators.linear import linear
 from vtx_scale.evaluators.linear_sgd import linear_sgd
-from vtx_scale.launch.evaluate import evaluator, scores
+from vtx_scale.launch.evaluate import evaluator, scores, watched
 from vtx_scale.objectives.base import Context
 from vtx_scale.specs.run import Evaluation
 
@@ -573,6 +573,33 @@ def test_bad_validation_samples_are_counted_and_named(tmp_path):
         f"{shard.name}/{k}" for k in [*keys, *keys]
     )
     assert {r["reason"] for r in rows} == {"jpeg_truncated"} and {r["step"] for r in rows} == {1}
+
+
+def watched_by_one_that_fails(failing):
+    """On a rank: what it saw, what it raised, and what a collective behind that says."""
+    gathered(15)
+    ranks, bad, seen = GroupRanks(), [], 0
+
+    def given():
+        for step, batch in enumerate(batches(203, 1, ranks.rank, ranks.world)):
+            if step == 2 and ranks.rank == failing:
+                raise UserError("three chunks in a row cannot be read")
+            yield batch
+
+    said = ""
+    try:
+        for _ in watched(given(), bad, ranks):
+            seen += 1
+    except Exception as e:
+        said = f"{type(e).__name__}: {e}"
+    return seen, said, float(ranks.sum(torch.tensor([10.0, 10.0]))[1])
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_one_rank_cannot_read_ends_an_evaluation_on_all(failing):
+    """Before the same batch, so that no rank waits in another collective."""
+    text = "UserError: three chunks in a row cannot be read"
+    assert on_ranks(2, watched_by_one_that_fails, failing) == [(2, text, 20.0)] * 2
 
 
 @pytest.mark.slow
