@@ -19,8 +19,10 @@ from vtx_scale.data_pipeline.weights import TOTAL
 BLOCKS_KEPT = 4
 
 
-def block(seed: int, segment: int, number: int, weights: Sequence[int]) -> NDArray[np.uint8]:
-    """The source of each position (65,536,) of a block.
+def block(
+    seed: int, segment: int, number: int, weights: Sequence[int]
+) -> NDArray[np.unsignedinteger[Any]]:
+    """The source of each position (65,536,) of a block, as uint8 of up to 256 sources, else uint16.
 
     segment, number: which block it is, both from 0. weights: positions of each source in it.
     """
@@ -31,8 +33,9 @@ def block(seed: int, segment: int, number: int, weights: Sequence[int]) -> NDArr
         spread = ((k << np.uint64(32)) + words[at : at + count]) << np.uint64(15)
         parts.append(spread // np.uint64(count))
         at += count
-    source = np.repeat(np.arange(len(weights), dtype=np.uint8), weights)
-    return source[np.argsort(np.concatenate(parts), kind="stable")]
+    numbers = np.arange(len(weights), dtype=np.min_scalar_type(len(weights) - 1))
+    out: NDArray[np.unsignedinteger[Any]] = np.repeat(numbers, weights)
+    return out[np.argsort(np.concatenate(parts), kind="stable")]
 
 
 class Mix:
@@ -96,7 +99,7 @@ class Mix:
         for z in range(1, len(segments)):
             self._before[z] = self._before[z - 1] + self._counts(z - 1, starts[z] - starts[z - 1])
 
-    def _make_block(self, segment: int, number: int) -> tuple[NDArray[np.uint8], Int]:
+    def _make_block(self, segment: int, number: int) -> tuple[NDArray[Any], Int]:
         """(source, how often it came before in the block) of each position of a block."""
         weights = self.segments[segment][1]
         source = block(self.seed, segment, number, weights)

@@ -1522,6 +1522,14 @@ MUTANTS = (
         "A source of a mix is never far from its share.",
     ),
     Mutant(
+        "sources-numbered-in-a-byte",
+        "vtx_scale/data_pipeline/mix.py",
+        "np.arange(len(weights), dtype=np.min_scalar_type(len(weights) - 1))",
+        "np.arange(len(weights)).astype(np.uint8)",
+        (f"{MIX}::test_many_sources_are_told_apart",),
+        "Each of many sources is read.",
+    ),
+    Mutant(
         "a-change-starts-sources-anew",
         "vtx_scale/data_pipeline/mix.py",
         "self._before[segment][i] + b * weights[i]",

@@ -202,6 +202,26 @@ def test_seek_equals_iteration(case, positions):
     assert fresh.segments == mix.segments
 
 
+@pytest.mark.parametrize("sources", [255, 256, 257, 300])
+def test_many_sources_are_told_apart(sources):
+    """Each has its share and reads its own order; of up to 256 a block is the bytes it was."""
+    weights = shares([1 + i % 3 for i in range(sources)])
+    made = block(5, 0, 0, weights)
+    assert np.bincount(made, minlength=sources).tolist() == list(weights)
+    assert made.dtype == (np.uint8 if sources <= 256 else np.uint16)
+    mix = Mix([np.array([3])] * sources, 5, [(0, weights)])
+    source, own = mix.located(np.arange(TOTAL))
+    assert mix.counts(TOTAL).tolist() == np.bincount(source, minlength=sources).tolist()
+    for i in (0, 255 % sources, sources - 1):
+        assert own[source == i].tolist() == list(range(weights[i]))
+
+
+def test_two_implementations_agree_on_300_sources():
+    weights = shares([1 + i % 7 for i in range(300)])
+    assert block(9, 1, 2, weights).tolist() == block_by_hand(9, 1, 2, weights)
+    block_by_hand.cache_clear()
+
+
 def test_far_positions():
     """After ten million blocks a source is where its share says, and reads its own order."""
     mix = Mix([np.array([7, 5]), np.array([9])], 3, [(0, shares([2, 1]))], 2, 3)
