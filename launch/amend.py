@@ -47,6 +47,11 @@ def hint(folder: AnyPath, made: Decision) -> str:
     stop = f"'mkdir -p {folder}/control && touch {folder}/control/stop'"
     if SCHEME.match(str(folder)):
         stop = f"an object {folder}/control/stop"
+    if not steps(checkpoints_of(folder)):
+        return (
+            "a run that trains now does not see it, and has saved nothing yet to go back to: "
+            f"before step {made.step} give it {stop}, and then the same 'vtx train'"
+        )
     return (
         f"a run that trains now does not see it: {stop}, and then the same 'vtx train', take it "
         f"up; what it computes from step {made.step} on until then is computed again"

@@ -10,7 +10,7 @@ to what was abandoned. A person may write one by hand: the next start follows it
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,9 @@ class Decision:
         return self.step - 1 if self.key else self.step
 
 
-def read(folder: AnyPath) -> list[Decision]:
-    """The decisions of a run, in the order in which they were made.
+def read(folder: AnyPath, but: Container[str] = ()) -> list[Decision]:
+    """The decisions of a run, in the order in which they were made; those of the names in `but`
+    are not looked at.
 
     Raises UserError for one that cannot be read or that this version does not know.
     """
@@ -63,6 +64,7 @@ def read(folder: AnyPath) -> list[Decision]:
     return [
         decision(f"decisions/{name}", store.get_range(name, 0, 1 << 20), int(name[:8]))
         for name in names
+        if name[:8] not in but
     ]
 
 

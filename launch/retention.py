@@ -1,27 +1,35 @@
 """Which checkpoints stay beside the newest."""
 
+import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.launch.decided import Decision, read
 from vtx_scale.launch.evaluate import evaluator
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.lines import written
 
 
-def stays(run: Run, folder: AnyPath) -> Callable[[list[int]], set[int]]:
+def stays(
+    run: Run, folder: AnyPath, known: Collection[str] | None = None
+) -> Callable[[list[int]], set[int]]:
     """Takes the steps of the checkpoints that are there, and returns those that stay: multiples of
     `checkpoint.keep_every`, of those that `checkpoint.best` has a number for the best one, the
-    newest of several, and what the guard may have to go back to.
+    newest of several, what the guard may have to go back to, and what the next start goes back to
+    for decisions that came on the way.
+
+    known: names of the decisions that a run which trains follows; None where none trains.
 
     Raises UserError where the evaluator does not say which way its number is better.
     """
     every, best = run.checkpoint.keep_every, run.checkpoint.best
     name, _, number = best.rpartition("/")
     sign = direction(name, number) if best else 0
+    new: list[Decision] = []
 
     def chosen(there: list[int]) -> set[int]:
         found = {step for step in there if every and step % every == 0}
@@ -29,9 +37,20 @@ def stays(run: Run, folder: AnyPath) -> Callable[[list[int]], set[int]]:
         scored = [step for step in there if step in scores]
         if scored:
             found.add(max(scored, key=lambda step: (sign * scores[step], step)))
+        if known is not None:
+            # one that cannot be read is refused by the next start: those read before still hold
+            with contextlib.suppress(UserError):
+                new[:] = read(folder, known)
+            found |= before_decisions(there, new)
         return found | (before_window(there, run.guard.window) if run.guard.factor else set())
 
     return chosen
+
+
+def before_decisions(there: list[int], decisions: list[Decision]) -> set[int]:
+    """The newest step of those that each decision leaves as they are."""
+    left = [[step for step in there if step <= d.behind] for d in decisions]
+    return {max(steps) for steps in left if steps}
 
 
 def before_window(there: list[int], window: int) -> set[int]:

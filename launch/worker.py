@@ -286,7 +286,6 @@ def assemble(
         ledger=Ledger(folder),
         guard=Window(run.guard),
         hash=about["hash"],
-        stays=stays(run, folder),
     )
 
 
@@ -296,6 +295,7 @@ def restore_or_initialise(parts: Parts) -> bool:
     """
     folder, strategy, progress = parts.folder, parts.strategy, parts.progress
     parts.decisions = decisions.shared(folder, strategy.all, strategy.device)
+    parts.stays = stays(parts.run, folder, [d.name for d in parts.decisions])
     if strategy.all.rank == 0:
         decisions.sweep(folder, parts.decisions)
     manifest = restore(

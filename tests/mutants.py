@@ -1626,6 +1626,22 @@ MUTANTS = (
         "A step that did not know of an amendment is computed again.",
     ),
     Mutant(
+        "what-an-amendment-goes-back-to-is-removed",
+        "vtx_scale/launch/worker.py",
+        "[d.name for d in parts.decisions])",
+        "None)",
+        (f"{AMENDMENTS}::test_a_run_keeps_what_an_amendment_goes_back_to",),
+        "A run that is amended while it trains keeps a checkpoint from before.",
+    ),
+    Mutant(
+        "the-newest-before-a-decision-goes",
+        "launch/retention.py",
+        "found |= before_decisions(there, new)",
+        "before_decisions(there, new)",
+        (f"{RETENTION}::test_what_a_decision_goes_back_to_stays",),
+        "A checkpoint from before each decision that a run does not follow stays.",
+    ),
+    Mutant(
         "position-from-the-step",
         "vtx_scale/data_pipeline/loader.py",
         "self.step, self.batches.offset = divmod(position, self.batches.global_batch)",

@@ -11,6 +11,7 @@ import pytest
 from tests.data_pipeline.make import corrupt, jpeg, rows
 from tests.ranks import on_ranks
 from tests.runs import (
+    COLOUR,
     assert_same_bits,
     ids,
     lines,
@@ -22,6 +23,7 @@ from tests.runs import (
     train_on_ranks,
     vtx,
 )
+from vtx_scale.checkpoints import write
 from vtx_scale.checkpoints.format import read_manifest, steps
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.tools.shards import write_shard
@@ -248,6 +250,7 @@ def test_the_command_says_that_a_living_run_does_not_see_it(folder):
         "decisions/00000001.json: from step 3 on optim.lr is 0.0005, and was 0.001"
     ]
     assert "does not see it" in done.stderr and f"touch {folder}/control/stop'" in done.stderr
+    assert "before step 3" in done.stderr and "computed again" not in done.stderr
     row = json.loads(vtx("amend", folder, "data.weights=a:1,b:3", "--at", 4, "--json").stdout)
     assert (row["decision"], row["was"], row["now"]) == ("00000002", "a:0.7,b:0.3", "a:1,b:3")
     refused = vtx("amend", folder, "optim.lr", "--at", 3)
@@ -473,6 +476,37 @@ def test_where_no_checkpoint_from_before_is_left_nothing_is_removed(tmp_path):
     decide(folder, [("optim.lr", "*0.5", 10)])
     decisions.sweep(folder, decided.read(folder), heard.append)
     assert steps(checkpoints_of(folder)) == [9] and not heard
+
+
+def amended_rank(recipe, folder, paths):
+    """The worker, whose run is amended for step 9 when step 4 is saved."""
+    write.failpoint = lambda name: (
+        amend.amend(folder, "optim.lr", "*0.5", 9) if name == "after-manifest-4" else None
+    )
+    code = one_rank(recipe, folder, paths)
+    heard = amend.hint(folder, decided.read(folder)[0])
+    assert "from step 9 on until then is computed again" in heard
+    return code
+
+
+@pytest.mark.slow
+def test_a_run_keeps_what_an_amendment_goes_back_to(tmp_path):
+    """Of two checkpoints that are kept, none would be from before when it ends."""
+    keys = ("steps=12", "checkpoint.every=2", "checkpoint.keep=2", "system.strategy=single")
+    run, folder = smoke(*keys, recipe=COLOUR), tmp_path / "run"
+    prepare_folder(run, folder, refuse(run, folder, 1))
+    recipe = override.to_dict(run)
+    assert on_ranks(1, amended_rank, recipe, folder, recipes.STRANGERS) == [0]
+    assert steps(checkpoints_of(folder)) == [8, 10, 12]
+    assert on_ranks(1, one_rank, recipe, folder, recipes.STRANGERS) == [0]
+    assert steps(checkpoints_of(folder)) == [10, 12]
+    rates = [row["lr"] for row in lines(folder / "metrics.jsonl")]
+    assert rates == [
+        holds.optim.lr * holds.schedule(step, 12)
+        for step in range(12)
+        for holds in [amendments.plan(run, decided.read(folder)).at(step)]
+    ]
+    assert rates[8] < 0.6 * run.optim.lr * run.schedule(8, 12)
 
 
 @pytest.mark.slow

@@ -122,6 +122,27 @@ def test_what_stays_is_beside_the_newest(tmp_path):
     assert steps(storage) == [2, 4, 7, 8]
 
 
+def test_what_a_decision_goes_back_to_stays(tmp_path):
+    """Of each that the run does not follow, the newest from before; of one that cannot be read,
+    what was read before it holds.
+    """
+    store = Folder(tmp_path / "decisions")
+
+    def amend(number, step):
+        body = {"kind": "amend", "step": step, "key": "optim.lr", "value": "*0.5"}
+        store.put(f"{number:08d}.json", json.dumps(body).encode())
+
+    chosen = stays(recipe(), tmp_path, ["00000001"])
+    assert chosen([2, 4]) == set()
+    amend(1, 3)
+    amend(2, 9)
+    store.put("00000003.json", b'{"kind": "roll_back", "step": 6, "position": 1}')
+    assert chosen([2, 4, 6, 8, 10]) == {6, 8} and chosen([7, 10]) == {7}
+    store.put("00000004.json", b"torn")
+    assert chosen([8, 10, 12]) == {8} and chosen([10, 12]) == set()
+    assert stays(recipe(), tmp_path)([2, 4, 8, 10]) == set()
+
+
 def test_prune_removes_what_the_rules_let_go_and_is_refused_while_a_job_writes(tmp_path):
     folder = tmp_path / "run"
     publish(folder, 9, 6)
