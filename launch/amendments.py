@@ -96,6 +96,28 @@ def plan(run: Run, decisions: Iterable[Decision]) -> Plan:
     return Plan(tuple(behind), tuple(runs))
 
 
+def check_fork(old: Run, new: Run, decisions: Sequence[Decision], step: int) -> None:
+    """Raises UserError where a fork behind `step` steps gives a field a value that an amendment
+    does not let hold.
+    """
+    holds = plan(new, decisions).at(step)
+    for key in KEYS:
+        if value_of(old, key) != value_of(new, key) != value_of(holds, key):
+            last = [d for d in amendments(decisions) if d.key == key and d.behind <= step][-1]
+            raise UserError(
+                f"decisions/{last.name}.json gives {key}={last.value} from step {last.step} on, "
+                f"and --fork would not change what holds: leave {key} as the run has it, and give "
+                "the new value to 'vtx amend' for a later step."
+            )
+
+
+def value_of(run: Run, key: str) -> Any:
+    """What a recipe has in one of `KEYS`; of the weights, the shares."""
+    if key == WEIGHTS:
+        return shares([source.weight for source in run.data.sources]) if run.data.sources else ()
+    return next((v for k, v, _ in walk(run) if k == key), None)
+
+
 def segments(
     plan: Plan,
     known: Sequence[Segment],

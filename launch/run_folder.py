@@ -22,7 +22,8 @@ from vtx_scale.checkpoints.lease import Lease
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.data_pipeline.publish import machine
-from vtx_scale.launch import outside, override, recipes
+from vtx_scale.launch import decided, outside, override, recipes
+from vtx_scale.launch.amendments import check_fork
 from vtx_scale.launch.outside import Entry, Outside
 from vtx_scale.launch.paths import absolute, checkpoints_of, lease_of
 from vtx_scale.launch.places import cache_folder
@@ -194,7 +195,8 @@ def prepare(
     A run that has saved nothing yet may become another. tokenizer: what the run keeps of its
     tokenizer. keep: is called when nothing stands against the run, before run.json is written.
 
-    Raises UserError with the fields that differ where the recipe is another and `fork` is false.
+    Raises UserError with the fields that differ where the recipe is another and `fork` is false,
+    and where an amendment would undo what a fork changes.
     """
     before = read(folder) if (folder / "run.json").exists() else {}
     now = outside.weights_now(run, before.get("outside", {}))
@@ -209,6 +211,8 @@ def prepare(
             raise another_run(folder, before, old, run, now, fingerprint)
         batches = {before["hash"]: old.global_batch, **batches}
         if not same:
+            newest = max(steps(checkpoints_of(folder)), default=0)
+            check_fork(old, run, decided.read(folder), newest)
             forks = [*forks, before["hash"]]
             Ledger(folder).write(kind="fork", **{"from": before["hash"], "to": digest})
     keep()

@@ -1642,6 +1642,14 @@ MUTANTS = (
         "A checkpoint from before each decision that a run does not follow stays.",
     ),
     Mutant(
+        "a-fork-that-is-undone",
+        "launch/run_folder.py",
+        "check_fork(old, run, decided.read(folder), newest)",
+        "pass",
+        (f"{AMENDMENTS}::test_a_fork_that_an_amendment_would_undo_is_refused",),
+        "A fork's value holds, or is refused.",
+    ),
+    Mutant(
         "position-from-the-step",
         "vtx_scale/data_pipeline/loader.py",
         "self.step, self.batches.offset = divmod(position, self.batches.global_batch)",

@@ -23,6 +23,7 @@ from tests.runs import (
     train_on_ranks,
     vtx,
 )
+from tests.vtx_scale.test_living_run import publish
 from vtx_scale.checkpoints import write
 from vtx_scale.checkpoints.format import read_manifest, steps
 from vtx_scale.data_pipeline.errors import UserError
@@ -34,6 +35,7 @@ from vtx_scale.launch.datasets import open_data, order_of, thin_sources, trainin
 from vtx_scale.launch.decided import Decision
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.prepare import prepare_folder, refuse
+from vtx_scale.launch.run_folder import recipe_of
 
 MIXES = Path(__file__).with_name("mixes.py")
 TWO, ONE = f"{MIXES}:two", f"{MIXES}:one"
@@ -172,6 +174,45 @@ def test_weights_that_changed_before_a_checkpoint_are_refused_but_of_a_fork():
         amendments.segments(plan, known, 6, 96, lambda step: 16 * step)
     forked = amendments.segments(plan, known, 6, 96, lambda step: 16 * step, forked=True)
     assert forked == [*known, (96, shares([1, 2]))]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (("optim.lr", "0.0003", 5), "optim.lr=1e-5"),
+        (("optim.lr", "*0.5", 5), "optim.lr=1e-5"),
+        (("schedule.floor", "0.5", 7), "schedule.floor=0.1"),
+        (("data.weights", "a:1,b:3", 2), "data.weights=a:1,b:1"),
+    ],
+)
+def test_a_fork_that_an_amendment_would_undo_is_refused(folder, change, key):
+    """Where the amendment holds already, and the fork gives another value than it."""
+    decide(folder, [("optim.clip", "0.01", 1), change])
+    publish(folder, 4, 8)
+    was = (folder / "run.json").read_bytes()
+
+    def fork(*keys):
+        run = smoke(*KEYS, *keys, recipe=TWO)
+        prepare_folder(run, folder, refuse(run, folder, 1), fork=True)
+
+    with pytest.raises(UserError, match=rf"00000002.json gives {change[0]}=.* leave {change[0]}"):
+        fork(key)
+    assert (folder / "run.json").read_bytes() == was
+    fork("optim.betas=0.9,0.9")
+    if "*" not in change[1]:
+        fork(f"{change[0]}={change[1]}")
+        assert amendments.value_of(recipe_of(folder), change[0]) == amendments.value_of(
+            amended(change).at(8), change[0]
+        )
+
+
+def test_a_fork_gives_a_value_that_is_amended_later(folder):
+    decide(folder, [("optim.lr", "*0.5", 10)])
+    publish(folder, 4, 8)
+    run = smoke(*KEYS, "optim.lr=1e-5", recipe=TWO)
+    prepare_folder(run, folder, refuse(run, folder, 1), fork=True)
+    plan = amendments.plan(recipe_of(folder), decided.read(folder))
+    assert (plan.at(8).optim.lr, plan.at(9).optim.lr) == (1e-5, 5e-6)
 
 
 # --- the command
