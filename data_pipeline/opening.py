@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import (
-    UNFINISHED,
     Index,
     build,
     cache_folder,
@@ -15,7 +13,7 @@ from vtx_scale.data_pipeline.index import (
     time_tag,
 )
 from vtx_scale.data_pipeline.quarantine import kept_in
-from vtx_scale.data_pipeline.remote import open_remote, store_remote
+from vtx_scale.data_pipeline.remote import open_remote, refuse_unfinished, store_remote
 from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.shards import Shards, local_shards
 from vtx_scale.data_pipeline.storage import Folder, short_hash
@@ -94,13 +92,6 @@ def keep_again(index: Index, shards: Shards) -> None:
         store_remote(index, *index.beside)
     else:
         save(index, Path(str(index.file)))
-
-
-def refuse_unfinished(shards: Shards) -> None:
-    """Raises UserError where shards are the beginning of a set that is not complete."""
-    for folder in {shards.local(name).parent for name in shards.names}:
-        if (folder / UNFINISHED).exists():
-            raise UserError(f"{folder} is not complete: run the command that writes it once more.")
 
 
 def kept_at(index: Index, path: Path) -> Index:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import (
+    UNFINISHED,
     Index,
     build,
     cache_folder,
@@ -138,9 +139,11 @@ def index_remote(
     `cache` in this user's cache; nothing is kept where there is no sample. key: is given that of
     each sample in order.
 
-    Raises UserError where shards are missing or cannot be indexed, or where nothing may be written.
+    Raises UserError where shards are missing, not a whole set or cannot be indexed, and where
+    nothing may be written.
     """
     shards = named(shards)
+    refuse_unfinished(shards)
     index = build(shards, chunk, say, key)
     if not index.n:
         return index
@@ -154,6 +157,16 @@ def index_remote(
         ) from None
     name = LIST if shards.folder is not None else index_name(index.names, chunk)
     return replace(index, file=f"{root}/{prefix}{name}", beside=(root, prefix))
+
+
+def refuse_unfinished(shards: Shards) -> None:
+    """Raises UserError where shards, wherever they lie, are the beginning of a set that is not
+    complete; one look at each of their folders.
+    """
+    for folder in sorted({name.rpartition("/")[0] for name in shards.names}):
+        if shards.root.head(f"{folder}/{UNFINISHED}".lstrip("/")) is not None:
+            where = shards.url(folder).rstrip("/")
+            raise UserError(f"{where} is not complete: run the command that writes it once more.")
 
 
 def store_remote(

@@ -141,11 +141,19 @@ MUTANTS = (
     ),
     Mutant(
         "half_a_set",
-        "data_pipeline/opening.py",
-        "if (folder / UNFINISHED).exists():",
+        "data_pipeline/remote.py",
+        'if shards.root.head(f"{folder}/{UNFINISHED}".lstrip("/")) is not None:',
         "if False:",
         (f"{BUILD}::test_half_a_set_is_nobodys",),
         "Shards of which not all are there are no set.",
+    ),
+    Mutant(
+        "half_a_set_in_a_bucket",
+        "data_pipeline/remote.py",
+        "    refuse_unfinished(shards)\n",
+        "",
+        (f"{REMOTE}::test_half_a_set_in_a_bucket_is_nobodys",),
+        "Nor are they in a bucket.",
     ),
     Mutant(
         "url_of_elsewhere",

@@ -11,7 +11,7 @@ from tests.data_pipeline.make import small_set
 from tests.storages import Memory
 from vtx_scale.data_pipeline import chunks, hold_out
 from vtx_scale.data_pipeline.errors import BadSample, UserError
-from vtx_scale.data_pipeline.index import TAG, Index, index_name, read, save
+from vtx_scale.data_pipeline.index import TAG, UNFINISHED, Index, index_name, read, save
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.read import ChunkReader
@@ -117,8 +117,8 @@ def test_the_index_is_that_of_a_folder_and_opens_with_three_requests(both):
     bucket.asked.clear()
     indexed = index_remote(shards, chunk=4)
     assert indexed.digest == local.digest
-    # one more GET: whether a quarantine is kept
-    assert dict(bucket.asked) == {"HEAD": 3, "GET": 3 + 1}, "each shard is read once"
+    # one more HEAD and GET: whether the set is being written, and whether a quarantine is kept
+    assert dict(bucket.asked) == {"HEAD": 1 + 3, "GET": 3 + 1}, "each shard is read once"
     bucket.asked.clear()
     opened = open_index(shards, chunk=4)
     assert opened.digest == local.digest and dict(bucket.asked) == {"GET": 1, "HEAD": 2}
@@ -138,6 +138,25 @@ def test_a_folder_is_listed_once_when_it_is_indexed_and_never_when_it_is_opened(
     assert open_index(Shards(bucket, local.names, "x"), chunk=4).digest == local.digest
     with pytest.raises(UserError, match="holds no"):
         index_remote(Shards(Bucket(), [], "s3://bkt/d", ""))
+
+
+@pytest.mark.parametrize("below", ["", "deep/"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_half_a_set_in_a_bucket_is_nobodys(both, below, cache):
+    """By its folder or by names, in whichever folder it is that is being written."""
+    _, bucket, shards = both
+    body = bucket.objects["s0.tar"][0]
+    bucket.put("deep/s3.tar", body)
+    bucket.put(f"{below}{UNFINISHED}", b'{"plan": "abc"}')
+    named = Shards(bucket, ["deep/s3.tar", *shards.names], "s3://b/d/{deep/s3,s0,s1,s2}.tar")
+    lists = [named] if below else [named, shards, Shards(bucket, [], "s3://b/d", "")]
+    for half in lists:
+        with pytest.raises(UserError, match="is not complete: run the command"):
+            index_remote(half, chunk=4, cache=cache)
+    assert not any(name.endswith("index.safetensors") for name in bucket.objects)
+    bucket.delete(f"{below}{UNFINISHED}")
+    for whole in lists:
+        assert index_remote(whole, chunk=4, cache=cache).n
 
 
 def test_where_nothing_may_be_written_it_lies_in_the_cache(both):
