@@ -53,6 +53,11 @@ class Table:
         """Bytes that are counted of one data set."""
         return costs(self.rows["bytes"][self.rows["set"] == number])
 
+    def chunks_of(self, number: int) -> NDArray[np.int64]:
+        """The chunks (n,) of one data set that are counted."""
+        mine = (self.rows["set"] == number) & (self.rows["bytes"] > 0)
+        return np.asarray(self.rows["chunk"][mine], np.int64)
+
     def find(self, number: int, k: int) -> int:
         """The row of a chunk, -1 where it is not counted."""
         rows = self.rows

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from vtx_scale.data_pipeline.book import BLOCK, Table, cost, each_cost
 from vtx_scale.data_pipeline.publish import HELD
 from vtx_scale.data_pipeline.storage import File
+from vtx_scale.data_pipeline.users import Users, alive
 
 MARK = ".vtx-cache"  # a folder without this file is not ours: nothing is written or removed there
 BOOK, USERS = "book", "users"
 NAME = re.compile(r"^([0-9a-f]{16})-([0-9]{8,19})(\.part)?$")
-USER = re.compile(r"^([0-9a-f]{16})\.([0-9]+)\.[0-9a-f]{16}$")
 SPARE = 16 * BLOCK  # of the limit: the folders, the mark, and the book's last block
 PATIENCE = 120.0  # seconds that a reader waits for another process to write a chunk
 BUSY, CROWDED = -1, -2  # no part: another process has the chunk; something has to make room
@@ -38,15 +38,6 @@ SWEPT = 300.0  # seconds between looks of a node at all files of a full cache
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Uses = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # chunks -> when each is needed next
-
-
-class User(NamedTuple):
-    """A process that reads: which data set, what of which rank, and the step that it is at."""
-
-    number: int
-    rank: int
-    step: int
-    path: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +53,10 @@ class Judged:
             return never(chunks)
         i = np.minimum(np.searchsorted(self.chunks, chunks), len(self.chunks) - 1)
         return np.where(self.chunks[i] == chunks, self.when[i], -np.inf)
+
+    def knows(self, chunks: NDArray[np.int64]) -> bool:
+        """Whether none of these chunks (m,) has come since then."""
+        return bool(np.isin(chunks, self.chunks).all())
 
 
 def never(chunks: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -79,26 +74,31 @@ class NodeCache:
 
     folder: made, and marked as ours, where there is none or an empty one. limit: bytes on its disk,
     of all data sets together. digest: `Index.digest`. share: bytes of this data set, where it is
-    one of several that a run reads. Picklable; every process counts in the book of the folder.
+    one of several that a run reads. order: in which it is read, an `order_key`. Picklable; every
+    process counts in the book of the folder.
     """
 
-    def __init__(self, folder: Path, limit: int, digest: bytes, share: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, limit: int, digest: bytes, share: int | None = None, order: int = 0
+    ) -> None:
         self.folder, self.limit = folder, limit
         self.share = limit if share is None else share
         self.number = int.from_bytes(digest[:8], "big")
         self.fault = ""  # why nothing more is written, a sentence
         self._ceiling, self._until = limit, 0.0  # of a disk that is full below the limit
-        self._user = -1
+        self.users = Users(folder / USERS, self.number, order)
 
     def __del__(self) -> None:
         self.leave()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("folder", "limit", "number", "share")}
+        mine = {k: getattr(self, k) for k in ("folder", "limit", "number", "share")}
+        return {**mine, "order": self.users.order}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         digest = state["number"].to_bytes(8)
-        NodeCache.__init__(self, state["folder"], state["limit"], digest, state["share"])
+        words = state["folder"], state["limit"], digest, state["share"], state["order"]
+        NodeCache.__init__(self, *words)
 
     def path(self, k: int) -> Path:
         """The file of a chunk."""
@@ -134,7 +134,7 @@ class NodeCache:
         with contextlib.suppress(OSError), self._book() as table:
             over = table.used - (self.limit - SPARE)
             if over > 0:
-                when = never if self.readers() else dead
+                when = never if self.number in self.users.sets() else dead
                 self._make_room(table, over, when, np.inf)
 
     def _ours(self) -> bool:
@@ -232,9 +232,11 @@ class NodeCache:
         meanwhile: an epoch of a large index takes seconds, for which other processes would wait.
         """
         with self._book() as table:
-            rows = table.rows[(table.rows["set"] == self.number) & (table.rows["bytes"] > 0)]
-        chunks = np.sort(rows["chunk"].astype(np.int64))
-        return Judged(chunks, uses(chunks))
+            chunks = np.sort(table.chunks_of(self.number))
+        when = uses(chunks).astype(np.float64)
+        # what another run has in use it would fetch again at once
+        when[np.isin(chunks, self.users.in_use())] = -np.inf
+        return Judged(chunks, when)
 
     def _refused(self, e: OSError, counted: int = 0) -> None:
         """The disk does not take it: what there is is still read. counted: of what it refused."""
@@ -244,10 +246,10 @@ class NodeCache:
                 self._ceiling = self.used() - counted
         self.fault = f"{self.folder} takes no more chunks ({e.strerror or e})."
 
-    def _reserve(self, k: int, length: int, uses: Uses | None, before: float) -> int | None:
+    def _reserve(self, k: int, length: int, uses: Judged | None, before: float) -> int | None:
         """The descriptor of a part to write, whose bytes are counted; BUSY where another process
         writes this chunk or has just done so; None where there is no room; CROWDED where something
-        has to make room and it is not known when chunks are needed.
+        has to make room and it is not known of all chunks when they are needed.
         """
         path = self.path(k)
         part = part_of(path)
@@ -278,7 +280,8 @@ class NodeCache:
             if own > 0 and uses is not None:
                 self._make_room(table, own, uses, before, own=True)
             if max(table.used - room, table.used_by(self.number) - self.share) + need > 0:
-                return None
+                known = uses is None or uses.knows(table.chunks_of(self.number))
+                return None if known else CROWDED
             at = table.put(self.number, k, length)
             try:
                 fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
@@ -340,9 +343,9 @@ class NodeCache:
         mine = rows["set"] == self.number
         when = np.empty(len(rows))
         when[mine] = uses(rows["chunk"][mine].astype(np.int64))
-        read = np.array([user.number for user in self._users()], np.uint64)
         # of a data set that nobody reads all may go; others are their readers' to judge
-        when[~mine] = np.where(np.isin(rows["set"][~mine], read), -np.inf, np.inf)
+        read = np.isin(rows["set"][~mine], self.users.sets())
+        when[~mine] = np.where(read, -np.inf, np.inf)
         order = np.argsort(-when, kind="stable")
         order = order[(when[order] > before) | (when[order] == np.inf)]
         order = order[mine[order]] if own else order
@@ -388,67 +391,22 @@ class NodeCache:
             # a part that was renamed since is no longer among the names that were listed
             if not self._path(*chunk).exists():
                 table.free(counted[chunk][0])
-        for user in list(self._users(dead=True)):
-            os.unlink(user.path)
+        for path in self.users.dead():
+            path.unlink(missing_ok=True)
         os.utime(self.folder / MARK)
 
     def enter(self, rank: int, step: int = 0) -> None:
         """Let others see that this process reads what a rank needs, from a step on, until it ends
         or `leave`s.
         """
-        if self._user >= 0:
-            return
-        name = f"{self.number:016x}.{rank}.{os.urandom(8).hex()}"
-        with contextlib.suppress(OSError):
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-            with self._book():  # else its file is taken for a dead one's before it is locked
-                self._user = os.open(self.folder / USERS / name, flags, 0o666)
-                self.at(step)  # before it counts
-                fcntl.flock(self._user, fcntl.LOCK_EX)
-
-    def at(self, step: int) -> None:
-        """Let others see at which step this process is: by the time of its empty file, which takes
-        no room on the disk.
-        """
-        if self._user >= 0:
-            with contextlib.suppress(OSError):
-                os.utime(self._user, (step, step))
+        if not self.users.entered:
+            with contextlib.suppress(OSError), self._book():
+                self.users.enter(rank, step)
 
     def leave(self) -> None:
         """This process reads the data set no more."""
-        fd, self._user = getattr(self, "_user", -1), -1
-        if fd >= 0:
-            os.close(fd)
-
-    def readers(self) -> list[tuple[int, int]]:
-        """(rank, step) of the living readers of this data set on this node."""
-        return [(u.rank, u.step) for u in self._users() if u.number == self.number]
-
-    def _users(self, dead: bool = False) -> Iterator[User]:
-        """Each living reader of any data set, or each dead one."""
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self.folder / USERS):
-                name = USER.match(entry.name)
-                if name is not None and alive(Path(entry.path)) != dead:
-                    step = int(entry.stat().st_mtime)
-                    yield User(int(name[1], 16), int(name[2]), step, entry.path)
-
-
-def alive(path: Path) -> bool:
-    """Whether a process holds the lock of a file."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return True  # no locks here: it may live
-    finally:
-        os.close(fd)
-    return False
+        if hasattr(self, "users"):
+            self.users.leave()
 
 
 def part_of(path: Path) -> Path:

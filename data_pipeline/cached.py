@@ -182,11 +182,12 @@ def source_for(
     plan: Callable[[list[int]], Plan] | None,
     start: Callable[[int], int],
     rank: int,
+    order: int = 0,
 ) -> tuple[Source, NodeChunks | None]:
     """Where one process reads chunks, and its part in the node's cache where there is one.
 
     number: of the source, where there are several. plan, start, rank: as `NodeChunks` has them;
-    without a plan samples come in tar order.
+    without a plan samples come in tar order. order: `order_key` of the run.
     """
     root = index.root
     beside: Source = source_of(index)
@@ -196,6 +197,6 @@ def source_for(
     if caching is None or caching.sparse:
         return beside, None
     share = caching.shares[number] if caching.shares else None
-    cache = NodeCache(caching.folder, caching.limit, index.digest, share)
+    cache = NodeCache(caching.folder, caching.limit, index.digest, share, order)
     node = NodeChunks(cache, index.chunk_bytes, whole_chunks(index), plan, start, rank)
     return Cached(index, node, beside), node

@@ -45,6 +45,7 @@ from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.signals import INTERRUPTION, blocked, ignore_leaving
 from vtx_scale.data_pipeline.sources import Samples
 from vtx_scale.data_pipeline.state import Segment, checked, state_of
+from vtx_scale.data_pipeline.users import order_key
 
 PR_SET_PDEATHSIG = 1
 FOREVER = 1 << 62  # steps
@@ -197,7 +198,11 @@ class Batches(TorchDataset[dict[str, Any]]):
         """Where this process reads the chunks of a source, and its part in the node's cache."""
         ordered = isinstance(self.order, Order | Mix)
         plan = partial(self.plan, source=i) if ordered else None
-        return source_for(self.indexes[i], self.caching, i, plan, self.start, self.rank)
+        index, key = self.indexes[i], 0
+        if ordered and self.caching is not None:
+            batch, world = self.global_batch, self.world
+            key = order_key(self.fingerprint, batch, world, self.offset, self.jumps)
+        return source_for(index, self.caching, i, plan, self.start, self.rank, key)
 
     def chunks_at(self, step: int) -> Samples:
         """The same, where the batch of a step is read next."""

@@ -113,6 +113,18 @@ class Plan:
             found = np.where(found < self.end, found, np.inf)
         return np.asarray(found, np.float64)
 
+    def in_use(self, begin: int, end: int) -> Int:
+        """The chunks (n,) in use at any position from `begin` to `end`, which lie in one epoch or
+        two.
+        """
+        n, found = self.order.n, []
+        for epoch in {begin // n, begin // n + 1} if end // n > begin // n else {begin // n}:
+            for spans in self._spans(epoch):
+                used = epoch * n + spans.first.astype(np.int64) <= end
+                used &= epoch * n + spans.last.astype(np.int64) >= begin
+                found.append(spans.chunk[used])
+        return np.unique(np.concatenate(found)).astype(np.int64)
+
     def working_set(self, costs: NDArray[Any], ahead: int, position: int = 0) -> int:
         """The most that chunks in use cost at any one time of an epoch.
 

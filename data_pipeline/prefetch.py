@@ -1,7 +1,6 @@
 """A node's chunks through its cache: read by all of its loaders, fetched ahead by one of them."""
 
 import contextlib
-import fcntl
 import math
 import os
 import queue
@@ -17,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtx_scale.data_pipeline.book import BLOCK
-from vtx_scale.data_pipeline.cache import SPARE, USERS, NodeCache, never
+from vtx_scale.data_pipeline.cache import SPARE, NodeCache, never
 from vtx_scale.data_pipeline.order import Int
 from vtx_scale.data_pipeline.plan import Plan
 from vtx_scale.data_pipeline.storage import File
+from vtx_scale.data_pipeline.users import say_in_use
 
 FETCHERS = 4  # chunks that are under way at a time
 AHEAD, MOST_AHEAD = 4, 1024  # batches beyond the foremost reader's
+SAID = 1.0  # seconds after which other runs hear anew what is in use
 PAUSE = 0.02  # seconds between looks at where the readers are
 NONE = 1 << 62  # no step
 
@@ -76,7 +77,7 @@ class NodeChunks:
         """The batch of this step is read next: let the node know, and its prefetcher begin."""
         self._step = step
         self.cache.enter(self.rank, step)
-        self.cache.at(step)
+        self.cache.users.at(step)
         if self._thread is None and self._make_plan is not None:
             self._thread = threading.Thread(target=self._prefetch, daemon=True)
             self._thread.start()
@@ -110,8 +111,8 @@ class NodeChunks:
         return self.cache.get(k, int(self.lengths[k]), fetch, self._uses, self._before(step))
 
     def _readers(self) -> list[tuple[int, int]]:
-        """(rank, step) of the readers on this node, this process's own at least."""
-        return self.cache.readers() or [(self.rank, max(self._step, 0))]
+        """(rank, step) of this run's readers on this node, this process's own at least."""
+        return self.cache.users.readers() or [(self.rank, max(self._step, 0))]
 
     def _uses(self, chunks: Int) -> NDArray[np.float64]:
         """When each chunk is needed next on this node, as far as its slowest reader is."""
@@ -136,38 +137,35 @@ class NodeChunks:
             return self._plan
 
     def _prefetch(self) -> None:
-        """Be the node's prefetcher as soon as there is no other, until this process ends."""
+        """Be the run's prefetcher as soon as there is no other, until this process ends."""
         with contextlib.suppress(OSError):
-            path = self.cache.folder / USERS / f"{self.cache.number:016x}.prefetcher"
-            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-            try:
-                while not self._closed.is_set():
+            while not self._closed.is_set():
+                if (fd := self.cache.users.lead()) >= 0:
                     try:
-                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        self._closed.wait(0.2)
-                if not self._closed.is_set():
-                    self._run()
-            finally:
-                os.close(fd)
+                        return self._run(fd)
+                    finally:
+                        os.close(fd)
+                self._closed.wait(0.2)
 
-    def _run(self) -> None:
+    def _run(self, fd: int) -> None:
         """Fetch what the readers need next, in the order of use."""
         work: Work = queue.Queue(FETCHERS)
         for _ in range(FETCHERS):
             threading.Thread(target=self._fetch_all, args=(work,), daemon=True).start()
-        self._plan_ahead(work)
+        self._plan_ahead(work, fd)
 
-    def _plan_ahead(self, work: Work) -> None:
+    def _plan_ahead(self, work: Work, fd: int) -> None:
         """Hand out the chunks of each step once, so far ahead as a slow fetch takes."""
         following = -1
-        began, first = time.monotonic(), -1
+        began, first, said = time.monotonic(), -1, -SAID
         while not self._closed.is_set():
             readers = self._readers()
             low, high = min(s for _, s in readers), max(s for _, s in readers)
             first = low if first < 0 else first
             pace = (low - first) / max(time.monotonic() - began, 1e-3)  # steps a second
+            if time.monotonic() - said > SAID:
+                said = time.monotonic()
+                self._say_in_use(fd, low, high + self._ahead(pace) + math.ceil(pace * SAID))
             behind, self._behind = self._behind, NONE
             following = max(low, min(following, behind))
             if behind < NONE or following > high + self._ahead(pace):
@@ -178,6 +176,15 @@ class NodeChunks:
                 if not self.cache.path(k).exists():
                     self._hand_out(work, (k, following))
             following += 1
+
+    def _say_in_use(self, fd: int, low: int, high: int) -> None:
+        """Let runs of other orders see what this one has in use from one step to another."""
+        chunks = np.zeros(0, np.int64)
+        if self.cache.users.others():
+            plan = self._plan_of(self._readers())
+            chunks = plan.in_use(plan.own(self.start(low)), plan.own(self.start(high + 1)))
+        with contextlib.suppress(OSError):
+            say_in_use(fd, chunks)
 
     def _hand_out(self, work: Work, item: tuple[int, int]) -> None:
         while not self._closed.is_set():

@@ -9,6 +9,7 @@ from vtx_scale.data_pipeline.plan import Plan
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.bench import bench as bench_batches
 from vtx_scale.data_pipeline.tools.warm import warm as warm_cache
+from vtx_scale.data_pipeline.users import order_key
 from vtx_scale.launch.build import train_batches
 from vtx_scale.launch.caching import folder_of, limit_of, shares_of
 from vtx_scale.launch.commands import run_of
@@ -30,9 +31,9 @@ def opened(args: argparse.Namespace) -> tuple[Run, DataSet]:
     return recipe, training_data(recipe, say)
 
 
-def caches_of(run: Run, data: DataSet) -> list[NodeCache]:
-    """The cache that a run of this recipe has here, of each source. Raises UserError where it has
-    none.
+def caches_of(run: Run, data: DataSet, order: int = 0) -> list[NodeCache]:
+    """The cache that a run of this recipe has here, of each source. order: an `order_key`. Raises
+    UserError where it has none.
     """
     if run.system.cache.bytes == 0:
         raise UserError("system.cache.bytes=0 means no cache: leave it out, or give more.")
@@ -50,7 +51,7 @@ def caches_of(run: Run, data: DataSet) -> list[NodeCache]:
     NodeCache(folder, limit, data.index.digest).shrink()
     shares = shares_of(limit, data.indexes) or (limit,)
     return [
-        NodeCache(folder, limit, index.digest, share)
+        NodeCache(folder, limit, index.digest, share, order)
         for index, share in zip(data.indexes, shares, strict=True)
     ]
 
@@ -61,8 +62,10 @@ def warm(args: argparse.Namespace) -> int:
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: give {least} or more.")
     run, data = opened(args)
-    caches, ranks = caches_of(run, data), ranks_of(args.ranks, args.world)
     order, steps = order_of(run, *data.indexes), range(args.start, args.start + args.steps)
+    name = order.fingerprint([index.digest for index in data.indexes])
+    caches = caches_of(run, data, order_key(name, run.global_batch, args.world))
+    ranks = ranks_of(args.ranks, args.world)
     rows = []
     for i, (index, cache) in enumerate(zip(data.indexes, caches, strict=True)):
         plan = Plan(index, order, run.global_batch, ranks, args.world, source=i)

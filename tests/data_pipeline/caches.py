@@ -13,7 +13,7 @@ import numpy as np
 from tests.ranks import gathered
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.book import cost
-from vtx_scale.data_pipeline.cache import BOOK, NAME, SPARE, NodeCache, alive
+from vtx_scale.data_pipeline.cache import BOOK, NAME, SPARE, NodeCache
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.loader import Batches, Loader
 from vtx_scale.data_pipeline.opening import open_index
@@ -21,6 +21,7 @@ from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.prefetch import Caching
 from vtx_scale.data_pipeline.storage import Folder, Head
 from vtx_scale.data_pipeline.tools.shards import write_shard
+from vtx_scale.data_pipeline.users import alive
 
 LENGTH = 64 << 10
 DIGEST = bytes(range(32))

@@ -27,6 +27,7 @@ from tests.ranks import SERVER
 from vtx_scale.data_pipeline import cache as module
 from vtx_scale.data_pipeline.book import ROW, Table, cost, seal
 from vtx_scale.data_pipeline.cache import BOOK, MARK, SPARE, NodeCache
+from vtx_scale.data_pipeline.users import say_in_use
 
 OTHER = bytes(range(1, 33))
 
@@ -377,3 +378,45 @@ def test_nobody_waits_while_it_is_found_out_what_is_needed(tmp_path):
     assert asked == [[7, 8]]
     assert [k for k in range(10) if there(cache, k)] == [1, 6]
     audit(crowd)
+
+
+def test_what_came_meanwhile_is_judged_too(tmp_path):
+    cache = cache_of(tmp_path / "c", 2)
+    other = cache_of(tmp_path / "c", 2)
+    for k in (3, 8):
+        assert cache.get(k, LENGTH, fetched(k), by_number, k) is not None
+
+    def slowly(chunks):
+        if not there(cache, 7):
+            assert other.get(7, LENGTH, fetched(7), by_number, 7) is not None
+        return by_number(chunks)
+
+    assert cache.get(6, LENGTH, fetched(6), slowly, 6) is not None
+    assert [k for k in range(10) if there(cache, k)] == [3, 6]
+    assert cache.get(9, LENGTH, fetched(9), by_number, 9) is None
+    audit(cache)
+
+
+def test_what_another_run_has_in_use_stays(tmp_path):
+    """Of the same data in another order, as its prefetcher says it, as long as that one lives."""
+    mine = NodeCache(tmp_path / "c", SPARE + 3 * cost(LENGTH), DIGEST, order=1)
+    yours = NodeCache(mine.folder, mine.limit, DIGEST, order=2)
+    assert mine.prepare() == ""
+    mine.enter(0, 7)
+    yours.enter(0, 300)
+    assert mine.users.readers() == [(0, 7)] and yours.users.readers() == [(0, 300)]
+    for k in (9, 8, 7):
+        assert mine.get(k, LENGTH, fetched(k), by_number, k) is not None
+    first, second = yours.users.lead(), mine.users.lead()
+    assert min(first, second) >= 0 and yours.users.lead() == mine.users.lead() == -1
+    say_in_use(first, np.array([9, 4]))
+    say_in_use(second, np.array([8, 7]))
+    for k in (3, 2, 1):
+        assert mine.get(k, LENGTH, fetched(k), by_number, k) is not None
+    assert [k for k in range(10) if there(mine, k)] == [1, 2, 9]
+    os.close(first)
+    assert mine.get(0, LENGTH, fetched(0), by_number, 0) is not None and not there(mine, 9)
+    os.close(second)
+    yours.leave()
+    assert mine.prepare() == "" and len(os.listdir(mine.folder / "users")) == 1, "the dead go"
+    audit(mine)

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -223,6 +224,31 @@ def test_a_long_chunk_of_a_bad_sample_holds_up_nobody(tmp_path, monkeypatch):
     found = warm(cache, index, batches.plan([0]), range(6))
     assert found["steps"] == 6 and found["chunks"] == 5
     assert bench(batches, cache)["cache_mb_per_second"] > 0 and not cache.path(3).exists()
+    audit(cache)
+
+
+def test_two_runs_of_other_orders_share_a_cache(shards, tmp_path, monkeypatch):
+    """One in its fourth epoch and one that begins: no sample is fetched alone, and few chunks are
+    fetched for a second time in an epoch.
+    """
+    monkeypatch.setattr("vtx_scale.data_pipeline.prefetch.SAID", 0.02)
+    index = remote_index(shards, tmp_path / "log")
+    caching = Caching(tmp_path / "c", SPARE + 64 * cost(CHUNK_BYTES))
+    cache = NodeCache(caching.folder, caching.limit, index.digest)
+    assert cache.prepare() == ""
+    old = batches_of(index, caching)
+    young = replace(old, order=Order(index.chunk_samples, 6, 4, 8))
+    steps = EPOCH // 2
+    try:
+        for step in range(steps):
+            assert not old[3 * EPOCH + step]["bad"] and not young[step]["bad"]
+            time.sleep(0.01)  # as a step takes
+    finally:
+        old.close()
+        young.close()
+    asked = [(name, at, length) for _, name, at, length in index.root.requests()]
+    assert {length for *_, length in asked} == {CHUNK_BYTES}
+    assert len(asked) < 1.25 * CHUNKS, len(asked)
     audit(cache)
 
 
