@@ -1,5 +1,7 @@
 """Chunks through a node's cache, and samples one by one where there is no room for chunks."""
 
+import contextlib
+import os
 import threading
 import time
 import zlib
@@ -7,9 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
+
 from vtx_scale.data_pipeline.cache import NodeCache
 from vtx_scale.data_pipeline.chunks import (
     COPIES_KEPT,
+    FETCHES,
     FILES_KEPT,
     Copies,
     Copy,
@@ -98,7 +103,11 @@ class Single:
 
 
 class Cached:
-    """Chunks from files of the node's cache; where there is no room for one, from `beside`."""
+    """Chunks from files of the node's cache; where there is no room for one, from `beside`.
+
+    Who asks for a chunk for the first time checks its CRC-32. A file that was fetched anew since
+    then is checked here, once, since its reader knows the chunk and looks at samples alone.
+    """
 
     by_sample = True
 
@@ -106,6 +115,9 @@ class Cached:
         self.index, self.node, self.beside = index, node, beside
         self._files: OrderedDict[int, File] = OrderedDict()
         self._passed: dict[int, float] = {}  # chunk -> when there was no room for it
+        self._asked = np.zeros(len(index.chunk_bytes), bool)  # (K,)
+        # chunk -> inode and time of the file that was checked
+        self._checked: OrderedDict[int, tuple[int, int]] = OrderedDict()
 
     def at(self, k: int) -> tuple[Ranges, int]:
         """The file of a chunk; see `Source`."""
@@ -117,7 +129,7 @@ class Cached:
         passed = self._passed.get(k)
         if passed is not None and time.monotonic() - passed < PASSED:
             return self.beside.at(k)
-        file = self.node.open(k)
+        file = self._open(k)
         if file is None:
             if passed is None:
                 notes["cache_passed"] += 1
@@ -129,6 +141,29 @@ class Cached:
         self._files[k] = file
         return file, 0
 
+    def _open(self, k: int) -> File | None:
+        """The file of a chunk, of which this process or its caller checks the CRC-32; None where
+        there is no room for it, or the disk changes what is written.
+        """
+        for _ in range(FETCHES):
+            if (file := self.node.open(k)) is None:
+                return None
+            name = os.fstat(file.fd).st_ino, file.mtime_ns
+            if not self._asked[k] or self._checked.get(k) == name or self._sound(k, file):
+                self._asked[k] = True
+                self._checked[k] = name
+                self._checked.move_to_end(k)
+                if len(self._checked) > CHUNKS_KNOWN:
+                    self._checked.popitem(last=False)
+                return file
+            self.node.cache.drop(k, file)
+        return None
+
+    def _sound(self, k: int, file: File) -> bool:
+        with contextlib.suppress(OSError):
+            return zlib.crc32(file.read(0, file.size)) == int(self.index.chunk_crc[k])
+        return False
+
     def _let_go(self) -> None:
         """Close what was deleted, whose room it still takes, and what is open longest."""
         for k in [k for k, file in self._files.items() if file.deleted]:
@@ -138,6 +173,7 @@ class Cached:
 
     def forget(self, k: int) -> None:
         """Its file is not what was written: let it be fetched again."""
+        self._checked.pop(k, None)
         if (file := self._files.pop(k, None)) is not None:
             self.node.cache.drop(k, file)
         else:
@@ -166,11 +202,15 @@ def whole_chunks(index: Index) -> Callable[[int], bytes]:
             return cast(Copies, mine.copies).fetch(k)
         if not hasattr(mine, "files"):
             mine.files = ShardFiles(index, root)
-        file, base = cast(ShardFiles, mine.files).at(k)
-        body = file.read(base, int(index.chunk_bytes[k]))
-        if zlib.crc32(body) != int(index.chunk_crc[k]):
-            raise Torn(index.url(index.extent(k)[0]), body)
-        return body
+        files = cast(ShardFiles, mine.files)
+        for attempt in range(FETCHES):
+            if attempt:
+                files.forget(k)
+            file, base = files.at(k)
+            body = file.read(base, int(index.chunk_bytes[k]))
+            if zlib.crc32(body) == int(index.chunk_crc[k]):
+                return body
+        raise Torn(index.url(index.extent(k)[0]), body)
 
     return fetch
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import zlib
 from collections import Counter
 from dataclasses import replace
 
@@ -32,11 +33,15 @@ from tests.runs import vtx
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.book import cost
 from vtx_scale.data_pipeline.cache import NAME, SPARE, NodeCache
+from vtx_scale.data_pipeline.cached import Cached, source_for, whole_chunks
+from vtx_scale.data_pipeline.chunks import Torn
 from vtx_scale.data_pipeline.loader import Batches
 from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.prefetch import Caching, shortage
+from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.storage import File
 from vtx_scale.data_pipeline.tools.bench import bench
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.warm import warm
@@ -132,6 +137,60 @@ def test_bytes_that_the_disk_changed_are_fetched_again(shards, tmp_path, expecte
     assert rows_of(index, caching) == expected
     assert len(index.root.requests()) == len(changed)
     audit(cache)
+
+
+def test_a_file_that_was_fetched_again_is_checked_again(shards, tmp_path, monkeypatch):
+    """A process that knows a chunk reads single samples of it, in whichever file it lies now."""
+    index, caching = remote_index(shards, tmp_path / "log"), Caching(tmp_path / "c", 80 << 20)
+    cache = NodeCache(caching.folder, caching.limit, index.digest)
+    assert cache.prepare() == ""
+    checked = []
+    plain = Cached._sound
+    monkeypatch.setattr(Cached, "_sound", lambda *a: checked.append(a[1]) or plain(*a))
+    batches = batches_of(index, caching)
+    source, _ = source_for(index, caching, 0, None, batches.start, 0)
+    reader = ChunkReader(index, source=source)
+    good = [reader.sample(g)["bin"] for g in range(SAMPLES // 2)]
+    body = cache.path(0).read_bytes()
+    for changed in (True, False):
+        cache.path(0).unlink()  # another process needed its room
+        source._let_go()
+        cache.get(0, CHUNK_BYTES, lambda: body).close()
+        if changed:
+            with cache.path(0).open("r+b") as file:
+                file.seek(BYTES // 2)
+                file.write(bytes(4096))
+        checked.clear()
+        for _ in range(3):
+            assert [reader.sample(g)["bin"] for g in range(SAMPLES // 2)] == good
+            while source._files:  # more files were open than are kept
+                source._files.popitem()[1].close()
+        assert checked == ([0, 0] if changed else [0])
+    reader.close()
+    audit(cache)
+
+
+def test_a_local_chunk_is_read_again_before_it_is_masked(shards, tmp_path, monkeypatch):
+    """Through a cache as without one: what the memory of a machine or a mount gave wrong once."""
+    index, plain, reads = open_index(str(shards), chunk=SAMPLES // 2), File.read, []
+
+    def torn(self, offset, length):
+        body = plain(self, offset, length)
+        if length == CHUNK_BYTES and self.path.parent == shards:
+            reads.append(offset)
+            return bytes(length) if len(reads) <= wrong else body
+        return body
+
+    monkeypatch.setattr(File, "read", torn)
+    for wrong in (3, 4):
+        reads.clear()
+        fetch = whole_chunks(index)
+        if wrong < 4:
+            assert zlib.crc32(fetch(0)) == int(index.chunk_crc[0])
+        else:
+            with pytest.raises(Torn):
+                fetch(0)
+        assert len(reads) == 4
 
 
 def test_another_takes_over_when_the_prefetcher_dies(shards, tmp_path):
