@@ -352,11 +352,14 @@ class NodeCache:
         costs = each_cost(rows["bytes"][order])
         if costs.sum() < need:
             return
-        for i in order[: int(np.searchsorted(np.cumsum(costs), need)) + 1].tolist():
+        for i, freed in zip(order.tolist(), costs.tolist(), strict=True):
+            if need <= 0:
+                break
             path = self._path(int(rows["set"][i]), int(rows["chunk"][i]))
             if not alive(part := part_of(path)):  # else it is being written
                 part.unlink(missing_ok=True)
                 self._remove(table, int(taken[i]), path)
+                need -= freed
 
     def _sweep_is_due(self) -> bool:
         """Whether no process of this node has swept for minutes: the time of the mark says it."""

@@ -957,6 +957,14 @@ MUTANTS = (
         "A run is not planned for the steps of another one.",
     ),
     Mutant(
+        "cache-passes-what-is-written",
+        "data_pipeline/cache.py",
+        "                need -= freed\n",
+        "            need -= freed\n",
+        (f"{CACHE}::test_what_is_being_written_is_passed",),
+        "What cannot go yet leaves its turn to the next.",
+    ),
+    Mutant(
         "cache-judged-once",
         "data_pipeline/cache.py",
         "return None if known else CROWDED",

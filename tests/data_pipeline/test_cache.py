@@ -380,6 +380,18 @@ def test_nobody_waits_while_it_is_found_out_what_is_needed(tmp_path):
     audit(crowd)
 
 
+def test_what_is_being_written_is_passed(tmp_path):
+    """It cannot go yet, and what is needed last but for it makes room."""
+    cache = cache_of(tmp_path / "c", 3)
+    fd = cache._reserve(9, LENGTH, None, 0)
+    for k in (8, 7, 1):
+        assert cache.get(k, LENGTH, fetched(k), by_number, k) is not None
+    os.close(fd)
+    assert [k for k in range(10) if there(cache, k)] == [1, 7]
+    assert cache.prepare() == ""
+    audit(cache)
+
+
 def test_what_came_meanwhile_is_judged_too(tmp_path):
     cache = cache_of(tmp_path / "c", 2)
     other = cache_of(tmp_path / "c", 2)
