@@ -19,7 +19,7 @@ from vtx_scale.launch.tables import print_json
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.walk import walk
 from vtx_scale.trainer.lines import written
-from vtx_scale.trainer.output import say
+from vtx_scale.trainer.output import say, why
 
 TRIES = 8  # numbers that another process took first
 
@@ -84,9 +84,17 @@ def about(made: Decision) -> dict[str, Any]:
 
 
 def check_step(folder: AnyPath, recipe: Run, step: int) -> None:
-    """Raises UserError where a step is not beyond what was computed, or beyond the end."""
+    """Raises UserError where a step is not beyond what was computed, or beyond the end, and where
+    it cannot be read what was computed.
+    """
     saved = max(steps(checkpoints_of(folder)), default=0)
-    rows = written(folder / "metrics.jsonl")
+    try:
+        rows = written(folder / "metrics.jsonl")
+    except OSError as e:
+        raise UserError(
+            f"{folder}/metrics.jsonl cannot be read ({why(e)}), so which steps are finished is not "
+            "known: try again."
+        ) from None
     done = max((n for row in rows if isinstance(n := row.get("step"), int)), default=0)
     if step <= max(saved, done, 0):
         raise UserError(

@@ -20,7 +20,7 @@ from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.trainer.control import Elsewhere, NotFinite
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.lines import written
-from vtx_scale.trainer.output import Ledger, say
+from vtx_scale.trainer.output import Ledger, say, why
 
 SAME_STEP = 3  # roll-backs to one step, or to one before it, after which a run is given up
 
@@ -94,7 +94,11 @@ def sweep(folder: AnyPath, decisions: list[Decision], say: Callable[[str], None]
 
 def tell(folder: AnyPath, decisions: Iterable[Decision]) -> None:
     """Name in the ledger what it does not name yet: without a step, so that it is never cut."""
-    lines = written(folder / "ledger.jsonl") if decisions else []
+    try:
+        lines = written(folder / "ledger.jsonl") if decisions else []
+    except OSError as e:
+        say(f"ledger.jsonl cannot be read ({why(e)}): the next start names the decisions in it")
+        return
     there = {row.get("decision") for row in lines if row.get("kind") == "decision"}
     for d in decisions:
         if d.name not in there:
@@ -120,7 +124,11 @@ def roll_back(folder: AnyPath, window: Window, step: int, position: int) -> Deci
             f"The run went back to step {target} {SAME_STEP} times and is no better up to step "
             f"{step}: lower optim.lr, or look at the samples that ledger.jsonl names."
         )
-    samples = spiked(folder)  # the ledger's lines beyond the target are cut
+    samples: dict[int, list[int]] = {}
+    try:
+        samples = spiked(folder)  # the ledger's lines beyond the target are cut
+    except OSError as e:  # it only informs
+        say(f"ledger.jsonl cannot be read ({why(e)}): the decision names no samples")
     entry = {
         "kind": "roll_back",
         "step": target,
@@ -143,7 +151,7 @@ def roll_back(folder: AnyPath, window: Window, step: int, position: int) -> Deci
 
 
 def spiked(folder: AnyPath) -> dict[int, list[int]]:
-    """Step -> the samples that the ledger names of its spike."""
+    """Step -> the samples that the ledger names of its spike. Raises OSError."""
     found: dict[int, list[int]] = {}
     for row in written(folder / "ledger.jsonl"):
         if row.get("kind") == "skip" and row.get("reason") == "spike":

@@ -19,7 +19,7 @@ from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.lines import written
 from vtx_scale.trainer.loop import Progress, due
-from vtx_scale.trainer.output import Ledger, say
+from vtx_scale.trainer.output import Ledger, say, why
 from vtx_scale.trainer.precision import Precision
 
 T = TypeVar("T")
@@ -163,12 +163,16 @@ def fault_of(stored: Storage, step: int, rank: int, world: int) -> str:
 
 
 def overdue(run: Run, folder: AnyPath, step: int, strategy: Base) -> list[str]:
-    """Evaluators that were due at `step` but did not come to write their line;
-    the same on every rank.
+    """Evaluators that were due at `step` but did not come to write their line, or all where their
+    lines cannot be read; the same on every rank.
     """
     names, done = due(run, step), set()
     if names and strategy.all.rank == 0:
-        rows = written(folder / "evaluations.jsonl")
+        try:
+            rows = written(folder / "evaluations.jsonl")
+        except OSError as e:
+            rows = []
+            say(f"evaluations.jsonl cannot be read ({why(e)}): step {step} is evaluated again")
         done = {str(r.get("name")) for r in rows if r.get("step") == step}
     mine = [float(strategy.all.rank == 0 and name not in done) for name in names]
     flags = torch.tensor(mine, device=strategy.device)

@@ -24,6 +24,8 @@ def stays(
 
     known: names of the decisions that a run which trains follows; None where none trains.
 
+    What is returned raises OSError where the numbers cannot be read: then nothing may be removed.
+
     Raises UserError where the evaluator does not say which way its number is better.
     """
     every, best = run.checkpoint.keep_every, run.checkpoint.best
@@ -82,7 +84,10 @@ def direction(name: str, number: str) -> int:
 
 
 def scores_of(folder: AnyPath, name: str, number: str) -> dict[int, float]:
-    """What evaluations.jsonl has of a number, by step; what is no number has none."""
+    """What evaluations.jsonl has of a number, by step; what is no number has none.
+
+    Raises OSError where it cannot be read.
+    """
     found = {}
     for row in written(folder / "evaluations.jsonl"):
         value = row.get(number)

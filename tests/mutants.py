@@ -1229,6 +1229,22 @@ MUTANTS = (
         "A manifest is what its writer sealed, to the byte.",
     ),
     Mutant(
+        "the-best-is-removed-in-an-outage",
+        LINES,
+        """    body = b"".join(body_of(part) for part in parts)
+""",
+        """    try:
+        body = b"".join(body_of(part) for part in parts)
+    except OSError:
+        return []
+""",
+        (
+            f"{BUCKET_RUNS}::test_no_checkpoint_is_removed_where_the_best_cannot_be_known",
+            f"{BUCKET_RUNS}::test_what_cannot_be_read_is_no_step_to_amend_behind",
+        ),
+        "One failed read costs no checkpoint that stays.",
+    ),
+    Mutant(
         "the-worst-stays",
         "launch/retention.py",
         "(sign * scores[step], step)",

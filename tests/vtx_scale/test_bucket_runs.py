@@ -1,5 +1,6 @@
 """A run's folder where nothing can be appended: objects, segments, copies of either form."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from vtx_scale.checkpoints import lease
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import Below, ObjectPath, storage_of
-from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.storage import Changed, Folder
 from vtx_scale.launch import run_folder
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.trainer import output
@@ -122,6 +123,76 @@ def test_another_process_may_write_in_the_same_place(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     Ledger(both[0]).write(kind="skip", step=9)
     assert SEGMENTS.flush(5) and (both[0] / "ledger/00003-00000001.jsonl").is_file()
+
+
+class Unread(Memory):
+    """A bucket in which one object cannot be read, so many times."""
+
+    times, fault = 0, OSError(5, "the server did not answer")
+
+    def open(self, name):
+        if self.times and name.endswith(".jsonl"):
+            self.times -= 1
+            raise self.fault
+        return super().open(name)
+
+
+def test_lines_that_cannot_be_read_are_not_none(tmp_path):
+    """Whoever asks hears of it, and one that is replaced just then is asked for again."""
+    folder = ObjectPath(Unread(), "run")
+    assert written(folder / "metrics.jsonl") == []
+    metric(folder, 1, 2)
+    assert SEGMENTS.flush(5)
+    folder.root.times = 1
+    with pytest.raises(OSError, match="did not answer"):
+        written(folder / "metrics.jsonl")
+    folder.root.times, folder.root.fault = 2, Changed(116, "another by now")
+    assert seen(folder) == [1, 2]
+    folder.root.times = 1000
+    with pytest.raises(Changed):
+        written(folder / "metrics.jsonl")
+    folder.root.times, folder.root.fault = 1, FileNotFoundError(2, "gone since")
+    assert seen(folder) == []
+    (tmp_path / "metrics.jsonl").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError):
+        written(tmp_path / "metrics.jsonl")
+
+
+def test_no_checkpoint_is_removed_where_the_best_cannot_be_known():
+    """One failed read must not cost the best one; the next save removes what is too many."""
+    from tests.vtx_scale.test_retention import recipe
+    from vtx_scale.checkpoints.format import manifest_name, steps
+    from vtx_scale.checkpoints.write import prune
+    from vtx_scale.launch.retention import stays
+
+    folder = ObjectPath(Unread(), "run")
+    for step, top1 in ((2, 0.9), (4, 0.5), (6, 0.1)):
+        row = json.dumps({"name": "zero_shot", "step": step, "top1": top1}).encode()
+        append(folder / "evaluations.jsonl", row)
+    assert SEGMENTS.flush(5)
+    stored = checkpoints_of(folder)
+    for step in (2, 4, 6):
+        stored.put(manifest_name(step), b"{}")
+    chosen = stays(recipe("checkpoint.best=zero_shot/top1"), folder)
+    folder.root.times = 1
+    with contextlib.suppress(OSError):
+        prune(stored, 1, chosen)
+    assert steps(stored) == [2, 4, 6]
+    assert prune(stored, 1, chosen) == [4] and steps(stored) == [2, 6]
+
+
+def test_what_cannot_be_read_is_no_step_to_amend_behind():
+    from tests.runs import smoke
+    from vtx_scale.launch.amend import check_step
+
+    folder = ObjectPath(Unread(), "run")
+    metric(folder, 1, 2, 3)
+    assert SEGMENTS.flush(5)
+    folder.root.times = 1
+    with pytest.raises(UserError, match="metrics.jsonl cannot be read .*: try again"):
+        check_step(folder, smoke(), 2)
+    with pytest.raises(UserError, match="has finished step 3"):
+        check_step(folder, smoke(), 2)
 
 
 def test_evaluations_are_one_object_that_several_add_to():

@@ -341,7 +341,8 @@ def prune(
 ) -> list[int]:
     """Remove all but the newest `keep` checkpoints and those that stay; the steps removed.
 
-    Raises OSError where one cannot be removed, after all that can be.
+    Raises OSError where one cannot be removed, after all that can be, and before any is where
+    `stays` raises it.
     """
     there, fault = steps(storage), None
     gone = sorted(set(there[: -keep if keep > 0 else None]) - stays(there))

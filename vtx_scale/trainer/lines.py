@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath, storage_of
+from vtx_scale.data_pipeline.storage import Changed
 from vtx_scale.trainer.output import PLACE, add_bytes, json_line, send_rest
 from vtx_scale.trainer.segments import segments
+
+TRIES = 4  # readings of an object that others replace meanwhile
 
 
 def truncate_logs_after(folder: AnyPath, step: int) -> None:
@@ -78,15 +81,30 @@ def rewrite(path: AnyPath, body: bytes, rest: bytes) -> None:
 
 
 def written(path: AnyPath) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file and of its segments; none where it cannot be read."""
-    try:
-        parts, file = segments(path), [path] if path.is_file() else []
-        # what is not appended to here came with a copy, and is older
-        parts = [*file, *parts] if isinstance(path, ObjectPath) else [*parts, *file]
-        body = b"".join(part.read_bytes() for part in parts)
-    except OSError:
-        return []
+    """The objects of a JSON-lines file and of its segments; none where there is no such file.
+
+    Raises OSError where it cannot be read: no lines and none that can be read are not the same.
+    """
+    parts, file = segments(path), [path] if path.is_file() else []
+    # what is not appended to here came with a copy, and is older
+    parts = [*file, *parts] if isinstance(path, ObjectPath) else [*parts, *file]
+    body = b"".join(body_of(part) for part in parts)
     return [entry for line in body.splitlines() if (entry := parsed(line)) is not None]
+
+
+def body_of(part: AnyPath) -> bytes:
+    """All of a file or object, nothing of one that went away. One that others replace is asked for
+    again. Raises OSError.
+    """
+    for last in (False,) * (TRIES - 1) + (True,):
+        try:
+            return part.read_bytes()
+        except FileNotFoundError:
+            break
+        except Changed:
+            if last:
+                raise
+    return b""
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:
