@@ -12,6 +12,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +21,7 @@ from vtx_scale.checkpoints import lease
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.checkpoints.lease import Lease
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.objects import AnyPath, storage_of
+from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath, storage_of
 from vtx_scale.data_pipeline.publish import machine
 from vtx_scale.launch import decided, outside, override, recipes
 from vtx_scale.launch.amendments import check_fork
@@ -30,6 +31,7 @@ from vtx_scale.launch.places import cache_folder
 from vtx_scale.specs import walk
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import Ledger, say
+from vtx_scale.trainer.segments import SEGMENTS
 
 SHOWN = 200  # letters of a value in a refusal
 HashOf = Callable[[Run, str], str]  # (run, fingerprint of its data) -> the run's name
@@ -99,7 +101,16 @@ def acquire_lease(folder: AnyPath, say: Callable[[str], None] = say) -> Held:
     except BaseException:
         local.close()
         raise
+    send_while_held(folder, held.epoch)
     return Held(held, local)
+
+
+def send_while_held(folder: AnyPath, epoch: int) -> None:
+    """What grows in a run's folder in a bucket is sent by this process while an epoch of the lease
+    is the newest, and no longer. On a disk nothing changes. epoch: 0 where nobody took one.
+    """
+    if epoch and isinstance(folder, ObjectPath):
+        SEGMENTS.guard(str(folder), partial(lease.lost, lease_of(folder), epoch))
 
 
 def lock_of(folder: AnyPath) -> Path:

@@ -158,6 +158,7 @@ def train(run: Run, folder: AnyPath, fork: bool, prepare: bool, epoch: int) -> i
             if prepare:
                 run, lease, epoch = join(run, folder, fork, rank, world)
             shared = share_opened(run, device) if world > 1 else None
+            run_folder.send_while_held(folder, epoch)
         while (code := attempt(run, folder, device, world, control, epoch)) is None:
             requests.unsaved = lambda: False  # what was computed is abandoned, and let go
             control.skipped = 0

@@ -128,6 +128,22 @@ def test_a_second_job_refuses_and_of_one_that_was_suspended_nothing_is_committed
     assert curve(url)[-1] == curve(undisturbed)[-1] and end(url) == end(undisturbed)
 
 
+def test_a_job_that_was_suspended_adds_no_lines_behind_those_of_the_next(url, job, tmp_path):
+    first = job((shorter, (1.5,)), (at_failpoint, ("backward-4", stop_here)))
+    process = first.start()
+    try:
+        wait_for(lambda: is_stopped(process.pid))
+        other = job((shorter, (1.5,)), XDG_CACHE_HOME=str(tmp_path / "elsewhere"))
+        assert other.run() == 0, other.said.read_text()
+        before = curve(url)
+        os.kill(process.pid, signal.SIGCONT)
+        assert ended(process) == 2, first.said.read_text()
+    finally:
+        process.kill()
+        process.join()
+    assert curve(url) == before and len(before) == STEPS
+
+
 def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 

@@ -20,7 +20,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import Below, ObjectPath, storage_of
 from vtx_scale.data_pipeline.storage import Changed, Folder
 from vtx_scale.launch import run_folder
-from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.paths import checkpoints_of, lease_of
 from vtx_scale.trainer import output
 from vtx_scale.trainer import segments as module
 from vtx_scale.trainer.control import Control, Looked
@@ -33,6 +33,7 @@ from vtx_scale.trainer.segments import SEGMENTS, Segments
 @pytest.fixture(autouse=True)
 def nothing_waits(monkeypatch):
     SEGMENTS.drop()
+    monkeypatch.setattr(SEGMENTS, "_guards", {})
     monkeypatch.setattr(PLACE, "states", {name: output.State() for name in output.PLACES})
     yield
     SEGMENTS.drop()
@@ -224,6 +225,119 @@ def test_a_bucket_that_is_away_holds_nobody_up_and_what_waited_is_there_later(mo
     assert PLACE.states["metrics.jsonl"].dropped == 0
     folder.root.away = False
     assert SEGMENTS.flush(5) and seen(folder) == list(range(1, 101))
+
+
+class Unheard(Memory):
+    """A bucket that stores what it is sent, and whose answers are lost, so many times."""
+
+    lost = 0
+
+    def answer(self, value):
+        if self.lost:
+            self.lost -= 1
+            raise OSError(5, "no answer in 8 tries")
+        return value
+
+    def put(self, name, body):
+        super().put(name, body)
+        self.answer(None)
+
+    def put_if_absent(self, name, body):
+        return super().put_if_absent(name, body) or self.answer(False)
+
+    def replace_if(self, name, body, tag):
+        with self.lock:
+            if self.objects[name][1] != tag:
+                return None
+            self.put(name, body)
+            return self.objects[name][1]
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl", "evaluations.jsonl"])
+def test_what_was_stored_without_an_answer_is_there_once(monkeypatch, name, times):
+    """Also where more has come since, and where another process wrote meanwhile."""
+    monkeypatch.setattr(module, "AGAIN", 0.02)
+    folder = ObjectPath(Unheard())
+    append(folder / name, b'{"step": 1}')
+    assert SEGMENTS.flush(5)
+    folder.root.lost = times
+    append(folder / name, b'{"step": 2}')
+    SEGMENTS.flush(0)
+    wait_until(lambda: folder.root.lost < times)
+    append(folder / name, b'{"step": 3}')
+    other = Segments()
+    other.add(folder / name, b'{"step": 9}\n', module.sender(folder / name))
+    assert SEGMENTS.flush(5) and other.flush(5)
+    assert sorted(seen(folder, name)) == [1, 2, 3, 9]
+    append(folder / name, b'{"step": 3}')  # the same line again is another one
+    assert SEGMENTS.flush(5) and sorted(seen(folder, name)) == [1, 2, 3, 3, 9]
+
+
+def test_events_that_were_stored_without_an_answer_are_there_once(monkeypatch):
+    monkeypatch.setattr(module, "AGAIN", 0.02)
+    folder = ObjectPath(Unheard(), "tensorboard")
+    events = Events(folder)
+    folder.root.lost = 1
+    events.add_scalar("train/loss", 1.0, 1)
+    SEGMENTS.flush(0)
+    wait_until(lambda: not folder.root.lost)
+    events.add_scalar("train/loss", 2.0, 2)
+    assert SEGMENTS.flush(5) and len(event_files(folder)) == 2
+    bodies = [path.read_bytes() for path in event_files(folder)]
+    assert [len(list(records(body))) for body in bodies] == [2, 2]  # each begins with a version
+
+
+def wait_until(what):
+    until = time.monotonic() + 5
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_who_lost_the_lease_adds_no_lines(capfd):
+    """As a job that was suspended past it, and wakes."""
+    folder = ObjectPath(Memory(), "run")
+    held = lease.acquire(lease_of(folder), {"who": "a job"})
+    run_folder.send_while_held(folder, held.epoch)
+    metric(folder, 1, 2)
+    assert SEGMENTS.flush(5)
+    metric(folder, 3, 4)  # and now it is suspended
+    held._ended.set()
+    held._thread.join()
+    other = lease.acquire(lease_of(folder), {"who": "the next job"}, ttl=0.2, poll=0.02)
+    theirs, place = Segments(), folder / "metrics.jsonl"
+    theirs.add(place, b'{"step": 3}\n', module.sender(place))
+    append(folder / "evaluations.jsonl", b'{"step": 4}')
+    assert theirs.flush(5) and not SEGMENTS.flush(5)
+    metric(folder, 5)
+    began = time.monotonic()
+    output.send_rest()
+    assert time.monotonic() - began < 5, "it waits for what may not be sent"
+    assert seen(folder) == [1, 2, 3] and seen(folder, "evaluations.jsonl") == []
+    assert PLACE.states["metrics.jsonl"].dropped == 3
+    assert PLACE.states["evaluations.jsonl"].dropped == 1
+    assert "the next job has taken the run over" in capfd.readouterr().err
+    run_folder.send_while_held(folder, other.epoch)  # this process is the next job
+    metric(folder, 4)
+    assert SEGMENTS.flush(5) and seen(folder) == [1, 2, 3, 4]
+    other.close()
+
+
+def test_a_lease_that_cannot_be_asked_for_costs_no_line(monkeypatch):
+    monkeypatch.setattr(module, "AGAIN", 0.02)
+    folder, answers = ObjectPath(Memory(), "run"), [OSError(5, "no answer")] * 2
+
+    def lost():
+        if answers:
+            raise answers.pop()
+        return ""
+
+    SEGMENTS.guard(str(folder), lost)
+    metric(folder, 1)
+    SEGMENTS.flush(0)
+    wait_until(lambda: not answers)
+    assert SEGMENTS.flush(5) and seen(folder) == [1]
 
 
 def test_what_has_no_room_is_dropped_and_counted(monkeypatch, capfd):

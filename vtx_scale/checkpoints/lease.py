@@ -106,6 +106,17 @@ def check(storage: Storage, epoch: int) -> None:
         raise Lost(f"{who} has taken the run over (epoch {now}, this job's is {epoch})")
 
 
+def lost(storage: Storage, epoch: int) -> str:
+    """Who has taken the run over, "" where an epoch still counts. Raises OSError where the storage
+    does not answer.
+    """
+    try:
+        check(storage, epoch)
+    except Lost as e:
+        return str(e)
+    return ""
+
+
 def acquire(
     storage: Storage,
     who: dict[str, str],

@@ -44,6 +44,7 @@ class Events:
         self.path: Path | None = None
         last = -1 if resumed is None else resumed
         self.begins: int | None = None  # where the new file says that it does
+        self.tried: tuple[bytes, str] | None = None  # events that are perhaps stored, and where
         PLACE.attempt("tensorboard", lambda: self._cut(last))
         if resumed is not None:
             self.add_text("run/resumed", f"resumed at step {resumed}", resumed)
@@ -94,9 +95,13 @@ class Events:
             raise
 
     def _send(self, body: bytes) -> None:
-        """Events as a file of their own in a bucket. Raises OSError."""
-        storage_of(self.folder).put(file_name(), self._head() + body)
-        self.begins = None  # said once
+        """Events as a file of their own in a bucket, the same ones again under the same name.
+        Raises OSError.
+        """
+        if self.tried is None or self.tried[0] != body:
+            self.tried = body, file_name()
+        storage_of(self.folder).put(self.tried[1], self._head() + body)
+        self.begins = self.tried = None  # said once
 
     def _head(self) -> bytes:
         """What a file begins with."""
