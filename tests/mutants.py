@@ -140,6 +140,14 @@ MUTANTS = (
         "The beginning of one set is not gone on with as another.",
     ),
     Mutant(
+        "packed_over_at_once",
+        "data_pipeline/tools/packing.py",
+        "        check_plan(out, read_json(out, UNFINISHED), plan)  # another command came first",
+        "        pass",
+        (f"{BUILD}::test_of_two_sets_at_once_one_is_refused",),
+        "Two commands that begin at once do not write two sets into one place.",
+    ),
+    Mutant(
         "half_a_set",
         "data_pipeline/remote.py",
         'if shards.root.head(f"{folder}/{UNFINISHED}".lstrip("/")) is not None:',

@@ -218,19 +218,30 @@ def begun(out: Storage, plan: str) -> dict[str, Any] | None:
     """
     known, done = read_json(out, UNFINISHED), read_json(out, DONE)
     if known is not None:
-        if known["plan"] != plan:
-            raise UserError(
-                f"{out} holds the beginning of another set: run the command that began it once "
-                "more, or give an empty folder."
-            )
+        check_plan(out, known, plan)
         return None
     if done is not None and done.pop("plan") == plan:
         finished: dict[str, Any] = done
         return finished
     if done is not None or any(name.endswith(".tar") for name in out.list("")):
         raise UserError(f"{out} holds shards already: give an empty folder.")
-    out.put_if_absent(UNFINISHED, json.dumps({"plan": plan}).encode())
+    if not out.put_if_absent(UNFINISHED, json.dumps({"plan": plan}).encode()):
+        check_plan(out, read_json(out, UNFINISHED), plan)  # another command came first
     return None
+
+
+def check_plan(out: Storage, known: Any, plan: str) -> None:
+    """Raises UserError where what stands in `UNFINISHED` is not this plan."""
+    if known is None:
+        raise UserError(
+            f"{out}/{UNFINISHED} is torn, or gone again by another command: run this one once "
+            "more, or give an empty folder."
+        )
+    if known["plan"] != plan:
+        raise UserError(
+            f"{out} holds the beginning of another set: run the command that began it once "
+            "more, or give an empty folder."
+        )
 
 
 def confirm(out: Storage, shards: list[dict[str, Any]]) -> None:

@@ -20,9 +20,12 @@ from tests.data_pipeline.packs import (
 )
 from tests.require import need
 from tests.runs import vtx
+from tests.storages import Memory
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.index import UNFINISHED
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.tools.packing import pack
 from vtx_scale.data_pipeline.tools.pictures import pictures_of
 from vtx_scale.data_pipeline.tools.tables import Columns, tables
 from vtx_scale.data_pipeline.tools.verify import verify
@@ -295,6 +298,31 @@ def test_what_stands_there_is_never_overwritten(tmp_path):
         packed(pictures(two), out)
     with pytest.raises(UserError, match="holds shards already"):
         packed(pictures(one, each=2), out)
+
+
+class Raced(Memory):
+    """Another command puts its plan there between the look and the plan of this one."""
+
+    def __init__(self, theirs):
+        super().__init__()
+        self.theirs = theirs
+
+    def put_if_absent(self, name, body):
+        if self.theirs is not None:
+            self.put(name, self.theirs or body)
+        return super().put_if_absent(name, body)
+
+
+def test_of_two_sets_at_once_one_is_refused(tmp_path):
+    """The same set by two processes is one set; a plan that cannot be read is nobody's."""
+    source = class_folders(tmp_path / "in")
+    for theirs, words in ((b'{"plan": "other"}', "of another set"), (b"{", "is torn")):
+        out = Raced(theirs)
+        with pytest.raises(UserError, match=words):
+            packed(pictures(source), tmp_path, storage=out)
+        assert list(out.objects) == [UNFINISHED] and out.objects[UNFINISHED][0] == theirs
+    plain = pack(Raced(None), pictures(source), 0, lambda: None)
+    assert pack(Raced(b""), pictures(source), 0, lambda: None) == plain
 
 
 def test_webdataset_reads_it_and_no_time_or_owner_is_in_it(tmp_path):
