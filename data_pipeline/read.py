@@ -31,8 +31,21 @@ CHUNKS_KEPT = 4096
 READS = 4  # of a chunk whose CRC differs or that cannot be read, before its samples are masked
 UNREADABLE, SECONDS = 3, 60.0  # so many chunks that cannot be read in so short a time end the run
 
+# of the disk or the server and not of a sample: another look may find it sound
+PASSING = ("read_error", "chunk_crc", "chunk_walk")
+
 Draw = Callable[[int, int], NDArray[np.float64]]  # (view, n) -> n numbers in [0, 1)
 Row = dict[str, NDArray[Any]]  # what a reader makes of a sample
+
+
+def unread(where: str, reason: str) -> UserError:
+    """For a command that keeps what it makes: what is to be done about a sample that could not be
+    read. where: its id.
+    """
+    return UserError(
+        f"{where} could not be read ({reason}), which may pass: look at the disk and the memory, "
+        "then run the same command again; where that does not help, copy the shard there anew."
+    )
 
 
 class Members(dict[str, Any]):

@@ -279,6 +279,22 @@ MUTANTS = (
         "Both names of a bucket's index know of a quarantine.",
     ),
     Mutant(
+        "repacked_without",
+        "data_pipeline/tools/repack.py",
+        "if e.reason in PASSING:",
+        "if False:",
+        (f"{REPACK}::test_what_cannot_be_read_now_ends_it_and_is_not_left_out",),
+        "What a disk cannot read now is not left out of a set for good.",
+    ),
+    Mutant(
+        "encoded_without",
+        "data_pipeline/tools/encode.py",
+        'in (*PASSING, "worker_died"):',
+        'in ("read_error", "worker_died"):',
+        (f"{CODES}::test_what_cannot_be_read_now_is_not_left_out",),
+        "Nor is it left out of codes.",
+    ),
+    Mutant(
         "quarantine_passing",
         "data_pipeline/tools/quarantine.py",
         "if reason not in PASSING:",

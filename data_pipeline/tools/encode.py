@@ -17,7 +17,7 @@ from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.loader import Batches, Loader, Reader
 from vtx_scale.data_pipeline.members import TEXTS
 from vtx_scale.data_pipeline.order import Int
-from vtx_scale.data_pipeline.read import Members
+from vtx_scale.data_pipeline.read import PASSING, Members, unread
 from vtx_scale.data_pipeline.scan import shown
 from vtx_scale.data_pipeline.sources import Samples
 from vtx_scale.data_pipeline.storage import Storage
@@ -169,11 +169,8 @@ def rows_of(
             if entry["kind"] != "sample":
                 continue
             where = f"{entry['shard']}/{entry['key']}"
-            if entry["reason"] in ("read_error", "worker_died"):
-                raise UserError(
-                    f"{where} could not be read ({entry['reason']}): look at the disk and the "
-                    "memory, then run the same command again."
-                )
+            if entry["reason"] in (*PASSING, "worker_died"):
+                raise unread(where, entry["reason"])
             bad += 1
             say(f"{where}: {entry['reason']} {shown(entry.get('detail', ''))}, left out".strip())
         pixels = batch["image"].numpy()

@@ -11,13 +11,10 @@ from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.loader import Reader, put, uniforms
 from vtx_scale.data_pipeline.opening import keep_again
-from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.read import PASSING, ChunkReader
 from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.tools.records import recorded
 from vtx_scale.data_pipeline.tools.stats import parts_of
-
-# of the disk or the server and not of a sample: another look may find it sound
-PASSING = ("read_error", "chunk_crc", "chunk_walk")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from vtx_scale.data_pipeline.errors import BadSample, UserError, described, judg
 from vtx_scale.data_pipeline.foreign import PACKED
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.lists import MAGIC, braces
-from vtx_scale.data_pipeline.read import ChunkReader
+from vtx_scale.data_pipeline.read import PASSING, ChunkReader, unread
 from vtx_scale.data_pipeline.scan import shown
 from vtx_scale.data_pipeline.shards import Shards, read_whole
 from vtx_scale.data_pipeline.storage import File, Folder, Storage
@@ -33,7 +33,10 @@ class Numbers:
     edit: Edit
 
     def __call__(self, unit: tuple[int, int]) -> Iterator[Sample | Left]:
-        """A sample, or why it is left out: quarantined ones among them."""
+        """A sample, or why it is left out: quarantined ones among them.
+
+        Raises UserError where one could not be read, which another look may find sound.
+        """
         reader = ChunkReader(self.index)
         try:
             for g in range(*unit):
@@ -43,6 +46,8 @@ class Numbers:
                     plain = {k: v for k, v in members.items() if not k.startswith("__")}
                     yield key, judged("picture", self.edit, plain)
                 except BadSample as e:
+                    if e.reason in PASSING:
+                        raise unread(reader.id(g), e.reason) from None
                     yield Left(reader.id(g), e.reason, shown(e.detail))
         finally:
             reader.close()

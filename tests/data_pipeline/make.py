@@ -1,11 +1,15 @@
 """Small shards of real pictures, and readers that loader processes can import."""
 
+import errno
 import io
 import os
 import signal
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -17,6 +21,7 @@ from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.loader import Batches, InOrder
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
+from vtx_scale.data_pipeline.storage import File
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.verify import verify
 
@@ -81,6 +86,32 @@ def small_set(folder: Path, sizes: tuple[int, ...] = SIZES) -> Path:
     for s, count in enumerate(sizes):
         write_shard(folder / f"s{s}.tar", rows(s, count))
     return folder
+
+
+@contextmanager
+def unreadable(shard: Path, reason: str) -> Iterator[None]:
+    """A shard that cannot be read for a while, after it was indexed: its disk gives errors
+    (`read_error`), or another bit (`chunk_crc`). In this process.
+    """
+    plain, body, stat = File.read, bytearray(shard.read_bytes()), shard.stat()
+
+    def read(file: File, offset: int, length: int) -> bytes:
+        if Path(file.path) == shard:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(file, offset, length)
+
+    def put(at: int) -> None:
+        body[at] ^= 1
+        shard.write_bytes(body)
+        os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    if reason == "read_error":
+        with mock.patch.object(File, "read", read):
+            yield
+    else:
+        put(700)
+        yield
+        put(700)
 
 
 def batches_of(

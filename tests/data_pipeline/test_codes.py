@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data_pipeline.make import corrupt, jpeg
+from tests.data_pipeline.make import corrupt, jpeg, unreadable
 from vtx_scale.data_pipeline.codes import (
     LIMIT,
     MEMBER,
@@ -268,6 +269,22 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(pictures, tmp_path):
         whole_of(pictures, out)
         assert content(out) == wanted, at
     assert len(ends) >= 4
+
+
+@pytest.mark.parametrize("reason", ["chunk_crc", "read_error"])
+def test_what_cannot_be_read_now_is_not_left_out(pictures, tmp_path, reason):
+    """The command ends at that shard, and goes on there once the disk is well."""
+    whole_of(pictures, tmp_path / "whole")
+    source = tmp_path / "in"
+    shutil.copytree(pictures, source)
+    open_index(str(source))
+    with unreadable(source / "part-1.tar", reason):
+        with pytest.raises(UserError, match=rf"part-1.tar/\S+ could not be read \({reason}\)"):
+            whole_of(source, tmp_path / "out")
+    assert set(content(tmp_path / "out")) == {"codec.json", "part-0.tar"}
+    again = whole_of(source, tmp_path / "out")
+    assert (again.wrote, again.there) == (2, 1)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_other_codes_in_the_folder_are_refused(pictures, tmp_path):

@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import lzma
-import os
 import tarfile
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.data_pipeline.make import corrupt, encoded, jpeg, picture, rows, small_set
+from tests.data_pipeline.make import corrupt, encoded, jpeg, picture, rows, small_set, unreadable
 from tests.data_pipeline.packs import contents, killed_at, packed, samples_of
 from tests.require import need
 from tests.runs import vtx
@@ -53,21 +52,40 @@ def test_keys_and_members_come_out_as_they_went_in(tmp_path_factory, keys, above
     assert (made["samples"], made["shards"]) == (len(keys), -(-len(keys) // each))
 
 
-def test_bytes_stay_and_what_cannot_be_read_is_named(tmp_path):
+@pytest.mark.parametrize("reason", ["chunk_crc", "read_error"])
+def test_what_cannot_be_read_now_ends_it_and_is_not_left_out(tmp_path, reason):
+    """Neither set nor record says so, and once it can be read the same command gives what it gives
+    of a sound disk.
+    """
+    source, out = small_set(tmp_path / "in"), tmp_path / "out"
+    wanted, _ = packed(again(source, 6), tmp_path / "whole")
+    work = again(source, 6)
+    with unreadable(source / "s2.tar", reason):
+        for _ in range(2):
+            with pytest.raises(UserError, match=rf"s2.tar/\S+ could not be read \({reason}\)"):
+                packed(work, out)
+    assert not list(out.rglob("*.safetensors"))
+    records = [json.loads(path.read_text()) for path in (out / ".vtx").rglob("00*.json")]
+    assert all(record["left"] == [] for record in records) and len(records) == 1
+    with pytest.raises(UserError, match="is not complete"):
+        open_index(str(out))
+    made, left = packed(work, out)
+    assert made == wanted and not left and contents(out) == contents(tmp_path / "whole")
+    assert samples_of(out) == samples_of(source)
+
+
+def test_what_stays_unreadable_is_copied_anew(tmp_path):
+    """Then it is indexed again, and what is in it is repacked."""
     source = small_set(tmp_path / "in")
+    again(source, 6)
     shard = source / "s0.tar"
-    body = bytearray(shard.read_bytes())
-    index = open_index(str(source))
-    at = index.chunk_offset[0] + 700
-    body[at] ^= 1
-    index.file.touch()
-    stat = shard.stat()
+    with unreadable(shard, "chunk_crc"):
+        with pytest.raises(UserError, match="copy the shard there anew"):
+            packed(again(source, 6), tmp_path / "out")
+        body = shard.read_bytes()
     shard.write_bytes(body)
-    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    made, left = packed(again(source, 6), tmp_path / "out")
-    assert {line["reason"] for line in left} == {"chunk_crc"} and len(left) == 5
-    assert left[0]["row"] == "s0.tar/0-00" and made["samples"] == 10
-    assert samples_of(tmp_path / "out") == [*rows(1, 1), *rows(2, 9)]
+    made, left = packed(again(source, 6), tmp_path / "other")
+    assert made["samples"] == len(samples_of(source)) and not left
 
 
 def test_two_that_would_become_one_are_named(tmp_path):
