@@ -279,7 +279,8 @@ def test_two_writers_are_refused(tmp_path):
     process = start("train", COLOUR, "--run", folder, "steps=100000")
     try:
         wait_for_step(folder, 3, process)
-        assert "is being written by process" in refused("train", COLOUR, "--run", folder)
+        again = refused("train", COLOUR, "--run", folder, "steps=100000")
+        assert "is being written by process" in again
     finally:
         process.kill()
         process.communicate()
