@@ -408,8 +408,9 @@ class NodeCache:
 
     def leave(self) -> None:
         """This process reads the data set no more."""
-        if hasattr(self, "users"):
-            self.users.leave()
+        users: Users | None = getattr(self, "users", None)
+        if users is not None:  # else it was never made: `__del__` comes here too
+            users.leave()
 
 
 def part_of(path: Path) -> Path:

@@ -172,10 +172,10 @@ class Cached:
             self._files.popitem(last=False)[1].close()
 
     def forget(self, k: int) -> None:
-        """Its file is not what was written: let it be fetched again."""
+        """Its file may not be what was written: let it be looked at, and fetched again."""
         self._checked.pop(k, None)
         if (file := self._files.pop(k, None)) is not None:
-            self.node.cache.drop(k, file)
+            file.close()
         else:
             self.beside.forget(k)
 

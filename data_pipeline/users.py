@@ -153,6 +153,7 @@ def say_in_use(fd: int, chunks: NDArray[np.int64]) -> None:
 
     Raises OSError.
     """
+    # 4 bytes a chunk, which the block covers that each chunk counts beyond its own
     body = chunks.astype("<u4").tobytes()
     os.pwrite(fd, body, 0)
     os.ftruncate(fd, len(body))

@@ -1063,8 +1063,8 @@ MUTANTS = (
     Mutant(
         "cache-crc",
         "data_pipeline/cached.py",
-        "is not None:\n            self.node.cache.drop(k, file)\n",
-        "is not None:\n            file.close()\n",
+        "            self.node.cache.drop(k, file)\n",
+        "            file.close()\n",
         (f"{CACHED}::test_bytes_that_the_disk_changed_are_fetched_again",),
         "A file of the cache that the disk changed is fetched again.",
     ),
@@ -1115,6 +1115,14 @@ MUTANTS = (
         "        return spans(begins), spans(begins)\n",
         (f"{PLAN}::test_the_plan_knows_when_a_chunk_is_needed",),
         "A chunk that lies in two lanes is needed in both.",
+    ),
+    Mutant(
+        "plan-in-use",
+        "data_pipeline/plan.py",
+        "if end // n > begin // n else {begin // n}",
+        "if False else {begin // n}",
+        (f"{PLAN}::test_what_is_in_use_holds_what_each_batch_needs",),
+        "What a run has in use is known across the end of an epoch.",
     ),
     Mutant(
         "plan-only-bad",

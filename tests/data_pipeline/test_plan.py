@@ -85,6 +85,29 @@ def test_the_plan_of_a_node_is_that_of_its_ranks(sizes, lanes, batch, world, dat
         )
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=6, max_size=20),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 20),
+)
+def test_what_is_in_use_holds_what_each_batch_needs(sizes, lanes, batch, first):
+    """Of two steps, wherever they lie; and nothing that is needed neither a window before nor a
+    window behind them.
+    """
+    index = index_of(sizes)
+    order = Order(index.chunk_samples, 7, lanes, 4)
+    plan = Plan(index, order, batch, [0], 1)
+    begin, end = first * batch, (first + 2) * batch - 1
+    found = set(plan.in_use(begin, end).tolist())
+    assert {k for step in (first, first + 1) for k in plan.needs(step).tolist()} <= found
+    near = lanes * 6
+    around = np.arange(max(0, begin - near), end + near)
+    if max(sizes) < order.n // lanes:  # else a chunk holds whole lanes
+        assert found <= set(uses_of(index, order, around).tolist())
+
+
 def test_a_cyclic_pass_has_hits(tmp_path):
     """Three epochs through a cache of a quarter: what is needed last goes first, so that much of
     an epoch's end serves the next one; a cache that drops what was used longest ago would fetch
