@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.lists import braces, expand, separators
-from vtx_scale.data_pipeline.storage import Changed, Folder, Head, NoPlace, Storage
+from vtx_scale.data_pipeline.storage import Changed, Folder, Head, NoBucket, Storage
 
 PART = 8 << 20  # bytes that are fetched at a time
 AHEAD = 3  # shards that are fetched before they are read
@@ -199,7 +199,7 @@ def read_whole(root: Storage, name: str, limit: int = 1 << 40) -> bytes | None:
     """
     try:
         return root.get_range(name, 0, limit)
-    except NoPlace as e:
+    except NoBucket as e:
         raise UserError(f"{e.filename}: there is no such bucket: look at its name.") from None
     except FileNotFoundError:
         return None

@@ -33,8 +33,12 @@ class Changed(OSError):
     """An object is another one than the one that was asked for."""
 
 
-class NoPlace(FileNotFoundError):
-    """There is nothing of the name that a whole storage has: no such bucket."""
+class NoBucket(FileNotFoundError):
+    """There is no such bucket."""
+
+
+class NoKeys(PermissionError):
+    """There are no keys with which a bucket could be asked."""
 
 
 class Object(Protocol):

@@ -3,12 +3,12 @@
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
-from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.launch.amendments import amended, plan
 from vtx_scale.launch.decided import Decision, read
 from vtx_scale.launch.override import WEIGHTS
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
 def hint(folder: AnyPath, made: Decision) -> str:
     """What a run that trains knows of it."""
     stop = f"'mkdir -p {folder}/control && touch {folder}/control/stop'"
-    if SCHEME.match(str(folder)):
-        stop = f"an object {folder}/control/stop"
+    if not isinstance(folder, Path):  # no command that every machine has puts an object
+        stop = f"an empty object at {folder}/control/stop, or SIGTERM to its job"
     if not steps(checkpoints_of(folder)):
         return (
             "a run that trains now does not see it, and has saved nothing yet to go back to: "

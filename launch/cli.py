@@ -11,7 +11,7 @@ import traceback
 from typing import NoReturn
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.trainer.output import open_missing_descriptors, say, sentence, why
+from vtx_scale.trainer.output import code_of, open_missing_descriptors, say, sentence, why
 
 COMMANDS = (
     "train",
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         code, text = 130, "interrupted"
     except OSError as e:
         caught = e
-        code, text = 1, sentence(e)
+        code, text = code_of(e), sentence(e)
         if e.errno == errno.ENOSPC and e.filename is None and command not in TRAINING:
             text = f"stdout: {text}"  # the files that a command writes have names
     except Exception as e:  # ours to mend: a sentence all the same

@@ -69,6 +69,7 @@ from vtx_scale.trainer.optim import optimizer_of
 from vtx_scale.trainer.output import (
     PLACE,
     Ledger,
+    code_of,
     guarded_stderr,
     open_missing_descriptors,
     say,
@@ -208,6 +209,8 @@ def join(
             epoch = int(common.item())
             if epoch < 0 and fault is None:
                 raise Elsewhere(2)
+        if isinstance(fault, OSError) and code_of(fault) == 2:
+            raise UserError(sentence(fault)) from fault
         if fault is not None:
             raise fault
         resolved = replace(resolve_data(run, folder=folder), system=run.system)

@@ -755,6 +755,14 @@ MUTANTS = (
         "What one rank cannot read ends an evaluation on all ranks before the same batch.",
     ),
     Mutant(
+        "no-such-bucket-is-no-input",
+        OUTPUT,
+        "return 2 if isinstance(e, NoBucket | NoKeys) else 1",
+        "return 1",
+        ("tests/cluster/test_s3_runs.py::test_a_bucket_that_cannot_be_meant_is_wrong_input",),
+        "A bucket that is not there, or without keys, is wrong input where nothing has begun.",
+    ),
+    Mutant(
         "segments-overwritten",
         SEGMENTS,
         "if self.root.put_if_absent(name, body) or (",

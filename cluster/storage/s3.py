@@ -26,7 +26,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
 from vtx_scale.cluster.storage import pace
-from vtx_scale.data_pipeline.storage import Changed, Head, NoPlace
+from vtx_scale.data_pipeline.storage import Changed, Head, NoBucket, NoKeys
 
 PATIENCE = 20.0  # seconds without any progress, then a request is made again
 PART = 8 << 20  # bytes: a file above this is sent in parts
@@ -485,12 +485,12 @@ def error_of(fault: Fault, tries: int, url: str) -> OSError:
     if fault.status == 404:
         if fault.code == "NoSuchBucket":
             url = "/".join(url.split("/")[:3])
-            return NoPlace(errno.ENOENT, "no such bucket", url)
+            return NoBucket(errno.ENOENT, "no such bucket", url)
         return FileNotFoundError(errno.ENOENT, "no such object", url)
     if fault.status == 412:
         return Changed(errno.ESTALE, "the object is another by now", url)
     if fault.code.endswith(("CredentialsError", "RetrievalError")):
-        return PermissionError(errno.EACCES, "no credentials for AWS were found", url)
+        return NoKeys(errno.EACCES, "no credentials for AWS were found", url)
     said = " ".join(dict.fromkeys((str(fault.status), fault.code))).strip()
     if fault.status in (401, 403) or fault.code == "ExpiredToken":
         return PermissionError(errno.EACCES, f"the server refuses it ({said})", url)

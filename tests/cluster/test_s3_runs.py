@@ -144,6 +144,22 @@ def test_a_job_that_was_suspended_adds_no_lines_behind_those_of_the_next(url, jo
     assert curve(url) == before and len(before) == STEPS
 
 
+@pytest.mark.parametrize("lacks", ["bucket", "keys"])
+def test_a_bucket_that_cannot_be_meant_is_wrong_input(url, lacks, tmp_path, monkeypatch):
+    """Where nothing has begun: of the command, of a rank that another launcher has started."""
+    place, said = "s3://vtx-nowhere/run", "s3://vtx-nowhere: no such bucket: look at the names"
+    if lacks == "keys":
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        place, said = url, "no credentials for AWS were found: set AWS_ACCESS_KEY_ID"
+    train = ("train", COLOUR, "--smoke", "--run", place)
+    for env in ({}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}):
+        done = vtx(*train, env={**environment(), **env})
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
 def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 

@@ -196,6 +196,17 @@ def test_what_cannot_be_read_is_no_step_to_amend_behind():
         check_step(folder, smoke(), 2)
 
 
+def test_a_hint_names_no_command_for_files_where_there_are_none(tmp_path):
+    from vtx_scale.launch.amend import hint
+    from vtx_scale.launch.decided import Decision
+
+    made = Decision(1, 5, key="optim.lr", value="*0.5")
+    assert f"touch {tmp_path}/control/stop" in hint(tmp_path, made)
+    said = hint(ObjectPath(Memory(), "run"), made)
+    assert "touch" not in said and "mkdir" not in said
+    assert "an empty object at" in said and "run/control/stop" in said and "SIGTERM" in said
+
+
 def test_evaluations_are_one_object_that_several_add_to():
     root = Memory()
     mine = [Segments() for _ in range(4)]

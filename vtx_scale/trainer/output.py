@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath
+from vtx_scale.data_pipeline.storage import NoBucket, NoKeys
 from vtx_scale.trainer.segments import SEGMENTS, sender
 
 # everything that is written for watchers; the live line is drawn on stderr
@@ -170,6 +171,13 @@ def sentence(e: OSError) -> str:
     remote = str(e.filename or "").startswith("s3://")
     advice = (AT_BUCKET if remote else ADVICE).get(e.errno or 0)
     return f"{why(e)}: {advice}." if advice else why(e)
+
+
+def code_of(e: OSError) -> int:
+    """The exit code where nothing has begun: 2, wrong input, for a bucket that is not there or for
+    which there are no keys, else 1.
+    """
+    return 2 if isinstance(e, NoBucket | NoKeys) else 1
 
 
 def say(line: str) -> None:
