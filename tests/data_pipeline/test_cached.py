@@ -1,5 +1,6 @@
 """Batches through a node's cache: the same ones, within its limit, each chunk fetched once."""
 
+import contextlib
 import json
 import os
 import signal
@@ -184,13 +185,13 @@ def test_a_local_chunk_is_read_again_before_it_is_masked(shards, tmp_path, monke
     monkeypatch.setattr(File, "read", torn)
     for wrong in (3, 4):
         reads.clear()
-        fetch = whole_chunks(index)
-        if wrong < 4:
-            assert zlib.crc32(fetch(0)) == int(index.chunk_crc[0])
-        else:
-            with pytest.raises(Torn):
-                fetch(0)
+        body = None
+        with contextlib.suppress(Torn):
+            body = whole_chunks(index)(0)
         assert len(reads) == 4
+        assert (None if body is None else zlib.crc32(body)) == (
+            int(index.chunk_crc[0]) if wrong < 4 else None
+        )
 
 
 def test_another_takes_over_when_the_prefetcher_dies(shards, tmp_path):
