@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -194,6 +195,33 @@ def test_what_cannot_be_read_is_no_step_to_amend_behind():
         check_step(folder, smoke(), 2)
     with pytest.raises(UserError, match="has finished step 3"):
         check_step(folder, smoke(), 2)
+
+
+def test_a_start_goes_on_where_what_informs_cannot_be_read(capfd):
+    """What was due is evaluated again, and decisions are named by the next start."""
+    from types import SimpleNamespace
+
+    from tests.vtx_scale.test_retention import recipe
+    from vtx_scale.distributed.ranks import Ranks
+    from vtx_scale.launch.decided import Decision
+    from vtx_scale.launch.decisions import tell
+    from vtx_scale.launch.restore import overdue
+
+    folder, run = ObjectPath(Unread(), "run"), recipe()
+    strategy: Any = SimpleNamespace(all=Ranks(), device="cpu")
+    append(folder / "evaluations.jsonl", b'{"name": "zero_shot", "step": %d}' % run.steps)
+    decisions = [Decision(1, 5, key="optim.lr", value="*0.5")]
+    tell(folder, decisions)
+    assert SEGMENTS.flush(5)
+    for times in (1, 0):
+        folder.root.times = times
+        again = overdue(run, folder, run.steps, strategy)
+        assert again == (["zero_shot"] if times else [])
+        folder.root.times = times
+        tell(folder, decisions)
+        assert SEGMENTS.flush(5) and len(written(folder / "ledger.jsonl")) == 1
+    said = capfd.readouterr().err
+    assert "evaluations.jsonl cannot be read" in said and "ledger.jsonl cannot be read" in said
 
 
 def test_a_hint_names_no_command_for_files_where_there_are_none(tmp_path):
