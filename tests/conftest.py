@@ -30,6 +30,7 @@ def pytest_runtest_setup(item):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the long forms too")
+    parser.addoption("--photographs", metavar="FOLDER", help="tars of photographs, for long forms")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -17,7 +17,9 @@ from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.remote import index_remote
 from vtx_scale.data_pipeline.shards import Shards, bucket_shards, in_bucket
+from vtx_scale.data_pipeline.storage import Head, short_hash
 from vtx_scale.data_pipeline.tools.verify import verify
+from vtx_scale.launch import opened
 
 
 class Bucket(Memory):
@@ -415,7 +417,7 @@ def synthetic(bucket, shards, samples):
         (sizes * 20_000 + 1024).astype(np.uint64),
         np.zeros(shards, np.uint64),
         counts.astype(np.uint32),
-        np.tile(np.arange(TAG, dtype=np.uint8), (shards, 1)),
+        np.tile(np.frombuffer(b"t" * TAG, np.uint8), (shards, 1)),
         chunk_samples.astype(np.uint16),
         chunk_bytes.astype(np.uint32),
         np.arange(len(chunk_bytes), dtype=np.uint32),
@@ -446,3 +448,31 @@ def test_400_million_samples_open_in_a_second_and_4096_ranks_ask_once(tmp_path):
     for rank in range(4096):
         seen.update(order.share(9_999, 32_768, rank, 4096).tolist())
     assert len(seen) == 32_768 and not bucket.asked
+
+
+class Untold(Bucket):
+    """Says of every shard that it is as it was indexed."""
+
+    def head(self, name):
+        self.asked["HEAD"] += 1
+        return Head(1, "t" * TAG)
+
+
+def test_one_rank_asks_and_the_others_are_given_what_it_was_told(tmp_path):
+    bucket = Untold(f"memory{tmp_path}")
+    whole = synthetic(bucket, 1_000, 1_000_000)
+    save(whole, tmp_path / "index")
+    bucket.put(".vtx/index.safetensors", (tmp_path / "index").read_bytes())
+    bucket.put("classes.txt", b"cat\ndog\n")
+    shards = Shards(bucket, [], f"s3://bkt/{tmp_path.name}", "")
+    opened.forget()
+    first = opened.opened(shards)
+    assert opened.opened(shards) is first and first[1] == ["cat", "dog"]
+    assert dict(bucket.asked) == {"GET": 2, "HEAD": 2}
+    (tmp_path / "kept").mkdir()
+    opened.keep(tmp_path / "kept", 0)
+    for _ in range(64):
+        index, classes = opened.given(tmp_path / "kept" / short_hash(shards.title), shards)
+        assert classes == first[1] and index.digest == whole.digest
+    assert dict(bucket.asked) == {"GET": 2, "HEAD": 2}
+    opened.forget()

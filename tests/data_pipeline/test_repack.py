@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import shutil
 import tarfile
 from dataclasses import replace
 
@@ -284,3 +285,31 @@ def test_the_command(tmp_path, compressed):
     assert done.returncode == 0, done.stderr
     with tarfile.open(tmp_path / "out" / "part-000000.tar") as tar:
         assert len(tar.getnames()) == 15
+
+
+@pytest.mark.full
+def test_photographs_from_end_to_end(tmp_path, request):
+    """Packed anew, made small, written with restart markers: the same samples, and sound."""
+    given = request.config.getoption("--photographs")
+    if not given:
+        pytest.skip("--photographs FOLDER names none")
+    need("jpegtran")
+    source = tmp_path / "photographs"
+    shutil.copytree(given, source)
+    for name, options in {
+        "anew": [],
+        "small": ["--short-side", 256],
+        "marked": ["--restarts"],
+    }.items():
+        done = vtx("data", "repack", source, tmp_path / name, "--samples", 33, *options)
+        assert done.returncode == 0, done.stderr
+        assert vtx("data", "verify", tmp_path / name).returncode == 0
+    assert samples_of(tmp_path / "anew") == samples_of(source)
+    pictures = [samples_of(tmp_path / name) for name in ("anew", "small", "marked")]
+    for (key, whole), (_, small), (_, marked) in zip(*pictures, strict=True):
+        assert (decode_image(whole["jpg"]) == decode_image(marked["jpg"])).all(), key
+        assert min(decode_image(small["jpg"]).shape[:2]) <= 256
+    found = stats(open_index(str(tmp_path / "anew")), 2)
+    assert found["sound"] == found["samples"] == len(pictures[0])
+    page = vtx("data", "inspect", tmp_path / "small", "--page", tmp_path / "page.html")
+    assert page.returncode == 0 and (tmp_path / "page.html").stat().st_size > 100_000
