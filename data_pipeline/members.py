@@ -7,7 +7,7 @@ the image's bytes, the caption, the class, the JSON.
 import codecs
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,20 +69,20 @@ class Placed:
 
 def image(members: Mapping[str, Any]) -> bytes:
     """The bytes of the picture. Raises BadSample member_missing."""
-    for extension in IMAGES:
-        if extension in members:
-            body: bytes = members[extension]
-            return body
-    raise BadSample("member_missing", "image")
+    return first_of(members, IMAGES, "image")
 
 
 def video(members: Mapping[str, Any]) -> bytes:
     """The bytes of the video. Raises BadSample member_missing."""
-    for extension in VIDEOS:
+    return first_of(members, VIDEOS, "video")
+
+
+def first_of(members: Mapping[str, Any], extensions: Iterable[str], what: str) -> bytes:
+    for extension in extensions:
         if extension in members:
             body: bytes = members[extension]
             return body
-    raise BadSample("member_missing", "video")
+    raise BadSample("member_missing", what)
 
 
 def decoded(body: bytes, errors: str = "strict") -> str:

@@ -45,6 +45,13 @@ def share_opened(run: Run, device: torch.device) -> "tempfile.TemporaryDirectory
     return folder
 
 
+def let_go(folder: "tempfile.TemporaryDirectory[str]") -> None:
+    """The run is at its end: the next one in this process opens its data sets anew."""
+    os.environ.pop(opened.KEPT, None)
+    opened.forget()
+    folder.cleanup()
+
+
 def sent(body: bytes, device: torch.device) -> bytes:
     """Rank 0's bytes, on every rank."""
     length = torch.tensor([len(body)], device=device)

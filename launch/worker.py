@@ -52,7 +52,7 @@ from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.restore import overdue, restore
 from vtx_scale.launch.retention import stays
 from vtx_scale.launch.room import check_room
-from vtx_scale.launch.sharing import share_opened
+from vtx_scale.launch.sharing import let_go, share_opened
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.apply import apply, strategy_of
@@ -167,7 +167,7 @@ def train(run: Run, folder: AnyPath, fork: bool, prepare: bool, epoch: int) -> i
         return code
     finally:
         if shared is not None:
-            shared.cleanup()
+            let_go(shared)
         if lease is not None:
             lease.close()
         leave_process_group(well=sys.exc_info()[0] is None)

@@ -1190,7 +1190,7 @@ MUTANTS = (
     ),
     Mutant(
         "s3-retries-all",
-        "cluster/storage/s3.py",
+        "cluster/storage/faults.py",
         "again = status >= 500",
         "again = status >= 400",
         (f"{BUCKET}::test_what_no_retry_mends_is_asked_once",),

@@ -125,6 +125,27 @@ def test_what_is_asked_for_at_a_start_and_in_an_epoch(places, from_disk, tmp_pat
     )
 
 
+def test_classes_lie_beside_the_shards_or_one_folder_up(places, monkeypatch):
+    from vtx_scale.cluster.storage.s3 import S3
+    from vtx_scale.data_pipeline.remote import index_remote
+    from vtx_scale.launch import opened
+    from vtx_scale.launch.places import shards_at
+
+    server, folder, url = places
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    shards = f"{url}-up/train"
+    storage = S3.at(shards)
+    storage.put("a.tar", (folder / "toy-000.tar").read_bytes())
+    index_remote(shards_at(shards))
+    found = []
+    for place, names in ((None, None), (f"{url}-up", b"one\n"), (shards, b"two\n")):
+        if place:
+            S3.at(place).put("classes.txt", names)
+        found.append(opened.ask(shards_at(shards))[1])
+    assert found == [None, ["one"], ["two"]]
+
+
 @pytest.mark.parametrize("kept", CACHES)
 def test_the_run_is_that_from_disk_under_faults_and_kills(places, from_disk, tmp_path, kept):
     """Each fault on 5 % of the reads; the launcher and a loader process are killed once each."""

@@ -1,6 +1,8 @@
 """Shards that lie elsewhere than on this machine's disks: their lists, their index, their bytes."""
 
+import os
 import re
+import tempfile
 import tracemalloc
 from collections import Counter
 
@@ -20,6 +22,7 @@ from vtx_scale.data_pipeline.shards import Shards, bucket_shards, in_bucket
 from vtx_scale.data_pipeline.storage import Head, short_hash
 from vtx_scale.data_pipeline.tools.verify import verify
 from vtx_scale.launch import opened
+from vtx_scale.launch.sharing import let_go
 
 
 class Bucket(Memory):
@@ -476,3 +479,13 @@ def test_one_rank_asks_and_the_others_are_given_what_it_was_told(tmp_path):
         assert classes == first[1] and index.digest == whole.digest
     assert dict(bucket.asked) == {"GET": 2, "HEAD": 2}
     opened.forget()
+
+
+def test_what_was_shared_is_let_go_with_its_run(tmp_path, monkeypatch):
+    """The next run in the same process asks anew."""
+    folder = tempfile.TemporaryDirectory(dir=tmp_path)
+    monkeypatch.setenv(opened.KEPT, folder.name)
+    opened._opened["s3://bkt/d"] = None, None
+    let_go(folder)
+    assert opened.KEPT not in os.environ and not opened._opened
+    assert not os.path.exists(folder.name)
