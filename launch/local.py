@@ -3,22 +3,22 @@ ended together.
 """
 
 import math
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.launch.node import Node, Round
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.trainer.leave import requests
 from vtx_scale.trainer.output import Ledger
 
 RETRIES = 3  # starts in a row that save nothing new
+DECIDED = (2, 3, 4, 75)  # codes of a rank that says why it stopped
 
 
 def launch(
@@ -39,13 +39,14 @@ def launch(
     # rank 0 announces, the ranks lose patience, and a second request is followed below
     requests.announces, requests.patience = False, math.inf
     requests.repeated = lambda number: None
-    last, failures = newest(folder), 0
-    with requests.listen():
+    last, failures, number = newest(folder), 0, 0
+    with requests.listen(), closing(Node(request, environment)) as node:
         while True:
-            code = once(request, world, environment or {})
+            number += 1
+            code = once(node, number, world)
             if requests.count > 1:
                 say("vtx: ended at once: steps after the newest checkpoint are lost.")
-            if code in (0, 2, 3, 4, 75, 130):
+            if code in (0, *DECIDED, 130):
                 return code
             if requests.asked and code != -signal.SIGTERM:
                 return max(code, 1)
@@ -75,60 +76,35 @@ def newest(folder: AnyPath) -> int:
     return max(steps(checkpoints_of(folder)), default=0)
 
 
-def once(request: Path, world: int, environment: Mapping[str, str]) -> int:
+def once(node: Node, number: int, world: int) -> int:
     """One start of all ranks; the first code that is not 0, or 0."""
     with tempfile.TemporaryDirectory(prefix="vtx-") as meeting:
-        # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of
-        # it from here
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "vtx_scale.launch.worker", str(request)],
-                process_group=0,
-                env={**os.environ, **environment, **rank_environment(rank, world, meeting)},
-            )
-            for rank in range(world)
-        ]
+        node.begin(Round(number, world, 0, world, 0, f"file://{meeting}/store"))
         try:
-            announced, first = False, 0
-            deadline = None
-            while any(r.poll() is None for r in ranks):
-                if requests.count > 1:
-                    return 130 if requests.last == signal.SIGINT else 1
-                if requests.asked and not announced:
-                    announced = True
-                    for r in ranks:
-                        if r.poll() is None:
-                            r.send_signal(signal.SIGTERM)
-                codes = [r.poll() for r in ranks]
-                failed = [c for c in codes if c not in (None, 0)]
-                if failed and not first:
-                    first = failed[0]
-                    # a rank that ended by decision decided with the others: they have
-                    # time to follow
-                    deadline = time.monotonic() + (10 if first == 75 else 1)
-                if deadline is not None and time.monotonic() > deadline:
-                    break
-                time.sleep(0.05)
-            codes = [c for r in ranks if (c := r.poll()) not in (None, 0)]
-            decided = [c for c in codes if c in (2, 3, 4, 75)]
-            return decided[0] if decided else first or next(iter(codes), 0) or 0
+            return ended(node)
         finally:
-            for r in ranks:
-                if r.poll() is None:
-                    r.kill()
-            for r in ranks:
-                r.wait()
+            node.end()
 
 
-def rank_environment(rank: int, world: int, meeting: str) -> dict[str, str]:
-    """What torchrun would set, but for a meeting file in place of a port that somebody
-    else could take.
+def ended(node: Node) -> int:
+    """Wait for the ranks of a round, and pass a request to leave on to them; the first code that
+    is not 0, or 0.
     """
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(world),
-        "VTX_MEET": f"file://{meeting}/store",
-        "VTX_PARENT": str(os.getpid()),
-    }
+    announced, first, deadline = False, 0, math.inf
+    while None in (codes := node.codes()).values():
+        if requests.count > 1:
+            return 130 if requests.last == signal.SIGINT else 1
+        if requests.asked and not announced:
+            announced = True
+            node.ask()
+        failed = [code for code in codes.values() if code]
+        if failed and not first:
+            first = failed[0]
+            # a rank that ended by decision decided with the others: they have time to follow
+            deadline = time.monotonic() + (10 if first == 75 else 1)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    failed = [code for code in node.codes().values() if code]
+    decided = [code for code in failed if code in DECIDED]
+    return decided[0] if decided else first or next(iter(failed), 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from vtx_scale.data_pipeline.loader import die_with_parent
-from vtx_scale.launch.local import rank_environment
+from vtx_scale.launch.node import Round
 from vtx_scale.launch.process import init_process_group, rank_and_world
 from vtx_scale.specs.run import System
 from vtx_scale.trainer.output import say
@@ -52,6 +52,7 @@ def run_together(words: list[str], world: int) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="vtx-") as meeting:
         ranks, said = [], [Path(meeting, f"stderr-{rank}") for rank in range(world)]
+        round = Round(1, world, 0, world, 0, f"file://{meeting}/store")
         for rank in range(world):
             with said[rank].open("wb") as err, open(os.devnull, "wb") as nowhere:
                 ranks.append(
@@ -59,7 +60,7 @@ def run_together(words: list[str], world: int) -> int:
                         [sys.executable, "-m", "vtx_scale.launch.cli", *words],
                         env={
                             **os.environ,
-                            **rank_environment(rank, world, meeting),
+                            **round.environment(rank),
                             TOGETHER: "1",
                         },
                         stdout=nowhere if rank else None,
