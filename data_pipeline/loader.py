@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from vtx_scale.data_pipeline.batch import Batch
@@ -249,7 +249,8 @@ class Batches(TorchDataset[dict[str, Any]]):
         epochs[inside] = self.order.epochs(positions[inside])
         slot = np.where(inside, self.rank * n + np.arange(n), -1)
         valid = np.zeros(n, bool)
-        data = {k: np.zeros((n, *v.shape), v.dtype) for k, v in self.reader.blank().items()}
+        held = {k: rows_like(v, n) for k, v in self.reader.blank().items()}
+        data = {k: v.numpy() for k, v in held.items()}
         bad = []
         notes.clear()
         for i in np.flatnonzero(inside).tolist():
@@ -279,7 +280,7 @@ class Batches(TorchDataset[dict[str, Any]]):
             valid[i] = True
         return tensors(
             {
-                "data": data,
+                "data": held,
                 "valid": valid,
                 "ids": ids,
                 "epoch": epochs,
@@ -288,6 +289,17 @@ class Batches(TorchDataset[dict[str, Any]]):
                 "notes": dict(notes),
             }
         )
+
+
+def rows_like(value: NDArray[Any], n: int) -> torch.Tensor:
+    """(n, ...) zeros; in a loader process in the memory that it shares with its trainer, where they
+    are else copied to.
+    """
+    zeros = torch.from_numpy(np.zeros((n, *value.shape), value.dtype))  # no page is touched yet
+    if get_worker_info() is None or not zeros.nbytes:
+        return zeros
+    shared = torch.UntypedStorage._new_shared(zeros.nbytes)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=zeros.dtype).set_(shared).view(zeros.shape)
 
 
 def members_of(e: BadSample, chunks: Samples, g: int) -> dict[str, list[str]]:

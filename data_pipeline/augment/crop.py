@@ -25,7 +25,7 @@ def random_resized_crop_box(
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(TRIES):
-        a, b, c, d = u[4 * i : 4 * i + 4]
+        a, b, c, d = u[4 * i : 4 * i + 4].tolist()  # numpy's own scalars are slow
         area = height * width * (scale[0] + a * (scale[1] - scale[0]))
         aspect = math.exp(low + b * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
