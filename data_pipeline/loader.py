@@ -6,12 +6,9 @@ that was handed out.
 """
 
 import atexit
-import ctypes
 import gc
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.forkserver
-import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -35,19 +32,20 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.cached import source_for
 from vtx_scale.data_pipeline.chunks import Source
 from vtx_scale.data_pipeline.errors import DETAIL, BadSample, UserError, judged, notes
+from vtx_scale.data_pipeline.fork_server import preload
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.order import AUGMENT, Int, Order, Positions, draws
+from vtx_scale.data_pipeline.parent import signalled
 from vtx_scale.data_pipeline.plan import Plan
 from vtx_scale.data_pipeline.prefetch import Caching, NodeChunks
 from vtx_scale.data_pipeline.read import CHUNKS_KEPT, Draw, Members, Row
 from vtx_scale.data_pipeline.scan import CHUNK
-from vtx_scale.data_pipeline.signals import INTERRUPTION, blocked, ignore_leaving
+from vtx_scale.data_pipeline.signals import INTERRUPTION, ignore_leaving
 from vtx_scale.data_pipeline.sources import Samples
 from vtx_scale.data_pipeline.state import Segment, checked, state_of
 from vtx_scale.data_pipeline.users import order_key
 
-PR_SET_PDEATHSIG = 1
 FOREVER = 1 << 62  # steps
 T = TypeVar("T")
 
@@ -365,26 +363,12 @@ def same(x: T) -> T:
     return x
 
 
-def die_with_parent(parent: int) -> None:
-    """SIGKILL of the parent ends this process too; checked once more because the parent may
-    be gone already.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def leave_with_parent() -> None:
-    """The end of the parent asks this process to leave, as its SIGTERM would."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def start_worker(worker: int = 0) -> None:
     """Runs first in each loader process."""
     torch.set_num_threads(1)
     ignore_leaving()
     sys.excepthook = without_disconnections
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signalled(signal.SIGKILL)
     threading.Thread(target=watch_trainer, daemon=True).start()
 
 
@@ -415,19 +399,6 @@ def watch_trainer() -> None:
     if trainer is not None:
         trainer.join()
         os._exit(1)
-
-
-def preload(module: str) -> None:
-    """Let the fork server, if it does not run yet, import this once for all of its children."""
-    known = getattr(multiprocessing.forkserver._forkserver, "_preload_modules", [])
-    if module not in known:
-        multiprocessing.set_forkserver_preload([*known, module])
-    # a terminal's Ctrl-C and a scheduler's warning go to all processes: the trainer decides, its
-    # children must not die of it while they import
-    with blocked():
-        multiprocessing.resource_tracker.ensure_running()
-        with blocked():  # once more, because the tracker's start lets signals through
-            multiprocessing.forkserver.ensure_running()
 
 
 def alone(batches: Batches, step: int) -> dict[str, Any]:

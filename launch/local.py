@@ -14,6 +14,7 @@ from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch.node import Node, Round
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.warm import Warm
 from vtx_scale.trainer.leave import requests
 from vtx_scale.trainer.output import Ledger
 
@@ -27,11 +28,12 @@ def launch(
     world: int,
     say: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
+    warm: Warm | None = None,
 ) -> int:
-    """Run `python -m vtx_scale.launch.worker REQUEST` on `world` ranks until they finish;
+    """Run `vtx_scale.launch.worker REQUEST` on `world` ranks until they finish;
     the exit code of the run.
 
-    environment: of the ranks, beside this process's.
+    environment: of the ranks, beside this process's. warm: where a server was started early.
 
     A rank that dies (a signal, a lost peer) ends the others and all start again from the newest
     checkpoint; a rank that says why it stopped (codes 2, 3, 4, 75) is believed.
@@ -40,7 +42,7 @@ def launch(
     requests.announces, requests.patience = False, math.inf
     requests.repeated = lambda number: None
     last, failures, number = newest(folder), 0, 0
-    with requests.listen(), closing(Node(request, environment)) as node:
+    with requests.listen(), closing(Node(request, environment, warm)) as node:
         while True:
             number += 1
             code = once(node, number, world)

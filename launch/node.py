@@ -4,13 +4,18 @@ A round is one start of all ranks of a run; whatever ends it, the next begins wi
 Who runs a round decides when it is over: `local` on one machine, a cluster's driver on many.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from vtx_scale.launch.warm import Warm
+from vtx_scale.trainer.output import say
 
 
 @dataclass(frozen=True)
@@ -42,23 +47,42 @@ class Round:
 
 
 class Node:
-    """Starts `python -m vtx_scale.launch.worker REQUEST` for every rank of this machine, and ends
-    what it started.
+    """Begins and ends the ranks of this machine, each `vtx_scale.launch.worker REQUEST`.
 
     request: what a rank must know, a JSON file. environment: of the ranks, beside this process's.
+    They are forked from a warm server, `warm` where one was started early; with system.spare=0,
+    and where nothing can be forked, each is a new Python. For several threads.
     """
 
-    def __init__(self, request: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, request: Path, environment: Mapping[str, str] | None = None, warm: Warm | None = None
+    ) -> None:
         self.request, self.environment = request, dict(environment or {})
-        self.ranks: dict[int, subprocess.Popen[bytes]] = {}  # by their number in the world
+        self.warm, self.forks = warm, True
+        self.round: Round | None = None  # which the warm server was asked for
+        self.lock = threading.RLock()
+        self.cold: dict[int, subprocess.Popen[bytes]] = {}  # by their number in the world
 
     def begin(self, round: Round) -> None:
         """Start this machine's ranks of a round; those of the round before are ended first."""
-        self.end()
+        with self.lock:
+            self.end()
+            recipe = json.loads(self.request.read_text())["recipe"]
+            if not self.forks or not keeps_warm(recipe["system"]["spare"]):
+                self._begin_cold(round)
+                return
+            if self.warm is None or not self.warm.alive:
+                self._close_warm()
+                self.warm = Warm()
+            self.round = round
+            ranks = {round.first + local: round.environment(local) for local in range(round.ranks)}
+            self.warm.fork(self.request, {**os.environ, **self.environment}, ranks)
+
+    def _begin_cold(self, round: Round) -> None:
         for local in range(round.ranks):
             # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of
             # it from their launcher
-            self.ranks[round.first + local] = subprocess.Popen(
+            self.cold[round.first + local] = subprocess.Popen(
                 [sys.executable, "-m", "vtx_scale.launch.worker", str(self.request)],
                 process_group=0,
                 env={**os.environ, **self.environment, **round.environment(local)},
@@ -66,7 +90,14 @@ class Node:
 
     def codes(self) -> dict[int, int | None]:
         """Rank -> its exit code, negative for a signal, None while it lives."""
-        return {rank: process.poll() for rank, process in self.ranks.items()}
+        with self.lock:
+            forked = {} if self.warm is None else self.warm.codes()
+            if self.warm is not None and self.warm.unfit and self.round is not None:
+                say(f"ranks cannot be forked, for {self.warm.unfit}: each starts as a new Python")
+                self.forks = False
+                self._close_warm()
+                self._begin_cold(self.round)
+            return forked | {rank: process.poll() for rank, process in self.cold.items()}
 
     def ask(self) -> None:
         """Ask the ranks that live to save and leave."""
@@ -74,17 +105,38 @@ class Node:
 
     def signal(self, number: int) -> None:
         """Send a signal to the ranks that live."""
-        for process in self.ranks.values():
-            if process.poll() is None:
-                process.send_signal(number)
+        with self.lock:
+            self.codes()  # those that must start as a new Python have by then
+            if self.warm is not None:
+                self.warm.signal(number)
+            for process in self.cold.values():
+                if process.poll() is None:
+                    process.send_signal(number)
 
     def end(self) -> None:
         """End the ranks at once; they are gone when this returns."""
-        self.signal(signal.SIGKILL)
-        for process in self.ranks.values():
-            process.wait()
-        self.ranks = {}
+        with self.lock:
+            self.round = None
+            if self.warm is not None:
+                self.warm.end()
+            for process in self.cold.values():
+                process.kill()
+            for process in self.cold.values():
+                process.wait()
+            self.cold = {}
 
     def close(self) -> None:
-        """End the ranks, and whatever else was kept for the next round."""
-        self.end()
+        """End the ranks, and the warm server too."""
+        with self.lock:
+            self.end()
+            self._close_warm()
+
+    def _close_warm(self) -> None:
+        if self.warm is not None:
+            self.warm.close()
+            self.warm = None
+
+
+def keeps_warm(spare: str) -> bool:
+    """Whether ranks are forked from a warm server, by `system.spare`."""
+    return spare != "0"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from vtx_scale.data_pipeline.loader import die_with_parent
+from vtx_scale.data_pipeline.parent import die_with_parent
 from vtx_scale.launch.node import Round
 from vtx_scale.launch.process import init_process_group, rank_and_world
 from vtx_scale.specs.run import System

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.data_pipeline.signals import INTERRUPTION
 from vtx_scale.launch import opened, override, recipes, run_folder
 from vtx_scale.launch.local import launch
+from vtx_scale.launch.node import keeps_warm
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
+from vtx_scale.launch.warm import Warm
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.leave import Leave, requests
 from vtx_scale.trainer.output import guarded_stderr, say, send_rest
@@ -36,20 +39,25 @@ def prepared(run: Run, folder: AnyPath, fork: bool, debug: bool) -> int:
     opened.forget()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return in_this_process(run, folder, fork, debug, prepare=True, epoch=0)
-    lease = None
+    lease = warm = None
     try:
         with requests.at_once():
             run = resolve_data(run, say, folder)
             world = run.system.world or automatic_world()
             if world < 1:
                 raise UserError(f"system.world={world}: give the number of processes, 1 or more.")
+            if world > 1 and keeps_warm(run.system.spare):
+                with INTERRUPTION.held():
+                    warm = Warm()  # it imports while the data is looked at
             data = refuse(run, folder, world)
             lease = run_folder.acquire_lease(folder)
             run = prepare_folder(run, folder, data, fork)
         if world == 1:
             return in_this_process(run, folder, False, debug, prepare=False, epoch=lease.epoch)
-        return in_processes(run, folder, world, debug, lease.epoch)
+        return in_processes(run, folder, world, debug, lease.epoch, warm)
     finally:
+        if warm is not None:
+            warm.close()
         send_rest()
         if lease is not None:
             lease.close()
@@ -66,7 +74,9 @@ def in_this_process(
     return work(run, folder, fork=fork, debug=debug, prepare=prepare, epoch=epoch)
 
 
-def in_processes(run: Run, folder: AnyPath, world: int, debug: bool, epoch: int) -> int:
+def in_processes(
+    run: Run, folder: AnyPath, world: int, debug: bool, epoch: int, warm: Warm | None
+) -> int:
     """Processes of their own are the ranks; what they must know stands in a file
     while they live.
     """
@@ -82,7 +92,7 @@ def in_processes(run: Run, folder: AnyPath, world: int, debug: bool, epoch: int)
         request.write_text(json.dumps(body))
         kept.mkdir()
         opened.keep(kept, run.data.hold_out)
-        return launch(request, folder, world, say, {opened.KEPT: str(kept)})
+        return launch(request, folder, world, say, {opened.KEPT: str(kept)}, warm)
 
 
 def automatic_world() -> int:

@@ -22,10 +22,12 @@ import torch.distributed as dist
 from vtx_scale.blocks.rules import initial_values
 from vtx_scale.checkpoints.lease import check
 from vtx_scale.checkpoints.write import Writer
+from vtx_scale.data_pipeline import fork_server
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import Batches, Loader, die_with_parent, leave_with_parent
+from vtx_scale.data_pipeline.loader import Batches, Loader
 from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.data_pipeline.parent import die_with_parent, leave_with_parent
 from vtx_scale.data_pipeline.state import segments_of
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.launch import amendments, decided, decisions, override, recipes, run_folder
@@ -535,12 +537,15 @@ def show_inputs(parts: Parts, log: Log) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m vtx_scale.launch.worker REQUEST.json`: one rank of `vtx_scale.launch.local`."""
+    """`python -m vtx_scale.launch.worker REQUEST.json`: one rank of `vtx_scale.launch.node`."""
     requests.repeated = lambda number: None  # the launcher hears of it too, and ends its ranks
     request = json.loads(Path(argv[0]).read_text())
     recipes.let_import(request["paths"])
+    run = override.from_dict(request["recipe"])
+    if run.system.workers:  # before this process has threads
+        fork_server.begin()
     return work(
-        override.from_dict(request["recipe"]),
+        run,
         place_at(request["folder"]),
         debug=request["debug"],
         epoch=request["epoch"],

@@ -9,7 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import preload, start_worker
+from vtx_scale.data_pipeline.fork_server import preload
+from vtx_scale.data_pipeline.loader import start_worker
 
 AHEAD = 4  # units a process that are handed out before the first result is taken
 U = TypeVar("U")

@@ -356,6 +356,9 @@ class System(Spec):
     # empty
     scratch: str = ""
     deterministic: bool = True
+    # whether a process that has imported everything stays on each machine, from which ranks are
+    # forked at the start and after a fault; 0: each rank is a new Python
+    spare: Literal["auto", "0", "1"] = "auto"
     timeout: int = 120  # seconds a collective may take
     # steps after which this start saves and leaves with 75: for slots of a queue
     leave_after: int | None = None

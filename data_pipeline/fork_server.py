@@ -1,0 +1,83 @@
+"""The server from which multiprocessing forks workers, with everything imported.
+
+multiprocessing starts it as a new Python, which imports torch once more. A process that has it
+imported, and neither threads nor a device yet, forks the server from itself instead. What that
+needs of `multiprocessing.forkserver` is private and stands here alone; where another Python has
+it otherwise, and where the forked server has died, multiprocessing starts its own.
+"""
+
+import inspect
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+import socket
+import threading
+from multiprocessing.connection import arbitrary_address  # type: ignore[attr-defined]
+from typing import Any
+
+from vtx_scale.data_pipeline.parent import die_with_parent
+from vtx_scale.data_pipeline.signals import blocked
+
+STATE = ("_forkserver_address", "_forkserver_alive_fd", "_forkserver_pid")
+TAKES = ["listener_fd", "alive_r", "preload", "main_path", "sys_path"]  # its `main`
+
+
+def private() -> Any:
+    """multiprocessing's own record of its server; None where it is not as this file knows it."""
+    module = multiprocessing.forkserver
+    record = getattr(module, "_forkserver", None)
+    main = getattr(module, "main", None)
+    known = record is not None and all(hasattr(record, name) for name in STATE)
+    return record if known and main and [*inspect.signature(main).parameters] == TAKES else None
+
+
+def begin() -> bool:
+    """Fork the server from this process, whose imports it keeps; whether that could be.
+
+    It cannot where one runs, where this process has threads, or where multiprocessing keeps its
+    server in another way. It dies with this process.
+    """
+    record = private()
+    if record is None or record._forkserver_pid is not None or threading.active_count() > 1:
+        return False
+    address, parent = arbitrary_address("AF_UNIX"), os.getpid()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        os.chmod(address, 0o600)
+        listener.listen()
+        ends_r, ends_w = os.pipe()
+        with blocked():  # for good in the child: see `preload`
+            pid = os.fork()
+            if pid == 0:
+                os.close(ends_w)
+                _serve(listener.fileno(), ends_r, parent)
+        os.close(ends_r)
+    record._forkserver_address = address
+    record._forkserver_alive_fd = ends_w
+    record._forkserver_pid = pid
+    return True
+
+
+def _serve(listener: int, ends: int, parent: int) -> None:
+    code = 1
+    try:
+        die_with_parent(parent)
+        multiprocessing.forkserver.main(listener, ends, [])
+    except SystemExit:  # its parent and all workers are gone
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def preload(module: str) -> None:
+    """Let the fork server, if it does not run yet, import this once for all of its children."""
+    known = getattr(multiprocessing.forkserver._forkserver, "_preload_modules", [])
+    if module not in known:
+        multiprocessing.set_forkserver_preload([*known, module])
+    # a terminal's Ctrl-C and a scheduler's warning go to all processes: the trainer decides, its
+    # children must not die of it while they import
+    with blocked():
+        multiprocessing.resource_tracker.ensure_running()
+        with blocked():  # once more, because the tracker's start lets signals through
+            multiprocessing.forkserver.ensure_running()

@@ -1,0 +1,181 @@
+"""`python -m vtx_scale.launch.fork_ranks FD PARENT`: the warm server of a machine.
+
+It imports what a rank needs, once, and forks ranks whenever `vtx_scale.launch.warm` asks at the
+other end of the socket FD. What is forked must have neither threads nor a device, so this process
+never has any, and forks nothing where it finds one.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from multiprocessing import current_process
+from typing import Any, NoReturn
+
+from vtx_scale.data_pipeline.parent import die_with_parent, signalled
+from vtx_scale.data_pipeline.signals import leaving
+from vtx_scale.trainer.output import open_missing_descriptors
+
+WORKER = "vtx_scale.launch.worker"
+NEEDS = (WORKER, "torch._dynamo", "torch.utils.tensorboard")  # of which a rank imports some late
+
+
+class Server:
+    """The ranks that were forked from this process, and who asked for them.
+
+    hung_up: what SIGHUP does in a rank, as it did when this process began.
+    """
+
+    def __init__(self, control: socket.socket, hung_up: Any) -> None:
+        self.control, self.hung_up = control, hung_up
+        self.ranks: dict[int, str] = {}  # process id -> rank, of those that live
+        self.rest = b""
+        # a byte for every signal, so that the end of a rank wakes the server
+        self.woken, self.wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def tell(self, **what: Any) -> None:
+        """One line to the launcher. Raises OSError where it is gone."""
+        self.control.sendall(json.dumps(what).encode() + b"\n")
+
+    def serve(self) -> None:
+        """Until the launcher hangs up."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self.wakes, warn_on_full_buffer=False)
+        wait = select.poll()
+        wait.register(self.control, select.POLLIN)
+        wait.register(self.woken, select.POLLIN)
+        while True:
+            ready = dict(wait.poll())
+            if self.woken in ready:
+                os.read(self.woken, 4096)
+                self.reap()
+            if self.control.fileno() in ready:
+                got = self.control.recv(1 << 16)
+                if not got:
+                    return
+                *lines, self.rest = (self.rest + got).split(b"\n")
+                for line in lines:
+                    self.follow(json.loads(line))
+
+    def reap(self) -> None:
+        """Tell how ranks ended."""
+        while self.ranks:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            if pid in self.ranks:
+                self.tell(rank=self.ranks.pop(pid), code=os.waitstatus_to_exitcode(status))
+
+    def follow(self, order: dict[str, Any]) -> None:
+        """Fork ranks, or send those that live a signal."""
+        if "signal" in order:
+            for pid in self.ranks:  # not reaped: the number is still theirs
+                os.kill(pid, order["signal"])
+            return
+        if fault := unfit():
+            self.tell(unfit=fault)
+            return
+        for rank, environment in order["ranks"].items():
+            self.fork(rank, {**order["environment"], **environment}, order["arguments"])
+
+    def fork(self, rank: str, environment: Mapping[str, str], arguments: list[str]) -> None:
+        """One more rank, which takes no signal before it answers signals as a new process does."""
+        parent = os.getpid()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, leaving())
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            self.control.close()
+            os.close(self.woken)
+            os.close(self.wakes)
+            begin(environment, arguments, parent, self.hung_up, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.ranks[pid] = rank
+        self.tell(rank=rank, pid=pid)
+
+
+def unfit() -> str:
+    """Why nothing may be forked from this process, "" where it may."""
+    torch = sys.modules.get("torch")
+    if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
+        names = ", ".join(t.name for t in threading.enumerate()[1:]) or "of a library"
+        return f"their server has threads ({names})"
+    if torch is not None and torch.cuda.is_initialized():
+        return "their server has a device"
+    return ""
+
+
+def begin(
+    environment: Mapping[str, str], arguments: list[str], parent: int, hung_up: Any, mask: Any
+) -> NoReturn:
+    """Be a rank, as if this process had been started for it. mask: of signals, once it is."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        die_with_parent(parent)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.environ["VTX_PARENT"] = str(parent)
+        for number in leaving():
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, hung_up)
+        worker = sys.modules[WORKER]
+        sys.argv = [str(worker.__file__), *arguments]
+        random.seed()
+        sys.modules["numpy"].random.seed()
+        current_process().authkey = os.urandom(32)
+        gc.enable()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        code = worker.main(arguments)
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def main(arguments: list[str]) -> None:
+    """Import, then serve until the launcher hangs up or is gone."""
+    control, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
+    control.set_inheritable(False)
+    hung_up = signal.getsignal(signal.SIGHUP)
+    # whether ranks leave is their launcher's word: started with these signals blocked
+    for number in leaving():
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, leaving())
+
+    def look(*_: object) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    # not SIGKILL: the kernel sends it when the thread ends that started this process, which may be
+    # one of many
+    signal.signal(signal.SIGUSR2, look)
+    signalled(signal.SIGUSR2)
+    look()
+    gc.disable()
+    for name in NEEDS:
+        importlib.import_module(name)
+    gc.freeze()  # what is there stays: to look at it would copy the pages that ranks share
+    server = Server(control, hung_up)
+    with contextlib.suppress(ConnectionError):  # the launcher is gone
+        server.tell(ready=True)
+        server.serve()
+
+
+if __name__ == "__main__":
+    open_missing_descriptors()
+    main(sys.argv[1:])
+    os._exit(0)  # ranks die with it
