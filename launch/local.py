@@ -55,7 +55,7 @@ def launch(
             if requests.asked:  # our SIGTERM struck before a rank listened: there was nothing yet
                 say("vtx: asked to leave, no step is lost by it: run the same command again.")
                 return 75
-            now = newest(folder)
+            now = max(newest(folder), node.kept())
             failures = 1 if now != last else failures + 1  # a roll-back begins at an older one
             last = now
             if failures > RETRIES:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtx_scale.launch.memory import room_for
 from vtx_scale.launch.warm import Warm
 from vtx_scale.trainer.output import say
 
@@ -57,7 +58,9 @@ class Node:
     def __init__(
         self, request: Path, environment: Mapping[str, str] | None = None, warm: Warm | None = None
     ) -> None:
-        self.request, self.environment = request, dict(environment or {})
+        self.memory = room_for(request)
+        kept = self.memory.environment if self.memory is not None else {}
+        self.request, self.environment = request, {**kept, **(environment or {})}
         self.warm, self.forks = warm, True
         self.round: Round | None = None  # which the warm server was asked for
         self.lock = threading.RLock()
@@ -99,6 +102,10 @@ class Node:
                 self._begin_cold(self.round)
             return forked | {rank: process.poll() for rank, process in self.cold.items()}
 
+    def kept(self) -> int:
+        """The newest step of which this machine has a snapshot in memory, 0 for none."""
+        return self.memory.newest() if self.memory is not None else 0
+
     def ask(self) -> None:
         """Ask the ranks that live to save and leave."""
         self.signal(signal.SIGTERM)
@@ -126,10 +133,12 @@ class Node:
             self.cold = {}
 
     def close(self) -> None:
-        """End the ranks, and the warm server too."""
+        """End the ranks, the warm server too, and what was kept for the next round."""
         with self.lock:
             self.end()
             self._close_warm()
+            if self.memory is not None:
+                self.memory.close()
 
     def _close_warm(self) -> None:
         if self.warm is not None:

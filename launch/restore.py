@@ -33,16 +33,18 @@ def restore(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     precision: Precision,
+    memory: tuple[Storage, int] | None = None,
 ) -> dict[str, Any] | None:
     """Load the newest whole checkpoint, the same on every rank; its manifest, None where there is
-    none.
+    none. memory: a snapshot that is newer than those on the disk, and its step.
 
     Raises UserError where it was made from other data, or cannot be loaded.
     """
-    step = common_step(folder, strategy)
+    stored, step = memory or (checkpoints_of(folder), common_step(folder, strategy))
     if step < 0:
         return None
-    stored = checkpoints_of(folder)
+    if memory is not None and strategy.all.rank == 0:
+        say(f"step {step} comes from memory: the disk has an older one, or none")
     manifest = read_manifest(stored, step)
     data = manifest["data"]
     forked = bool(run_folder.read(folder).get("forks"))

@@ -50,11 +50,13 @@ from vtx_scale.launch.process import (
     rank_and_world,
     speaks,
 )
+from vtx_scale.launch.recover import recovered
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.restore import overdue, restore
 from vtx_scale.launch.retention import stays
 from vtx_scale.launch.room import check_room
 from vtx_scale.launch.sharing import let_go, share_opened
+from vtx_scale.launch.snapshots import snapshots_of
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.apply import apply, strategy_of
@@ -304,6 +306,18 @@ def restore_or_initialise(parts: Parts) -> bool:
     parts.stays = stays(parts.run, folder, [d.name for d in parts.decisions])
     if strategy.all.rank == 0:
         decisions.sweep(folder, parts.decisions)
+    memory = (
+        recovered(
+            checkpoints_of(folder),
+            list(strategy.slices(parts.optimizer)),
+            strategy.all.rank,
+            epoch=parts.epoch,
+            digest=parts.hash,
+            decisions=parts.decisions,
+        )
+        if parts.run.checkpoint.memory and parts.world > 1
+        else None
+    )
     manifest = restore(
         folder,
         parts.run,
@@ -312,6 +326,7 @@ def restore_or_initialise(parts: Parts) -> bool:
         parts.optimizer,
         progress,
         parts.precision,
+        memory,
     )
     if manifest is None:
         if strategy.all.rank == 0:
@@ -444,6 +459,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         patience=run.system.timeout,
         before=lambda: send(AT_SAVE),
     )
+    snapshots = snapshots_of(run, strategy, parts.optimizer, attempt, parts.epoch, log.message)
     return Trainer(
         run=run,
         objective=parts.objective,
@@ -461,6 +477,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         recipe_at=parts.plan.at if parts.plan is not None else None,
         evaluate=lambda names, step: evaluate(parts, log, names, step),
         roll_back=lambda: roll_back(parts, log),
+        snapshots=snapshots,
     )
 
 

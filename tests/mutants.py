@@ -103,6 +103,7 @@ LEAVE = "vtx_scale/trainer/leave.py"
 CONTROL = "vtx_scale/trainer/control.py"
 RESTORE = "vtx_scale/launch/restore.py"
 WRITE = "vtx_scale/checkpoints/write.py"
+STAGING = "vtx_scale/checkpoints/staging.py"
 CUT_LAYERS = "vtx_scale/strategies/cut_layers.py"
 TP = "vtx_scale/strategies/tp.py"
 CUT = "tests/vtx_scale/test_tp.py"
@@ -2111,15 +2112,15 @@ MUTANTS = (
     # --- P3: one checkpoint
     Mutant(
         "stored-by-every-replica",
-        WRITE,
-        "zlib.crc32(s.key.encode()) % s.replicas != s.replica",
+        STAGING,
+        "owner(s) != (s.replica if copy is None else copy)",
         "False",
         (f"{COMMIT}::test_what_several_ranks_wrote_comes_back",),
         "What several ranks hold is stored once.",
     ),
     Mutant(
         "not-staged",
-        WRITE,
+        STAGING,
         "return room.copy_(tensor)",
         "return tensor",
         (f"{COMMIT}::test_a_save_takes_what_there_was_when_it_was_asked_for",),

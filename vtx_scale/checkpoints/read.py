@@ -345,6 +345,16 @@ class Tensors:
         if copied != out.numel():
             raise Damaged(f"{key}: {copied} of {out.numel()} values of {list(box)} are stored")
 
+    def files_of(self, slices: Iterable[Slice]) -> set[str]:
+        """The names of the files that hold some of these slices."""
+        found = set()
+        for s in slices:
+            for part in self._parts.get(s.key, ()):
+                boxes = zip(s.box, part.box, strict=True)
+                if s.tensor.numel() and all(max(a, c) < min(b, d) for (a, b), (c, d) in boxes):
+                    found.add(part.file)
+        return found
+
     def tensor(self, key: str) -> Tensor:
         """The tensor `key`, assembled."""
         self._check(key)

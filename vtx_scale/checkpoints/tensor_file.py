@@ -57,9 +57,9 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
-def save_file(tensors: dict[str, Tensor], path: Path) -> str:
+def save_file(tensors: dict[str, Tensor], path: Path, disk: bool = True) -> str:
     """Write contiguous tensors on the CPU, and return the SHA-256 of the file when it is on the
-    disk.
+    disk. disk: False for a file in memory, which is neither synced nor read back.
 
     The digest is of the bytes as they were handed over, and what was written is read back and
     compared with them. Raises OSError where it cannot be written, or is not what was handed over.
@@ -81,6 +81,8 @@ def save_file(tensors: dict[str, Tensor], path: Path) -> str:
         digest = others.submit(digest_of, pieces)
         for piece in pieces:
             write_all(file, piece)
+        if not disk:
+            return digest.result()
         synced = others.submit(os.fsync, file.fileno())
         compare(file, pieces)
         synced.result()

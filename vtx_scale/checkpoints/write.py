@@ -11,7 +11,6 @@ import hashlib
 import re
 import threading
 import time
-import zlib
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +31,8 @@ from vtx_scale.checkpoints.format import (
     unseal,
 )
 from vtx_scale.checkpoints.lease import Lost
-from vtx_scale.checkpoints.tensor_file import dtype_name, save_file
+from vtx_scale.checkpoints.staging import checksum, stage
+from vtx_scale.checkpoints.tensor_file import save_file
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.distributed.failpoint import failpoint
@@ -149,24 +149,9 @@ class Writer:
     def save(self, step: int, slices: Iterable[Slice], state: dict[str, Any]) -> None:
         """Stage this rank's share and return; `state` is JSON and counts on rank 0 alone."""
         self.wait()
-        before, self.staged, self.sums = self.staged, {}, {}
-        table: list[dict[str, Any]] = []
-        for s in slices:
-            if s.tensor.numel() == 0 or zlib.crc32(s.key.encode()) % s.replicas != s.replica:
-                continue
-            entry = f"{s.key}#{len(table)}"
-            self.staged[entry] = copied(s.tensor.detach(), before.get(entry))
-            self.sums[entry] = checksum(self.staged[entry])
-            failpoint(f"staging-{step}")
-            table.append(
-                {
-                    "key": s.key,
-                    "shape": list(s.shape),
-                    "dtype": dtype_name(s.tensor.dtype),
-                    "box": [list(b) for b in s.box],
-                    "entry": entry,
-                }
-            )
+        self.staged, self.sums, table = stage(
+            slices, self.staged, each=lambda: failpoint(f"staging-{step}")
+        )
         self.error, self.lost, self.stop = None, False, threading.Event()
         self.step, self._began = step, time.monotonic()
         size = sum(t.numel() * t.element_size() for t in self.staged.values())
@@ -303,22 +288,6 @@ class Writer:
                 with contextlib.suppress(OSError):
                     sweep(self.storage, step)  # the files of the manifest that was there
                 return True
-
-
-def copied(tensor: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
-    """A copy on the CPU, in `room` where that is of its size and type."""
-    if room is None or room.shape != tensor.shape or room.dtype != tensor.dtype:
-        room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return room.copy_(tensor)
-
-
-def checksum(tensor: torch.Tensor) -> int:
-    """The sum of the words of a contiguous tensor on the CPU: one bit turned changes it, and it is
-    quicker than the copy.
-    """
-    raw = tensor.reshape(-1).view(torch.uint8)
-    words = raw.numel() // 8 * 8
-    return int(raw[:words].view(torch.int64).sum()) + int(raw[words:].sum())
 
 
 def epoch_of(storage: Storage, step: int) -> int:

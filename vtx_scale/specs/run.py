@@ -484,6 +484,9 @@ class Checkpoint(Spec):
     keep: int = 3
     keep_every: int = 0
     best: str = ""
+    # every so many steps a snapshot in the memory of the machines, 0 for none, "auto" as often as
+    # costs at most 1 % of the time
+    memory: int | Literal["auto"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Literal
 WARM = 20  # steps of a start before the save that is measured
 LOOK = 10  # steps behind it, at which the interval is chosen
 DAY = 86_400.0  # seconds
+MEMORY = 0.01  # of the time of a run, what snapshots in memory may cost
 
 
 class Cadence:
@@ -74,4 +75,33 @@ class Cadence:
             f"checkpoint.every=auto: a save holds up {stall:.3f} s, a step takes {step:.3f} s, a "
             f"fault is expected every {self.mean / 3600:,.1f} h: saving every {self.interval:,} "
             "steps"
+        )
+
+
+class MemoryCadence(Cadence):
+    """At which steps of this start a snapshot in memory is due: "auto" as often as costs at most
+    `MEMORY` of the time.
+
+    beside: whether what is written in the background is computed where the steps are.
+    """
+
+    def __init__(
+        self,
+        every: int | Literal["auto"],
+        beside: bool,
+        share: Callable[[list[float]], list[float]],
+        say: Callable[[str], None],
+    ) -> None:
+        super().__init__(every, 1.0, 1, share, say)
+        self.beside = beside
+
+    def choose(self, written: float) -> None:
+        """The interval, of what rank 0 measured; longer than a snapshot takes to write."""
+        mine = [self.stall, statistics.median(self.seconds), written]
+        stall, step, write = self.share(mine)
+        cost = stall + write * self.beside
+        self.interval = max(1, math.ceil(max(cost / MEMORY, write) / max(step, 1e-6)))
+        self.say(
+            f"checkpoint.memory=auto: a snapshot costs {cost:.3f} s, a step takes {step:.3f} s: "
+            f"one every {self.interval:,} steps is at most {MEMORY:.0%} of the time"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vtx_scale.blocks.slots import with_running_statistics
+from vtx_scale.checkpoints.memory import Snapshots
 from vtx_scale.checkpoints.write import Writer
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
@@ -21,7 +22,7 @@ from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Guard, Run
 from vtx_scale.strategies.base import Base
-from vtx_scale.trainer.cadence import Cadence
+from vtx_scale.trainer.cadence import Cadence, MemoryCadence
 from vtx_scale.trainer.control import BadLimit, Control
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.leave import PATIENCE, Leave, requests
@@ -90,6 +91,7 @@ class Trainer:
     recipe_at: Callable[[int], Run] | None = None
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
     roll_back: Callable[[], None] = lambda: None  # decide to go back, on every rank
+    snapshots: Snapshots | None = None  # in memory
     saved: int = -1  # the newest step handed to the writer
     first: int = 0  # the step that this start goes on from
     unevaluated: bool = False  # asked to leave while it evaluated
@@ -99,6 +101,8 @@ class Trainer:
         every, faults = self.run.checkpoint.every, self.run.checkpoint.fault_rate
         world, say = self.strategy.all.world, self.log.message
         self.cadence = Cadence(every, faults, world, self.of_first, say)
+        memory, beside = self.run.checkpoint.memory, self.strategy.device.type == "cpu"
+        self.memory = MemoryCadence(memory, beside, self.of_first, say)
 
     def train(self) -> str:
         """Run to the end, to the request to leave, or to where the guard goes back: "finished",
@@ -132,6 +136,8 @@ class Trainer:
                 return self.go_back(leaving)
             if leaving or self.save_is_due():
                 self.save()
+            if not leaving:
+                self.snapshot()
             if not asked and (names := due(run, p.step)):
                 leaving |= not self.evaluated(names)
         if leaving and p.step not in (first, self.saved):
@@ -148,6 +154,7 @@ class Trainer:
         """Decide to go back; what is beyond is abandoned, so that leaving saves nothing."""
         self.control.taken += self.progress.step - self.first
         with self.control.saving():
+            self.end_snapshots()
             self.settle()
             self.roll_back()
         return "left" if leaving else "back"
@@ -396,6 +403,32 @@ class Trainer:
         self.saved = self.progress.step
         self.cadence.stall = time.perf_counter() - began
 
+    def snapshot(self) -> None:
+        """In memory, where one is due; what does not succeed is said and costs nothing else."""
+        kept, step = self.snapshots, self.progress.step
+        if kept is None or not self.memory.due(step, kept.seconds) or step == self.run.steps:
+            return
+        began = time.perf_counter()
+        with self.control.saving():
+            if self.saved != step:
+                self.compare_copies()
+            kept.wait()
+            broken = torch.tensor([float(bool(kept.broken))], device=self.strategy.device)
+            if self.strategy.all.sum(broken).item():
+                self.snapshots = None
+                why = kept.broken or "another rank has no connection any more"
+                self.log.message(f"no more snapshots in memory until the next start: {why}")
+                return
+            if kept.error:
+                self.log.message(f"a snapshot in memory failed, training goes on: {kept.error}")
+            kept.save(step, self.strategy.slices(self.optimizer), self.state())
+        self.memory.stall = time.perf_counter() - began
+
+    def end_snapshots(self) -> None:
+        """No more of them in this start: ranks that end, or go back, have none under way."""
+        if self.snapshots is not None:
+            self.snapshots.close()
+
     def compare_copies(self) -> None:
         """Before a save: copies that are no longer the same must not become a checkpoint.
 
@@ -468,6 +501,7 @@ class Trainer:
     def finish(self) -> None:
         """See that the last save is there. Raises OSError where it is not."""
         with self.control.saving():
+            self.end_snapshots()
             reason = self.settle()
         if reason:
             raise OSError(
