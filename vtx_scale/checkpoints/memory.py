@@ -31,6 +31,7 @@ from vtx_scale.checkpoints.format import (
     folder_name,
     seal,
     sha256_file,
+    steps,
 )
 from vtx_scale.checkpoints.placement import (
     Part,
@@ -41,6 +42,7 @@ from vtx_scale.checkpoints.placement import (
 )
 from vtx_scale.checkpoints.staging import Staged, checksum, owner, stage
 from vtx_scale.checkpoints.tensor_file import save_file
+from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.distributed.exchange import all_json, move_files, part_of
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.ranks import Ranks
@@ -98,7 +100,8 @@ class Snapshots:
         self.staged: dict[int, Staged] = {}  # kept, as fresh memory is slow
         self.error = ""  # why the newest failed, on every rank alike
         self.broken = ""  # why this rank makes no more
-        self.committed = -1
+        # of the start before: it goes when there is a newer one
+        self.committed = max(steps(Folder(folder)), default=-1)
         self.seconds = 0.0  # that the newest took to write
 
     def _sent(self) -> list[Transfer]:
@@ -144,8 +147,10 @@ class Snapshots:
             self.thread.join(patience)
 
     def close(self) -> None:
-        """At the end of a run, well or not; what is there stays."""
+        """When no more are made, on all ranks; what is there stays."""
         self.wait(PATIENCE)
+        if self.thread is None or not self.thread.is_alive():
+            dist.destroy_process_group(self.group)
 
     def _guarded(self, work: Work) -> None:
         if self.broken:
@@ -224,6 +229,7 @@ class Snapshots:
         if self.leads:
             about = {"format": FORMAT, "epoch": self.epoch, "step": step, "files": files}
             put(folder / MANIFEST, seal({**about, **state}))
+        all_json("", self.group)  # whoever goes on from here may rely on it on every machine
         self.committed = step
 
 
@@ -254,11 +260,11 @@ def put(path: Path, body: bytes) -> None:
     part_of(path).rename(path)
 
 
-def keep_only(folder: Path, steps: Iterable[int]) -> None:
+def keep_only(folder: Path, those: Iterable[int]) -> None:
     """Remove the snapshots of all other steps; the manifest of each first, so that nobody takes
     half of one for one.
     """
-    names = {folder_name(step) for step in steps if step >= 0}
+    names = {folder_name(step) for step in those if step >= 0}
     for path in sorted(folder.glob("step-*")):
         if path.name not in names:
             (path / MANIFEST).unlink(missing_ok=True)

@@ -205,6 +205,7 @@ class Trainer:
         if self.sound(batch, loss, loss_value, norm, valid):
             metrics |= self.apply(norm, norms)
         self.strategy.clear()
+        self.await_snapshot()
         p.step += 1
         p.samples += int(valid)
         p.position = self.loader.end
@@ -424,10 +425,18 @@ class Trainer:
             kept.save(step, self.strategy.slices(self.optimizer), self.state())
         self.memory.stall = time.perf_counter() - began
 
+    def await_snapshot(self) -> None:
+        """Before a step counts: the snapshot from before it is there, so that a fault never costs
+        more steps than `checkpoint.memory` says.
+        """
+        if self.snapshots is not None and self.run.checkpoint.memory != "auto":
+            self.snapshots.wait()
+
     def end_snapshots(self) -> None:
         """No more of them in this start: ranks that end, or go back, have none under way."""
         if self.snapshots is not None:
             self.snapshots.close()
+            self.snapshots = None
 
     def compare_copies(self) -> None:
         """Before a save: copies that are no longer the same must not become a checkpoint.
