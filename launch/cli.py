@@ -20,6 +20,8 @@ COMMANDS = (
     "export",
     "sample",
     "amend",
+    "watch",
+    "report",
     "show",
     "plan",
     "data",

@@ -1,0 +1,154 @@
+"""A run folder, read as it grows: what `vtx watch` and `vtx report` show. It never writes there.
+
+Of files that grow only what is new is read; a bucket is asked for a list of each, and for what it
+did not have before.
+"""
+
+import json
+import time
+from collections import Counter
+from typing import Any
+
+from vtx_scale.checkpoints import lease
+from vtx_scale.checkpoints.format import Damaged, read_manifest, steps
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.launch.columns import Columns, number
+from vtx_scale.launch.paths import checkpoints_of, lease_of
+from vtx_scale.launch.summary import (
+    Goodput,
+    Holder,
+    Summary,
+    Records,
+    add_evaluations,
+    add_ledger,
+    add_log,
+    add_metrics,
+)
+from vtx_scale.launch.tail import Tail
+from vtx_scale.trainer.lines import parsed
+
+PRODUCTIVE = ("step", "evaluate")
+FILES = ("metrics.jsonl", "ledger.jsonl", "evaluations.jsonl", "log.txt", "events.jsonl")
+
+
+class RunReader:
+    """A run, as `look` finds it."""
+
+    def __init__(self, folder: AnyPath) -> None:
+        self.folder = folder
+        self.tails = {name: Tail(folder / name) for name in FILES}
+        self.columns, self.records = Columns(), Records()
+        self.seconds: dict[str, float] = {}
+        self.bad = 0
+        self.about: dict[str, Any] = {}
+        self.fault = ""
+        self.manifest: dict[str, Any] = {}
+        self.began = time.monotonic()
+        self.beat: tuple[int, dict[str, Any]] | None = None
+        self.changed: float | None = None  # when the beat was last seen to change
+
+    def look(self) -> Summary:
+        """What there is now. Raises OSError where it cannot be read."""
+        self._run_json()
+        self._lines()
+        saved = steps(checkpoints_of(self.folder))
+        self._manifest(saved)
+        wanted = self.about.get("recipe", {}).get("steps")
+        return Summary(
+            folder=str(self.folder),
+            about=self.about,
+            fault=self.fault,
+            steps=wanted if type(wanted) is int else None,
+            columns=self.columns,
+            records=self.records,
+            checkpoints=saved,
+            manifest=self.manifest,
+            holder=self._holder(),
+            goodput=goodput(self.seconds),
+            ttl=lease.TTL,
+        )
+
+    def _run_json(self) -> None:
+        """A run that was forked has another one."""
+        try:
+            body = json.loads((self.folder / "run.json").read_bytes())
+        except FileNotFoundError:
+            self.about, self.fault = {}, ""
+            return
+        except ValueError:
+            self.about, self.fault = {}, "run.json is not JSON"
+            return
+        sound = isinstance(body, dict) and isinstance(body.get("recipe"), dict)
+        self.about = body if sound else {}
+        self.fault = "" if sound else "run.json is not what a training wrote"
+
+    def _lines(self) -> None:
+        cut, lines = self.tails["metrics.jsonl"].read()
+        if cut:  # the others were cut with it
+            redone = self.columns.redone + sum(1 for _ in self.columns.steps)
+            self.columns, self.bad = Columns(), 0
+            self.columns.redone = redone
+        self.bad += add_metrics(self.columns, lines)
+        void, lines = self.tails["ledger.jsonl"].read(again=cut)
+        records = self.records
+        if void:
+            records.masked, records.skipped, records.entries = Counter(), {}, []
+            records.retries = records.others = records.damaged["ledger.jsonl"] = 0
+        add_ledger(records, lines)
+        void, lines = self.tails["evaluations.jsonl"].read(again=cut)
+        if void:
+            records.evaluations, records.damaged["evaluations.jsonl"] = {}, 0
+        add_evaluations(records, lines)
+        void, lines = self.tails["log.txt"].read()
+        if void:
+            records.starts, records.news, records.reached, records.ended = [], [], None, ""
+        add_log(records, lines)
+        void, lines = self.tails["events.jsonl"].read()
+        if void:
+            self.seconds = {}
+        add_seconds(self.seconds, lines)
+        records.damaged["metrics.jsonl"] = self.bad
+
+    def _manifest(self, saved: list[int]) -> None:
+        """Of the newest checkpoint, once."""
+        newest = max(saved, default=0)
+        if not saved or newest == self.manifest.get("step"):
+            return
+        try:
+            self.manifest = read_manifest(checkpoints_of(self.folder), newest)
+        except (Damaged, UserError):
+            self.manifest = {}
+
+    def _holder(self) -> Holder:
+        """Whether its beat changes is seen by this machine's own clock alone."""
+        storage, now = lease_of(self.folder), time.monotonic()
+        epoch = lease.newest(storage)
+        body = lease.holder(storage, epoch) if epoch else {}
+        if body and (epoch, body) != self.beat:
+            self.changed = now if self.beat is not None else None
+            self.beat = (epoch, body)
+        return Holder(
+            who=str(body.get("who", "")),
+            epoch=epoch,
+            released=body.get("state") != "held",
+            quiet=None if self.changed is None else now - self.changed,
+            watched=now - self.began,
+        )
+
+
+def add_seconds(seconds: dict[str, float], lines: list[bytes]) -> None:
+    """Lines of events.jsonl: cause -> seconds, added up."""
+    for line in lines:
+        row = parsed(line)
+        causes = row.get("seconds") if row is not None and row.get("kind") == "time" else None
+        for cause, value in causes.items() if isinstance(causes, dict) else ():
+            seconds[cause] = seconds.get(cause, 0.0) + (number(value) or 0.0)
+
+
+def goodput(seconds: dict[str, float]) -> Goodput | None:
+    """None where nothing was counted."""
+    wall = sum(seconds.values())
+    if wall <= 0:
+        return None
+    return Goodput(dict(seconds), wall, sum(seconds.get(c, 0.0) for c in PRODUCTIVE) / wall)

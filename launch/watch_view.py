@@ -1,0 +1,308 @@
+"""A run's summary as it is drawn in a terminal."""
+
+import math
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vtx_scale.launch.columns import Columns, buckets
+from vtx_scale.launch.redact import shown
+from vtx_scale.launch.summary import Summary, plural
+
+BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", ".:-=+*#@"
+LABEL = 12  # columns of a label
+NARROW = 72  # columns of a terminal below which what can be missed is left out
+STATES = {
+    "waiting": ("○", "dim", "has not begun"),
+    "running": ("●", "bold green", "running"),
+    "held": ("◐", "yellow", "held"),
+    "silent": ("●", "bold red", "silent"),
+    "left": ("■", "yellow", "stopped"),
+    "given up": ("■", "bold red", "given up"),
+    "finished": ("✔", "bold green", "finished"),
+}
+COLOURS = {
+    "step": "green",
+    "evaluate": "cyan",
+    "start": "yellow",
+    "data_wait": "bright_yellow",
+    "save_stall": "magenta",
+    "lost": "red",
+    "detect": "bright_red",
+    "down": "bright_black",
+    "stopped": "bright_black",
+}
+
+
+def view(
+    summary: Summary, width: int, lines: int = 5, note: str = "", letters: str = BARS
+) -> RenderableType:
+    """A run in `width` columns. lines: of the log that are shown. note: what stands above all,
+    such as that a bucket does not answer. letters: of a sparkline, from low to high.
+    """
+    rows: list[RenderableType] = [head(summary, width)]
+    if note:
+        rows.append(Text(note, style="bold yellow"))
+    if summary.fault:
+        rows.append(Text(summary.fault, style="bold red"))
+    if summary.steps:
+        rows += [Text(""), progress(summary, width)]
+    body = Table.grid(padding=(0, 2, 0, 0))
+    body.add_column(style="dim", width=LABEL, no_wrap=True)
+    body.add_column(overflow="fold")
+    room = max(8, min(48, width - LABEL - 36))
+    for label, value in table(summary, room, width, letters):
+        body.add_row(label, value)
+    rows += [Text(""), body]
+    if summary.records.news and lines > 0:
+        rows += [Text(""), Text("log.txt", style="dim")]
+        for line in summary.records.news[-lines:]:
+            date, text = Text(line[11:19], style="dim"), Text(f"  {line[20:]}")
+            row = date.append_text(text)
+            row.truncate(max(width, 20), overflow="ellipsis")
+            rows.append(row)
+    return Group(*rows)
+
+
+def head(summary: Summary, width: int) -> RenderableType:
+    """Where the run is, and whether it lives."""
+    glyph, style, word = STATES[summary.state]
+    where = shown(summary.folder)
+    right = Text(f"{glyph} {word}", style=style)
+    left = Text(summary.name, style="bold")
+    room = width - len(summary.name) - len(word) - 6
+    if where != summary.name and room > 12:
+        tail = where if len(where) <= room else f"…{where[1 - room :]}"
+        left.append(f"  {tail}", style="dim")
+    grid = Table.grid(expand=True)
+    grid.add_column(overflow="fold")
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_row(left, right)
+    return grid
+
+
+def progress(summary: Summary, width: int) -> RenderableType:
+    """How far it has come."""
+    steps, step = summary.steps or 1, summary.step
+    text = Text.assemble(
+        ("step ", "dim"), (f"{step:,}", "bold"), f" of {steps:,}", f"  {100 * step / steps:.1f} %"
+    )
+    left = summary.left()
+    if left is not None and step < steps:
+        going = summary.state in ("running", "held")
+        text.append(f"  {duration(left)} {'left' if going else 'to go'}", style="dim")
+    room = width - len(text.plain) - 2
+    if room < 10:
+        return text
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    style = "green" if summary.state in ("running", "finished", "held") else "yellow"
+    bar = ProgressBar(
+        total=steps, completed=step, width=room, complete_style=style, finished_style=style
+    )
+    grid.add_row(bar, text)
+    return grid
+
+
+def table(summary: Summary, room: int, width: int, letters: str) -> Iterable[tuple[str, Text]]:
+    """(label, value) of what is known. room: columns of a sparkline."""
+    columns, records = summary.columns, summary.records
+    if len(columns):
+        yield "loss", learning(summary, room, letters)
+        yield "samples/s", speed(summary, room, letters)
+    if text := world(summary):
+        yield "world", text
+    yield "checkpoints", saved(summary)
+    yield "goodput", goodput(summary, min(room + 16, width - LABEL - 2))
+    if records.masked or records.skipped or records.retries or len(columns):
+        yield "data", losses(summary)
+    yield "restarts", restarts(summary)
+    yield "lease", lease(summary)
+    scores = evaluations(summary)
+    if scores:
+        yield "evaluations", scores
+    if bad := {name: n for name, n in records.damaged.items() if n}:
+        text = ", ".join(f"{n:,} {plural(n, 'line')} of {name}" for name, n in bad.items())
+        yield "damaged", Text(f"{text} cannot be read", style="yellow")
+
+
+def learning(summary: Summary, room: int, letters: str) -> Text:
+    """Loss, and what moves it."""
+    columns, loss = summary.columns, summary.columns.last("loss")
+    out = Text(f"{'none' if loss is None else f'{loss:.4f}':<10}", style="bold")
+    out.append(f"{sparkline(columns, 'loss', room, letters)}  ", style="cyan")
+    for name, form, label in (("lr", ".2e", "lr"), ("grad_norm", ".3g", "norm")):
+        if (value := columns.last(name)) is not None:
+            out.append(f" {label} ", style="dim").append(f"{value:{form}} ")
+    return out
+
+
+def speed(summary: Summary, room: int, letters: str) -> Text:
+    """Samples a second, MFU, and what the loader costs."""
+    rate = summary.speed()
+    out = Text(f"{'none' if rate is None else amount(rate):<10}", style="bold")
+    out.append(f"{sparkline(summary.columns, 'samples_per_second', room, letters)}  ", style="blue")
+    used = summary.columns.last("mfu")
+    if used is not None:
+        out.append(" MFU ", style="dim").append(f"{percent(used)} ")
+    wait = summary.share("data_wait")
+    if wait is not None:
+        out.append(" data wait ", style="dim")
+        out.append(f"{percent(wait)} ", style="yellow" if wait > 0.1 else "")
+    return out
+
+
+def world(summary: Summary) -> Text | None:
+    """Ranks, nodes where they are known, and how the model lies on them."""
+    system = summary.about.get("recipe", {}).get("system", {})
+    ranks = summary.manifest.get("world") or system.get("world")
+    if not ranks:
+        return None
+    out = Text(f"{ranks} {plural(2 if ranks != 1 else 1, 'rank')}")
+    if summary.nodes:
+        count = len(summary.nodes)
+        out.append(f" on {count} {plural(count, 'node')}")
+    strategy = summary.manifest.get("strategy") or system.get("strategy")
+    out.append(f"  {strategy}", style="dim")
+    return out
+
+
+def saved(summary: Summary) -> Text:
+    """The newest checkpoint and its age, and saves that failed."""
+    since, failed = summary.since_saved(), summary.records.count("save_failed")
+    if since is None:
+        out = Text("none yet", style="dim")
+    else:
+        steps, seconds = since
+        out = Text(f"step {max(summary.checkpoints):,}")
+        age = f"  {steps:,} {plural(steps, 'step')}"
+        age += f", {duration(seconds)} before the newest" if seconds is not None else " before"
+        if steps:
+            out.append(age, style="dim")
+        out.append(f"  {len(summary.checkpoints)} kept", style="dim")
+    if failed:
+        out.append(f"  {failed} {plural(failed, 'save')} failed", style="bold red")
+    return out
+
+
+def goodput(summary: Summary, room: int) -> Text:
+    """The share of time in which something was learned, as a bar, and what took the rest."""
+    good = summary.goodput
+    if good is None or good.share is None:
+        return Text("unknown (no events.jsonl)", style="dim")
+    shares = causes(good.seconds)
+    out = Text(f"{percent(good.share):<8}", style="bold")
+    cells, room = 0, max(10, room - 10)
+    for k, (cause, share) in enumerate(shares):
+        width = max(1, round(share * room)) if share > 0.005 else 0
+        width = min(width, room - cells) if k < len(shares) - 1 else max(0, room - cells)
+        out.append("█" * width, style=COLOURS.get(cause, "white"))
+        cells += width
+    out.append("\n")
+    for cause, share in shares:
+        if share >= 0.0005:
+            out.append("■ ", style=COLOURS.get(cause, "white"))
+            out.append(f"{cause.replace('_', ' ')} {percent(share)}  ", style="dim")
+    return out
+
+
+def causes(seconds: dict[str, float]) -> list[tuple[str, float]]:
+    """(cause without its part, share of all), what is productive first, then the largest."""
+    total, groups = sum(seconds.values()) or 1.0, dict[str, float]()
+    for cause, value in seconds.items():
+        group = cause.partition(".")[0]
+        groups[group] = groups.get(group, 0.0) + value / total
+    first = {"step": 0, "evaluate": 1}
+    return sorted(groups.items(), key=lambda item: (first.get(item[0], 2), -item[1]))
+
+
+def losses(summary: Summary) -> Text:
+    """Slots without a sample and steps without an update."""
+    records = summary.records
+    masked, skipped = sum(records.masked.values()), len(records.skipped)
+    out = Text(f"{masked:,} masked", style="" if masked else "dim")
+    if masked:
+        common = ", ".join(f"{reason} {n:,}" for reason, n in records.masked.most_common(3))
+        out.append(f" ({common})", style="dim")
+    out.append(f"  {skipped:,} {plural(skipped, 'step')} skipped", style="" if skipped else "dim")
+    if records.retries:
+        out.append(f"  {records.retries:,} retried", style="dim")
+    return out
+
+
+def restarts(summary: Summary) -> Text:
+    """How many, and why the last."""
+    count = summary.restarts
+    out = Text(f"{count}", style="" if count else "dim")
+    last = [entry for entry in summary.records.entries if entry.kind == "restart"][-1:]
+    if last:
+        out.append(f"  {last[0].text}, from step {last[0].step:,}", style="dim")
+    elif summary.records.starts:
+        start = summary.records.starts[-1]
+        out.append(f"  from step {start.step:,} at {start.when}", style="dim")
+    return out
+
+
+def lease(summary: Summary) -> Text:
+    """Who holds the run, and for how long nothing was heard of it."""
+    holder = summary.holder
+    if not holder.who:
+        return Text("nobody has it yet", style="dim")
+    out = Text(shown(holder.who, 80))
+    if holder.released:
+        return out.append("  has given it back", style="dim")
+    if holder.quiet is not None:
+        style = "green" if holder.quiet <= summary.ttl else "bold red"
+        return out.append(f"  beat {duration(holder.quiet)} ago", style=style)
+    if holder.watched > summary.ttl:
+        return out.append(f"  no beat for {duration(holder.watched)}", style="bold red")
+    return out.append("  has it; its next beat shows if it lives", style="dim")
+
+
+def evaluations(summary: Summary) -> Text | None:
+    """The newest numbers of each evaluator."""
+    out = Text()
+    for name, columns in list(summary.records.evaluations.items())[:4]:
+        values = {key: columns.last(key) for key in columns.values if key not in ("time", "samples")}
+        known = [f"{shown(k, 30)} {v:.4g}" for k, v in values.items() if v is not None][:4]
+        if known:
+            out.append("\n" if out.plain else "").append(f"{name} ")
+            out.append("  ".join(known), style="bold")
+            out.append(f"  step {columns.steps[-1]:,}", style="dim")
+    return out if out.plain else None
+
+
+def sparkline(columns: Columns, name: str, room: int, letters: str) -> str:
+    """The course of a column over all steps in so many letters."""
+    means = [mean for _, _, _, mean, _ in buckets(columns, name, room)]
+    if not means:
+        return ""
+    ordered = sorted(means)
+    low, high = ordered[0], ordered[min(len(means) - 1, math.ceil(0.98 * len(means)))]
+    scale = (len(letters) - 1) / (high - low) if high > low else 0.0
+    places = (min(len(letters) - 1, max(0, round((m - low) * scale))) for m in means)
+    return "".join(letters[k] for k in places)
+
+
+def percent(share: float) -> str:
+    """0.934 as 93.4 %."""
+    return f"{100 * share:.1f} %"
+
+
+def amount(value: float) -> str:
+    """A rate: four digits or a whole number."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """As a person would say it: 8 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
+    whole = max(0, round(seconds))
+    for size, name, part, less in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if whole >= size:
+            rest = (whole % size) // part
+            return f"{whole // size} {name}" + (f" {rest} {less}" if rest else "")
+    if whole >= 60:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 and whole < 600 else "")
+    return f"{whole} s"
