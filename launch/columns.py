@@ -45,7 +45,8 @@ class Columns:
         """Drop the rows of a step and beyond."""
         at = bisect_left(self.steps, step)
         self.redone += len(self.steps) - at
-        for column in (self.steps, *self.values.values()):
+        del self.steps[at:]
+        for column in self.values.values():
             del column[at:]
 
     def of(self, name: str) -> "array[float]":

@@ -24,9 +24,9 @@ class Curve:
 
 @dataclass
 class Chart:
-    """Curves in one pair of axes. first, last: steps of the axis. form: how a value is written, one
-    of "number" and "share". zero: whether the axis begins at 0. lines: steps at which a line stands,
-    with the class of each.
+    """Curves in one pair of axes. first, last: steps of the axis. form: how a value is written,
+    "number" or "share". zero: whether the axis begins at 0. dots: whether points are drawn too.
+    lines: steps at which a line stands, with the class of each.
     """
 
     title: str
@@ -55,7 +55,7 @@ def drawn(chart: Chart, names: Sequence[str]) -> str:
     rows = [value_row(curve, chart, names) for curve in chart.curves]
     first, last = chart.first, max(chart.last, chart.first + 1)
     paths = [line for curve in chart.curves for line in paths_of(curve, axis, first, last, chart)]
-    told = description(chart, names)
+    words = description(chart, names)
     return (
         f'<figure class="chart" data-first="{first}" data-last="{last}" data-form="{chart.form}">'
         f"<figcaption><strong>{text(chart.title)}</strong>{axis.note}"
@@ -63,7 +63,7 @@ def drawn(chart: Chart, names: Sequence[str]) -> str:
         f'<div class="axes">{axis.labels()}'
         f'<div class="plot" tabindex="0" role="group" aria-label="{text(chart.title)}, by step">'
         f'<svg viewBox="0 0 {HIGH} {HIGH}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{text(told)}"><title>{text(chart.title)}</title><desc>{text(told)}</desc>'
+        f'aria-label="{text(words)}"><title>{text(chart.title)}</title><desc>{text(words)}</desc>'
         f"{axis.grid()}{verticals(chart, first, last)}{''.join(paths)}</svg>"
         f'<i class="cursor"></i></div>{steps_axis(first, last)}</div>'
         f'<script type="application/json" class="data">{data(chart)}</script></figure>'
@@ -188,8 +188,7 @@ def verticals(chart: Chart, first: int, last: int) -> str:
 
 
 def paths_of(curve: Curve, axis: Axis, first: int, last: int, chart: Chart) -> list[str]:
-    """A band from the lowest to the highest, and a line through the means; gaps where values lack.
-    """
+    """A band from the lowest to the highest, and a line through the means."""
 
     def x(point: Point) -> float:
         return HIGH * ((point[0] + point[1]) / 2 - first) / (last - first)

@@ -18,19 +18,21 @@ main { max-width: 76rem; margin: 0 auto; padding: 1.6rem clamp(.8rem, 3vw, 2rem)
 h1 { font-size: 1.65rem; line-height: 1.2; margin: 0; letter-spacing: -.015em;
   overflow-wrap: anywhere; }
 h2 { font-size: 1.12rem; margin: 2.6rem 0 .8rem; letter-spacing: -.005em; }
-h3 { font-size: .95rem; margin: 1.4rem 0 .5rem; }
+h3 { font-size: .95rem; margin: 1.4rem 0 .5rem; } .card > h3:first-child { margin-top: 0; }
+h1.several { margin-bottom: 1.4rem; }
 p { margin: .4rem 0; } .soft, .note { color: var(--soft); } .note { font-size: .78rem; }
 .run { border-left: 4px solid var(--run0); padding: .1rem 0 .1rem .9rem; margin-bottom: 1.2rem; }
 .run.run1 { border-color: var(--run1); } .run.run2 { border-color: var(--run2); }
 .run.run3 { border-color: var(--run3); }
 .run h2 { font-size: 1.3rem; margin: 0; overflow-wrap: anywhere; }
-.badge { display: inline-block; font-size: .8rem; font-weight: 600; border: 1px solid; padding: 0 .55rem;
-  border-radius: 99px; vertical-align: .18em; margin-left: .5rem; color: var(--soft);
+.badge { display: inline-block; font-size: .8rem; font-weight: 600; border: 1px solid;
+  padding: 0 .55rem; border-radius: 99px; vertical-align: .18em;
+  margin-left: .5rem; color: var(--soft);
   white-space: nowrap; letter-spacing: 0; }
 .badge.good { color: var(--good); } .badge.bad { color: var(--bad); }
 .badge.warn { color: var(--warn); }
 .where { color: var(--soft); overflow-wrap: anywhere; font-size: .9rem; margin: .15rem 0 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.2rem, 1fr)); gap: .7rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .7rem;
   margin: .9rem 0 0; padding: 0; }
 .tiles div, .card { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; }
 .tiles div { padding: .55rem .8rem .6rem; }
@@ -59,10 +61,9 @@ svg text { fill: var(--soft); font-size: 11.5px; font-variant-numeric: tabular-n
 .plot path { vector-effect: non-scaling-stroke; fill: none; }
 .grid { stroke: var(--grid); stroke-width: 1; }
 .line { stroke-width: 1.6; stroke-linejoin: round; }
-.line.run1, .line.run3 { stroke-dasharray: 7 2.5; }
 .dot { stroke-width: 6.5; stroke-linecap: round; }
 .run0 { stroke: var(--run0); } .run1 { stroke: var(--run1); } .run2 { stroke: var(--run2); }
-.run3 { stroke: var(--run3); } path.band { stroke: none; fill-opacity: .2; }
+.run3 { stroke: var(--run3); } path.band { stroke: none; fill-opacity: .18; }
 path.band.run0 { fill: var(--run0); } path.band.run1 { fill: var(--run1); }
 path.band.run2 { fill: var(--run2); } path.band.run3 { fill: var(--run3); }
 output.run0 { color: var(--run0); } output.run1 { color: var(--run1); }
@@ -91,6 +92,7 @@ td, th { padding: .28rem 1.1rem .28rem 0; border-bottom: 1px solid var(--edge);
 tbody th { color: inherit; font-size: inherit; font-weight: 500; }
 tr:last-child td, tbody tr:last-child th { border-bottom: 0; }
 td { overflow-wrap: anywhere; min-width: 4.5rem; }
+.k { white-space: nowrap; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 code { font: .86em/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr));

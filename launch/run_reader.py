@@ -18,8 +18,8 @@ from vtx_scale.launch.paths import checkpoints_of, lease_of
 from vtx_scale.launch.summary import (
     Goodput,
     Holder,
-    Summary,
     Records,
+    Summary,
     add_evaluations,
     add_ledger,
     add_log,

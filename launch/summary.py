@@ -90,9 +90,16 @@ def add_ledger(records: Records, lines: Iterable[bytes]) -> None:
         elif kind == "skip" and at is not None:
             records.skipped[at] = reason
         elif kind != "note" and len(records.entries) < KEPT:
+            at = decided_at(row) if kind == "decision" else at
             records.entries.append(Entry(kind, sentence(row), at, number(row.get("time"))))
         else:
             records.others += 1
+
+
+def decided_at(row: dict[str, Any]) -> int | None:
+    """The step of a decision, which its line does not call so, as it must not be cut."""
+    step = row.get("to", row.get("from"))
+    return step if type(step) is int else None
 
 
 def sentence(row: dict[str, Any]) -> str:
@@ -156,9 +163,9 @@ def add_metrics(columns: Columns, lines: Iterable[bytes]) -> int:
 
 @dataclass(frozen=True)
 class Holder:
-    """What the lease says. who: of the process that has it, "" where nobody had it yet. quiet: seconds
+    """What the lease says. who: the process that has it, "" where nobody had it yet. quiet: seconds
     of this machine's clock since its last beat was seen to change, None where none was seen yet.
-    watched: seconds since it is looked at.
+    watched: seconds since the first look.
     """
 
     who: str = ""
@@ -228,8 +235,11 @@ class Summary:
 
     @property
     def restarts(self) -> int:
-        """Starts that went on from a checkpoint, by the ledger or the log, whichever knows more."""
-        return max(self.records.count("restart"), len(self.records.starts))
+        """Starts that went on from a checkpoint, by the ledger or the log, whichever knows more; a
+        roll-back is none.
+        """
+        back = sum(kind_of(entry) == "roll-back" for entry in self.records.entries)
+        return max(self.records.count("restart"), len(self.records.starts) - back)
 
     def share(self, part: str, of: str = "seconds") -> float | None:
         """A column by another over the newest steps."""
@@ -282,10 +292,10 @@ def faults(summary: Summary) -> list[Entry]:
     """
     records = summary.records
     out = [Entry(e.kind, e.text, e.step, e.time, e.lost) for e in records.entries]
-    restarts = [entry for entry in out if entry.kind == "restart"]
+    causes = [entry for entry in out if kind_of(entry) in ("restart", "roll-back")]
     for start in records.starts:
         lost = None if start.reached is None else max(0, start.reached - start.step)
-        known = next((e for e in restarts if e.step == start.step and e.lost is None), None)
+        known = next((e for e in causes if e.step == start.step and e.lost is None), None)
         if known is None:
             text = f"started again ({start.when})"
             out.append(Entry("resumed", text, start.step, None, lost))

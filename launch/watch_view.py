@@ -112,8 +112,8 @@ def table(summary: Summary, room: int, width: int, letters: str) -> Iterable[tup
     if len(columns):
         yield "loss", learning(summary, room, letters)
         yield "samples/s", speed(summary, room, letters)
-    if text := world(summary):
-        yield "world", text
+    if ranks := world(summary):
+        yield "world", ranks
     yield "checkpoints", saved(summary)
     yield "goodput", goodput(summary, min(room + 16, width - LABEL - 2))
     if records.masked or records.skipped or records.retries or len(columns):
@@ -160,7 +160,7 @@ def world(summary: Summary) -> Text | None:
     ranks = summary.manifest.get("world") or system.get("world")
     if not ranks:
         return None
-    out = Text(f"{ranks} {plural(2 if ranks != 1 else 1, 'rank')}")
+    out = Text(f"{ranks} {plural(ranks, 'rank')}")
     if summary.nodes:
         count = len(summary.nodes)
         out.append(f" on {count} {plural(count, 'node')}")
@@ -203,8 +203,9 @@ def goodput(summary: Summary, room: int) -> Text:
     out.append("\n")
     for cause, share in shares:
         if share >= 0.0005:
-            out.append("■ ", style=COLOURS.get(cause, "white"))
-            out.append(f"{cause.replace('_', ' ')} {percent(share)}  ", style="dim")
+            name = f"{cause.replace('_', ' ')} {percent(share)}".replace(" ", "\xa0")
+            out.append("■\xa0", style=COLOURS.get(cause, "white"))
+            out.append(f"{name}  ", style="dim")
     return out
 
 
@@ -265,7 +266,7 @@ def evaluations(summary: Summary) -> Text | None:
     """The newest numbers of each evaluator."""
     out = Text()
     for name, columns in list(summary.records.evaluations.items())[:4]:
-        values = {key: columns.last(key) for key in columns.values if key not in ("time", "samples")}
+        values = {k: columns.last(k) for k in columns.values if k not in ("time", "samples")}
         known = [f"{shown(k, 30)} {v:.4g}" for k, v in values.items() if v is not None][:4]
         if known:
             out.append("\n" if out.plain else "").append(f"{name} ")
