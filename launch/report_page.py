@@ -99,7 +99,7 @@ def figures(run: Shown) -> list[tuple[str, str, str]]:
         out.append(("samples/s", written(rate), f"MFU {100 * used:.1f} %" if used else ""))
     if wall is not None:
         more = "by events.jsonl" if good is not None else "first step to last"
-        out.append(("wall time", duration(wall), more))
+        out.append(("wall time", precise(wall), more))
     if good is not None and good.share is not None:
         out.append(("goodput", f"{100 * good.share:.1f} %", ""))
     lost = sum(entry.lost or 0 for entry in faults(s))

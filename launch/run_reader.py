@@ -45,6 +45,7 @@ class RunReader:
         self.fault = ""
         self.manifest: dict[str, Any] = {}
         self.began = time.monotonic()
+        self.grown: float | None = None  # when steps were last seen to come
         self.beat: tuple[int, dict[str, Any]] | None = None
         self.changed: float | None = None  # when the beat was last seen to change
 
@@ -66,6 +67,7 @@ class RunReader:
             manifest=self.manifest,
             holder=self._holder(),
             goodput=goodput(self.seconds),
+            grown=None if self.grown is None else time.monotonic() - self.grown,
             ttl=lease.TTL,
         )
 
@@ -89,6 +91,8 @@ class RunReader:
             redone = self.columns.redone + sum(1 for _ in self.columns.steps)
             self.columns, self.bad = Columns(), 0
             self.columns.redone = redone
+        if lines and len(self.columns):
+            self.grown = time.monotonic()
         self.bad += add_metrics(self.columns, lines)
         void, lines = self.tails["ledger.jsonl"].read(again=cut)
         records = self.records

@@ -190,6 +190,7 @@ class Goodput:
 class Summary:
     """A run as it stands. about: run.json, empty where there is none. steps: it should have.
     checkpoints: their steps. manifest: of the newest. fault: what cannot be read, for people.
+    grown: seconds of this machine's clock since steps were seen to come, None where none were.
     """
 
     folder: str
@@ -202,6 +203,7 @@ class Summary:
     manifest: dict[str, Any] = field(default_factory=dict)
     holder: Holder = field(default_factory=Holder)
     goodput: Goodput | None = None
+    grown: float | None = None
     nodes: list[str] = field(default_factory=list)
     ttl: float = 30.0
 
@@ -226,7 +228,8 @@ class Summary:
             return "waiting"
         if not self.holder.released:
             quiet, watched = self.holder.quiet, self.holder.watched
-            if quiet is not None and quiet <= self.ttl:
+            signs = [age for age in (quiet, self.grown) if age is not None]
+            if signs and min(signs) <= self.ttl:
                 return "running"
             return "silent" if watched > self.ttl or quiet is not None else "held"
         if any(entry.kind == "gave_up" for entry in self.records.entries[-1:]):

@@ -115,6 +115,7 @@ def watch(looks: Looks, console: Console) -> None:
                 time.sleep(DRAWN)
     finally:
         looks.ended.set()
+        console.print()  # behind a "^C"
         console.print(drawn())  # what was seen last stays
 
 

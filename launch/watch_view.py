@@ -13,8 +13,8 @@ from vtx_scale.launch.redact import shown
 from vtx_scale.launch.summary import Summary, plural
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", ".:-=+*#@"
+HARD = "\N{NO-BREAK SPACE}"
 LABEL = 12  # columns of a label
-NARROW = 72  # columns of a terminal below which what can be missed is left out
 STATES = {
     "waiting": ("○", "dim", "has not begun"),
     "running": ("●", "bold green", "running"),
@@ -53,7 +53,7 @@ def view(
     body = Table.grid(padding=(0, 2, 0, 0))
     body.add_column(style="dim", width=LABEL, no_wrap=True)
     body.add_column(overflow="fold")
-    room = max(8, min(48, width - LABEL - 36))
+    room = max(8, min(48, width - LABEL - 46))
     for label, value in table(summary, room, width, letters):
         body.add_row(label, value)
     rows += [Text(""), body]
@@ -109,6 +109,9 @@ def progress(summary: Summary, width: int) -> RenderableType:
 def table(summary: Summary, room: int, width: int, letters: str) -> Iterable[tuple[str, Text]]:
     """(label, value) of what is known. room: columns of a sparkline."""
     columns, records = summary.columns, summary.records
+    if not len(columns) and not summary.checkpoints and not summary.about:
+        yield "lease", lease(summary)
+        return
     if len(columns):
         yield "loss", learning(summary, room, letters)
         yield "samples/s", speed(summary, room, letters)
@@ -135,7 +138,7 @@ def learning(summary: Summary, room: int, letters: str) -> Text:
     out.append(f"{sparkline(columns, 'loss', room, letters)}  ", style="cyan")
     for name, form, label in (("lr", ".2e", "lr"), ("grad_norm", ".3g", "norm")):
         if (value := columns.last(name)) is not None:
-            out.append(f" {label} ", style="dim").append(f"{value:{form}} ")
+            out.append(f" {label}{HARD}", style="dim").append(f"{value:{form}} ")
     return out
 
 
@@ -146,11 +149,11 @@ def speed(summary: Summary, room: int, letters: str) -> Text:
     out.append(f"{sparkline(summary.columns, 'samples_per_second', room, letters)}  ", style="blue")
     used = summary.columns.last("mfu")
     if used is not None:
-        out.append(" MFU ", style="dim").append(f"{percent(used)} ")
+        out.append(f" MFU{HARD}", style="dim").append(f"{hard(percent(used))} ")
     wait = summary.share("data_wait")
     if wait is not None:
-        out.append(" data wait ", style="dim")
-        out.append(f"{percent(wait)} ", style="yellow" if wait > 0.1 else "")
+        out.append(f" {hard('data wait ')}", style="dim")
+        out.append(f"{hard(percent(wait))} ", style="yellow" if wait > 0.1 else "")
     return out
 
 
@@ -203,9 +206,8 @@ def goodput(summary: Summary, room: int) -> Text:
     out.append("\n")
     for cause, share in shares:
         if share >= 0.0005:
-            name = f"{cause.replace('_', ' ')} {percent(share)}".replace(" ", "\xa0")
-            out.append("■\xa0", style=COLOURS.get(cause, "white"))
-            out.append(f"{name}  ", style="dim")
+            out.append(f"■{HARD}", style=COLOURS.get(cause, "white"))
+            out.append(f"{hard(cause.replace('_', ' ') + ' ' + percent(share))}  ", style="dim")
     return out
 
 
@@ -285,6 +287,11 @@ def sparkline(columns: Columns, name: str, room: int, letters: str) -> str:
     scale = (len(letters) - 1) / (high - low) if high > low else 0.0
     places = (min(len(letters) - 1, max(0, round((m - low) * scale))) for m in means)
     return "".join(letters[k] for k in places)
+
+
+def hard(text: str) -> str:
+    """A text that stays in one line."""
+    return text.replace(" ", HARD)
 
 
 def percent(share: float) -> str:

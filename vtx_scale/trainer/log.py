@@ -72,9 +72,10 @@ class Log:
         """One finished step (1..N)."""
         if not self.on:
             return
+        used = {"mfu": values["samples_per_second"] * self.slot_share} if self.slot_share else {}
         append(
             self.folder / "metrics.jsonl",
-            json_line({"step": step, **values, "time": time.time()}),
+            json_line({"step": step, **values, **used, "time": time.time()}),
         )
         if step % self.every == 0 or step == self.steps:
             self._board_step(step, values)
