@@ -1,0 +1,256 @@
+"""`vtx watch`: a block in a pipe, live in a terminal, and nothing of it touches the run."""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+
+import pytest
+from rich.console import Console
+
+from tests.runs import environment, vtx
+from tests.surfaces.run_folders import files_of, row, written_run
+from vtx_scale.checkpoints import lease
+from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.launch import watch
+from vtx_scale.launch.columns import Columns
+from vtx_scale.launch.run_reader import RunReader
+from vtx_scale.launch.summary import Goodput, Holder, Records, Summary, add_ledger
+from vtx_scale.launch.watch_view import BARS, PLAIN_BARS, causes, duration, sparkline, view
+
+LEDGER = (
+    {"kind": "sample", "reason": "jpeg_corrupt", "step": 3},
+    {"kind": "restart", "reason": "a worker ended with signal 9", "step": 80, "time": 1.7e9},
+    {"kind": "save_failed", "reason": "No space left on device", "step": 100, "rank": 1},
+    {"kind": "skip", "reason": "spike", "step": 90, "rank": 0},
+)
+LOG = ("step 120/200  loss 0.9", "\x1b[2Jcleared \u202e")
+SPEND = {"start.import": 5.0, "start.load": 5.0, "step": 80.0, "data_wait": 5.0, "lost": 5.0}
+
+
+def shown_at(width: int, summary: Summary, **options: object) -> str:
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    console.print(view(summary, width, **options))
+    return console.file.getvalue()
+
+
+def test_a_block_in_a_pipe(tmp_path):
+    folder = written_run(tmp_path / "first", ledger=LEDGER, log=LOG)
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 12\n\x00\x01\n')
+    time_line = {"kind": "time", "from": 1, "to": 101, "seconds": SPEND, "step": 9, "attempt": "a"}
+    (folder / "events.jsonl").write_text(json.dumps(time_line) + "\n")
+    before = files_of(folder)
+    done = vtx("watch", folder)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    for words in (
+        "first",
+        "stopped",
+        "step 120 of 200  60.0 %",
+        "MFU",
+        "data wait",
+        "1 masked (jpeg_corrupt 1)",
+        "1 step skipped",
+        "1 save failed",
+        "a worker ended with signal 9, from step 80",
+        "80.0 %",
+        "start 10.0 %",
+        "2 lines of metrics.jsonl cannot be read",
+        "step 120/200  loss 0.9",
+    ):
+        assert words in done.stdout.replace("\xa0", " "), f"{words}\n{done.stdout}"
+    assert re.search(f"[{BARS}]{{20,}}", done.stdout) and "\x1b" not in done.stdout
+    assert "\u202e" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert files_of(folder) == before, "it has written in the run folder"
+    ascii_only = vtx("watch", folder, env={"PYTHONIOENCODING": "ascii:backslashreplace"})
+    assert ascii_only.returncode == 0 and not re.search(f"[{BARS}]", ascii_only.stdout)
+
+
+def test_refusals(tmp_path):
+    done = vtx("watch", tmp_path / "nothing")
+    assert done.returncode == 2 and "is no run folder yet" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = vtx("watch", tmp_path, "--every", "0")
+    assert done.returncode == 2 and "--every" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+class Terminal:
+    """`vtx watch` in a pseudo-terminal."""
+
+    def __init__(self, folder, columns=90, rows=32, every=0.2):
+        self.text = ""
+        self.pid, self.fd = pty.fork()
+        if not self.pid:
+            words = ["-m", "vtx_scale.launch.cli", "watch", str(folder), "--every", str(every)]
+            env = environment({"TERM": "xterm-256color"})
+            os.execve(sys.executable, [sys.executable, *words], env)
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, size)
+
+    def until(self, words, seconds=60.0):
+        """Read until these are there."""
+        deadline, start = time.monotonic() + seconds, len(self.text)
+        while words not in self.text[start:]:
+            assert time.monotonic() < deadline, f"{words!r} is not in {self.text[-3000:]}"
+            if not self.read():
+                break
+        assert words in self.text[start:], self.text[-3000:]
+
+    def read(self):
+        if not select.select([self.fd], [], [], 0.2)[0]:
+            return True
+        try:
+            body = os.read(self.fd, 1 << 16)
+        except OSError:  # it has ended
+            return False
+        self.text += body.decode(errors="replace").replace("\xa0", " ")
+        return bool(body)
+
+    def end(self, number=None):
+        if number is not None:
+            os.kill(self.pid, number)
+        deadline = time.monotonic() + 60
+        while self.read() and time.monotonic() < deadline:
+            pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@contextlib.contextmanager
+def terminal(folder, **options):
+    shown = Terminal(folder, **options)
+    try:
+        yield shown
+    finally:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(shown.pid, signal.SIGKILL)
+            os.waitpid(shown.pid, 0)
+        os.close(shown.fd)
+
+
+def test_live_in_a_terminal(tmp_path):
+    """A run that begins, lives, is restarted from a checkpoint; Ctrl-C ends it with 0."""
+    folder = tmp_path / "run"
+    with terminal(folder) as shown:
+        shown.until("has not begun")
+        written_run(folder, log=LOG[:1])
+        body = {"who": "process 7 on there", "state": "held", "beat": 0}
+        storage = Folder(folder / "lease")
+        storage.put(lease.name_of(1), json.dumps(body).encode())
+        shown.until("its next beat shows if it lives")
+        storage.put(lease.name_of(1), json.dumps({**body, "beat": 1}).encode())
+        shown.until("running")
+        with (folder / "metrics.jsonl").open("ab") as file:
+            file.write(row(121))
+        shown.until("step \x1b[0m\x1b[1m121\x1b[0m of 200")
+        os.truncate(folder / "metrics.jsonl", len(b"".join(row(s + 1) for s in range(80))))
+        shown.until("step \x1b[0m\x1b[1m80\x1b[0m of 200")
+        before = files_of(folder)
+        os.write(shown.fd, b"\x03")
+        assert shown.end() == 0
+        assert "Traceback" not in shown.text and files_of(folder) == before
+        assert shown.text.endswith("\r\n") and "\x1b[?1049l" in shown.text, "the screen is given back"
+
+
+def test_a_finished_run_ends_it(tmp_path):
+    folder = written_run(tmp_path / "run", steps=200)
+    manifest = folder / "checkpoints" / "step-00000200" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    with terminal(folder, columns=44, rows=14) as shown:
+        assert shown.end() == 0 and "finished" in shown.text
+
+
+def test_a_bucket_that_does_not_answer(tmp_path, monkeypatch):
+    """It says so, keeps what it has, and asks again."""
+    folder, down = written_run(tmp_path / "run"), [False]
+    plain = RunReader.look
+
+    def look(self):
+        if down[0]:
+            raise TimeoutError(110, "no answer", "s3://b/run")
+        return plain(self)
+
+    monkeypatch.setattr(RunReader, "look", look)
+    looks = watch.Looks(folder, 0.01)
+
+    def wait(words):
+        deadline = time.monotonic() + 30
+        while words not in looks.note() if words else looks.note():
+            assert time.monotonic() < deadline, looks.note()
+            time.sleep(0.01)
+
+    try:
+        assert looks.looked.wait(30) and looks.summary.step == 120
+        down[0] = True
+        wait("no answer): asking again; below is what it was")
+        assert looks.summary.step == 120
+        with (folder / "metrics.jsonl").open("ab") as file:
+            file.write(row(121))
+        down[0] = False
+        wait("")
+        assert looks.summary.step == 121
+        looks.asked = time.monotonic()
+        looks.answered = looks.asked - 60
+    finally:
+        looks.ended.set()
+
+
+@pytest.mark.parametrize("width", [20, 30, 44, 60, 80, 120, 300])
+def test_every_line_has_room(width):
+    columns, records = Columns(), Records()
+    for step in range(1, 400):
+        columns.add(json.loads(row(step)))
+    add_ledger(records, [json.dumps(entry).encode() for entry in LEDGER])
+    records.news = ["2026-01-01 00:00:00 " + "x" * 300]
+    summary = Summary(
+        "s3://bucket/a/very/long/name/of/a/run/" + "r" * 80,
+        {"recipe": {"system": {"world": 16}}},
+        steps=10**6,
+        columns=columns,
+        records=records,
+        checkpoints=[40],
+        holder=Holder("process 1 on there", 2, False, 3.0, 9.0),
+        goodput=Goodput(SPEND, 100.0, 0.8),
+        nodes=["a", "b"],
+    )
+    text = shown_at(width, summary, note="s3://bucket does not answer")
+    assert max(map(len, text.splitlines())) <= width
+    assert "16 ranks on 2 nodes" in " ".join(text.split()) or width < 44
+
+
+def test_an_empty_summary_is_drawn():
+    assert "has not begun" in shown_at(80, Summary("run"))
+    assert "unknown" in shown_at(80, Summary("run", {"recipe": {}}, steps=10))
+
+
+def test_sparkline_and_words():
+    columns = Columns()
+    for step in range(64):
+        columns.add({"step": step, "x": step, "flat": 1.0, "none": None})
+    assert sparkline(columns, "x", 8, BARS) == BARS
+    assert sparkline(columns, "flat", 4, PLAIN_BARS) == "...." and not sparkline(
+        columns, "none", 8, BARS
+    )
+    assert [duration(s) for s in (0, 59.6, 61, 725, 3600, 18_720, 273_600)] == [
+        "0 s",
+        "1 min",
+        "1 min 1 s",
+        "12 min",
+        "1 h",
+        "5 h 12 min",
+        "3 d 4 h",
+    ]
+    shares = causes(SPEND)
+    assert shares[0] == ("step", 0.8) and sum(s for _, s in shares) == pytest.approx(1)
+    assert ("start", 0.1) in shares
