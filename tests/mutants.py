@@ -113,6 +113,7 @@ RETENTION = "tests/vtx_scale/test_retention.py"
 DAMAGE = (
     "tests/promises/test_p3_damage.py::test_a_maker_who_does_not_mean_well_is_refused_in_a_line"
 )
+MANIFESTS = "tests/cluster/test_manifests.py"
 
 MUTANTS = (
     # --- tools that write sets and look at them
@@ -2565,6 +2566,49 @@ MUTANTS = (
         '{"err_detect": "explode"}',
         (f"{VIDEO}::test_frames_of_another_size_on_the_way_are_refused_unallocated",),
         "Frames larger than the header says are not allocated.",
+    ),
+    Mutant(
+        "warning-of-the-batch-shell-alone",
+        "cluster/manifests/slurm.py",
+        'f"USR1@{job.grace}"',
+        'f"B:USR1@{job.grace}"',
+        (f"{MANIFESTS}::test_slurm_warns_every_task_and_not_the_batch_shell",),
+        "Under Slurm every rank hears of the end and saves.",
+    ),
+    Mutant(
+        "a-lost-rank-takes-the-others",
+        "cluster/manifests/slurm.py",
+        "--kill-on-bad-exit=0",
+        "--kill-on-bad-exit=1",
+        (f"{MANIFESTS}::test_slurm_warns_every_task_and_not_the_batch_shell",),
+        "No rank is killed while it saves.",
+    ),
+    Mutant(
+        "driver-on-the-head",
+        "cluster/manifests/kuberay.py",
+        '"entrypointNumCpus": 1',
+        '"entrypointNumCpus": 0',
+        (f"{MANIFESTS}::test_the_head_does_no_work_and_the_driver_is_not_on_it",),
+        "A head that dies does not take the driver along.",
+    ),
+    Mutant(
+        "unknown-fields-pass",
+        "cluster/manifests/fields.py",
+        'raise ValueError(f"{at}: no field {name}")',
+        "continue",
+        (f"{MANIFESTS}::test_the_table_refuses_what_it_does_not_know[misspelt]",),
+        "A misspelt field of a manifest is refused.",
+    ),
+    Mutant(
+        "tracker-hears-the-warning",
+        "data_pipeline/loader.py",
+        "    with blocked():\n        multiprocessing.resource_tracker.ensure_running()",
+        "    if True:\n        multiprocessing.resource_tracker.ensure_running()",
+        (
+            "tests/data_pipeline/test_preload.py"
+            "::test_tracker_and_fork_server_outlive_a_schedulers_warning",
+        ),
+        "A scheduler's warning does not end what cleans up behind the loaders.",
     ),
 )
 

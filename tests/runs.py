@@ -40,7 +40,9 @@ def vtx(
         env=environment(env),
         cwd=cwd,
     )
-    trains = {*map(str, arguments[:1])} & {"train", "submit"} and "--help" not in arguments
+    trains = {*map(str, arguments[:1])} & {"train", "submit"} and not {"--help", "--to"} & {
+        *map(str, arguments)
+    }
     if trains and done.returncode != 2:  # not refused
         slow.must_be_marked()
     return done

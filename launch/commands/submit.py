@@ -2,7 +2,7 @@
 
 import argparse
 
-from vtx_scale.launch import checks
+from vtx_scale.launch import checks, manifests
 from vtx_scale.launch.commands import folder_of, recipe_arguments, run_of
 
 HELP = "train a recipe on a Ray cluster; a worker that dies is started again"
@@ -29,11 +29,45 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="restarts allowed (default: 8); a run that saves nothing new ends sooner",
     )
+    manifest_arguments(parser)
+
+
+def manifest_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `--to` takes: a file for a scheduler in place of a run that starts now."""
+    group = parser.add_argument_group("a file for a scheduler, and nothing is started")
+    group.add_argument("--to", choices=("slurm", "kuberay"), help="which scheduler")
+    group.add_argument(
+        "-o", "--output", metavar="FILE", default="", help="where to (default: standard output)"
+    )
+    group.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (1)")
+    group.add_argument("--gpus-per-node", type=int, default=0, metavar="G", help="of each (0)")
+    group.add_argument(
+        "--cpus-per-node", type=int, default=0, metavar="C", help="(a rank's, and its loaders')"
+    )
+    group.add_argument(
+        "--memory-per-node", default="", metavar="SIZE", help="such as 900Gi, for kuberay"
+    )
+    group.add_argument(
+        "--grace",
+        type=int,
+        default=120,
+        metavar="SECONDS",
+        help="between the scheduler's warning and the end; a save must fit into it (120)",
+    )
+    group.add_argument(
+        "--ray", action="store_true", help="slurm: Ray inside the allocation, not plain srun"
+    )
+    group.add_argument("--image", default="", help="kuberay: with vtx-scale and its Ray")
+    group.add_argument(
+        "--secret", default="", help="kuberay: a Secret whose keys the ranks have as environment"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     recipe, folder = run_of(args), folder_of(args)
     checks.refuse_required(recipe, args.recipe)
+    if args.to:
+        return manifests.write(recipe, folder, args)
     from vtx_scale.launch.submit import submit
 
     return submit(recipe, folder, args.address, args.failures, debug=args.debug)

@@ -1,0 +1,111 @@
+"""`vtx submit --to slurm|kuberay`: a run as a file for a scheduler."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from vtx_scale.cluster.manifests.kuberay import Cluster
+from vtx_scale.cluster.manifests.kuberay import kuberay as objects
+from vtx_scale.cluster.manifests.slurm import Batch, plain, with_ray
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.data_pipeline.paths import SCHEME, local_path
+from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.specs.run import Run
+
+
+def write(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
+    """Write the file of --output, or print it. Raises UserError."""
+    for name, lowest in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_node", 0), ("grace", 1)):
+        if (given := getattr(args, name)) < lowest:
+            raise UserError(f"--{name.replace('_', '-')} {given}: give {lowest} or more.")
+    text = {"slurm": slurm, "kuberay": kuberay}[args.to](run, folder, args)
+    if args.output in ("", "-"):
+        sys.stdout.write(text)
+        return 0
+    with whole(local_path(args.output, "--output ")) as part:
+        part.write_text(text)
+    return 0
+
+
+def slurm(run: Run, folder: AnyPath, args: argparse.Namespace) -> str:
+    """The batch script of a run. Raises UserError where nodes and ranks do not fit."""
+    tasks = ranks_of(run, args)
+    if least(run, tasks, args.nodes) < args.nodes and not args.ray:
+        raise UserError(
+            f"system.world={run.system.world}: under plain srun the world is fixed: add --ray, "
+            "or give one number."
+        )
+    need = 1 + run.system.workers
+    recipe = (args.recipe, *(["--smoke"] if args.smoke else []))
+    rest = ("--run", str(folder.resolve()), *args.keys)
+    job = Batch(
+        name=name_of(folder),
+        nodes=args.nodes,
+        tasks=tasks,
+        cpus=max(1, args.cpus_per_node // tasks) if args.cpus_per_node else need,
+        gpus=args.gpus_per_node,
+        grace=args.grace,
+        threads=run.system.threads,
+        folder=str(Path.cwd()),
+        train=("train", *recipe, *rest),
+        submit=("submit", *recipe, *rest),
+    )
+    return with_ray(job) if args.ray else plain(job)
+
+
+def kuberay(run: Run, folder: AnyPath, args: argparse.Namespace) -> str:
+    """The objects of a run. Raises UserError for a folder that pods do not see."""
+    uri = str(folder)
+    if not SCHEME.match(uri):
+        raise UserError(f"--run {uri}: give s3://bucket/prefix, pods have no folder in common.")
+    ranks = ranks_of(run, args)
+    cpus = args.cpus_per_node or ranks * (1 + run.system.workers) + 1  # one for the driver
+    return objects(
+        Cluster(
+            name=name_of(folder),
+            uri=uri,
+            image=args.image,
+            nodes=args.nodes,
+            least=least(run, ranks, args.nodes),
+            cpus=cpus,
+            gpus=args.gpus_per_node,
+            memory=args.memory_per_node,
+            grace=args.grace,
+            threads=run.system.threads,
+            secret=args.secret,
+        )
+    )
+
+
+def ranks_of(run: Run, args: argparse.Namespace) -> int:
+    """Ranks on a node: one a GPU, else what `system.world` leaves for each, else one.
+
+    Raises UserError where nodes x ranks is not the most ranks of the recipe.
+    """
+    world = most(run)
+    ranks: int = args.gpus_per_node or max(1, world // args.nodes)
+    if world and ranks * args.nodes != world:
+        raise UserError(
+            f"system.world={run.system.world} is not {args.nodes} nodes with {ranks} ranks each: "
+            "give --nodes and --gpus-per-node that make it, or leave system.world out."
+        )
+    return ranks
+
+
+def most(run: Run) -> int:
+    """The most ranks that a recipe asks for, 0 where it says nothing."""
+    return int(str(run.system.world or 0).rpartition("..")[2])
+
+
+def least(run: Run, ranks: int, nodes: int) -> int:
+    """The fewest nodes with so many ranks on which a recipe goes on: all but under a range."""
+    low, dots, _ = str(run.system.world or 0).partition("..")
+    return -(-int(low) // ranks) if dots else nodes
+
+
+def name_of(folder: AnyPath) -> str:
+    """A name for a job, of letters that every scheduler takes: the run folder's, behind "vtx-"."""
+    word = re.sub(r"[^a-z0-9]+", "-", str(folder).rstrip("/").rpartition("/")[2].lower()).strip("-")
+    return f"vtx-{word}"[:40].rstrip("-")

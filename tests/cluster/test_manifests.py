@@ -1,0 +1,210 @@
+"""The files of `vtx submit --to`: what stands in them, and what never does."""
+
+import copy
+import os
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.runs import vtx
+from vtx_scale.cluster.manifests.fields import check
+
+RUN = "s3://bucket/runs/clip-b16"
+SIZES = ("--nodes", "8", "--gpus-per-node", "8", "--cpus-per-node", "96")
+KUBERAY = ("--to", "kuberay", "--image", "registry.example/vtx:1.0", *SIZES)
+PLANTED = {
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTED7EXAMPLE9",
+    "AWS_SECRET_ACCESS_KEY": "planted/secret/of/s3+0123456789abcdefghij",
+    "AWS_SESSION_TOKEN": "plantedsessiontoken0123456789",
+    "RAY_AUTH_TOKEN": "plantedraytoken0123456789abcdef",
+    "VTX_MASTER_ADDR": "planted.example",
+}
+
+
+def submit(*arguments: str, run: str = RUN) -> subprocess.CompletedProcess[str]:
+    return vtx("submit", "clip_vit_b32", "--smoke", "--run", run, *arguments, env=PLANTED)
+
+
+@pytest.fixture(scope="module")
+def written() -> str:
+    done = submit(*KUBERAY, "--memory-per-node", "900Gi", "--secret", "keys")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def objects(written) -> dict[str, dict]:
+    return {body["kind"]: body for body in yaml.safe_load_all(written)}
+
+
+def test_every_object_has_known_fields_alone(objects):
+    assert list(objects) == ["NetworkPolicy", "Service", "Deployment", "RayJob"]
+    for body in objects.values():
+        check(body)
+
+
+def test_the_head_does_no_work_and_the_driver_is_not_on_it(objects):
+    spec = objects["RayJob"]["spec"]
+    assert spec["entrypoint"] == f"vtx worker --run {RUN}"
+    assert spec["entrypointNumCpus"] == 1
+    cluster = spec["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "vtx-clip-b16-token"}
+    assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "vtx-clip-b16-redis:6379"
+    assert objects["Service"]["metadata"]["name"] == "vtx-clip-b16-redis"
+    ranks = cluster["workerGroupSpecs"][0]
+    assert (ranks["minReplicas"], ranks["replicas"], ranks["maxReplicas"]) == (8, 8, 8)
+    assert ranks["template"]["spec"]["terminationGracePeriodSeconds"] == 120
+    (container,) = ranks["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {
+        "cpu": "96",
+        "memory": "900Gi",
+        "nvidia.com/gpu": "8",
+    }
+    assert container["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+
+
+def pods(value) -> list[dict]:
+    """Every pod's spec in an object."""
+    if isinstance(value, list):
+        return [pod for part in value for pod in pods(part)]
+    if not isinstance(value, dict):
+        return []
+    return [value] if "containers" in value else pods(list(value.values()))
+
+
+def test_no_pod_has_rights_or_probes_of_ours_and_the_policy_knows_each(objects):
+    found = pods(list(objects.values()))
+    assert len(found) == 4  # head, ranks, what submits, Redis
+    for pod in found:
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert not [name for name in container if name.endswith("Probe")]
+    chosen = objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
+    assert str(objects).count(str(chosen)[1:-1]) >= 6, "labels of the four pods, and of the policy"
+
+
+def test_slurm_warns_every_task_and_not_the_batch_shell(tmp_path):
+    """srun takes SIGTERM for an abort, and with "B:" nobody but the batch shell would hear."""
+    file = tmp_path / "job.sh"
+    done = submit("--to", "slurm", "--nodes", "2", "data.caption=it's $(x)", "-o", str(file))
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    script = file.read_text()
+    assert "#SBATCH --signal=USR1@120\n" in script and "#SBATCH --requeue\n" in script
+    assert "srun --kill-on-bad-exit=0 " in script
+    body = script.replace("srun --kill-on-bad-exit=0 --wait=0 bash", "command bash")
+    (tmp_path / "vtx").write_text('#!/bin/bash\nprintf "%s|" $RANK $WORLD_SIZE "$@"\n')
+    (tmp_path / "vtx").chmod(0o755)
+    slurm = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+    slurm |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "s[1-2]", "SLURM_JOB_ID": "7"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    run = subprocess.run(
+        ["bash", "-c", f"scontrol() {{ echo s1; }}\n{body}"],
+        text=True,
+        capture_output=True,
+        env={**os.environ, **slurm, "PATH": path},
+    )
+    words = f"1|2|train|clip_vit_b32|--smoke|--run|{RUN}|data.caption=it's $(x)|"
+    assert (run.returncode, run.stdout) == (0, words), run.stderr
+
+
+@pytest.mark.parametrize("scheduler", ["kuberay", "slurm", "slurm --ray"])
+def test_nothing_of_the_environment_is_written(scheduler):
+    done = submit(*KUBERAY, *("--to " + scheduler).split())
+    assert done.returncode == 0, done.stderr
+    for planted in PLANTED.values():
+        assert planted not in done.stdout + done.stderr
+    assert "planted" not in done.stdout
+    assert os.environ["HOME"] == "/" or os.environ["HOME"] not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (("--to", "kuberay"), "--image"),
+        ((*KUBERAY, "--memory-per-node", "900GB"), "--memory-per-node"),
+        ((*KUBERAY, "--nodes", "0"), "--nodes 0"),
+        ((*KUBERAY, "system.world=48"), "system.world=48 is not 8 nodes with 8 ranks"),
+        (("--to", "slurm", "--nodes", "2", "system.world=3"), "system.world=3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_fit_is_refused(wrong, word):
+    done = submit(*wrong)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1 and word in done.stderr, done.stderr
+
+
+def test_pods_have_no_folder_in_common(tmp_path):
+    done = submit(*KUBERAY, run=str(tmp_path / "run"))
+    assert done.returncode == 2 and "s3://" in done.stderr
+
+
+def changes() -> dict[str, tuple[list, object, str]]:
+    """name -> (where in the RayJob, what stands there instead, what is said)."""
+    group = ["spec", "rayClusterSpec", "workerGroupSpecs", 0]
+    return {
+        "misspelt": ([*group, "minReplica"], 1, "no field minReplica"),
+        "missing": ([*group, "maxReplicas"], None, "maxReplicas is missing"),
+        "number as text": ([*group, "replicas"], "8", "'8' is no int"),
+        "truth as number": (["spec", "shutdownAfterJobFinishes"], 1, "1 is no bool"),
+        "object as list": (["spec", "submitterConfig"], [], "is no object"),
+        "list as object": ([*group, "template", "spec", "containers"], {}, "is no list"),
+        "kind": (["kind"], "RayJobs", "no such object"),
+    }
+
+
+@pytest.mark.parametrize("name", list(changes()))
+def test_the_table_refuses_what_it_does_not_know(objects, name):
+    where, value, word = changes()[name]
+    body = copy.deepcopy(objects["RayJob"])
+    part = body
+    for step in where[:-1]:
+        part = part[step]
+    if value is None:
+        del part[where[-1]]
+    else:
+        part[where[-1]] = value
+    with pytest.raises(ValueError, match=word):
+        check(body)
+
+
+def closed(schema):
+    """A schema of a CRD that refuses what it does not name."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    out = {name: closed(part) for name, part in schema.items()}
+    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        out.setdefault("additionalProperties", False)
+    return out
+
+
+@pytest.mark.full
+def test_the_crd_takes_the_job(objects):
+    """KUBERAY_CRD=ray.io_rayjobs.yaml of the KubeRay that is used."""
+    if not (file := os.environ.get("KUBERAY_CRD")):
+        pytest.skip("KUBERAY_CRD names no file")
+    crd = yaml.load(Path(file).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (version,) = (v for v in crd["spec"]["versions"] if v["name"] == "v1")
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    body = objects["RayJob"]
+    jsonschema.validate(body, schema)
+    for name, wrong in (("minReplica", 1), ("replicas", "8")):
+        other = copy.deepcopy(body)
+        other["spec"]["rayClusterSpec"]["workerGroupSpecs"][0][name] = wrong
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(other, schema)
