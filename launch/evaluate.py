@@ -17,6 +17,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.ranks import Ranks, gathered_json
 from vtx_scale.evaluators.features import Features, extract
 from vtx_scale.launch import checks, override
@@ -135,7 +136,7 @@ def watched(batches: Iterable[Batch], bad: list[dict[str, Any]], ranks: Ranks) -
     while True:
         batch, fault = None, None
         try:
-            with requests.at_once():
+            with PHASES.within("evaluate.data"), requests.at_once():
                 batch = next(rest)
         except StopIteration:
             return

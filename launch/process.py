@@ -5,13 +5,16 @@ import tempfile
 import traceback
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.specs.run import System
 from vtx_scale.trainer.output import append
 
@@ -76,6 +79,13 @@ def init_process_group(system: System, device: torch.device, rank: int, world: i
     dist.init_process_group(
         backend, init_method=where, store=store, rank=rank, world_size=world, timeout=limit
     )
+    PHASES.counter = collectives
+
+
+def collectives() -> int:
+    """How many this process has entered so far, in all its groups."""
+    groups: list[Any] = list(distributed_c10d._world.pg_map) if dist.is_initialized() else []
+    return sum(group._get_sequence_number_for_group() for group in groups)
 
 
 def common_attempt(device: torch.device, world: int) -> str:
@@ -83,7 +93,8 @@ def common_attempt(device: torch.device, world: int) -> str:
     generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))
     word = torch.randint(1 << 30, (1,), generator=generator).to(device)
     if world > 1:
-        dist.broadcast(word, 0)
+        with PHASES.collective():
+            dist.broadcast(word, 0)
     return f"{word.item():08x}"
 
 

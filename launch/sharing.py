@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.launch import opened
 from vtx_scale.launch.datasets import coding, open_data
 from vtx_scale.specs.run import Run
@@ -55,13 +56,15 @@ def let_go(folder: "tempfile.TemporaryDirectory[str]") -> None:
 def sent(body: bytes, device: torch.device) -> bytes:
     """Rank 0's bytes, on every rank."""
     length = torch.tensor([len(body)], device=device)
-    dist.broadcast(length, 0)
+    with PHASES.collective():
+        dist.broadcast(length, 0)
     size = int(length.item())
     content = torch.zeros(size, dtype=torch.uint8)
     if size and dist.get_rank() == 0:
         content = torch.frombuffer(bytearray(body), dtype=torch.uint8)
     content = content.to(device)
-    dist.broadcast(content, 0)
+    with PHASES.collective():
+        dist.broadcast(content, 0)
     return content.cpu().numpy().tobytes()
 
 

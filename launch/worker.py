@@ -30,6 +30,8 @@ from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.parent import die_with_parent, leave_with_parent
 from vtx_scale.data_pipeline.state import segments_of
 from vtx_scale.data_pipeline.text import tokenizer
+from vtx_scale.distributed.failpoint import failpoint
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.launch import amendments, decided, decisions, override, recipes, run_folder
 from vtx_scale.launch.amendments import Plan
 from vtx_scale.launch.build import build_objective, train_batches
@@ -159,10 +161,11 @@ def train(run: Run, folder: AnyPath, fork: bool, prepare: bool, epoch: int) -> i
     try:
         with control.at_once():
             device = device_of(run.system)
-            init_process_group(run.system, device, rank, world)
-            if prepare:
-                run, lease, epoch = join(run, folder, fork, rank, world)
-            shared = share_opened(run, device) if world > 1 else None
+            with PHASES.within("start.rendezvous"):
+                init_process_group(run.system, device, rank, world)
+                if prepare:
+                    run, lease, epoch = join(run, folder, fork, rank, world)
+                shared = share_opened(run, device) if world > 1 else None
             run_folder.send_while_held(folder, epoch)
         while (code := attempt(run, folder, device, world, control, epoch)) is None:
             requests.unsaved = lambda: False  # what was computed is abandoned, and let go
@@ -181,7 +184,7 @@ def attempt(
     run: Run, folder: AnyPath, device: torch.device, world: int, control: Control, epoch: int
 ) -> int | None:
     """From the newest checkpoint on; the exit code, None where it was decided to go back."""
-    with control.at_once():
+    with PHASES.within("start.load"), control.at_once():
         parts = assemble(run, folder, device, world, control)
         parts.epoch = epoch
         restored = restore_or_initialise(parts)
@@ -209,7 +212,8 @@ def join(
             epoch = -1 if fault is not None or lease is None else lease.epoch
         if world > 1:
             common = torch.tensor([epoch])
-            dist.broadcast(common, 0)
+            with PHASES.collective():
+                dist.broadcast(common, 0)
             epoch = int(common.item())
             if epoch < 0 and fault is None:
                 raise Elsewhere(2)
@@ -340,7 +344,8 @@ def restore_or_initialise(parts: Parts) -> bool:
         truncate_logs_after(folder, progress.step)
         decisions.tell(folder, parts.decisions)
     if parts.world > 1:
-        dist.barrier()
+        with PHASES.collective():
+            dist.barrier()
     return manifest is not None
 
 
@@ -376,7 +381,8 @@ def roll_back(parts: Parts, log: Log) -> None:
     fault: Exception | None = None
     send_rest()  # rank 0 reads what all ranks have in the ledger
     if ranks.world > 1:
-        dist.barrier()
+        with PHASES.collective():
+            dist.barrier()
     if ranks.rank == 0:
         try:
             made = decisions.roll_back(parts.folder, window, progress.step, progress.position)
@@ -402,7 +408,8 @@ def fit(parts: Parts, restored: bool) -> int | None:
     75 where it was asked to leave, None where it goes back.
     """
     run, strategy, progress = parts.run, parts.strategy, parts.progress
-    with parts.control.at_once():
+    PHASES.step = progress.step
+    with PHASES.within("start.load"), parts.control.at_once():
         log = log_of(parts, restored)
         if restored:
             log.message(f"resumed at step {progress.step} of {run.steps}")
@@ -415,7 +422,7 @@ def fit(parts: Parts, restored: bool) -> int | None:
         trainer = trainer_of(parts, loader, log)
     how = "left"
     try:
-        with parts.control.at_once():
+        with PHASES.within("start.load"), parts.control.at_once():
             if strategy.all.rank == 0 and progress.step == 0:
                 try:
                     show_inputs(parts, log)
@@ -426,7 +433,8 @@ def fit(parts: Parts, restored: bool) -> int | None:
         if progress.step >= run.steps:
             log.message(f"finished already: {progress.step} of {run.steps} steps")
             return 0
-        how = trainer.train()
+        with PHASES.within("step"):
+            how = trainer.train()
         if how == "back":
             return None
         saved = parts.folder / "checkpoints"
@@ -497,7 +505,8 @@ def evaluate(parts: Parts, log: Log, names: list[str], step: int) -> None:
 
     alone = parts.control.at_once() if parts.world == 1 else contextlib.nullcontext()
     try:
-        with alone:
+        with PHASES.within("evaluate"), alone:
+            failpoint(f"evaluate-{step}")
             evaluate_each(parts, log, names, step, note)
     finally:
         parts.strategy.reshard()

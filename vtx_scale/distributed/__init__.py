@@ -1,4 +1,4 @@
 """Ranks and shards: what stands under everything that runs on several processes.
 
-Reading order: ranks, sharding, failpoint.
+Reading order: ranks, sharding, phases, failpoint.
 """

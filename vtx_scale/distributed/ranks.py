@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vtx_scale.distributed.phases import PHASES
+
 # torch 2.13 renamed them and warns at the old names
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -81,7 +83,8 @@ class GroupRanks(Ranks):
 
     def sum(self, tensor: Tensor) -> Tensor:
         out = tensor.detach().clone()
-        dist.all_reduce(out, group=self.group)
+        with PHASES.collective():
+            dist.all_reduce(out, group=self.group)
         return out
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -104,8 +107,9 @@ class GroupRanks(Ranks):
         works = dist.batch_isend_irecv([*sends, *receives])
 
         def arrived() -> tuple[Tensor, ...]:
-            for work in works:
-                work.wait()
+            with PHASES.collective():
+                for work in works:
+                    work.wait()
             return tuple(c.to(t.dtype) for c, t in zip(came, tensors, strict=True))
 
         return arrived
@@ -123,7 +127,8 @@ def gathered_json(value: Any, ranks: Ranks, room: int = 1 << 14) -> list[Any]:
 
 def gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     out = tensor.new_empty((dist.get_world_size(group) * len(tensor), *tensor.shape[1:]))
-    all_gather(out, tensor.contiguous(), group=group)
+    with PHASES.collective():
+        all_gather(out, tensor.contiguous(), group=group)
     return out
 
 
@@ -139,7 +144,8 @@ class Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         world = dist.get_world_size(ctx.group)
         out = grad.new_empty((len(grad) // world, *grad.shape[1:]))
-        reduce_scatter(out, grad.contiguous(), group=ctx.group)
+        with PHASES.collective():
+            reduce_scatter(out, grad.contiguous(), group=ctx.group)
         return out, None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vtx_scale.blocks.rules import Rule, table_of
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
 from vtx_scale.distributed.sharding import Leaf, Place, Slice, local, slices_at, whole_box
 from vtx_scale.objectives.base import Objective, sources
@@ -280,7 +281,8 @@ class Base:
 
     def totals(self, shared: Tensor, own: Tensor) -> tuple[list[float], list[float]]:
         """In one message: the sums of `shared` over `data`, and of `own` over `all`."""
-        together = self.all.sum(torch.cat([shared * self.speaks, own])).tolist()
+        with PHASES.collective():  # a device is waited for where its numbers are read
+            together = self.all.sum(torch.cat([shared * self.speaks, own])).tolist()
         return together[: len(shared)], together[len(shared) :]
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vtx_scale.blocks.cuts import Colwise, Part, cut_fault, cut_layers
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.ranks import Ranks
 
 
@@ -33,7 +34,8 @@ class Enter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad, group=ctx.group)
+        with PHASES.collective():
+            dist.all_reduce(grad, group=ctx.group)
         return grad, None
 
 
@@ -43,7 +45,8 @@ class Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x, group=group)
+        with PHASES.collective():
+            dist.all_reduce(x, group=group)
         return x
 
     @staticmethod

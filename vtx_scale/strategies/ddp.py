@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.objectives.base import Objective
 from vtx_scale.strategies.base import Base
 
@@ -50,7 +51,8 @@ class DDP(Base):
             while len(self.sent) < len(self.buckets):
                 self._send(len(self.sent))
             for work, flat, bucket in self.sent:
-                work.wait()
+                with PHASES.collective():
+                    work.wait()
                 torch._foreach_copy_(grads(bucket), list(views(flat, bucket)))
             self.sent = []
             self.live = False

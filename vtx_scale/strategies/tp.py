@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vtx_scale.blocks.cuts import Part
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
 from vtx_scale.distributed.sharding import Leaf, rows_of
 from vtx_scale.objectives.base import Objective
@@ -59,7 +60,8 @@ class TP(Base):
         grads = [g for leaf in self.leaves() if leaf.copies > 1 and (g := leaf.grad) is not None]
         if self.axis.world > 1 and any(g.numel() for g in grads):
             flat = torch.cat([g.reshape(-1) for g in grads])
-            dist.broadcast(flat, group=self.axis.group, group_src=0)
+            with PHASES.collective():
+                dist.broadcast(flat, group=self.axis.group, group_src=0)
             same = torch.split(flat, [g.numel() for g in grads])
             torch._foreach_copy_(grads, [t.view_as(g) for t, g in zip(same, grads, strict=True)])
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.sharding import Leaf, Place, Shape
 from vtx_scale.specs.run import CUT
 
@@ -58,7 +59,8 @@ def complete(means: list[Mean]) -> None:
             spread.setdefault(group, []).append(mean)
     for group, parts in spread.items():
         flat = torch.cat([m.value.reshape(-1) for m in parts])
-        dist.all_reduce(flat, group=group)
+        with PHASES.collective():
+            dist.all_reduce(flat, group=group)
         sizes = [m.value.numel() for m in parts]
         for mean, summed in zip(parts, torch.split(flat, sizes), strict=True):
             mean.value = summed.view_as(mean.value)

@@ -18,6 +18,7 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.distributed.failpoint import failpoint
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Guard, Run
@@ -120,13 +121,15 @@ class Trainer:
         leaving = False
         while p.step < run.steps and not leaving:
             began = time.perf_counter()
-            batch = self.next_batch()
-            waited = time.perf_counter() - began
-            total, valid, leaving = self.count(batch)
+            with PHASES.within("data_wait"):  # until all ranks have their samples
+                batch = self.next_batch()
+                waited = time.perf_counter() - began
+                total, valid, leaving = self.count(batch)
             if leaving or batch is None:
                 break  # asked while a rank waited for data: the step has not begun
             try:
-                asked = self.step(batch, total, valid, began, waited)
+                with PHASES.within("start.compile" if p.step == first else "step"):
+                    asked = self.step(batch, total, valid, began, waited)
             except Leave:  # the first step of this start, which compiles: nothing is lost by it
                 leaving = True
                 break
@@ -153,7 +156,7 @@ class Trainer:
     def go_back(self, leaving: bool) -> str:
         """Decide to go back; what is beyond is abandoned, so that leaving saves nothing."""
         self.control.taken += self.progress.step - self.first
-        with self.control.saving():
+        with PHASES.within("save_stall"), self.control.saving():
             self.end_snapshots()
             self.settle()
             self.roll_back()
@@ -207,6 +210,7 @@ class Trainer:
         self.strategy.clear()
         self.await_snapshot()
         p.step += 1
+        PHASES.step = p.step
         p.samples += int(valid)
         p.position = self.loader.end
 
@@ -397,7 +401,7 @@ class Trainer:
 
     def save(self) -> None:
         began = time.perf_counter()
-        with self.control.saving():
+        with PHASES.within("save_stall"), self.control.saving():
             self.settle()
             self.compare_copies()
             self.writer.save(self.progress.step, self.strategy.slices(self.optimizer), self.state())
@@ -509,7 +513,7 @@ class Trainer:
 
     def finish(self) -> None:
         """See that the last save is there. Raises OSError where it is not."""
-        with self.control.saving():
+        with PHASES.within("save_stall"), self.control.saving():
             self.end_snapshots()
             reason = self.settle()
         if reason:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.sharding import Leaf
 from vtx_scale.specs.run import CUT
 from vtx_scale.trainer.moments import Rounding
@@ -122,7 +123,8 @@ def gathered_rows(
     block = padded(here, rows_a_rank(leaf, group))
     mine = dist.get_rank(group) == turn
     parts = [torch.empty_like(block) for _ in range(dist.get_world_size(group))] if mine else None
-    dist.gather(block, parts, group=group, group_dst=turn)
+    with PHASES.collective():
+        dist.gather(block, parts, group=group, group_dst=turn)
     return torch.cat(parts)[: leaf.shape[0]] if parts is not None else None
 
 
@@ -132,7 +134,8 @@ def sent_back(
     """This rank's part of the matrix that the rank whose turn it was has orthogonalised."""
     if not leaf.cuts:
         out = torch.empty_like(here) if done is None else done.to(here.dtype).contiguous()
-        dist.broadcast(out, group=group, group_src=turn)
+        with PHASES.collective():
+            dist.broadcast(out, group=group, group_src=turn)
         return out
     count = rows_a_rank(leaf, group)
     block = here.new_empty(count, *here.shape[1:])
@@ -140,7 +143,8 @@ def sent_back(
     parts = None
     if done is not None:
         parts = list(torch.split(padded(done.to(here.dtype), count * world), count))
-    dist.scatter(block, parts, group=group, group_src=turn)
+    with PHASES.collective():
+        dist.scatter(block, parts, group=group, group_src=turn)
     return block[: len(here)]
 
 
