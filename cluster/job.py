@@ -1,49 +1,76 @@
 """What a launcher and a cluster say to each other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What a worker returns where the run is over by decision:
-    its exit code, and a sentence for the user.
-    """
-
-    code: int
-    message: str = ""
-
-
-class Died(Exception):
-    """What a worker raises where it should be started again; the text says why, in one sentence."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 
 class GaveUp(Exception):
     """The run cannot go on; the text says why, in one sentence."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """`worker(payload)` on `world` ranks.
-
-    Both travel to other processes, which must be able to import them.
+class Ranks(Protocol):
+    """One machine's ranks, all new in every round. All calls come from one thread, which lives as
+    long as the process does.
     """
 
-    worker: Callable[[dict[str, Any]], Ended]
-    payload: dict[str, Any]
-    world: int | None  # None: as many as the cluster has GPUs, else 1
-    gpus: bool  # one for each rank where the cluster has any
-    failures: int  # restarts allowed
-    saved: Callable[[], int]  # the newest committed step
+    def begin(self, *about: Any) -> None:
+        """Start this machine's ranks of a round; those of the round before are ended first."""
+
+    def codes(self) -> dict[int, int | None]:
+        """Rank -> its exit code, negative for a signal, None while it lives."""
+
+    def words(self) -> dict[int, str]:
+        """Rank -> the sentence with which it ended, of those that gave one."""
+
+    def ask(self) -> None:
+        """Ask the ranks that live to save and leave."""
+
+    def end(self) -> None:
+        """End the ranks at once."""
+
+    def close(self) -> None:
+        """End the ranks, and whatever else was kept for the next round."""
 
 
 @dataclass(frozen=True)
-class Event:
-    """What happened to the workers: they were asked for, they started, one failed, they ended."""
+class Job:
+    """`start(payload, folder)` is called once on every machine, with an empty folder there, and
+    gives its `Ranks`. Both travel to other processes, which must be able to import them.
 
-    kind: Literal["asked", "started", "failed", "ended"]
-    why: str = ""
-    saved: int = 0  # the newest committed step at a failure
-    failures: int = 0  # until now
-    codes: dict[int, int] = field(default_factory=dict)  # rank -> exit code at the end
+    It raises UserError where this machine lacks what the run needs.
+    """
+
+    start: Callable[[dict[str, Any], Path], Ranks]
+    payload: dict[str, Any]
+    gpus: bool  # a rank takes a GPU, where the cluster has any, else a CPU
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A node of a cluster.
+
+    key: the cluster's id of it, another one whenever it comes back. name: for people, and what is
+    remembered of it. slots: how many ranks it has room for, our own included.
+    """
+
+    key: str
+    name: str
+    address: str
+    slots: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds. A machine that is silent for `silence` is lost; ranks that nobody asks after for
+    `ttl` are ended by their machine; `start`: until a machine's actor answers.
+    """
+
+    silence: float = 20.0
+    ttl: float = 30.0
+    start: float = 90.0
+    aside: float = 60.0  # until a machine that was silent, or had no room, is tried again
+    poll: float = 0.5
+    look: float = 2.0  # between two looks at the cluster
+    settle: float = 10.0  # a round's age from which on it may grow

@@ -1,38 +1,36 @@
-"""When a run that keeps failing is given up: pure decisions,
-so that they can be read and tested without a cluster.
-"""
+"""Which ranks run where: pure decisions, so that they can be read and tested without a cluster."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
-BARREN = 3  # restarts in a row that save nothing new
+DAY = 86_400.0
+EXCLUDED = 2.0  # the score from which on a machine is left out where the run can do without it
 
 
-@dataclass(frozen=True)
-class Failures:
-    """What has happened so far.
+def admitted(low: int, high: int, unit: int) -> list[int]:
+    """The worlds from low to high that are multiples of `unit`: ranks that share a model."""
+    return [world for world in range(low, high + 1) if world % unit == 0]
 
-    Ray counts failures too, but does not know whether a run gets anywhere.
+
+def admit(slots: int, low: int, high: int, unit: int = 1) -> int:
+    """The largest world that the slots have room for, 0 where there is none."""
+    return max((w for w in admitted(low, min(high, slots), unit)), default=0)
+
+
+def layout(world: int, slots: Sequence[int], axis: int = 1) -> list[int]:
+    """How many ranks each machine has, of those with so many slots, of which there are enough.
+
+    The first machines are filled first. Ranks `axis` in a row share heads and hidden units, and
+    stay on one machine as long as there is room for that.
     """
-
-    best: int = 0  # the newest committed step that was seen
-    total: int = 0
-    barren: int = 0  # since that step
-
-
-def after_failure(so_far: Failures, saved: int) -> Failures:
-    """One more failure, at which the newest committed step was `saved`."""
-    if saved > so_far.best:
-        return Failures(saved, so_far.total + 1, 1)
-    return Failures(so_far.best, so_far.total + 1, so_far.barren + 1)
+    ranks = [0] * len(slots)
+    for unit in (axis, 1):
+        for i, room in enumerate(slots):
+            more = min(room - ranks[i], world - sum(ranks))
+            ranks[i] += more - more % unit
+    return ranks
 
 
-def give_up(failures: Failures, allowed: int) -> str | None:
-    """Why the run should not be started again, or None where it should."""
-    if failures.barren > BARREN:
-        return f"the workers failed {failures.barren} times without a new checkpoint"
-    if failures.total > allowed:
-        return (
-            f"the workers failed {failures.total} times, "
-            f"and --failures={allowed} allows no more restarts"
-        )
-    return None
+def score(faults: Sequence[float], now: float) -> float:
+    """How bad a machine is by the times of its faults: 1 each, halved with every day since."""
+    return sum(math.exp2(-max(0.0, now - time) / DAY) for time in faults)

@@ -14,28 +14,21 @@ from vtx_scale.cluster.guard import guarded
 from vtx_scale.cluster.job import GaveUp
 from vtx_scale.data_pipeline.errors import UserError
 
-# Ray's own limits are made for patience (ten minutes until a stopped worker is noticed), not for
-# recovery. What the user has set stands.
-TRAIN = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
-}
 OWN = {  # a cluster of our own
     # All of it listens on 127.0.0.1 alone. This is Ray's one switch for that, in spite of its name:
     # an address that is given to ray.init becomes a public one.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_health_check_initial_delay_ms": "3000",
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "4",
 }
-# or it looks for twelve minutes for a head that is not there
-GIVEN = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
+GIVEN = {
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # or it looks for twelve minutes for a head that is not there
+    # a driver ends by itself when its head was away for longer
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -53,7 +46,7 @@ def settings(address: str) -> Iterator[Path | None]:
             "on a machine of the cluster."
         )
     if address != "local":
-        with environment({**TRAIN, **QUIET, **GIVEN}):
+        with environment({**QUIET, **GIVEN}):
             yield None
         return
     # sockets allow 107 bytes for a path
@@ -62,7 +55,7 @@ def settings(address: str) -> Iterator[Path | None]:
     )
     try:
         with (
-            environment({**TRAIN, **QUIET}),
+            environment(QUIET),
             environment({**OWN, **with_token(home)}, force=True),
             guarded(home),
         ):

@@ -51,18 +51,19 @@ def check(run: Run) -> None:
         raise UserError(fault)
     check_paths(run)
     check_specs(run)
-    check_strategy(run, run.system.world or 1)
+    check_strategy(run, run.system.least)
     package = run.system.package
     if package is not None and find_spec(package) is None:
         raise UserError(
             f"system.strategy={run.system.strategy} needs {package}, which is not installed: "
             f"pip install 'vtx-scale[{package}]'."
         )
-    world = run.system.world
-    if world and (fault := run.system.world_fault(world)) is not None:
+    worlds = run.system.worlds
+    if worlds and worlds[0] < 1:
+        raise UserError(f"system.world={worlds[0]}: give 1 or more, or leave it out.")
+    if worlds and (fault := run.system.world_fault(run.system.least)) is not None:
         raise UserError(fault)
     for key, maybe in {
-        "system.world": run.system.world,
         "system.micro_batch": run.system.micro_batch,
         "data.lanes": run.data.lanes,
         "data.window": run.data.window,
@@ -70,8 +71,8 @@ def check(run: Run) -> None:
         if maybe is not None and maybe < 1:
             raise UserError(f"{key}={maybe}: give 1 or more, or leave it out.")
     check_data(run)
-    if run.system.world is not None:
-        check_micro_batch(run, run.system.sharers(run.system.world))
+    if worlds:
+        check_micro_batch(run, run.system.sharers(run.system.least))
     for evaluation in run.evaluate:
         check_evaluator(evaluation.name)
     if run.checkpoint.best:

@@ -10,16 +10,12 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch.node import Node, Round
-from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.rounds import Tries, Watch, left, newest, reason, start_of
 from vtx_scale.launch.warm import Warm
 from vtx_scale.trainer.leave import requests
 from vtx_scale.trainer.output import Ledger
-
-RETRIES = 3  # starts in a row that save nothing new
-DECIDED = (2, 3, 4, 75)  # codes of a rank that says why it stopped
 
 
 def launch(
@@ -41,41 +37,29 @@ def launch(
     # rank 0 announces, the ranks lose patience, and a second request is followed below
     requests.announces, requests.patience = False, math.inf
     requests.repeated = lambda number: None
-    last, failures, number = newest(folder), 0, 0
+    tries, number = Tries(newest(folder)), 0
     with requests.listen(), closing(Node(request, environment, warm)) as node:
         while True:
             number += 1
             code = once(node, number, world)
             if requests.count > 1:
                 say("vtx: ended at once: steps after the newest checkpoint are lost.")
-            if code in (0, *DECIDED, 130):
-                return code
-            if requests.asked and code != -signal.SIGTERM:
-                return max(code, 1)
-            if requests.asked:  # our SIGTERM struck before a rank listened: there was nothing yet
-                say("vtx: asked to leave, no step is lost by it: run the same command again.")
-                return 75
+            if (end := left(requests, code)) is not None:
+                if code == -signal.SIGTERM and end == 75:
+                    say("vtx: asked to leave, no step is lost by it: run the same command again.")
+                return end
             now = max(newest(folder), node.kept())
-            failures = 1 if now != last else failures + 1  # a roll-back begins at an older one
-            last = now
-            if failures > RETRIES:
+            if tries.failed(now):
                 say(
-                    f"the workers failed {failures} times without a new checkpoint: "
+                    f"the workers failed {tries.failures} times without a new checkpoint: "
                     f"see log.txt in {folder}"
                 )
                 return 1
-            why = f"signal {-code}" if code < 0 else f"exit code {code}"
+            why = reason(code)
             Ledger(folder).write(
                 kind="restart", reason=f"a worker ended with {why}", step=now, time=time.time()
             )
-            say(
-                f"a worker ended with {why}: starting again from "
-                f"{'step ' + str(now) if now else 'the beginning'}"
-            )
-
-
-def newest(folder: AnyPath) -> int:
-    return max(steps(checkpoints_of(folder)), default=0)
+            say(f"a worker ended with {why}: starting again from {start_of(now)}")
 
 
 def once(node: Node, number: int, world: int) -> int:
@@ -92,21 +76,12 @@ def ended(node: Node) -> int:
     """Wait for the ranks of a round, and pass a request to leave on to them; the first code that
     is not 0, or 0.
     """
-    announced, first, deadline = False, 0, math.inf
-    while None in (codes := node.codes()).values():
+    announced, watch = False, Watch()
+    while not watch.over(codes := node.codes()):
         if requests.count > 1:
             return 130 if requests.last == signal.SIGINT else 1
         if requests.asked and not announced:
             announced = True
             node.ask()
-        failed = [code for code in codes.values() if code]
-        if failed and not first:
-            first = failed[0]
-            # a rank that ended by decision decided with the others: they have time to follow
-            deadline = time.monotonic() + (10 if first == 75 else 1)
-        if time.monotonic() > deadline:
-            break
         time.sleep(0.05)
-    failed = [code for code in node.codes().values() if code]
-    decided = [code for code in failed if code in DECIDED]
-    return decided[0] if decided else first or next(iter(failed), 0)
+    return watch.verdict(codes)[1]

@@ -18,6 +18,8 @@ from vtx_scale.launch.memory import room_for
 from vtx_scale.launch.warm import Warm
 from vtx_scale.trainer.output import say
 
+WORDS = "VTX_WORDS"  # the folder where a launcher looks for the sentences with which ranks ended
+
 
 @dataclass(frozen=True)
 class Round:

@@ -32,6 +32,8 @@ def parse(key: str, text: str, kind: Any) -> Any:
         words = [w for a in args if get_origin(a) is Literal for w in get_args(a)]
         if text in words:
             return text
+        if int in args and str in args:  # a number, or a range
+            return parse(key, text, int) if text.lstrip("-").isdigit() else text
         plain = (a for a in args if a is not type(None) and get_origin(a) is not Literal)
         return parse(key, text, next(plain, args[0]))
     if origin is Literal:

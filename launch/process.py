@@ -1,5 +1,6 @@
 """One rank among the others: its device, its process group, and who speaks for all."""
 
+import contextlib
 import os
 import tempfile
 import traceback
@@ -15,6 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.distributed.phases import PHASES
+from vtx_scale.launch.node import WORDS
 from vtx_scale.specs.run import System
 from vtx_scale.trainer.output import append
 
@@ -103,14 +105,22 @@ def speaks(code: int) -> bool:
 
     Where ranks did not meet in a file (torchrun), what all of them see alike is rank 0's to say.
     """
-    meeting = os.environ.get("VTX_MEET", "").removeprefix("file://")
-    if not meeting:
+    meeting = os.environ.get("VTX_MEET", "")
+    if not meeting.startswith("file://"):
         return rank_and_world()[0] == 0 or code in (1, 4)
     try:
-        Path(meeting).with_name("said").touch(exist_ok=False)
+        Path(meeting.removeprefix("file://")).with_name("said").touch(exist_ok=False)
         return True
     except OSError:
         return False
+
+
+def keep_words(text: str) -> None:
+    """Why this rank ends, for a launcher that does not see its stderr."""
+    folder = os.environ.get(WORDS)
+    if folder:
+        with contextlib.suppress(OSError):
+            (Path(folder) / str(rank_and_world()[0])).write_text(text)
 
 
 def keep_traceback(folder: AnyPath) -> None:

@@ -45,6 +45,9 @@ def reading_of(
                 f"{key}: a run is taken as it was trained; "
                 f"{', '.join(allowed[:-1])} and {allowed[-1]} can be set."
             )
-    if (world := values.get("world")) is not None and world < 1:
+    world = values.get("world")
+    if isinstance(world, str):
+        raise UserError(f"system.world={world}: give one number here.")
+    if world is not None and world < 1:
         raise UserError(f"system.world={world}: give 1 or more, or leave it out.")
     return Reading(**values)

@@ -48,8 +48,23 @@ class Held:
     epoch: of the lease, the same for nobody else.
     """
 
-    def __init__(self, lease: Lease, local: IO[str]) -> None:
-        self.lease, self.local, self.epoch = lease, local, lease.epoch
+    def __init__(self, lease: Lease, local: IO[str], folder: AnyPath) -> None:
+        self.lease, self.local, self.folder, self.epoch = lease, local, folder, lease.epoch
+
+    @property
+    def taken(self) -> str:
+        """Who has taken the run over, "" as far as is known."""
+        return self.lease.taken
+
+    def advance(self) -> None:
+        """Take a newer epoch, so that ranks which nobody can reach any more write nothing that
+        counts. Raises UserError where another job has the run, OSError as the storage does.
+        """
+        try:
+            self.epoch = self.lease.advance()
+        except lease.Lost as e:
+            raise refusal(self.folder, str(e)) from None
+        send_while_held(self.folder, self.epoch)
 
     def close(self) -> None:
         """Give it back."""
@@ -102,7 +117,7 @@ def acquire_lease(folder: AnyPath, say: Callable[[str], None] = say) -> Held:
         local.close()
         raise
     send_while_held(folder, held.epoch)
-    return Held(held, local)
+    return Held(held, local, folder)
 
 
 def send_while_held(folder: AnyPath, epoch: int) -> None:

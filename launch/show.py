@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vtx_scale.checkpoints.format import steps
+from vtx_scale.cluster.policy import admitted
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.paths import SCHEME, local_path
 from vtx_scale.launch import decided, override, recipes, run_folder
@@ -35,12 +36,14 @@ def run(args: argparse.Namespace) -> int:
 
     spec = run_of(args, LISTS)
     changed = walk.differences(recipes.find(args.recipe, args.smoke), spec)
+    worlds = admitted_worlds(spec)
     if args.json:
         print_json(
             {
                 "recipe": override.to_dict(spec),
                 "hash": override.recipe_hash(spec),
                 "changed": {k: {"from": a, "to": b} for k, (a, b) in changed.items()},
+                **({"worlds": worlds} if worlds else {}),
             }
         )
         return 0
@@ -50,7 +53,17 @@ def run(args: argparse.Namespace) -> int:
             for k, v, _ in walk.walk(spec)
         ]
     )
+    if worlds:
+        print(f"admitted worlds: {', '.join(map(str, worlds))}")
     return 0
+
+
+def admitted_worlds(run: Run) -> list[int]:
+    """Those of a range that the strategy can run on; nothing where there is no range."""
+    system = run.system
+    if system.worlds is None or not isinstance(system.world, str):
+        return []
+    return admitted(*system.worlds, system.unit)
 
 
 def is_run(name: str) -> bool:

@@ -1,155 +1,114 @@
-"""`vtx submit`: the same worker under Ray, which starts it again when a process or a machine dies.
+"""`vtx submit`: the same worker on the machines of a Ray cluster, started again when a process or a
+machine dies.
 
 This process holds the run folder and speaks to the user; what the workers say comes through
 the folder's log.txt.
 """
 
+import math
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from vtx_scale.cluster.job import Died, Ended, Event, GaveUp, Job
+from vtx_scale.cluster.job import GaveUp, Job, Limits
 from vtx_scale.cluster.ray_settings import settings
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
-from vtx_scale.launch import override, recipes, run_folder
-from vtx_scale.launch.local import newest
-from vtx_scale.launch.places import place_at
+from vtx_scale.launch import on_node, override, recipes, run_folder
+from vtx_scale.launch.paths import absolute
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
-from vtx_scale.launch.worker import work
+from vtx_scale.launch.rounds import newest
 from vtx_scale.specs.run import Run
-from vtx_scale.trainer.control import LOOK_EVERY
-from vtx_scale.trainer.output import Ledger, say, send_rest
+from vtx_scale.trainer.control import LOOK_EVERY, stop_file
+from vtx_scale.trainer.leave import Leave, requests
+from vtx_scale.trainer.output import Ledger, guarded_stderr, say, send_rest
 from vtx_scale.trainer.segments import segments
 
+SILENCE = 20.0  # seconds; less where collectives have less time
 
-def submit(run: Run, folder: AnyPath, address: str, failures: int, debug: bool = False) -> int:
-    """Train until the end, or until SIGTERM or Ctrl-C asks to save and leave (75);
-    a second Ctrl-C leaves at once.
+
+def submit(
+    run: Run, folder: AnyPath, address: str, patience: float = math.inf, debug: bool = False
+) -> int:
+    """Train until the end, or until SIGTERM, SIGUSR1 or Ctrl-C asks to save and leave (75);
+    a second one ends the run at once.
+
+    address: "local" for a Ray of its own, "auto" or HOST:PORT to join one. patience: minutes to
+    wait for machines. Raises UserError for wrong input.
     """
-    if failures < 0:
-        raise UserError(f"--failures={failures}: give 0 or more.")
+    if not patience >= 0:
+        raise UserError(f"--patience={patience:g}: give 0 or more minutes.")
     folder = folder.resolve()
-    run = resolve_data(run, say, folder)
-    data = refuse(run, folder, run.system.world or 1)
-    lease = run_folder.acquire_lease(folder)
+    requests.announces, requests.patience = False, math.inf
+    requests.repeated = lambda number: None
+    with guarded_stderr(), requests.listen():
+        try:
+            return prepared(run, folder, address, patience, debug)
+        except Leave:
+            say("vtx: asked to leave before the first step: run the same command again.")
+            return 75
+
+
+def prepared(run: Run, folder: AnyPath, address: str, patience: float, debug: bool) -> int:
+    """Prepare the folder, then train."""
+    lease = None
     try:
-        with requests() as asked:
-            run = prepare_folder(run, folder, data)
-            if asked:
-                return 75
-            return on_ray(run, folder, address, failures, debug, asked, lease.epoch)
+        with requests.at_once():
+            plain = absolute(run)  # every machine resolves it: toy data is made on each
+            run = resolve_data(run, say, folder)
+            data = refuse(run, folder, run.system.least)
+            lease = run_folder.acquire_lease(folder)
+            prepare_folder(run, folder, data)
+        requests.stop_file = stop_file(folder)
+        return on_ray(plain, folder, address, patience, debug, lease)
+    except GaveUp as e:
+        Ledger(folder).write(kind="gave_up", reason=str(e), step=newest(folder))
+        say(f"vtx: {e}")
+        return 1
     finally:
         send_rest()
-        lease.close()
+        if lease is not None:
+            lease.close()
 
 
 def on_ray(
     run: Run,
     folder: AnyPath,
     address: str,
-    failures: int,
+    patience: float,
     debug: bool,
-    asked: list[int],
-    epoch: int,
+    lease: run_folder.Held,
 ) -> int:
+    """The exit code of the run. Raises GaveUp where it cannot go on, UserError where no cluster
+    answers, or a machine lacks what the run needs.
+    """
     payload = {
         "recipe": override.to_dict(run),
         "folder": str(folder),
         "paths": recipes.STRANGERS,
-        "cwd": os.getcwd(),
         "debug": debug,
-        "epoch": epoch,
+        "environment": worker_environment(run),
     }
-    try:
-        with settings(address) as home:
-            say("starting Ray on this machine" if home else f"joining the Ray cluster at {address}")
-            from vtx_scale.cluster import ray_train  # Ray reads its settings when it is imported
+    with settings(address) as home:
+        say("starting Ray on this machine" if home else f"joining the Ray cluster at {address}")
+        # Ray reads its settings when it is imported
+        from vtx_scale.cluster.ray_nodes import Cluster, connected
+        from vtx_scale.launch.driver import Driver
 
-            job = Job(
-                ray_worker,
-                payload,
-                run.system.world,
-                run.system.device != "cpu",
-                failures,
-                partial(newest, folder),
-            )
-            with ray_train.connected(
-                address, home, run.system.world or os.cpu_count() or 1, worker_environment(run)
-            ):
-                listen(asked)  # Ray has put a handler of its own in our place
-                return watch(ray_train.run(job, home), folder, failures, debug, asked)
-    except GaveUp as e:
-        Ledger(folder).write(kind="gave_up", reason=str(e), step=newest(folder))
-        say(f"vtx: {e}")
-        return 1
-
-
-def watch(
-    events: Iterator[Event | None], folder: AnyPath, failures: int, debug: bool, asked: list[int]
-) -> int:
-    """Tell the user what happens, pass the wish to leave on, return the exit code of the run."""
-    news, announced, last, code = News(folder / "log.txt", debug), False, "", 1
-    for event in events:
-        news.show()
-        if asked and last in ("", "asked", "failed"):
-            say("asked to leave: no worker runs, and what there was to save has been saved")
-            return 75
-        if asked and last == "started" and not announced:
-            announced = True
-            say("asked to leave: the workers save and end")
-            run_folder.write_whole(folder / "control" / "stop", "asked to leave\n")
-        if event is None:
-            continue
-        if event.kind == "asked":
-            say(
-                "no room for the workers yet: asking again"
-                if last == "asked"
-                else "starting the workers"
-            )
-        elif event.kind == "failed":
-            Ledger(folder).write(kind="restart", reason=event.why, step=event.saved)
-            say(
-                f"{event.why}: starting again from "
-                f"{f'step {event.saved}' if event.saved else 'the beginning'} (restart "
-                f"{event.failures} of {failures})"
-            )
-        elif event.kind == "ended":
-            if event.why:
-                say(event.why)
-            code = next((c for c in event.codes.values() if c), 0)
-        last = event.kind
-    return code
-
-
-@contextmanager
-def requests() -> Iterator[list[int]]:
-    """The signals that asked to leave."""
-    asked: list[int] = []
-    before = listen(asked)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def listen(asked: list[int]) -> dict[int, Any]:
-    """Keep signals in `asked`; returns the handlers that were there."""
-
-    def ask(number: int, _: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    return {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        system, here = run.system, os.cpu_count() or 1
+        cpus = system.worlds[1] if system.worlds else here
+        job = Job(on_node.start, payload, system.device != "cpu")
+        limits = Limits(silence=min(SILENCE, system.timeout))
+        with connected(address, home, cpus), Cluster(job, limits, home) as cluster:
+            gpus = cluster.total("GPU") if cluster.kind == "GPU" else 0
+            if home is not None and 0 < gpus < system.least:
+                raise UserError(
+                    f"system.world={system.world}, but this machine has {gpus} GPUs: "
+                    "lower it, or add system.device=cpu."
+                )
+            news = News(folder / "log.txt", debug)
+            return Driver(cluster, system, folder, lease, patience, news.show).drive()
 
 
 class News:
@@ -199,21 +158,3 @@ def worker_environment(run: Run) -> dict[str, str]:
         if k.startswith("VTX_") and k not in ("VTX_PARENT", "VTX_MEET")
     }
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(run.system.threads)), **ours}
-
-
-def ray_worker(payload: dict[str, Any]) -> Ended:
-    """One rank, in a thread of a Ray actor that was made for it."""
-    recipes.let_import(payload["paths"])
-    if os.path.isdir(payload["cwd"]):  # a path in the recipe means what it meant to the user
-        os.chdir(payload["cwd"])
-    lines: list[str] = []
-    try:
-        run = override.from_dict(payload["recipe"])
-    except UserError as e:  # this node lacks what the driver has
-        return Ended(2, f"vtx: {e}")
-    folder, epoch = place_at(payload["folder"]), payload["epoch"]
-    code = work(run, folder, debug=payload["debug"], message=lines.append, epoch=epoch)
-    text = lines[-1] if lines else ""
-    if code not in (0, 2, 3, 4, 75):
-        raise Died(text.removeprefix("vtx: "))
-    return Ended(code, text)

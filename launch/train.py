@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from vtx_scale.cluster.policy import admit
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.signals import INTERRUPTION
@@ -16,7 +17,7 @@ from vtx_scale.launch.node import keeps_warm
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.warm import Warm
-from vtx_scale.specs.run import Run
+from vtx_scale.specs.run import Run, System
 from vtx_scale.trainer.leave import Leave, requests
 from vtx_scale.trainer.output import guarded_stderr, say, send_rest
 
@@ -43,9 +44,7 @@ def prepared(run: Run, folder: AnyPath, fork: bool, debug: bool) -> int:
     try:
         with requests.at_once():
             run = resolve_data(run, say, folder)
-            world = run.system.world or automatic_world()
-            if world < 1:
-                raise UserError(f"system.world={world}: give the number of processes, 1 or more.")
+            world = world_of(run.system)
             if world > 1 and keeps_warm(run.system.spare):
                 with INTERRUPTION.held():
                     warm = Warm()  # it imports while the data is looked at
@@ -93,6 +92,22 @@ def in_processes(
         kept.mkdir()
         opened.keep(kept, run.data.hold_out)
         return launch(request, folder, world, say, {opened.KEPT: str(kept)}, warm)
+
+
+def world_of(system: System) -> int:
+    """How many processes: as said, of a range as many as there are GPUs for, else the fewest.
+
+    Raises UserError for none.
+    """
+    if system.world == 0:
+        raise UserError("system.world=0: give the number of processes, 1 or more.")
+    if system.worlds is None:
+        return automatic_world()
+    low, high = system.worlds
+    if low == high:
+        return low
+    here = automatic_world() if system.device != "cpu" else 1
+    return admit(here, low, high, system.unit) or system.least
 
 
 def automatic_world() -> int:

@@ -48,6 +48,7 @@ from vtx_scale.launch.process import (
     device_of,
     init_process_group,
     keep_traceback,
+    keep_words,
     leave_process_group,
     rank_and_world,
     speaks,
@@ -108,6 +109,7 @@ def work(
     """
     with guarded_stderr(), requests.listen():
         code, text = outcome(lambda: train(run, folder, fork, prepare, epoch), folder, debug)
+        keep_words(text)
         if text and (message is not say or speaks(code)):
             message(f"vtx: {text}")
         send_rest()

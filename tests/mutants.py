@@ -510,9 +510,9 @@ MUTANTS = (
     ),
     Mutant(
         "failures-add-up",
-        "vtx_scale/launch/local.py",
-        "failures = 1 if now != last else failures + 1",
-        "failures = failures + 1",
+        "vtx_scale/launch/rounds.py",
+        "self.failures = 1 if now != self.last else self.failures + 1",
+        "self.failures = self.failures + 1",
         (f"{COUNTS}::test_progress_sets_a_launchers_failures_back",),
         "A launcher gives up after starts in a row that saved nothing.",
     ),

@@ -1,6 +1,7 @@
-"""`vtx submit RECIPE`: the same worker under Ray Train, on a local or a given cluster."""
+"""`vtx submit RECIPE`: the same worker under Ray, on a local or a given cluster."""
 
 import argparse
+import math
 
 from vtx_scale.launch import checks, manifests
 from vtx_scale.launch.commands import folder_of, recipe_arguments, run_of
@@ -23,11 +24,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "(default: a cluster of its own on this machine)",
     )
     parser.add_argument(
-        "--failures",
-        type=int,
-        default=8,
-        metavar="N",
-        help="restarts allowed (default: 8); a run that saves nothing new ends sooner",
+        "--patience",
+        type=float,
+        default=math.inf,
+        metavar="MINUTES",
+        help="how long to wait for machines (default: for ever); a run that saves nothing new "
+        "ends sooner",
     )
     manifest_arguments(parser)
 
@@ -70,4 +72,4 @@ def run(args: argparse.Namespace) -> int:
         return manifests.write(recipe, folder, args)
     from vtx_scale.launch.submit import submit
 
-    return submit(recipe, folder, args.address, args.failures, debug=args.debug)
+    return submit(recipe, folder, args.address, args.patience, debug=args.debug)

@@ -159,7 +159,9 @@ def test_live_in_a_terminal(tmp_path):
         os.write(shown.fd, b"\x03")
         assert shown.end() == 0
         assert "Traceback" not in shown.text and files_of(folder) == before
-        assert shown.text.endswith("\r\n") and "\x1b[?1049l" in shown.text, "the screen is given back"
+        assert shown.text.endswith("\r\n") and "\x1b[?1049l" in shown.text, (
+            "the screen is given back"
+        )
 
 
 def test_a_finished_run_ends_it(tmp_path):

@@ -29,11 +29,12 @@ class Lease:
     """The right to write, from `acquire` until `close`; renewed by a thread of its own while it is
     held, which whoever writes asks `check`.
 
-    epoch: from 1 on, the same for nobody else.
+    epoch: from 1 on, the same for nobody else. taken: who has taken it over, "" as far as is known.
     """
 
     def __init__(self, storage: Storage, epoch: int, body: dict[str, Any], ttl: float) -> None:
         self.storage, self.epoch, self.body = storage, epoch, body
+        self.taken, self._turn = "", threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, args=(ttl / 3,), daemon=True)
         self._thread.start()
@@ -42,14 +43,32 @@ class Lease:
         """Say that the holder lives. Raises Lost where another has the run, OSError where the
         storage does not answer.
         """
-        check(self.storage, self.epoch)
-        self.body["beat"] += 1
-        name, body = name_of(self.epoch), json.dumps(self.body).encode()
-        head = self.storage.head(name)
-        if head is None:  # somebody has cleared the folder: nobody else has it yet
-            self.storage.put_if_absent(name, body)
-        elif self.storage.replace_if(name, body, head.tag) is None:
-            raise Lost(f"epoch {self.epoch} was changed by another job")
+        with self._turn:
+            check(self.storage, self.epoch)
+            self.body["beat"] += 1
+            name, body = name_of(self.epoch), json.dumps(self.body).encode()
+            head = self.storage.head(name)
+            if head is None:  # somebody has cleared the folder: nobody else has it yet
+                self.storage.put_if_absent(name, body)
+            elif self.storage.replace_if(name, body, head.tag) is None:
+                raise Lost(f"epoch {self.epoch} was changed by another job")
+
+    def advance(self) -> int:
+        """A newer epoch for the same holder: what ranks of before, that nobody can reach any more,
+        still write does not count from here on.
+
+        Raises Lost where another has the run, OSError where the storage does not answer.
+        """
+        with self._turn:
+            mine = {**self.body, "beat": self.body["beat"] + 1, "after": self.epoch}
+            stored = self.storage.put_if_absent(name_of(self.epoch + 1), json.dumps(mine).encode())
+            # an answer that was lost may hide that it was stored
+            if not stored and holder(self.storage, self.epoch + 1) != mine:
+                raise Lost(f"epoch {self.epoch + 1} is another job's")
+            self.epoch, self.body = self.epoch + 1, mine
+            check(self.storage, self.epoch)
+            clear(self.storage, self.epoch - 1 - KEPT)
+            return self.epoch
 
     def close(self) -> None:
         """Give it back; a second time is no error."""
@@ -69,7 +88,8 @@ class Lease:
                 self.renew()
             except OSError:
                 continue  # until another takes it, it is held
-            except Lost:
+            except Lost as e:
+                self.taken = str(e)
                 return
 
     def __enter__(self) -> "Lease":

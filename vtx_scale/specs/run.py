@@ -332,7 +332,8 @@ class System(Spec):
     }
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"scratch": ()}
 
-    world: int | None = None
+    # or a range, as in 4..16: as many as there is room for, more or fewer as machines come and go
+    world: int | str | None = None
     strategy: StrategyName = "auto"
     replicas: int = 2  # hsdp: how many copies of the sharded model
     # ranks that share heads and hidden units: all under tp, neighbours under fsdp
@@ -381,6 +382,25 @@ class System(Spec):
         return "single" if world == 1 else "fsdp" if cuda else "ddp"
 
     @property
+    def worlds(self) -> tuple[int, int] | None:
+        """The least and the most ranks, None where that is automatic."""
+        if self.world is None:
+            return None
+        low, _, high = str(self.world).partition("..")
+        return int(low), int(high or low)
+
+    @property
+    def least(self) -> int:
+        """The fewest ranks that there may be, 1 where that is automatic."""
+        low = self.worlds[0] if self.worlds else 1
+        return -(-low // self.unit) * self.unit if isinstance(self.world, str) else max(1, low)
+
+    @property
+    def unit(self) -> int:
+        """What the world must be a multiple of."""
+        return (self.tp or 1) * (self.replicas if self.strategy == "hsdp" else 1)
+
+    @property
     def meets_alone(self) -> bool:
         """Whether one process of its own needs a process group too."""
         return self.tp is not None or self.strategy not in ("auto", "single", "ddp")
@@ -401,7 +421,7 @@ class System(Spec):
     def faults(self) -> list[str]:
         """As `Spec.faults`."""
         zero = self.package == "deepspeed"
-        faults = []
+        faults = self.range_faults() if isinstance(self.world, str) else []
         takes = OFFLOADS.get(self.strategy, ())
         if self.offload != "none" and self.offload not in takes:
             choice = f"choose {' or '.join(takes)}" if takes else "leave it out"
@@ -420,6 +440,22 @@ class System(Spec):
                 "strategy, or leave it out."
             )
         return faults
+
+    def range_faults(self) -> list[str]:
+        """What is wrong with a range of worlds."""
+        if not re.fullmatch(r"[1-9]\d*\.\.[1-9]\d*", str(self.world)):
+            return [f"world={self.world}: give a number, or the least and the most, as in 4..16."]
+        low, high = self.worlds or (1, 1)
+        if low > high:
+            return [f"world={self.world}: give the smaller number first."]
+        if self.strategy in ("single", "tp"):
+            return [
+                f"world={self.world}: system.strategy={self.strategy} runs on one world alone; "
+                "give that, or choose fsdp with system.tp."
+            ]
+        if self.unit < 1 or high // self.unit * self.unit < low:
+            return [f"world={self.world}: none of these is a multiple of {self.unit}."]
+        return []
 
     def recompute_fault(self, separable: bool, mixed: bool | None = None) -> str | None:
         """Why micro-batches of an objective cannot be computed again, a sentence.

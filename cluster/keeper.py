@@ -1,0 +1,141 @@
+"""What keeps a machine's ranks, in the process that the cluster has started there for them.
+
+Knows nothing of Ray, so that it can be read and tested without. The ranks are children of this
+process and end with it. It ends them, and itself, when nobody has asked after them for `ttl`
+seconds: then their driver is gone, or cannot be reached, and another may hold the run.
+"""
+
+import fcntl
+import os
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vtx_scale.cluster.job import Ranks
+from vtx_scale.data_pipeline.errors import UserError
+
+SIOCGIFADDR = 0x8915
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+State = tuple[dict[int, int | None], dict[int, str]]  # exit codes and last words, by rank
+
+
+class Keeper:
+    """Calls may come from any thread; those to the ranks are made by one, because a child that dies
+    with its parent dies with the thread that started it.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[dict[str, Any], Path], Ranks],
+        payload: dict[str, Any],
+        address: str,
+        ttl: float,
+        home: str | None,
+    ) -> None:
+        """start, payload: see `Job`. address: of this machine, as the others know it. ttl: in
+        seconds. home: where to put files, the temporary folder where None.
+        """
+        self.start, self.payload, self.address, self.ttl = start, payload, address, ttl
+        self.folder = Path(tempfile.mkdtemp(prefix="vtx-node-", dir=home))
+        os.chdir(self.folder)  # nothing is imported from where the cluster was started
+        self.ranks: Ranks | None = None
+        self.hand = ThreadPoolExecutor(1)
+        self.heard = time.monotonic()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def prepare(self) -> str:
+        """What this machine needs before a round; why it cannot take part, or "". Again is no
+        error.
+        """
+        self.heard = time.monotonic()
+        for name in INTERFACES:
+            os.environ.setdefault(name, interface_of(self.address))
+            if not os.environ[name]:
+                del os.environ[name]
+        try:
+            self.hand.submit(self._prepare).result()
+        except UserError as e:
+            return str(e)
+        return ""
+
+    def _prepare(self) -> None:
+        if self.ranks is None:
+            self.ranks = self.start(self.payload, self.folder)
+
+    def meeting(self, alone: bool) -> str:
+        """Where the ranks of a round can meet, of which this machine has the first. alone: it has
+        all of them.
+
+        Somebody else may take the port until then: that start fails and the next goes on.
+        """
+        self.heard = time.monotonic()
+        if alone:
+            return f"file://{tempfile.mkdtemp(prefix='meet-', dir=self.folder)}/store"
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        with socket.socket(family) as s:
+            s.bind((self.address, 0))
+            host = f"[{self.address}]" if ":" in self.address else self.address
+            return f"tcp://{host}:{s.getsockname()[1]}"
+
+    def poll(self) -> State:
+        """What became of the ranks of this round."""
+        self.heard = time.monotonic()
+        ranks = self.ranks
+        if ranks is None:
+            return {}, {}
+        return self.hand.submit(lambda: (ranks.codes(), ranks.words())).result()
+
+    def begin(self, *about: Any) -> None:
+        """As `Ranks.begin`."""
+        assert self.ranks is not None
+        self.hand.submit(self.ranks.begin, *about).result()
+
+    def ask(self) -> None:
+        """As `Ranks.ask`."""
+        if self.ranks is not None:
+            self.hand.submit(self.ranks.ask).result()
+
+    def end(self) -> None:
+        """As `Ranks.end`."""
+        if self.ranks is not None:
+            self.hand.submit(self.ranks.end).result()
+
+    def close(self) -> None:
+        """End the ranks and remove what lies on this machine."""
+        if self.ranks is not None:
+            self.hand.submit(self.ranks.close).result()
+            self.ranks = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _watch(self) -> None:
+        while time.monotonic() - self.heard < self.ttl:
+            time.sleep(min(1.0, self.ttl / 10))
+        # the ranks end with this process, whatever becomes of the thread that closes
+        closing = threading.Thread(target=self.close, daemon=True)
+        closing.start()
+        closing.join(5)
+        os._exit(1)
+
+
+def interface_of(address: str) -> str:
+    """The network interface of this machine that has an address, "" where none has it.
+
+    Without it, ranks look one another up by the host's name, which on many machines means
+    127.0.1.1.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(s, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:
+                continue  # it has no address
+            if socket.inet_ntoa(found[20:24]) == address:
+                return name
+    return ""

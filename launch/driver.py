@@ -1,0 +1,287 @@
+"""The rounds of a run over the machines of a cluster: which machines, how many ranks, from one
+round to the next.
+
+What `local` does on one machine, by the same rules; here machines may be lost, come back, be taken
+away with notice. Whatever happens, all ranks end and the next round goes on from the newest
+checkpoint.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vtx_scale.cluster.job import GaveUp, Machine
+from vtx_scale.cluster.policy import admit, layout
+from vtx_scale.cluster.ray_nodes import Cluster, Held
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.launch import run_folder
+from vtx_scale.launch.node import Round
+from vtx_scale.launch.rounds import Tries, Watch, left, newest, reason, start_of
+from vtx_scale.specs.run import System
+from vtx_scale.trainer.leave import requests
+from vtx_scale.trainer.output import Ledger, say
+
+LOOK = 0.2  # seconds between two looks at the ranks
+AGAIN = 60.0  # seconds between two sentences on what is waited for
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that a run may have: from low to high, in multiples of `unit`, of which `axis`
+    share heads and hidden units.
+    """
+
+    low: int
+    high: int
+    unit: int
+    axis: int
+
+
+def world_of(system: System, cluster: Cluster) -> World:
+    """As the recipe says, else a rank for each GPU of the cluster as it is now, else one."""
+    low, high = system.worlds or (max(1, cluster.total("GPU") if cluster.kind == "GPU" else 0),) * 2
+    return World(low, high, system.unit if low < high else 1, system.axis(low))
+
+
+@dataclass
+class Driver:
+    """Runs rounds until the run has ended.
+
+    lease: on the run folder. patience: minutes to wait for machines. news: shows what the ranks
+    tell, and is called often.
+    """
+
+    cluster: Cluster
+    system: System
+    folder: AnyPath
+    lease: run_folder.Held
+    patience: float = math.inf
+    news: Callable[[], None] = lambda: None
+    number: int = 0
+    began: float = 0.0  # when the round did
+    heard: dict[str, float] = field(default_factory=dict)  # what was said, and when
+
+    def drive(self) -> int:
+        """The exit code of the run. Raises GaveUp where it cannot go on, UserError where a machine
+        lacks what it needs or another job has the run.
+        """
+        self.world = world_of(self.system, self.cluster)
+        tries = Tries(newest(self.folder))
+        while True:
+            held = self.gather()
+            if held is None:
+                say("asked to leave: no worker runs, and what there was to save has been saved")
+                return 75
+            ended = self.round(held)
+            self.news()
+            if (code := self.after(ended, tries)) is not None:
+                return code
+
+    def after(self, ended: "Ended", tries: Tries) -> int | None:
+        """The exit code where the run is over, None where another round begins."""
+        moves = ended.code == 75 and ended.moves and not requests.wanted()
+        if not moves and (code := left(requests, ended.code)) is not None:
+            if ended.words and code:
+                say(f"vtx: {ended.words}")
+            return code
+        now = newest(self.folder)
+        for held in ended.lost:
+            self.forget(held)
+        if any(held.still for held in ended.lost):
+            self.lease.advance()
+        if not moves and not ended.lost and tries.failed(now):
+            raise GaveUp(
+                f"the workers failed {tries.failures} times without a new checkpoint: {ended.why}"
+            )
+        self.tell(ended, now)
+        return None
+
+    def tell(self, ended: "Ended", now: int) -> None:
+        """What happened, in the ledger and on the terminal."""
+        ledger = Ledger(self.folder)
+        for held in ended.lost:
+            ledger.write(
+                kind="node_lost", node=held.machine.name, reason=held.lost, time=time.time()
+            )
+        ledger.write(kind="restart", reason=ended.why, step=now, time=time.time())
+        say(f"{ended.why}: starting again from {start_of(now)}")
+
+    def forget(self, held: Held) -> None:
+        """Let a lost machine go; one that may be there still is not tried again at once."""
+        if held.still or self.cluster.gone(held.machine):
+            self.cluster.put_aside(held)
+        else:
+            self.cluster.drop(held)
+
+    def say_now_and_then(self, line: str) -> None:
+        """A sentence at once, and again every minute."""
+        now = time.monotonic()
+        if now - self.heard.get(line, -math.inf) >= AGAIN:
+            self.heard[line] = now
+            say(line)
+
+    # before a round
+
+    def plan(self) -> dict[Machine, int]:
+        """Ranks on each machine of the next round, {} where there is no room for one."""
+        machines, world = self.cluster.machines(), self.world
+        slots = [machine.slots for machine in machines]
+        ranks = admit(sum(slots), world.low, world.high, world.unit)
+        if not ranks:
+            return {}
+        given = layout(ranks, slots, world.axis)
+        return {machine: n for machine, n in zip(machines, given, strict=True) if n}
+
+    def gather(self) -> list[tuple[Held, int]] | None:
+        """Machines that are ready for a round, with their ranks; None where the run is asked to
+        leave before.
+
+        Raises GaveUp where there are none for longer than the patience.
+        """
+        began, self.heard = time.monotonic(), {}
+        while True:
+            if requests.wanted():
+                return None
+            self.check_lease()
+            plan = self.plan()
+            if plan and (ready := self.ready(plan)):
+                return ready
+            if not plan:
+                here = sum(machine.slots for machine in self.cluster.machines())
+                self.say_now_and_then(f"waiting for machines: {here} slots of {self.world.low}")
+            waited = (time.monotonic() - began) / 60
+            if waited > self.patience:
+                raise GaveUp(f"no room for the workers for {waited:.0f} minutes (--patience)")
+            self.news()
+            time.sleep(LOOK)
+
+    def ready(self, plan: dict[Machine, int]) -> list[tuple[Held, int]]:
+        """The machines of a plan with actors that answer, [] where one of them has no room or is
+        lost meanwhile. Raises UserError where one lacks what the run needs.
+        """
+        for key in set(self.cluster.held) - {machine.key for machine in plan}:
+            self.cluster.drop(self.cluster.held[key])
+        held = [self.cluster.hold(machine, ranks) for machine, ranks in plan.items()]
+        faults = self.cluster.everywhere(held, "prepare", limit=self.cluster.limits.start)
+        for one, fault in zip(held, faults, strict=True):
+            if one.lost:
+                self.say_now_and_then(f"{one.machine.name} {one.lost}: left out for now")
+                self.cluster.put_aside(one)
+            elif fault:
+                raise UserError(f"{one.machine.name}: {fault}")
+        return [] if any(one.lost for one in held) else [(h, plan[h.machine]) for h in held]
+
+    def check_lease(self) -> None:
+        """Raises UserError where another job has taken the run over."""
+        if self.lease.taken:
+            raise run_folder.refusal(self.folder, self.lease.taken)
+
+    # a round
+
+    def round(self, placed: list[tuple[Held, int]]) -> "Ended":
+        """One start of all ranks, to its end."""
+        held, self.number, self.began = [h for h, _ in placed], self.number + 1, time.monotonic()
+        try:
+            if self.begin(placed):
+                moves, watch = self.follow(held)
+            else:
+                moves, watch = "", Watch()
+        finally:
+            codes = {rank: code for h in held for rank, code in h.state[0].items()}
+            self.cluster.everywhere(held, "end")
+        return self.judge(held, codes, moves, watch)
+
+    def begin(self, placed: list[tuple[Held, int]]) -> bool:
+        """Whether the ranks have been started on every machine."""
+        held, world = [h for h, _ in placed], sum(n for _, n in placed)
+        self.say_world(placed, world)
+        (meet,) = self.cluster.everywhere(held[:1], "meeting", [len(held) == 1])
+        if meet is None:
+            return False
+        rounds, first = [], 0
+        for i, (_, ranks) in enumerate(placed):
+            rounds.append(Round(self.number, world, first, ranks, i, meet))
+            first += ranks
+        self.cluster.everywhere(held, "begin", rounds, [self.lease.epoch] * len(held))
+        for one in held:
+            one.state, one.round = ({}, {}), self.number
+        return not any(one.lost for one in held)
+
+    def say_world(self, placed: list[tuple[Held, int]], world: int) -> None:
+        """Which machines a round has, and which room no admitted world can use."""
+        where = ", ".join(f"{held.machine.name} ({ranks})" for held, ranks in placed)
+        say(f"starting {world} workers on {where}" if len(placed) > 1 else "starting the workers")
+        taken = {held.machine.key: ranks for held, ranks in placed}
+        idle = {m.name: m.slots - taken.get(m.key, 0) for m in self.cluster.machines()}
+        idle = {name: n for name, n in idle.items() if n}
+        if idle and self.world.low < self.world.high and world < self.world.high:
+            rest = ", ".join(f"{n} on {name}" for name, n in idle.items())
+            say(f"idle slots, of which no world can be made: {rest}")
+
+    def follow(self, held: list[Held]) -> tuple[str, Watch]:
+        """Until the round is over: (why its ranks were asked to make place for the next one, "" if
+        they were not; what was seen of them).
+        """
+        watch, announced, moves = Watch(), False, ""
+        while not any(one.lost for one in held) and requests.count < 2:
+            self.news()
+            self.check_lease()
+            if not moves and not requests.asked:
+                moves = self.wants_another(held)
+                if moves:
+                    say(f"{moves}: the workers save and start again")
+                    self.cluster.everywhere(held, "ask")
+            if requests.wanted() and not announced:
+                announced = True
+                say("asked to leave: the workers save and end")
+                if not moves:
+                    self.cluster.everywhere(held, "ask")
+            states = [one.state[0] for one in held]
+            codes = {rank: code for state in states for rank, code in state.items()}
+            if all(states) and watch.over(codes):
+                break
+            time.sleep(LOOK)
+        return moves, watch
+
+    def wants_another(self, held: list[Held]) -> str:
+        """Why another round with other machines should begin now, "" where this one is right."""
+        return ""
+
+    def judge(
+        self, held: list[Held], codes: dict[int, int | None], moves: str, watch: Watch
+    ) -> "Ended":
+        """How a round has ended, after its ranks have."""
+        lost = [one for one in held if one.lost]
+        if requests.count > 1:
+            say("vtx: ended at once: steps after the newest checkpoint are lost.")
+            return Ended(130 if requests.last == signal.SIGINT else 1, "", "", lost, moves)
+        rank, code = watch.verdict(codes)
+        if code == 0 and (lost or None in codes.values()):
+            code = 1  # not all of them came to the end
+        words = {r: text for one in held for r, text in one.state[1].items()}.get(rank, "")
+        words = words.removeprefix("vtx: ")
+        where = next((one for one in held if rank in one.state[0]), held[0])
+        if lost:
+            why = "; ".join(f"{one.machine.name} {one.lost}" for one in lost)
+        elif code == 75 and moves:
+            why = moves
+        else:
+            how = words if words and code > 0 else f"ended with {reason(code)}"
+            why = f"rank {rank} on {where.machine.name}: {how}"
+        return Ended(code, why, words, lost, moves)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a round ended. code: of the rank that is believed; words: its sentence. why: for people.
+    lost: machines. moves: why its ranks were asked to make place for another round.
+    """
+
+    code: int
+    why: str
+    words: str
+    lost: list[Held]
+    moves: str

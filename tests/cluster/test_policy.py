@@ -1,0 +1,81 @@
+"""Which ranks run where, and how a round ends: pure decisions."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtx_scale.cluster.policy import DAY, admit, admitted, layout, score
+from vtx_scale.launch.rounds import DECIDED, HUNG, PEER_LOST, Tries, Watch
+
+slots = st.lists(st.integers(0, 16), max_size=12)
+axes = st.sampled_from([1, 2, 4, 8])
+
+
+@given(st.integers(0, 200), st.integers(1, 64), st.integers(0, 64), axes)
+def test_the_admitted_world_is_the_largest_that_fits(room, low, more, unit):
+    high = low + more
+    world = admit(room, low, high, unit)
+    fits = [w for w in range(low, high + 1) if w <= room and w % unit == 0]
+    assert world == (fits[-1] if fits else 0)
+    assert world in (0, *admitted(low, high, unit))
+
+
+@given(slots, axes, st.data())
+def test_every_rank_has_a_slot_and_groups_stay_on_a_machine_where_they_can(slots, axis, data):
+    world = data.draw(st.integers(0, sum(slots) // axis)) * axis
+    ranks = layout(world, slots, axis)
+    assert sum(ranks) == world and all(0 <= r <= s for r, s in zip(ranks, slots, strict=True))
+    if sum(s // axis for s in slots) * axis >= world:
+        assert all(r % axis == 0 for r in ranks), "a group lies on two machines"
+    if axis == 1:  # the first are filled before the next have any
+        filled = [r == s for r, s in zip(ranks, slots, strict=True)]
+        last = max((i for i, r in enumerate(ranks) if r), default=-1)
+        assert all(filled[: max(last, 0)])
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=8), st.floats(1e6, 2e6))
+def test_a_fault_counts_half_after_a_day(times, now):
+    assert score([], now) == 0
+    assert score(times, now) <= len(times)
+    assert math.isclose(score(times, now + DAY), score(times, now) / 2)
+    assert math.isclose(score([*times, now], now), score(times, now) + 1)
+
+
+codes = st.dictionaries(
+    st.integers(0, 7), st.sampled_from([None, 0, 1, -9, -11, HUNG, PEER_LOST, *DECIDED]), min_size=1
+)
+
+
+@given(codes)
+def test_a_rank_that_ended_by_decision_is_believed(codes):
+    watch = Watch()
+    over = watch.over(codes)
+    rank, code = watch.verdict(codes)
+    assert over or None in codes.values()
+    decided = {r: c for r, c in codes.items() if c in DECIDED}
+    if decided:
+        assert decided[rank] == code
+    elif any(codes.values()):
+        assert codes[rank] == code != 0
+    else:
+        assert code == 0
+
+
+def test_a_lost_rank_is_named_before_those_that_it_took_along():
+    for codes in ({0: 1, 1: -9}, {0: PEER_LOST, 1: -9, 2: PEER_LOST}, {0: PEER_LOST, 1: 1}):
+        watch = Watch()
+        assert watch.over(codes)
+        assert watch.verdict(codes) == (1, codes[1])
+    watch = Watch()
+    assert not watch.over({0: None, 1: PEER_LOST})
+    assert watch.over({0: -9, 1: PEER_LOST})
+    assert watch.verdict({0: -9, 1: PEER_LOST}) == (0, -9), "the end of a peer was seen first"
+
+
+def test_a_run_that_gets_nowhere_is_given_up():
+    tries = Tries(last=0)
+    assert [tries.failed(0) for _ in range(4)] == [False, False, False, True]
+    tries = Tries(last=0)
+    assert not any(tries.failed(step) for step in (10, 10, 10, 20, 20, 20, 10, 10, 10))
+    assert tries.failed(10)
