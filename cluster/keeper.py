@@ -18,10 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vtx_scale.cluster.job import Ranks
 from vtx_scale.data_pipeline.errors import UserError
 
 SIOCGIFADDR = 0x8915
+LEAST_FREE = 0.02  # of the memory
+WRITTEN = 1 << 20  # bytes
+SIDE = 256  # of matrices
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 State = tuple[dict[int, int | None], dict[int, str]]  # exit codes and last words, by rank
 
@@ -68,6 +73,13 @@ class Keeper:
     def _prepare(self) -> None:
         if self.ranks is None:
             self.ranks = self.start(self.payload, self.folder)
+
+    def check(self) -> str:
+        """Whether this machine is fit for a round: memory, its disk, and how it multiplies; what is
+        wrong with it, or "".
+        """
+        self.heard = time.monotonic()
+        return unfit(self.folder)
 
     def meeting(self, alone: bool) -> str:
         """Where the ranks of a round can meet, of which this machine has the first. alone: it has
@@ -122,6 +134,30 @@ class Keeper:
         closing.start()
         closing.join(5)
         os._exit(1)
+
+
+def unfit(folder: Path) -> str:
+    """Why this machine should have no ranks, or ""; files are written in `folder`."""
+    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    memory = {row[0].rstrip(":"): int(row[1]) for row in rows}
+    free, all_of_it = memory["MemAvailable"], memory["MemTotal"]
+    if free < LEAST_FREE * all_of_it:
+        return f"has {free >> 10} MB of {all_of_it >> 10} MB of memory left"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            body = os.urandom(WRITTEN)
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            if file.read() != body:
+                return f"reads from {folder} what it has not written"
+    except OSError as e:
+        return f"cannot write to {folder} ({e.strerror})"
+    left = np.arange(SIDE * SIDE, dtype=np.float64).reshape(SIDE, SIDE) % 7
+    if not np.array_equal(left @ left.T, np.rint(np.einsum("ik,jk->ij", left, left))):
+        return "multiplies wrongly"
+    return ""
 
 
 def interface_of(address: str) -> str:

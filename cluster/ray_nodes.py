@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vtx_scale.cluster import ray_private
@@ -98,14 +98,17 @@ def quiet() -> Iterator[None]:
 class Held:
     """A machine with an actor of ours, that has room for so many ranks.
 
-    state: of its ranks, as it last answered. lost: why it can no longer be used, "" while it can.
-    silent: seconds without an answer. still: it may live on, where nobody hears it.
+    state: of its ranks, as it last answered. fault: why it cannot take part, "" once it is ready,
+    None until then. lost: why it can no longer be used, "" while it can. silent: seconds without an
+    answer. still: it may live on, where nobody hears it.
     """
 
     machine: Machine
     room: int
     actor: Any
     state: State = ({}, {})
+    fault: str | None = None
+    preparing: Any = None
     silent: float = 0.0
     lost: str = ""
     still: bool = False
@@ -188,7 +191,9 @@ class Cluster:
         actor = options.remote(
             self.job.start, self.job.payload, machine.address, self.limits.ttl, home
         )
-        self.held[machine.key] = held = Held(machine, ranks, actor)
+        held = Held(machine, ranks, actor)
+        held.preparing = self._call(held, "prepare")
+        self.held[machine.key] = held
         return held
 
     def drop(self, held: Held) -> None:
@@ -243,7 +248,9 @@ class Cluster:
         held.lost, held.still = why, True
 
     def _die(self, held: Held, e: Exception) -> None:
-        held.lost = held.lost or f"has lost its ranks' keeper ({first_line(e)[:200]})"
+        ours = isinstance(e, RayTaskError)  # an error of this program
+        why = f" ({str(e).strip().splitlines()[-1]})" if ours else ""
+        held.lost = held.lost or f"has lost the process that keeps its ranks{why}"
 
     def see(self) -> None:
         """Look at the cluster."""
@@ -262,6 +269,8 @@ class Cluster:
             for held in everyone:
                 if held.asked is None:
                     held.asked, held.asked_in = self._call(held, "poll"), held.round
+                if held.fault is None:
+                    self._prepared(held)
             refs = {held.asked: held for held in everyone}
             done: list[Any] = []
             if refs:
@@ -273,8 +282,18 @@ class Cluster:
                 held.silent += passed
                 if ref in done:
                     self._answered(held, ref)
-                if held.silent > self.limits.silence and held.answered and not held.lost:
-                    self._lose(held, f"has been silent for {self.limits.silence:.0f} s")
+                limit = self.limits.silence if held.answered else self.limits.start
+                if held.silent > limit and not held.lost:
+                    self._lose(held, f"has been silent for {limit:.0f} s")
+
+    def _prepared(self, held: Held) -> None:
+        if ray.wait([held.preparing], timeout=0)[0]:
+            try:
+                held.fault = ray.get(held.preparing)
+            except ActorUnavailableError:
+                held.preparing = self._call(held, "prepare")
+            except Exception as e:
+                self._die(held, e)
 
     def _answered(self, held: Held, ref: Any) -> None:
         held.asked = None

@@ -13,16 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vtx_scale.cluster.job import GaveUp, Machine
-from vtx_scale.cluster.policy import admit, layout
+from vtx_scale.cluster.policy import EXCLUDED, admit, layout
 from vtx_scale.cluster.ray_nodes import Cluster, Held
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import run_folder
+from vtx_scale.launch.faults import Faults
 from vtx_scale.launch.node import Round
-from vtx_scale.launch.rounds import Tries, Watch, left, newest, reason, start_of
+from vtx_scale.launch.rounds import HUNG, Tries, Watch, left, newest, reason, start_of
 from vtx_scale.specs.run import System
 from vtx_scale.trainer.leave import requests
-from vtx_scale.trainer.output import Ledger, say
+from vtx_scale.trainer.output import Ledger, say, why
 
 LOOK = 0.2  # seconds between two looks at the ranks
 AGAIN = 60.0  # seconds between two sentences on what is waited for
@@ -61,6 +62,7 @@ class Driver:
     patience: float = math.inf
     news: Callable[[], None] = lambda: None
     number: int = 0
+    ranks: int = 0  # of the round
     began: float = 0.0  # when the round did
     heard: dict[str, float] = field(default_factory=dict)  # what was said, and when
 
@@ -69,6 +71,7 @@ class Driver:
         lacks what it needs or another job has the run.
         """
         self.world = world_of(self.system, self.cluster)
+        self.faults = Faults(self.folder)
         tries = Tries(newest(self.folder))
         while True:
             held = self.gather()
@@ -91,13 +94,24 @@ class Driver:
         for held in ended.lost:
             self.forget(held)
         if any(held.still for held in ended.lost):
-            self.lease.advance()
+            self.new_epoch()
         if not moves and not ended.lost and tries.failed(now):
             raise GaveUp(
                 f"the workers failed {tries.failures} times without a new checkpoint: {ended.why}"
             )
         self.tell(ended, now)
         return None
+
+    def new_epoch(self) -> None:
+        """What a machine still writes that nobody can reach does not count from here on. Raises
+        UserError where another job has the run.
+        """
+        while not requests.wanted():
+            try:
+                return self.lease.advance()
+            except OSError as e:
+                self.say_now_and_then(f"{self.folder} does not answer ({why(e)}): waiting for it")
+                time.sleep(1)
 
     def tell(self, ended: "Ended", now: int) -> None:
         """What happened, in the ledger and on the terminal."""
@@ -106,6 +120,9 @@ class Driver:
             ledger.write(
                 kind="node_lost", node=held.machine.name, reason=held.lost, time=time.time()
             )
+            self.faults.add(held.machine.name, held.lost)
+        if ended.bad is not None and not ended.lost:
+            self.faults.add(ended.bad.name, ended.why)
         ledger.write(kind="restart", reason=ended.why, step=now, time=time.time())
         say(f"{ended.why}: starting again from {start_of(now)}")
 
@@ -126,12 +143,24 @@ class Driver:
     # before a round
 
     def plan(self) -> dict[Machine, int]:
-        """Ranks on each machine of the next round, {} where there is no room for one."""
-        machines, world = self.cluster.machines(), self.world
-        slots = [machine.slots for machine in machines]
+        """Ranks on each machine of the next round, {} where there is no room for one.
+
+        Machines with too many faults are left out where the run can do without.
+        """
+        machines, now = self.cluster.machines(), time.time()
+        bad = [m for m in machines if self.faults.score(m.name, now) >= EXCLUDED]
+        plan = self.placed([m for m in machines if m not in bad])
+        if bad and plan:
+            for machine in bad:
+                self.say_now_and_then(
+                    f"{machine.name} is left out: {self.faults.reasons(machine.name)}"
+                )
+        return plan or self.placed(machines)
+
+    def placed(self, machines: list[Machine]) -> dict[Machine, int]:
+        """Ranks on each of these machines, {} where there is no room for a round."""
+        slots, world = [machine.slots for machine in machines], self.world
         ranks = admit(sum(slots), world.low, world.high, world.unit)
-        if not ranks:
-            return {}
         given = layout(ranks, slots, world.axis)
         return {machine: n for machine, n in zip(machines, given, strict=True) if n}
 
@@ -141,38 +170,53 @@ class Driver:
 
         Raises GaveUp where there are none for longer than the patience.
         """
-        began, self.heard = time.monotonic(), {}
-        while True:
-            if requests.wanted():
-                return None
+        began = time.monotonic()
+        while not requests.wanted():
             self.check_lease()
+            self.forget_lost()
             plan = self.plan()
             if plan and (ready := self.ready(plan)):
                 return ready
             if not plan:
                 here = sum(machine.slots for machine in self.cluster.machines())
-                self.say_now_and_then(f"waiting for machines: {here} slots of {self.world.low}")
+                self.say_now_and_then(f"waiting for machines: {here} of {self.world.low} slots")
             waited = (time.monotonic() - began) / 60
             if waited > self.patience:
                 raise GaveUp(f"no room for the workers for {waited:.0f} minutes (--patience)")
             self.news()
             time.sleep(LOOK)
+        return None
+
+    def forget_lost(self) -> None:
+        """Machines that were lost while they had no ranks."""
+        for held in [held for held in self.cluster.held.values() if held.lost]:
+            self.say_now_and_then(f"{held.machine.name} {held.lost}: left out for now")
+            self.forget(held)
 
     def ready(self, plan: dict[Machine, int]) -> list[tuple[Held, int]]:
-        """The machines of a plan with actors that answer, [] where one of them has no room or is
-        lost meanwhile. Raises UserError where one lacks what the run needs.
+        """The machines of a plan, [] where one of them is not ready or not fit. Raises UserError
+        where one lacks what the run needs.
         """
         for key in set(self.cluster.held) - {machine.key for machine in plan}:
             self.cluster.drop(self.cluster.held[key])
         held = [self.cluster.hold(machine, ranks) for machine, ranks in plan.items()]
-        faults = self.cluster.everywhere(held, "prepare", limit=self.cluster.limits.start)
-        for one, fault in zip(held, faults, strict=True):
-            if one.lost:
-                self.say_now_and_then(f"{one.machine.name} {one.lost}: left out for now")
+        if not all(self.prepared(one) for one in held):
+            return []
+        unfit = self.cluster.everywhere(held, "check")
+        for one, fault in zip(held, unfit, strict=True):
+            if fault:
+                self.say_now_and_then(f"{one.machine.name} {fault}: left out for now")
+                self.faults.add(one.machine.name, fault)
                 self.cluster.put_aside(one)
-            elif fault:
-                raise UserError(f"{one.machine.name}: {fault}")
-        return [] if any(one.lost for one in held) else [(h, plan[h.machine]) for h in held]
+        if any(fault != "" for fault in unfit):
+            return []
+        return [(one, plan[one.machine]) for one in held]
+
+    def prepared(self, held: Held) -> bool:
+        """Whether a machine is ready. Raises UserError where it lacks what the run needs."""
+        if held.fault:
+            raise UserError(f"{held.machine.name}: {held.fault}")
+        return held.fault is not None and not held.lost
 
     def check_lease(self) -> None:
         """Raises UserError where another job has taken the run over."""
@@ -196,7 +240,8 @@ class Driver:
 
     def begin(self, placed: list[tuple[Held, int]]) -> bool:
         """Whether the ranks have been started on every machine."""
-        held, world = [h for h, _ in placed], sum(n for _, n in placed)
+        held, self.ranks = [h for h, _ in placed], sum(n for _, n in placed)
+        world = self.ranks
         self.say_world(placed, world)
         (meet,) = self.cluster.everywhere(held[:1], "meeting", [len(held) == 1])
         if meet is None:
@@ -248,7 +293,21 @@ class Driver:
 
     def wants_another(self, held: list[Held]) -> str:
         """Why another round with other machines should begin now, "" where this one is right."""
-        return ""
+        leaving = [one.machine.name for one in held if one.machine.key in self.cluster.leaving]
+        if leaving:
+            return f"{', '.join(leaving)} is being taken away"
+        if self.world.low == self.world.high:
+            return ""
+        if time.monotonic() - self.began < self.cluster.limits.settle:
+            return ""
+        for one in [o for o in self.cluster.held.values() if o.lost and o not in held]:
+            self.forget(one)
+        plan, mine = self.plan(), {one.machine.key for one in held}
+        world = sum(plan.values())
+        if world <= self.ranks or not mine <= {machine.key for machine in plan}:
+            return ""
+        new = [self.cluster.hold(m, ranks) for m, ranks in plan.items() if m.key not in mine]
+        return f"room for {world} workers" if all(self.prepared(one) for one in new) else ""
 
     def judge(
         self, held: list[Held], codes: dict[int, int | None], moves: str, watch: Watch
@@ -265,19 +324,21 @@ class Driver:
         words = words.removeprefix("vtx: ")
         where = next((one for one in held if rank in one.state[0]), held[0])
         if lost:
-            why = "; ".join(f"{one.machine.name} {one.lost}" for one in lost)
+            cause = "; ".join(f"{one.machine.name} {one.lost}" for one in lost)
         elif code == 75 and moves:
-            why = moves
+            cause = moves
         else:
             how = words if words and code > 0 else f"ended with {reason(code)}"
-            why = f"rank {rank} on {where.machine.name}: {how}"
-        return Ended(code, why, words, lost, moves)
+            cause = f"rank {rank} on {where.machine.name}: {how}"
+        bad = where.machine if code < 0 or code == HUNG else None
+        return Ended(code, cause, words, lost, moves, bad)
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a round ended. code: of the rank that is believed; words: its sentence. why: for people.
-    lost: machines. moves: why its ranks were asked to make place for another round.
+    lost: machines. moves: why its ranks were asked to make place for another round. bad: the
+    machine of a rank that was ended from outside.
     """
 
     code: int
@@ -285,3 +346,4 @@ class Ended:
     words: str
     lost: list[Held]
     moves: str
+    bad: Machine | None = None
