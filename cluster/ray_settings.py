@@ -3,7 +3,6 @@ so this file does not import it.
 """
 
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from vtx_scale.cluster.guard import guarded
 from vtx_scale.cluster.job import GaveUp
+from vtx_scale.cluster.token import write_token
 from vtx_scale.data_pipeline.errors import UserError
 
 OWN = {  # a cluster of our own
@@ -74,8 +74,7 @@ def with_token(home: Path) -> dict[str, str]:
     left to itself, Ray puts one into ~/.ray.
     """
     path = home / "token"
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-        f.write(secrets.token_hex(32))
+    write_token(path)
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
 

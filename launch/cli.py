@@ -16,6 +16,8 @@ from vtx_scale.trainer.output import code_of, open_missing_descriptors, say, sen
 COMMANDS = (
     "train",
     "submit",
+    "jobs",
+    "worker",
     "evaluate",
     "export",
     "sample",
@@ -32,6 +34,7 @@ COMMANDS = (
 TRAINING = (
     "train",
     "submit",
+    "worker",
     "demo",
 )  # what they print is no result: to be read by nobody is no end
 

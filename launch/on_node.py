@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vtx_scale.launch import override, recipes, run_folder
+from vtx_scale.launch import inputs, override, recipes, run_folder
 from vtx_scale.launch.node import WORDS, Node, Round
 from vtx_scale.launch.outside import held
 from vtx_scale.launch.places import place_at
@@ -23,6 +23,7 @@ class NodeRanks:
         """body: of the request. folder: of this machine, where the request and the words lie."""
         self.body, self.request, self.said = body, folder / "request.json", folder / "words"
         self.said.mkdir()
+        write_private(self.request, json.dumps(body))
         self.node = Node(self.request, {**environment, WORDS: str(self.said)})
 
     def begin(self, round: Round, epoch: int) -> None:
@@ -63,7 +64,7 @@ def start(payload: dict[str, Any], folder: Path) -> NodeRanks:
     """
     recipes.let_import(payload["paths"])
     place = place_at(payload["folder"])
-    run = override.from_dict(payload["recipe"])
+    run = inputs.here(override.from_dict(payload["recipe"]), place)
     resolved = replace(resolve_data(run, folder=place), system=run.system)
     body = {
         "recipe": override.to_dict(held(resolved, place, run_folder.outside_of(place))),

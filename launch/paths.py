@@ -63,16 +63,23 @@ def check_paths(run: Run) -> None:
 
 def absolute(spec: S) -> S:
     """The same with absolute paths, from the folder that this process is in."""
+    return changed(spec, absolute_path, absolute_list)
+
+
+def changed(
+    spec: S, path: Callable[[str], str], shards: Callable[[str], str] = lambda listed: listed
+) -> S:
+    """The same with each path, and each list of shards, changed by a function."""
     changes: dict[str, Any] = {}
     for f in fields(spec):
         value = getattr(spec, f.name)
         if is_dataclass(value):
-            changes[f.name] = absolute(cast(Spec, value))
+            changes[f.name] = changed(cast(Spec, value), path, shards)
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
-            parts = tuple(absolute(cast(Spec, part)) for part in value)
+            parts = tuple(changed(cast(Spec, part), path, shards) for part in value)
             changes[f.name] = value if parts == value else parts
-    changes |= rewritten(spec, named(spec), absolute_path)
-    changes |= rewritten(spec, spec.shard_lists, absolute_list)
+    changes |= rewritten(spec, named(spec), path)
+    changes |= rewritten(spec, spec.shard_lists, shards)
     changes = {k: v for k, v in changes.items() if v is not getattr(spec, k)}
     return replace(spec, **changes) if changes else spec
 

@@ -5,10 +5,9 @@ This process holds the run folder and speaks to the user; what the workers say c
 the folder's log.txt.
 """
 
+import contextlib
 import math
 import os
-import time
-from pathlib import Path
 
 from vtx_scale.cluster.job import GaveUp, Job, Limits
 from vtx_scale.cluster.ray_settings import settings
@@ -19,11 +18,11 @@ from vtx_scale.launch.paths import absolute
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.launch.rounds import newest
+from vtx_scale.launch.tail import Lines
 from vtx_scale.specs.run import Run
-from vtx_scale.trainer.control import LOOK_EVERY, stop_file
+from vtx_scale.trainer.control import stop_file
 from vtx_scale.trainer.leave import Leave, requests
 from vtx_scale.trainer.output import Ledger, guarded_stderr, say, send_rest
-from vtx_scale.trainer.segments import segments
 
 SILENCE = 20.0  # seconds; less where collectives have less time
 
@@ -115,39 +114,18 @@ class News:
     """The new lines of log.txt, for the terminal."""
 
     def __init__(self, path: AnyPath, debug: bool) -> None:
-        self.path, self.debug = path, debug
-        self.offset = len(path.read_bytes()) if path.is_file() else 0
-        self.seen = {part.name for part in segments(path)}
-        self.next = 0.0  # look at segments, of which there are none in a local folder
+        self.lines, self.debug = Lines(path), debug
 
     def show(self) -> None:
-        self.show_lines(self.rest())
-        if time.monotonic() < self.next:
-            return
-        self.next = time.monotonic() + LOOK_EVERY
-        for part in segments(self.path):
-            if part.name not in self.seen:
-                self.seen.add(part.name)
-                self.show_lines(part.read_bytes())
-
-    def rest(self) -> bytes:
-        """The lines that are new in the file."""
-        if not isinstance(self.path, Path) or not self.path.exists():
-            return b""
-        with self.path.open("rb") as f:
-            f.seek(self.offset)
-            whole, newline, _ = f.read().rpartition(b"\n")
-        self.offset += len(whole) + len(newline)
-        return whole
-
-    def show_lines(self, whole: bytes) -> None:
-        for line in whole.decode(errors="replace").splitlines():
-            date, _, rest = line.partition(" ")
-            clock, _, text = rest.partition(" ")
-            if len(date) == 10 and len(clock) == 8 and date[:4].isdigit():
-                say(text)
-            elif self.debug:  # a traceback
-                say(line)
+        """What has come; nothing where a bucket does not answer."""
+        with contextlib.suppress(OSError):
+            for line in self.lines.new():
+                date, _, rest = line.partition(" ")
+                clock, _, text = rest.partition(" ")
+                if len(date) == 10 and len(clock) == 8 and date[:4].isdigit():
+                    say(text)
+                elif self.debug:  # a traceback
+                    say(line)
 
 
 def worker_environment(run: Run) -> dict[str, str]:

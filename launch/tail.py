@@ -5,6 +5,7 @@ A resume cuts what it will write again: a file that no longer holds what was rea
 place where reading goes on is another one, and is read again from its beginning.
 """
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from vtx_scale.trainer.segments import segments
 PIECE = 1 << 24  # bytes that one request asks for at most
 OVERLAP = 64  # bytes before that place which must still be there
 AT_ONCE = 8  # segments that are asked for together
+LOOK_EVERY = 5.0  # seconds between two looks at segments, each of which is a request
 
 
 @dataclass
@@ -108,3 +110,27 @@ class Tail:
             part.offset += len(whole) + 1
             part.last = (part.last + whole + newline)[-OVERLAP:]
             self.waiting += whole.split(b"\n")
+
+
+class Lines:
+    """The lines of a text file such as log.txt as they come; segments are looked for every few
+    seconds.
+    """
+
+    def __init__(self, path: AnyPath, whole: bool = False, every: float = LOOK_EVERY) -> None:
+        """whole: from the first line on, else from those that come. every: seconds. Raises OSError
+        where a bucket does not answer.
+        """
+        self.tail, self.next = Tail(path), 0.0
+        self.every = every if self.tail.in_bucket else 0.0
+        if not whole:
+            self.tail.read()
+
+    def new(self) -> list[str]:
+        """The lines that have come. Raises OSError where a bucket does not answer."""
+        now = time.monotonic()
+        if now < self.next:
+            return []
+        self.next = now + self.every
+        _, lines = self.tail.read()
+        return [line.decode(errors="replace") for line in lines]

@@ -1,4 +1,4 @@
-"""`vtx submit RECIPE`: the same worker under Ray, on a local or a given cluster."""
+"""`vtx submit RECIPE`: a run on a Ray of its own here, or on a cluster."""
 
 import argparse
 import math
@@ -20,7 +20,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address",
         default="local",
-        help="HOST:PORT of a Ray cluster's head, or auto, on a machine of that cluster "
+        help="http://HOST:8265, a cluster's dashboard: a job that needs this machine no longer; "
+        "HOST:PORT of a head, or auto, on a machine of the cluster: driven from here "
         "(default: a cluster of its own on this machine)",
     )
     parser.add_argument(
@@ -28,8 +29,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=math.inf,
         metavar="MINUTES",
-        help="how long to wait for machines (default: for ever); a run that saves nothing new "
+        help="how long to wait for machines (default: without end); a run that saves nothing new "
         "ends sooner",
+    )
+    parser.add_argument(
+        "--detach", action="store_true", help="leave as soon as the job is submitted"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
     )
     manifest_arguments(parser)
 
@@ -70,6 +77,6 @@ def run(args: argparse.Namespace) -> int:
     checks.refuse_required(recipe, args.recipe)
     if args.to:
         return manifests.write(recipe, folder, args)
-    from vtx_scale.launch.submit import submit
+    from vtx_scale.launch.submission import submission
 
-    return submit(recipe, folder, args.address, args.patience, debug=args.debug)
+    return submission(recipe, folder, args)

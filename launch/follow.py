@@ -1,0 +1,182 @@
+"""A job watched from anywhere: what it is doing, by its run folder first, and what it writes."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vtx_scale.checkpoints.format import steps
+from vtx_scale.cluster.jobs import Jobs, Silent
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.launch import attempts
+from vtx_scale.launch.attempts import ALIVE, ENDS, Attempt, End, Holder, State
+from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.tail import Lines
+from vtx_scale.trainer.output import say
+from vtx_scale.trainer.segments import segments
+
+POLL = 1.0  # seconds between two looks at the run folder
+ASK_RAY = 10.0  # seconds between two questions to Ray
+LEFT = 5.0  # seconds that a job's last word may come later than Ray's
+
+
+@dataclass(frozen=True)
+class Look:
+    """The newest attempt of a run, as it was found. ray: Ray's word and its message, each "" where
+    it was not asked.
+    """
+
+    attempt: Attempt
+    state: State
+    holder: Holder
+    end: End | None
+    ray: str = ""
+    message: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs or will."""
+        return self.state in ALIVE
+
+    def sentence(self) -> str:
+        """What it is doing, for people."""
+        who = f", {self.holder.who}" if self.holder.who else ""
+        if self.state == "ended" and self.end is not None:
+            told = ENDS.get(self.end.code, f"ended with {self.end.code}")
+            return f"{told} at step {self.end.step}{f': {self.end.text}' if self.end.text else ''}"
+        if self.state == "lost":
+            why = f" ({self.message})" if self.message else ""
+            return f"lost without a word{why}"
+        if self.state == "waiting":
+            return "waiting for a node with room for its driver"
+        return f"{self.state}{who}"
+
+
+def look(folder: AnyPath, attempt: Attempt, jobs: Jobs | None) -> Look:
+    """What has become of the newest attempt; up to half a minute where its holder is silent."""
+    stop = attempts.stop_asked(folder, attempt.number)
+    holder = attempts.holder_of(folder)
+    word = message = ""
+    try:
+        if jobs is not None:
+            found = jobs.look(attempt.id)
+            word, message = found.status, found.message
+    except Silent:
+        pass
+    age = time.time() - attempt.time
+    end = attempts.end_of(folder, attempt.number)
+    state = attempts.state_of(holder.word, word, end, stop, age)
+    if state == "lost" and end is None:  # its last word may be on its way
+        time.sleep(LEFT)
+        end = attempts.end_of(folder, attempt.number)
+        state = attempts.state_of(holder.word, word, end, stop, age)
+    return Look(attempt, state, holder, end, word, message)
+
+
+def row_of(folder: AnyPath, found: Look) -> dict[str, Any]:
+    """The same as one object of `vtx jobs status --json`."""
+    last, end = last_line(folder), found.end
+    return {
+        "run": str(folder),
+        "id": found.attempt.id,
+        "attempt": found.attempt.number,
+        "state": found.state,
+        "step": last.get("step", max(steps(checkpoints_of(folder)), default=0)),
+        "steps": found.attempt.recipe.get("steps"),
+        "loss": last.get("loss"),
+        "holder": found.holder.who,
+        "code": None if end is None or found.alive else end.code,
+        "why": "" if end is None or found.alive else end.text,
+        "ray": found.ray,
+        "address": found.attempt.address,
+        "submitted": found.attempt.time,
+    }
+
+
+def last_line(folder: AnyPath) -> dict[str, Any]:
+    """The newest line of a run's metrics; empty where there is none."""
+    path = folder / "metrics.jsonl"
+    parts = [path] if path.is_file() else segments(path)[-1:]
+    try:
+        lines = parts[-1].read_bytes().splitlines() if parts else []
+        row = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+class Stream:
+    """Ray's own copy of what a driver writes, while the run folder has no line yet."""
+
+    def __init__(self, jobs: Jobs | None, id: str) -> None:
+        self.jobs, self.id, self.length = jobs, id, 0
+
+    def new(self) -> list[str]:
+        """The lines that have come; none where Ray cannot be asked."""
+        try:
+            text = self.jobs.log(self.id) if self.jobs is not None else ""
+        except UserError:
+            return []
+        end = text.rfind("\n") + 1
+        lines = text[self.length : end].splitlines()
+        self.length = max(self.length, end)
+        return lines
+
+
+def follow(
+    folder: AnyPath,
+    attempt: Attempt,
+    jobs: Jobs | None,
+    write: Callable[[str], None],
+    whole: bool = False,
+    wait: bool = True,
+) -> int:
+    """Write the lines of an attempt as they come, until it has ended; its exit code, and 1 where it
+    is gone without one. whole: from the first line of the run on; wait: False for what is there.
+    """
+    news, stream = Lines(folder / "log.txt", whole), Stream(jobs, attempt.id)
+    first, asked, gone = True, time.monotonic(), 0.0
+    while True:
+        end = attempts.end_of(folder, attempt.number)
+        for line in news.new():
+            first = False
+            write(line)
+        now = time.monotonic()
+        if first:
+            for line in stream.new():
+                write(line)
+        if end is not None:
+            if end.text:
+                write(f"vtx: {end.text}")
+            return end.code
+        if not wait:
+            return 0
+        if now > asked + ASK_RAY:
+            asked = now
+            # the lease is asked where Ray calls it over, or cannot be asked
+            if is_over(jobs, attempt) and not look(folder, attempt, jobs).alive:
+                gone += 1
+                if attempts.end_of(folder, attempt.number) is None and gone > 1:
+                    say(
+                        f"vtx: job {attempt.id} is gone without a word: "
+                        f"'vtx jobs resume {folder}' goes on from its newest checkpoint."
+                    )
+                    return 1
+        time.sleep(POLL)
+
+
+def is_over(jobs: Jobs | None, attempt: Attempt) -> bool:
+    """Whether Ray calls a job over, or does not answer."""
+    try:
+        return jobs is None or not jobs.look(attempt.id).alive
+    except UserError:
+        return True
+
+
+def on_stdout(line: str) -> None:
+    """A line of a log, at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

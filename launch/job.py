@@ -1,0 +1,77 @@
+"""`vtx worker --run URI`: what a job of a cluster is, on the node where Ray has started it.
+
+All it needs stands in the run folder. Where a launcher of ranks has started it (srun, torchrun) it
+is one of them.
+"""
+
+import argparse
+import json
+import os
+import time
+
+from vtx_scale.checkpoints.format import steps
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch import attempts, inputs, override, recipes, run_folder
+from vtx_scale.launch.attempts import Attempt, End
+from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.places import place_at
+from vtx_scale.launch.submit import submit
+from vtx_scale.launch.train import train
+from vtx_scale.specs.run import Run
+from vtx_scale.trainer.output import code_of, say, sentence
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what the run folder says; the exit code. Raises UserError."""
+    folder = place_at(args.run_folder).absolute()
+    ranks = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    attempt = None if ranks else mine(attempts.newest(folder))
+    if attempt is None:
+        recipe: Run = run_folder.recipe_of(folder)
+        if ranks:
+            return train(inputs.here(recipe, folder), folder, debug=args.debug)
+        return submit(inputs.here(recipe, folder), folder, "auto", debug=args.debug)
+    end = End(1, "the job's driver was ended")
+    try:
+        end = End(driven(args, attempt))
+        return end.code
+    except UserError as e:
+        end = End(2, str(e))
+        raise
+    except OSError as e:
+        end = End(code_of(e), sentence(e))
+        raise
+    except Exception as e:
+        end = End(1, f"{type(e).__name__}: {e}")
+        raise
+    finally:
+        at = max(steps(checkpoints_of(folder)), default=0)
+        attempts.write_end(folder, attempt.number, End(end.code, end.text, at, time.time()))
+
+
+def mine(newest: Attempt | None) -> Attempt | None:
+    """The attempt that this process is: the newest, unless Ray says another number."""
+    if newest is None:
+        return None
+    try:
+        about = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]
+        number = int(about["vtx_attempt"])
+    except (ValueError, KeyError, TypeError):
+        return newest
+    if number != newest.number:
+        raise UserError(
+            f"This is attempt {number}, and {newest.id} has been submitted since: it goes on."
+        )
+    return newest
+
+
+def driven(args: argparse.Namespace, attempt: Attempt) -> int:
+    """An attempt from start to end."""
+    folder = place_at(args.run_folder).absolute()
+    if attempts.stop_asked(folder, attempt.number):
+        say("asked to leave before the start")
+        return 75
+    recipes.let_import(attempt.paths)
+    recipe: Run = inputs.here(override.from_dict(attempt.recipe), folder)
+    patience = float("inf") if attempt.patience is None else attempt.patience
+    return submit(recipe, folder, "auto", patience, args.debug or attempt.debug)

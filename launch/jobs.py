@@ -1,0 +1,274 @@
+"""`vtx jobs`: the jobs of a cluster, and of a run."""
+
+import argparse
+import json
+import os
+import time
+from typing import Any
+
+from vtx_scale.checkpoints.format import steps
+from vtx_scale.cluster.jobs import VARIABLES, Jobs, Silent
+from vtx_scale.cluster.token import ensure_token
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath, storage_of
+from vtx_scale.launch import attempts
+from vtx_scale.launch.attempts import FINAL, Attempt
+from vtx_scale.launch.follow import follow, look, on_stdout, row_of
+from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.places import place_at
+from vtx_scale.launch.submission import WEB, Wanted, alive, announce, begin, web_address
+from vtx_scale.launch.tables import print_table
+from vtx_scale.trainer.output import say
+
+BY_RAY = 60.0  # seconds for a job to leave by itself, before Ray ends it
+AGAIN = 5.0  # seconds between two requests to leave: one that came before the start is cleared away
+WATCH = 10.0  # seconds between two looks of a supervisor
+
+
+def run(args: argparse.Namespace) -> int:
+    """One action; its exit code. Raises UserError."""
+    if args.action == "token":
+        return show_token()
+    if args.action == "list":
+        return listed(args)
+    if not args.target:
+        raise UserError(f"vtx jobs {args.action} needs a run folder, or the id of a job.")
+    return ACTIONS[args.action](args, *target(args))
+
+
+def show_token() -> int:
+    """Say where this user's token is, which is made where there is none; not what it is."""
+    path = ensure_token()
+    print(f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={path}")
+    return 0
+
+
+def address_of(args: argparse.Namespace) -> str:
+    """Of the dashboard, by --address or the environment; "" where neither says."""
+    given = [args.address, *(os.environ.get(name, "") for name in VARIABLES)]
+    if args.address and not args.address.startswith(WEB):
+        raise UserError(f"--address={args.address}: give the dashboard's, http://HOST:8265.")
+    return next((web_address(text) for text in given if text.startswith(WEB)), "")
+
+
+def cluster(args: argparse.Namespace) -> Jobs:
+    """The cluster that is meant. Raises UserError where none is."""
+    address = address_of(args)
+    if not address:
+        raise UserError(
+            "Of which cluster? Give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS."
+        )
+    return Jobs(address)
+
+
+def target(args: argparse.Namespace) -> tuple[AnyPath, Attempt]:
+    """The run that is meant by its folder, or by the id of one of its jobs, and its newest attempt.
+
+    Raises UserError where there is none.
+    """
+    folder = place_at(args.target).absolute()
+    attempt = attempts.newest(folder)
+    if attempt is None and "/" not in args.target and address_of(args):
+        about = dict(cluster(args).look(args.target).metadata)
+        if "vtx_run" in about:
+            folder = place_at(about["vtx_run"])
+            attempt = attempts.newest(folder)
+    if attempt is None:
+        raise UserError(
+            f"{args.target} is neither a run that was submitted nor the id of a job: 'vtx jobs "
+            "list --address http://HOST:8265' lists a cluster's."
+        )
+    return folder, attempt
+
+
+def asked(args: argparse.Namespace, attempt: Attempt) -> Jobs:
+    """The cluster of an attempt, by --address, the environment, or as it was submitted."""
+    return Jobs(address_of(args) or attempt.address)
+
+
+def if_there(args: argparse.Namespace, attempt: Attempt) -> Jobs | None:
+    """The same where it answers and lets us in; the run folder tells without."""
+    try:
+        return asked(args, attempt)
+    except UserError as e:
+        say(f"{e} What follows is the run folder's word.")
+    return None
+
+
+def listed(args: argparse.Namespace) -> int:
+    """The jobs of a cluster that are ours, as Ray has them."""
+    if args.target:
+        return status(args, *target(args))
+    rows: list[dict[str, Any]] = []
+    for job in cluster(args).listed():
+        about = dict(job.metadata)
+        if "vtx_run" in about:
+            began = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started))
+            rows.append({"id": job.id, "ray": job.status, "began": began, "run": about["vtx_run"]})
+    show(rows, args.json)
+    return 0
+
+
+def show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Rows as lines of JSON, or as a table."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+    elif rows:
+        print_table(rows)
+
+
+def status(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
+    """What a run's newest job is doing."""
+    found = look(folder, attempt, if_there(args, attempt))
+    row = row_of(folder, found)
+    if args.json:
+        print(json.dumps(row))
+        return 0
+    loss = "" if row["loss"] is None else f", loss {row['loss']:.4g}"
+    print(f"{attempt.id}: {found.sentence()}")
+    print(f"step {row['step']} of {row['steps']}{loss}, in {folder}")
+    return 0
+
+
+def logs(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
+    """The log of a run; with -f until its newest job has ended, whose exit code it gives."""
+    jobs = if_there(args, attempt)
+    try:
+        code = follow(folder, attempt, jobs, on_stdout, whole=True, wait=args.follow)
+    except KeyboardInterrupt:
+        return 130
+    return code if args.follow else 0
+
+
+def stop(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
+    """Have a run save and leave: by its folder, and after a minute by Ray."""
+    jobs = if_there(args, attempt)
+    found = look(folder, attempt, jobs)
+    if not found.alive:
+        say(f"no job of {folder} is alive: {attempt.id} {found.sentence()}")
+        return 0
+    if jobs is not None and found.state == "waiting":
+        attempts.ask_to_stop(folder, attempt.number)
+        jobs.stop(attempt.id)
+        say(f"job {attempt.id} was waiting for a node, and is withdrawn")
+        return 0
+    say(f"asked job {attempt.id} to save and leave")
+    began = time.monotonic()
+    by_ray = next_ask = began
+    while (end := attempts.end_of(folder, attempt.number)) is None:
+        now = time.monotonic()
+        if now >= next_ask:
+            attempts.ask_to_stop(folder, attempt.number)
+            next_ask = now + AGAIN
+        if jobs is not None and by_ray == began and now > began + BY_RAY:
+            say("it has not left yet: Ray asks it now, and ends it where that does not help")
+            jobs.stop(attempt.id)
+            by_ray = now
+        if now > by_ray + BY_RAY and not look(folder, attempt, jobs).alive:
+            break
+        time.sleep(0.5)
+    (folder / "control" / "stop").unlink(missing_ok=True)
+    at = newest_step(folder)
+    if end is None:
+        say(f"job {attempt.id} is gone without a word; its newest checkpoint is of step {at}")
+        return 1
+    say(f"job {attempt.id} has ended with {end.code}; its newest checkpoint is of step {at}")
+    return 0
+
+
+def again(folder: AnyPath, attempt: Attempt) -> Wanted:
+    """An attempt once more: the same recipe and the same code. Raises UserError."""
+    try:
+        with storage_of(folder / "jobs").open(attempt.code) as file:
+            code = file.read(0, file.size)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}/jobs/{attempt.code} is gone, which the run's jobs import: give the 'vtx "
+            "submit' command again."
+        ) from None
+    return Wanted(attempt.recipe, code, attempt.paths, attempt.patience, attempt.debug)
+
+
+def resume(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
+    """Submit the next attempt of a run, where none is alive and the last has not finished."""
+    end = attempts.end_of(folder, attempt.number)
+    if end is not None and end.code == 0:
+        say(f"{folder} has finished at step {end.step}: nothing was submitted")
+        return 0
+    started = begin(folder, asked(args, attempt), lambda: again(folder, attempt))
+    if isinstance(started, Attempt):
+        announce(folder, started)
+    else:
+        say(f"{alive(folder, started)}: nothing was submitted")
+    return 0
+
+
+def supervise(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
+    """Resume a run whenever none of its jobs is alive, until it has ended for good or somebody
+    stopped it; the exit code of its last job, and 1 where several in a row saved nothing new.
+    """
+    saved, silent = {0: newest_step(folder)}, ""  # by attempt: the newest checkpoint at its end
+    while True:
+        jobs: Jobs | None = None
+        try:
+            jobs, silent = asked(args, attempt), ""
+        except Silent as e:
+            if not silent:
+                silent = str(e)
+                say(f"{e} Asking again.")
+        found = look(folder, attempt, jobs)
+        if not found.alive:
+            saved.setdefault(attempt.number, newest_step(folder))
+        count = attempts.barren(list(saved.values()))
+        stopped = attempts.stop_asked(folder, attempt.number)
+        what = attempts.should(found.state, found.end, stopped, count)
+        if what == "end":
+            return last_word(folder, found.sentence(), found.end.code if found.end else 1)
+        if what == "resume" and jobs is not None:
+            at = newest_step(folder)
+            say(f"job {attempt.id}: {found.sentence()}; the run goes on from step {at}")
+            time.sleep(attempts.pause(count))
+            attempt = resumed(folder, jobs, attempt)
+        time.sleep(WATCH)
+
+
+def resumed(folder: AnyPath, jobs: Jobs, attempt: Attempt) -> Attempt:
+    """The attempt that goes on, by this process or by another that was quicker; the same one where
+    the cluster was gone again.
+    """
+    try:
+        started = begin(folder, jobs, lambda: again(folder, attempt))
+    except UserError as e:
+        say(f"{e} Asking again.")
+        return attempts.newest(folder) or attempt
+    if isinstance(started, Attempt):
+        say(f"job {started.id} was submitted")
+        return started
+    return started.attempt
+
+
+def last_word(folder: AnyPath, sentence: str, code: int) -> int:
+    """Why nobody is to go on with a run."""
+    if code not in (*FINAL, 75):
+        say(
+            f"{folder}: {attempts.BARREN} jobs in a row saved nothing new, the last one "
+            f"{sentence}: see 'vtx jobs logs {folder}'."
+        )
+        return 1
+    say(f"{folder}: {sentence}")
+    return code
+
+
+def newest_step(folder: AnyPath) -> int:
+    """Of a run's checkpoints, 0 where there is none."""
+    return max(steps(checkpoints_of(folder)), default=0)
+
+
+ACTIONS = {
+    "status": status,
+    "logs": logs,
+    "stop": stop,
+    "resume": resume,
+    "supervise": supervise,
+}
