@@ -1364,8 +1364,8 @@ MUTANTS = (
     Mutant(
         "each-rank-its-own-interval",
         "vtx_scale/trainer/cadence.py",
-        "stall, step, write = self.share(mine)",
-        "stall, step, write = mine",
+        "stall, step, write = self.share(mine)\n        wanted",
+        "stall, step, write = mine\n        wanted",
         (f"{RETENTION}::test_all_ranks_choose_what_the_first_measured",),
         "All ranks save at the same step.",
     ),
@@ -2601,7 +2601,7 @@ MUTANTS = (
     ),
     Mutant(
         "tracker-hears-the-warning",
-        "data_pipeline/loader.py",
+        "data_pipeline/fork_server.py",
         "    with blocked():\n        multiprocessing.resource_tracker.ensure_running()",
         "    if True:\n        multiprocessing.resource_tracker.ensure_running()",
         (
