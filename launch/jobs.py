@@ -9,6 +9,7 @@ from typing import Any
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.cluster.jobs import VARIABLES, Jobs, Silent
 from vtx_scale.cluster.token import ensure_token
+from vtx_scale.cluster.trial import WEB
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.launch import attempts
@@ -16,7 +17,7 @@ from vtx_scale.launch.attempts import FINAL, Attempt
 from vtx_scale.launch.follow import follow, look, on_stdout, row_of
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at
-from vtx_scale.launch.submission import WEB, Wanted, alive, announce, begin, web_address
+from vtx_scale.launch.submit_job import Wanted, alive, announce, begin, web_address
 from vtx_scale.launch.tables import print_table
 from vtx_scale.trainer.output import say
 

@@ -4,26 +4,13 @@ is a part of, or a job of a cluster whose dashboard it can reach.
 
 import argparse
 import math
-import shlex
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-from vtx_scale.cluster.jobs import UNKNOWN, Jobs
-from vtx_scale.cluster.trial import admitted
+from vtx_scale.cluster.trial import WEB, admitted
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.objects import AnyPath, storage_of
-from vtx_scale.launch import attempts, checks, inputs, override, packing, recipes
-from vtx_scale.launch.attempts import Attempt, End
-from vtx_scale.launch.follow import Look, follow, look
+from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.launch import checks
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
-
-WEB = ("http://", "https://")
 
 
 def submission(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
@@ -31,6 +18,9 @@ def submission(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
     if args.patience < 0 or math.isnan(args.patience):
         raise UserError(f"--patience={args.patience:g}: give the minutes to wait for machines.")
     if args.address.startswith(WEB):
+        # it imports Ray, which reads its settings then: those of a Ray of our own would come late
+        from vtx_scale.launch.submit_job import as_job
+
         return as_job(run, folder, args)
     if args.detach:
         raise UserError(
@@ -50,169 +40,3 @@ def submission(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
     from vtx_scale.launch.submit import submit
 
     return submit(run, folder, args.address, args.patience, args.debug)
-
-
-def as_job(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
-    """A job of the cluster; the exit code is the run's, or 0 where nobody stays to see it."""
-    address = web_address(args.address)
-    folder = shared_folder(folder, args.run_folder)
-    checks.check(run)
-    if args.dry_run:
-        body = packing.pack(recipes.STRANGERS)
-        inputs.send(run, folder, say, really=False)
-        say(f"would put {len(body) / 1e6:.1f} MB of code and the recipe into {folder}")
-        say(f"would submit {entrypoint(folder)!r} to {address}")
-        return 0
-    jobs = Jobs(address)
-    started = begin(
-        folder,
-        jobs,
-        lambda: Wanted(
-            override.to_dict(inputs.send(run, folder, say)),
-            packing.pack(recipes.STRANGERS),
-            list(recipes.STRANGERS),
-            attempts.minutes(args.patience),
-            args.debug,
-        ),
-    )
-    if isinstance(started, Look):
-        say(f"{alive(folder, started)}: nothing was submitted")
-        return 0
-    announce(folder, started)
-    return 0 if args.detach else attached(folder, started, jobs)
-
-
-def web_address(address: str) -> str:
-    """http(s)://HOST:PORT. Raises UserError for what is none, and for one with a password in it,
-    which it does not repeat.
-    """
-    parts = urlsplit(address)
-    if "@" in parts.netloc:
-        raise UserError(
-            "--address: a name or password in it would be kept with the run: leave it out; the "
-            "token is read from its file."
-        )
-    if not parts.hostname or parts.scheme not in ("http", "https"):
-        raise UserError(f"--address={address}: give the dashboard's as http://HOST:8265.")
-    return f"{parts.scheme}://{parts.netloc}"
-
-
-def shared_folder(folder: AnyPath, given: str | None) -> AnyPath:
-    """The run folder of a job. Raises UserError where the nodes cannot see it."""
-    if not given:
-        raise UserError(
-            f"The nodes of a cluster cannot see {folder} of this machine: give --run "
-            "s3://BUCKET/NAME, or the path of a folder that all of them share with it."
-        )
-    folder = folder.absolute()
-    if isinstance(folder, Path) and not folder.parent.is_dir():
-        raise UserError(
-            f"--run {given}: {folder.parent} is not there; the run folder of a job is s3://, or "
-            "lies in a folder that all nodes share with this machine."
-        )
-    return folder
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What an attempt is to be: a recipe as the nodes can read it, and the code that runs it."""
-
-    recipe: dict[str, Any]
-    code: bytes
-    paths: list[str]
-    patience: float | None
-    debug: bool
-
-
-def begin(folder: AnyPath, jobs: Jobs, wanted: Callable[[], Wanted]) -> Attempt | Look:
-    """Submit the next attempt of a run; where one is alive that one is given, and nothing changes.
-
-    wanted: is asked for when nothing stands against it. Raises UserError where another process that
-    is no job has the folder.
-    """
-    before = attempts.newest(folder)
-    if before is not None:
-        found = look(folder, before, jobs)
-        if found.alive:
-            return found
-    elif (holder := attempts.holder_of(folder)).word == "held":
-        raise UserError(f"{folder} is being written by {holder.who}: wait for it, or stop it.")
-    what = wanted()
-    number = attempts.next_number(attempts.numbers(folder))
-    id = attempts.job_id(name_of(folder), number, lambda id: jobs.look(id).status != UNKNOWN)
-    code = packing.name_of(what.code)
-    storage_of(folder / "jobs").put_if_absent(code, what.code)
-    attempt = Attempt(
-        number,
-        id,
-        jobs.address,
-        time.time(),
-        what.recipe,
-        code,
-        what.patience,
-        what.debug,
-        what.paths,
-    )
-    if not attempts.claim(folder, attempt):
-        other = attempts.newest(folder)
-        assert other is not None
-        return look(folder, other, jobs)
-    try:
-        hand_over(folder, attempt, jobs, what.code)
-    except Exception as e:
-        attempts.write_end(folder, number, End(1, f"could not be submitted: {e}", 0, time.time()))
-        raise
-    return attempt
-
-
-def hand_over(folder: AnyPath, attempt: Attempt, jobs: Jobs, code: bytes) -> None:
-    """Give an attempt to Ray. Nothing that goes there is a secret: whoever may look at the
-    dashboard sees it.
-    """
-    about = {"vtx_run": str(folder), "vtx_attempt": str(attempt.number)}
-    with tempfile.TemporaryDirectory(prefix="vtx-code-") as at:
-        package = Path(at) / attempt.code
-        package.write_bytes(code)
-        try:
-            jobs.submit(attempt.id, entrypoint(folder), package, about)
-        except FileExistsError:
-            raise UserError(
-                f"The cluster has a job {attempt.id} already: give the same command again."
-            ) from None
-
-
-def entrypoint(folder: AnyPath) -> str:
-    """The command of a job, which finds all else in the run folder."""
-    return f"python -m vtx_scale worker --run {shlex.quote(str(folder))}"
-
-
-def name_of(folder: AnyPath) -> str:
-    """Of a run, for people: the last part of its folder's path."""
-    return str(folder).rstrip("/").rpartition("/")[2]
-
-
-def alive(folder: AnyPath, found: Look) -> str:
-    """That a job of a run is alive."""
-    return f"job {found.attempt.id} of {folder} is alive ({found.sentence()})"
-
-
-def announce(folder: AnyPath, attempt: Attempt) -> None:
-    """What was submitted, and how to watch it."""
-    run = shlex.quote(str(folder))
-    print(f"job      {attempt.id}")
-    print(f"run      {folder}")
-    print(f"watch    vtx watch {run}")
-    print(f"logs     vtx jobs logs -f {run}")
-    print(f"stop     vtx jobs stop {run}", flush=True)
-
-
-def attached(folder: AnyPath, attempt: Attempt, jobs: Jobs) -> int:
-    """Show the job's log until it ends; its exit code. Ctrl-C leaves the job alone."""
-    try:
-        return follow(folder, attempt, jobs, say)
-    except KeyboardInterrupt:
-        say(
-            f"detached: job {attempt.id} goes on; 'vtx jobs logs -f {folder}' shows its log, "
-            f"'vtx jobs stop {folder}' has it save and leave."
-        )
-        return 130
