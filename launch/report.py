@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"-o {file} is a folder: give the name of a file, such as run.html.")
     looked = [(place, RunReader(place).look()) for place in map(place_at, args.folders)]
     for place, summary in looked:
-        if summary.state == "waiting" and not summary.fault:
+        if not summary.about and not summary.fault:
             raise UserError(
                 f"{place} is no run folder (no run.json in it): give the folder of 'vtx train "
                 "--run'."

@@ -66,7 +66,7 @@ def head(run: Shown, k: int, count: int) -> str:
     s = run.summary
     kind, word = STATES[s.state]
     level = "h1" if count == 1 else "h2"
-    objective = str(s.about.get("recipe", {}).get("objective", {}).get("spec", ""))
+    objective = run.recipe.get("objective.spec", "")
     objective = objective.rpartition(":")[2].removesuffix("Config").removesuffix("Spec")
     near = f"{objective}, nearest recipe {run.nearest}" if run.nearest else objective
     tiles = "".join(
@@ -302,4 +302,4 @@ def system_of(s: Summary) -> dict[str, str]:
     }
     versions = manifest.get("versions") or about.get("versions")
     out |= versions if isinstance(versions, dict) else {}
-    return {name: shown(str(v), 200) for name, v in out.items() if v not in (None, "", [])}
+    return {shown(name, 60): shown(str(v), 200) for name, v in out.items() if v not in (None, "", [])}

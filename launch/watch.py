@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
 def once(folder: AnyPath, console: Console) -> int:
     """One block. Raises UserError where there is no run, OSError where it cannot be read."""
     summary = RunReader(folder).look()
-    if summary.state == "waiting" and not summary.fault and not summary.records.news:
+    known = summary.about or summary.fault or summary.records.news or summary.holder.who
+    if not known:
         raise UserError(
             f"{folder} is no run folder yet (no run.json in it): give the folder of 'vtx train "
             "--run', or wait for it with 'vtx watch' in a terminal."

@@ -159,9 +159,10 @@ def speed(summary: Summary, room: int, letters: str) -> Text:
 
 def world(summary: Summary) -> Text | None:
     """Ranks, nodes where they are known, and how the model lies on them."""
-    system = summary.about.get("recipe", {}).get("system", {})
+    system = summary.about.get("recipe", {}).get("system")
+    system = system if isinstance(system, dict) else {}
     ranks = summary.manifest.get("world") or system.get("world")
-    if not ranks:
+    if type(ranks) is not int:
         return None
     out = Text(f"{ranks} {plural(ranks, 'rank')}")
     if summary.nodes:
