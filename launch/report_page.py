@@ -100,7 +100,7 @@ def figures(run: Shown) -> list[tuple[str, str, str]]:
     if wall is not None:
         more = "by events.jsonl" if good is not None else "first step to last"
         out.append(("wall time", precise(wall), more))
-    if good is not None and good.share is not None:
+    if good is not None:
         out.append(("goodput", f"{100 * good.share:.1f} %", ""))
     lost = sum(entry.lost or 0 for entry in faults(s))
     out.append(("restarts", str(s.restarts), f"{lost:,} steps computed again" if lost else ""))
@@ -116,7 +116,7 @@ def times(runs: Sequence[Shown]) -> str:
     for run in runs:
         good = run.summary.goodput
         title = f"<h3>{text(run.name)}</h3>" if len(runs) > 1 else ""
-        if good is None or good.share is None:
+        if good is None:
             out.append(f"{title}<p class=soft>Unknown: the run has no events.jsonl.</p>")
             continue
         groups, x, rows = causes(good.seconds), 0.0, []
@@ -137,7 +137,7 @@ def times(runs: Sequence[Shown]) -> str:
                 f'<td class="n">{precise(share * good.wall)}</td>'
                 f'<td class="n">{100 * share:.1f} %</td><td class="soft">{text(more)}</td></tr>'
             )
-        said = f"{100 * good.share:.1f} % of {duration(good.wall)} were steps and evaluations"
+        said = f"{100 * good.share:.1f} % of {duration(good.wall)} were steps that count"
         out.append(
             f'{title}<p>{text(said)}.</p><svg class="time" role="img" aria-label="{text(said)}">'
             f"{''.join(bar)}</svg><table><thead><tr><th>cause</th><th class=n>time</th>"
@@ -293,8 +293,8 @@ def system_of(s: Summary) -> dict[str, str]:
     """Words for people: name -> value."""
     about, manifest = s.about, s.manifest
     out: dict[str, Any] = {
-        "ranks": manifest.get("world"),
-        "nodes": len(s.nodes) or None,
+        "ranks": s.records.ranks or manifest.get("world"),
+        "nodes": ", ".join(s.records.nodes),
         "strategy": manifest.get("strategy"),
         "hash": about.get("hash"),
         "forks of": ", ".join(map(str, about.get("forks") or [])),
@@ -302,4 +302,6 @@ def system_of(s: Summary) -> dict[str, str]:
     }
     versions = manifest.get("versions") or about.get("versions")
     out |= versions if isinstance(versions, dict) else {}
-    return {shown(name, 60): shown(str(v), 200) for name, v in out.items() if v not in (None, "", [])}
+    return {
+        shown(name, 60): shown(str(v), 200) for name, v in out.items() if v not in (None, "", [])
+    }

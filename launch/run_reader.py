@@ -28,7 +28,6 @@ from vtx_scale.launch.summary import (
 from vtx_scale.launch.tail import Tail
 from vtx_scale.trainer.lines import parsed
 
-PRODUCTIVE = ("step", "evaluate")
 FILES = ("metrics.jsonl", "ledger.jsonl", "evaluations.jsonl", "log.txt", "events.jsonl")
 
 
@@ -39,7 +38,8 @@ class RunReader:
         self.folder = folder
         self.tails = {name: Tail(folder / name) for name in FILES}
         self.columns, self.records = Columns(), Records()
-        self.seconds: dict[str, float] = {}
+        self.events: list[dict[str, Any]] = []
+        self.goodput: Goodput | None = None
         self.bad = 0
         self.about: dict[str, Any] = {}
         self.fault = ""
@@ -66,7 +66,7 @@ class RunReader:
             checkpoints=saved,
             manifest=self.manifest,
             holder=self._holder(),
-            goodput=goodput(self.seconds),
+            goodput=self.goodput,
             grown=None if self.grown is None else time.monotonic() - self.grown,
             ttl=lease.TTL,
         )
@@ -110,8 +110,10 @@ class RunReader:
         add_log(records, lines)
         void, lines = self.tails["events.jsonl"].read()
         if void:
-            self.seconds = {}
-        add_seconds(self.seconds, lines)
+            self.events = []
+        self.events += [row for line in lines if (row := parsed(line)) is not None]
+        if void or lines:
+            self.goodput = goodput(self.events)
         records.damaged["metrics.jsonl"] = self.bad
 
     def _manifest(self, saved: list[int]) -> None:
@@ -141,18 +143,13 @@ class RunReader:
         )
 
 
-def add_seconds(seconds: dict[str, float], lines: list[bytes]) -> None:
-    """Lines of events.jsonl: cause -> seconds, added up."""
-    for line in lines:
-        row = parsed(line)
-        causes = row.get("seconds") if row is not None and row.get("kind") == "time" else None
+def goodput(events: list[dict[str, Any]]) -> Goodput | None:
+    """Where the time went that events tell of; None where they tell of none."""
+    seconds: dict[str, float] = {}
+    for event in events:
+        causes = event.get("seconds") if event.get("kind") == "time" else None
         for cause, value in causes.items() if isinstance(causes, dict) else ():
             seconds[cause] = seconds.get(cause, 0.0) + (number(value) or 0.0)
-
-
-def goodput(seconds: dict[str, float]) -> Goodput | None:
-    """None where nothing was counted."""
     wall = sum(seconds.values())
-    if wall <= 0:
-        return None
-    return Goodput(dict(seconds), wall, sum(seconds.get(c, 0.0) for c in PRODUCTIVE) / wall)
+    running = wall - seconds.get("stopped", 0.0)
+    return Goodput(seconds, wall, seconds.get("step", 0.0) / running) if running > 0 else None

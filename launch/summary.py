@@ -17,6 +17,7 @@ NEWS = 200  # lines of log.txt that are kept
 LETTERS = 400  # of a text in the ledger or the log
 
 State = Literal["waiting", "running", "held", "silent", "left", "given up", "finished"]
+NODES = re.compile(r"(\d+) ranks on (\d+) nodes: (.*)")
 STEP = re.compile(r"step (\d+)/(\d+) ")
 RESUMED = re.compile(r"resumed at step (\d+) of (\d+)")
 ENDED = re.compile(r"(finished|left) at step (\d+)")
@@ -64,6 +65,8 @@ class Records:
     evaluations: dict[str, Columns] = field(default_factory=dict)
     starts: list[Start] = field(default_factory=list)
     news: list[str] = field(default_factory=list)
+    ranks: int | None = None  # of the newest start that was on several machines
+    nodes: list[str] = field(default_factory=list)  # its machines
     ended: str = ""  # the last that the log says of an end
     reached: int | None = None
     damaged: Counter[str] = field(default_factory=Counter)  # file -> lines that are none
@@ -146,6 +149,9 @@ def add_log(records: Records, lines: Iterable[bytes]) -> None:
         elif found := RESUMED.match(words):
             records.starts.append(Start(int(found[1]), records.reached, text[:19]))
             records.reached, records.ended = int(found[1]), ""
+            records.ranks, records.nodes = None, []
+        elif found := NODES.match(words):
+            records.ranks, records.nodes = int(found[1]), shown(found[3]).split(", ")
         elif found := ENDED.match(words):
             records.reached, records.ended = int(found[2]), found[1]
         records.news.append(shown(text, LETTERS))
@@ -177,13 +183,13 @@ class Holder:
 
 @dataclass(frozen=True)
 class Goodput:
-    """Where the time went: cause -> seconds; share: of steps and evaluations, None where nothing is
-    known.
+    """Where the time went: cause -> seconds. wall: of all. share: of steps that count, in the time
+    in which nobody had stopped the run.
     """
 
     seconds: dict[str, float]
     wall: float
-    share: float | None
+    share: float
 
 
 @dataclass
@@ -204,7 +210,6 @@ class Summary:
     holder: Holder = field(default_factory=Holder)
     goodput: Goodput | None = None
     grown: float | None = None
-    nodes: list[str] = field(default_factory=list)
     ttl: float = 30.0
 
     @property

@@ -161,13 +161,13 @@ def world(summary: Summary) -> Text | None:
     """Ranks, nodes where they are known, and how the model lies on them."""
     system = summary.about.get("recipe", {}).get("system")
     system = system if isinstance(system, dict) else {}
-    ranks = summary.manifest.get("world") or system.get("world")
+    nodes = summary.records.nodes
+    ranks = summary.records.ranks or summary.manifest.get("world") or system.get("world")
     if type(ranks) is not int:
         return None
     out = Text(f"{ranks} {plural(ranks, 'rank')}")
-    if summary.nodes:
-        count = len(summary.nodes)
-        out.append(f" on {count} {plural(count, 'node')}")
+    if nodes:
+        out.append(f" on {len(nodes)} {plural(len(nodes), 'node')}")
     strategy = summary.manifest.get("strategy") or system.get("strategy")
     out.append(f"  {strategy}", style="dim")
     return out
@@ -194,7 +194,7 @@ def saved(summary: Summary) -> Text:
 def goodput(summary: Summary, room: int) -> Text:
     """The share of time in which something was learned, as a bar, and what took the rest."""
     good = summary.goodput
-    if good is None or good.share is None:
+    if good is None:
         return Text("unknown (no events.jsonl)", style="dim")
     shares = causes(good.seconds)
     out = Text(f"{percent(good.share):<8}", style="bold")

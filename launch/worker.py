@@ -8,6 +8,7 @@ import contextlib
 import gc
 import json
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from vtx_scale.data_pipeline.state import segments_of
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.phases import PHASES
+from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.launch import amendments, decided, decisions, override, recipes, run_folder
 from vtx_scale.launch.amendments import Plan
 from vtx_scale.launch.build import build_objective, train_batches
@@ -415,6 +417,7 @@ def fit(parts: Parts, restored: bool) -> int | None:
         log = log_of(parts, restored)
         if restored:
             log.message(f"resumed at step {progress.step} of {run.steps}")
+        tell_nodes(parts, log)
         for d in decided.amendments(parts.decisions):
             log.message(f"from step {d.step} on {d.key}={d.value} (decisions/{d.name}.json)")
         workers, device = run.system.workers, strategy.device
@@ -524,6 +527,15 @@ def evaluate_each(
         elif parts.strategy.all.rank == 0:
             parts.ledger.write(kind="evaluation_failed", reason=str(scores), name=name, step=step)
             log.message(f"step {step}  {name} cannot be computed: {scores}")
+
+
+def tell_nodes(parts: Parts, log: Log) -> None:
+    """On which machines the ranks are, where there are several: the first rank of each names it."""
+    if parts.world > 1:
+        name = socket.gethostname() if os.environ.get("LOCAL_RANK", "0") == "0" else ""
+        names = [n for n in gathered_json(name, parts.strategy.all) if n]
+        if len(names) > 1:
+            log.message(f"{parts.world} ranks on {len(names)} nodes: {', '.join(names)}")
 
 
 def log_of(parts: Parts, restored: bool) -> Log:

@@ -187,6 +187,8 @@ def test_steps_that_a_restart_cost():
         ("resumed", 80, 10),
     ]
     assert summary.restarts == 2
+    add_log(records, [at + b"4 ranks on 2 nodes: one, two"])
+    assert (records.ranks, records.nodes) == (4, ["one", "two"])
     assert all(b"Traceback" not in line.encode() for line in records.news)
 
 

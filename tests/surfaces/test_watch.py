@@ -215,6 +215,7 @@ def test_every_line_has_room(width):
         columns.add(json.loads(row(step)))
     add_ledger(records, [json.dumps(entry).encode() for entry in LEDGER])
     records.news = ["2026-01-01 00:00:00 " + "x" * 300]
+    records.ranks, records.nodes = 16, ["a", "b"]
     summary = Summary(
         "s3://bucket/a/very/long/name/of/a/run/" + "r" * 80,
         {"recipe": {"system": {"world": 16}}},
@@ -224,7 +225,6 @@ def test_every_line_has_room(width):
         checkpoints=[40],
         holder=Holder("process 1 on there", 2, False, 3.0, 9.0),
         goodput=Goodput(SPEND, 100.0, 0.8),
-        nodes=["a", "b"],
     )
     text = shown_at(width, summary, note="s3://bucket does not answer")
     assert max(map(len, text.splitlines())) <= width
