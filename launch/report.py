@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
@@ -84,13 +85,20 @@ def compared(
     own = [name for name, other in known.items() if other.get("objective.spec") == kind]
     if kind is None or not own:
         return "", {}
-    ways = {name: differ(known[name], recipe) for name in own}
+    ways = {name: differ(written_then(known[name], recipe), recipe) for name in own}
     fewest = min(map(len, ways.values()))
     equal = sorted(name for name in own if len(ways[name]) == fewest)
     equal.sort(key=lambda other: other.removesuffix("_smoke") not in name)
     named_so = equal[0].removesuffix("_smoke") in name
     more = "" if named_so or len(equal) == 1 else f" (and {len(equal) - 1} equal)"
     return equal[0] + more, ways[equal[0]]
+
+
+def written_then(known: dict[str, str], recipe: dict[str, str]) -> dict[str, str]:
+    """A recipe without the fields that did not exist when a run was begun: they have their
+    defaults there. Parts of lists are no such fields.
+    """
+    return {k: v for k, v in known.items() if k in recipe or re.search(r"\.\d+\.", k)}
 
 
 def differ(a: dict[str, str], b: dict[str, str]) -> dict[str, tuple[str, str]]:

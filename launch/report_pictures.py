@@ -3,11 +3,13 @@
 import base64
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from PIL import Image
 
 from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.launch.board_pictures import board_pictures
 from vtx_scale.launch.redact import shown
 from vtx_scale.launch.report_charts import Picture
 
@@ -22,21 +24,29 @@ ROOM = 900_000  # bytes of all pictures of a run, in the page
 
 
 def pictures(folder: AnyPath) -> tuple[list[Picture], int]:
-    """The newest by name of what lies in a run folder, and how many are left out.
+    """The newest by name of what lies in a run folder and the newest of each tag in its TensorBoard
+    files, and how many are left out.
 
     Raises OSError where the folder cannot be read.
     """
-    found = sorted(files(folder), key=lambda path: path.name, reverse=True)
     out: list[Picture] = []
     room, left = ROOM, 0
-    for path in found:
-        picture = small(path) if len(out) < COUNT else None
+    for name, body in bodies(folder):
+        picture = small(name, body()) if len(out) < COUNT else None
         if picture is None or len(picture.source) > room:
             left += 1
             continue
         room -= len(picture.source)
         out.append(picture)
     return out, left
+
+
+def bodies(folder: AnyPath) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """(name, what reads it) of all that may be a picture."""
+    for path in sorted(files(folder), key=lambda path: path.name, reverse=True):
+        yield f"{path.parent.name}/{path.name}", path.read_bytes
+    for tag, (step, encoded) in sorted(board_pictures(folder).items()):
+        yield f"{tag}, step {step:,}", partial(bytes, encoded)
 
 
 def files(folder: AnyPath) -> Iterator[AnyPath]:
@@ -48,9 +58,8 @@ def files(folder: AnyPath) -> Iterator[AnyPath]:
                     yield path
 
 
-def small(path: AnyPath) -> Picture | None:
+def small(name: str, body: bytes) -> Picture | None:
     """None of what is no picture or is too large."""
-    body = path.read_bytes()
     if len(body) > FILE:
         return None
     try:
@@ -67,5 +76,4 @@ def small(path: AnyPath) -> Picture | None:
     kind = "PNG" if tiny else "JPEG"
     pixels.save(out, kind, **({} if tiny else {"quality": 85}))
     code = base64.b64encode(out.getvalue()).decode()
-    name = shown(f"{path.parent.name}/{path.name}", 120)
-    return Picture(name, f"data:image/{kind.lower()};base64,{code}", tiny)
+    return Picture(shown(name, 120), f"data:image/{kind.lower()};base64,{code}", tiny)

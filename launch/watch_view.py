@@ -163,13 +163,15 @@ def world(summary: Summary) -> Text | None:
     system = system if isinstance(system, dict) else {}
     nodes = summary.records.nodes
     ranks = summary.records.ranks or summary.manifest.get("world") or system.get("world")
-    if type(ranks) is not int:
+    if not isinstance(ranks, int | str):
         return None
-    out = Text(f"{ranks} {plural(ranks, 'rank')}")
+    out = Text(f"{shown(str(ranks), 40)} {'rank' if ranks == 1 else 'ranks'}")
     if nodes:
         out.append(f" on {len(nodes)} {plural(len(nodes), 'node')}")
     strategy = summary.manifest.get("strategy") or system.get("strategy")
-    out.append(f"  {strategy}", style="dim")
+    out.append(f"  {shown(str(strategy), 40)}", style="dim")
+    if isinstance(asked := system.get("world"), str) and asked != ranks:
+        out.append(f"  of {shown(asked, 40)}", style="dim")
     return out
 
 

@@ -25,10 +25,11 @@ from vtx_scale.launch.paths import checkpoints_of, lease_of
 from vtx_scale.trainer import output
 from vtx_scale.trainer import segments as module
 from vtx_scale.trainer.control import Control, Looked
-from vtx_scale.trainer.events import Events, event_files, records
+from vtx_scale.trainer.events import Events
 from vtx_scale.trainer.lines import truncate_logs_after, written
 from vtx_scale.trainer.output import PLACE, Ledger, append
 from vtx_scale.trainer.segments import SEGMENTS, Segments
+from vtx_scale.trainer.tfrecords import event_files, records
 
 
 @pytest.fixture(autouse=True)

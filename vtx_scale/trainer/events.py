@@ -7,11 +7,7 @@ thread, and the training then waits at the queue.
 
 import math
 import os
-import secrets
-import socket
-import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +22,7 @@ from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath, storage_of
 from vtx_scale.trainer.lines import rewrite
 from vtx_scale.trainer.output import PLACE, add_bytes
 from vtx_scale.trainer.segments import SEGMENTS
-
-PREFIX = "events.out.tfevents."
+from vtx_scale.trainer.tfrecords import event_files, file_name, records
 
 
 class Events:
@@ -124,12 +119,6 @@ class Events:
         return path
 
 
-def file_name() -> str:
-    """Of a new file: TensorBoard reads in the order of names."""
-    own = f"{time.time():.6f}.{socket.gethostname()}.{secrets.token_hex(4)}"
-    return f"{PREFIX}{own}"
-
-
 def as_float(value: Any) -> float | None:
     """None for what is no number, which TensorBoard then refuses."""
     try:
@@ -155,14 +144,6 @@ def record(data: bytes) -> bytes:
     return out.body
 
 
-def event_files(folder: AnyPath) -> list[AnyPath]:
-    """Those of a folder, in the order in which they were begun."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if path.name.startswith(PREFIX)]
-    return sorted(found, key=lambda path: path.name)
-
-
 def cut_after(folder: AnyPath, step: int) -> None:
     """Cut each event file at its first event beyond `step`, or where it is torn. Raises OSError.
 
@@ -179,15 +160,3 @@ def cut_after(folder: AnyPath, step: int) -> None:
             rewrite(path, body, body[:end])
         elif isinstance(path, ObjectPath) and not first:
             return
-
-
-def records(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """(where it ends, data) of each whole TFRecord."""
-    at = 0
-    while at + 12 <= len(body):
-        (n,) = struct.unpack_from("<Q", body, at)
-        end = at + 12 + n + 4
-        if end > len(body):
-            return
-        yield end, body[at + 12 : at + 12 + n]
-        at = end
