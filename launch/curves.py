@@ -214,7 +214,7 @@ def data(chart: Chart) -> str:
         str(c.run): [[p[1], short(p[2]), short(p[3]), short(p[4])] for p in c.points]
         for c in chart.curves
     }
-    return json.dumps(rows, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(rows, separators=(",", ":"), allow_nan=False)
 
 
 def short(value: float) -> float:

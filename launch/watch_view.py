@@ -13,7 +13,6 @@ from vtx_scale.launch.redact import shown
 from vtx_scale.launch.summary import Summary, plural
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", ".:-=+*#@"
-HARD = "\N{NO-BREAK SPACE}"
 LABEL = 12  # columns of a label
 STATES = {
     "waiting": ("○", "dim", "has not begun"),
@@ -54,8 +53,8 @@ def view(
     body.add_column(style="dim", width=LABEL, no_wrap=True)
     body.add_column(overflow="fold")
     room = max(8, min(48, width - LABEL - 46))
-    for label, value in table(summary, room, width, letters):
-        body.add_row(label, value)
+    for label, pieces in table(summary, room, width - LABEL - 2, letters):
+        body.add_row(label, flowing(pieces, width - LABEL - 2))
     rows += [Text(""), body]
     if summary.records.news and lines > 0:
         rows += [Text(""), Text("log.txt", style="dim")]
@@ -106,8 +105,27 @@ def progress(summary: Summary, width: int) -> RenderableType:
     return grid
 
 
-def table(summary: Summary, room: int, width: int, letters: str) -> Iterable[tuple[str, Text]]:
-    """(label, value) of what is known. room: columns of a sparkline."""
+def flowing(pieces: Iterable[Text], width: int) -> Text:
+    """Pieces beside one another, each in one line where it has room in one."""
+    out, at = Text(), 0
+    for piece in pieces:
+        size = piece.cell_len
+        if at and width - at - 2 < size <= width:
+            out.append("\n")
+            at = 0
+        elif at:
+            out.append("  ")
+            at += 2
+        out.append_text(piece)
+        at = 0 if piece.plain.endswith("\n") else at + size
+    out.rstrip()
+    return out
+
+
+def table(
+    summary: Summary, room: int, width: int, letters: str
+) -> Iterable[tuple[str, Iterable[Text]]]:
+    """(label, pieces) of what is known. room: columns of a sparkline. width: of all pieces."""
     columns, records = summary.columns, summary.records
     if not len(columns) and not summary.checkpoints and not summary.about:
         yield "lease", lease(summary)
@@ -115,103 +133,158 @@ def table(summary: Summary, room: int, width: int, letters: str) -> Iterable[tup
     if len(columns):
         yield "loss", learning(summary, room, letters)
         yield "samples/s", speed(summary, room, letters)
-    if ranks := world(summary):
+    if ranks := list(world(summary)):
         yield "world", ranks
     yield "checkpoints", saved(summary)
-    yield "goodput", goodput(summary, min(room + 16, width - LABEL - 2))
-    if records.masked or records.skipped or records.retries or len(columns):
-        yield "data", losses(summary)
+    yield "goodput", goodput(summary, min(room + 10, width - 10))
+    yield "data", losses(summary)
     yield "restarts", restarts(summary)
     yield "lease", lease(summary)
-    scores = evaluations(summary)
-    if scores:
-        yield "evaluations", scores
+    if records.evaluations:
+        yield "evaluations", evaluations(summary)
     if bad := {name: n for name, n in records.damaged.items() if n}:
         text = ", ".join(f"{n:,} {plural(n, 'line')} of {name}" for name, n in bad.items())
-        yield "damaged", Text(f"{text} cannot be read", style="yellow")
+        yield "damaged", [Text(f"{text} cannot be read", style="yellow")]
 
 
-def learning(summary: Summary, room: int, letters: str) -> Text:
+def named(label: str, value: str, style: str = "") -> Text:
+    """A number with its name before it."""
+    return Text.assemble((f"{label} ", "dim"), (value, style))
+
+
+def learning(summary: Summary, room: int, letters: str) -> Iterable[Text]:
     """Loss, and what moves it."""
     columns, loss = summary.columns, summary.columns.last("loss")
-    out = Text(f"{'none' if loss is None else f'{loss:.4f}':<10}", style="bold")
-    out.append(f"{sparkline(columns, 'loss', room, letters)}  ", style="cyan")
+    line = sparkline(columns, "loss", room, letters)
+    value = "none" if loss is None else f"{loss:.4f}"
+    yield Text.assemble((f"{value:<8}", "bold"), (line, "cyan"))
     for name, form, label in (("lr", ".2e", "lr"), ("grad_norm", ".3g", "norm")):
-        if (value := columns.last(name)) is not None:
-            out.append(f" {label}{HARD}", style="dim").append(f"{value:{form}} ")
-    return out
+        if (number := columns.last(name)) is not None:
+            yield named(label, f"{number:{form}}")
 
 
-def speed(summary: Summary, room: int, letters: str) -> Text:
+def speed(summary: Summary, room: int, letters: str) -> Iterable[Text]:
     """Samples a second, MFU, and what the loader costs."""
-    rate = summary.speed()
-    out = Text(f"{'none' if rate is None else amount(rate):<10}", style="bold")
-    out.append(f"{sparkline(summary.columns, 'samples_per_second', room, letters)}  ", style="blue")
-    used = summary.columns.last("mfu")
+    rate, used = summary.speed(), summary.columns.last("mfu")
+    line = sparkline(summary.columns, "samples_per_second", room, letters)
+    value = "none" if rate is None else amount(rate)
+    yield Text.assemble((f"{value:<8}", "bold"), (line, "blue"))
     if used is not None:
-        out.append(f" MFU{HARD}", style="dim").append(f"{hard(percent(used))} ")
+        yield named("MFU", percent(used))
     wait = summary.share("data_wait")
     if wait is not None:
-        out.append(f" {hard('data wait ')}", style="dim")
-        out.append(f"{hard(percent(wait))} ", style="yellow" if wait > 0.1 else "")
-    return out
+        yield named("data wait", percent(wait), "yellow" if wait > 0.1 else "")
 
 
-def world(summary: Summary) -> Text | None:
+def world(summary: Summary) -> Iterable[Text]:
     """Ranks, nodes where they are known, and how the model lies on them."""
     system = summary.about.get("recipe", {}).get("system")
     system = system if isinstance(system, dict) else {}
-    nodes = summary.records.nodes
-    ranks = summary.records.ranks or summary.manifest.get("world") or system.get("world")
+    nodes, asked = summary.records.nodes, system.get("world")
+    ranks = summary.records.ranks or summary.manifest.get("world") or asked
     if not isinstance(ranks, int | str):
-        return None
-    out = Text(f"{shown(str(ranks), 40)} {'rank' if ranks == 1 else 'ranks'}")
-    if nodes:
-        out.append(f" on {len(nodes)} {plural(len(nodes), 'node')}")
+        return
+    words = f"{shown(str(ranks), 40)} {'rank' if ranks == 1 else 'ranks'}"
+    count = len(nodes)
+    yield Text(f"{words} on {count} {plural(count, 'node')}" if nodes else words)
     strategy = summary.manifest.get("strategy") or system.get("strategy")
-    out.append(f"  {shown(str(strategy), 40)}", style="dim")
-    if isinstance(asked := system.get("world"), str) and asked != ranks:
-        out.append(f"  of {shown(asked, 40)}", style="dim")
-    return out
+    yield Text(shown(str(strategy), 40), style="dim")
+    if isinstance(asked, str) and asked != ranks:
+        yield Text(f"of {shown(asked, 40)}", style="dim")
 
 
-def saved(summary: Summary) -> Text:
+def saved(summary: Summary) -> Iterable[Text]:
     """The newest checkpoint and its age, and saves that failed."""
     since, failed = summary.since_saved(), summary.records.count("save_failed")
     if since is None:
-        out = Text("none yet", style="dim")
+        yield Text("none yet", style="dim")
     else:
         steps, seconds = since
-        out = Text(f"step {max(summary.checkpoints):,}")
-        age = f"  {steps:,} {plural(steps, 'step')}"
-        age += f", {duration(seconds)} before the newest" if seconds is not None else " before"
+        yield Text(f"step {max(summary.checkpoints):,}")
         if steps:
-            out.append(age, style="dim")
-        out.append(f"  {len(summary.checkpoints)} kept", style="dim")
+            age = "" if seconds is None else f" and {duration(seconds)}"
+            yield Text(f"{steps:,} {plural(steps, 'step')}{age} before the newest", style="dim")
+        yield Text(f"{len(summary.checkpoints)} kept", style="dim")
     if failed:
-        out.append(f"  {failed} {plural(failed, 'save')} failed", style="bold red")
-    return out
+        yield Text(f"{failed} {plural(failed, 'save')} failed", style="bold red")
 
 
-def goodput(summary: Summary, room: int) -> Text:
-    """The share of time in which something was learned, as a bar, and what took the rest."""
+def goodput(summary: Summary, room: int) -> Iterable[Text]:
+    """The share of time in which something was learned, as a bar of `room` columns, and what took
+    the rest.
+    """
     good = summary.goodput
     if good is None:
-        return Text("unknown (no events.jsonl)", style="dim")
-    shares = causes(good.seconds)
-    out = Text(f"{percent(good.share):<8}", style="bold")
-    cells, room = 0, max(10, room - 10)
+        yield Text("unknown (no events.jsonl)", style="dim")
+        return
+    shares, cells, room = causes(good.seconds), 0, max(8, room)
+    bar = Text(f"{percent(good.share):<8}", style="bold")
     for k, (cause, share) in enumerate(shares):
-        width = max(1, round(share * room)) if share > 0.005 else 0
-        width = min(width, room - cells) if k < len(shares) - 1 else max(0, room - cells)
-        out.append("█" * width, style=COLOURS.get(cause, "white"))
-        cells += width
-    out.append("\n")
+        size = max(1, round(share * room)) if share > 0.005 else 0
+        size = min(size, room - cells) if k < len(shares) - 1 else max(0, room - cells)
+        bar.append("█" * size, style=COLOURS.get(cause, "white"))
+        cells += size
+    yield bar.append("\n")
     for cause, share in shares:
         if share >= 0.0005:
-            out.append(f"■{HARD}", style=COLOURS.get(cause, "white"))
-            out.append(f"{hard(cause.replace('_', ' ') + ' ' + percent(share))}  ", style="dim")
-    return out
+            text = f"{shown(cause.replace('_', ' '), 20)} {percent(share)}"
+            yield Text.assemble(("■ ", COLOURS.get(cause, "white")), (text, "dim"))
+
+
+def losses(summary: Summary) -> Iterable[Text]:
+    """Slots without a sample and steps without an update."""
+    records = summary.records
+    masked, skipped = sum(records.masked.values()), len(records.skipped)
+    yield Text(f"{masked:,} {plural(masked, 'slot')} masked", style="" if masked else "dim")
+    if masked:
+        common = ", ".join(f"{reason} {n:,}" for reason, n in records.masked.most_common(3))
+        yield Text(f"({common})", style="dim")
+    yield Text(f"{skipped:,} {plural(skipped, 'step')} skipped", style="" if skipped else "dim")
+    if records.retries:
+        yield Text(f"{records.retries:,} retried", style="dim")
+
+
+def restarts(summary: Summary) -> Iterable[Text]:
+    """How many, and why the last."""
+    count = summary.restarts
+    yield Text(f"{count}", style="" if count else "dim")
+    last = [entry for entry in summary.records.entries if entry.kind == "restart"][-1:]
+    if last:
+        where = "" if last[0].step is None else f", on from step {last[0].step:,}"
+        yield Text(f"{last[0].text}{where}", style="dim")
+    elif summary.records.starts and count:
+        start = summary.records.starts[-1]
+        yield Text(f"on from step {start.step:,} at {start.when}", style="dim")
+
+
+def lease(summary: Summary) -> Iterable[Text]:
+    """Who holds the run, and for how long nothing was heard of it."""
+    holder = summary.holder
+    if not holder.who:
+        yield Text("nobody has it yet", style="dim")
+        return
+    yield Text(shown(holder.who, 80))
+    if holder.released:
+        yield Text("has given it back", style="dim")
+    elif holder.quiet is not None:
+        style = "green" if holder.quiet <= summary.ttl else "bold red"
+        yield Text(f"beat {duration(holder.quiet)} ago", style=style)
+    elif holder.watched > summary.ttl:
+        yield Text(f"no beat for {duration(holder.watched)}", style="bold red")
+    else:
+        yield Text("its next beat shows if it lives", style="dim")
+
+
+def evaluations(summary: Summary) -> Iterable[Text]:
+    """The newest numbers of each evaluator, a line each."""
+    for name, columns in list(summary.records.evaluations.items())[:4]:
+        values = {k: columns.last(k) for k in columns.values if k not in ("time", "samples")}
+        known = [(k, v) for k, v in values.items() if v is not None][:4]
+        if not known:
+            continue
+        yield Text(name)
+        yield from (named(shown(key, 30), f"{value:.4g}", "bold") for key, value in known)
+        yield Text(f"step {columns.steps[-1]:,}\n", style="dim")
 
 
 def causes(seconds: dict[str, float]) -> list[tuple[str, float]]:
@@ -224,62 +297,6 @@ def causes(seconds: dict[str, float]) -> list[tuple[str, float]]:
     return sorted(groups.items(), key=lambda item: (first.get(item[0], 2), -item[1]))
 
 
-def losses(summary: Summary) -> Text:
-    """Slots without a sample and steps without an update."""
-    records = summary.records
-    masked, skipped = sum(records.masked.values()), len(records.skipped)
-    out = Text(f"{masked:,} masked", style="" if masked else "dim")
-    if masked:
-        common = ", ".join(f"{reason} {n:,}" for reason, n in records.masked.most_common(3))
-        out.append(f" ({common})", style="dim")
-    out.append(f"  {skipped:,} {plural(skipped, 'step')} skipped", style="" if skipped else "dim")
-    if records.retries:
-        out.append(f"  {records.retries:,} retried", style="dim")
-    return out
-
-
-def restarts(summary: Summary) -> Text:
-    """How many, and why the last."""
-    count = summary.restarts
-    out = Text(f"{count}", style="" if count else "dim")
-    last = [entry for entry in summary.records.entries if entry.kind == "restart"][-1:]
-    if last:
-        out.append(f"  {last[0].text}, from step {last[0].step:,}", style="dim")
-    elif summary.records.starts:
-        start = summary.records.starts[-1]
-        out.append(f"  from step {start.step:,} at {start.when}", style="dim")
-    return out
-
-
-def lease(summary: Summary) -> Text:
-    """Who holds the run, and for how long nothing was heard of it."""
-    holder = summary.holder
-    if not holder.who:
-        return Text("nobody has it yet", style="dim")
-    out = Text(shown(holder.who, 80))
-    if holder.released:
-        return out.append("  has given it back", style="dim")
-    if holder.quiet is not None:
-        style = "green" if holder.quiet <= summary.ttl else "bold red"
-        return out.append(f"  beat {duration(holder.quiet)} ago", style=style)
-    if holder.watched > summary.ttl:
-        return out.append(f"  no beat for {duration(holder.watched)}", style="bold red")
-    return out.append("  has it; its next beat shows if it lives", style="dim")
-
-
-def evaluations(summary: Summary) -> Text | None:
-    """The newest numbers of each evaluator."""
-    out = Text()
-    for name, columns in list(summary.records.evaluations.items())[:4]:
-        values = {k: columns.last(k) for k in columns.values if k not in ("time", "samples")}
-        known = [f"{shown(k, 30)} {v:.4g}" for k, v in values.items() if v is not None][:4]
-        if known:
-            out.append("\n" if out.plain else "").append(f"{name} ")
-            out.append("  ".join(known), style="bold")
-            out.append(f"  step {columns.steps[-1]:,}", style="dim")
-    return out if out.plain else None
-
-
 def sparkline(columns: Columns, name: str, room: int, letters: str) -> str:
     """The course of a column over all steps in so many letters."""
     means = [mean for _, _, _, mean, _ in buckets(columns, name, room)]
@@ -290,11 +307,6 @@ def sparkline(columns: Columns, name: str, room: int, letters: str) -> str:
     scale = (len(letters) - 1) / (high - low) if high > low else 0.0
     places = (min(len(letters) - 1, max(0, round((m - low) * scale))) for m in means)
     return "".join(letters[k] for k in places)
-
-
-def hard(text: str) -> str:
-    """A text that stays in one line."""
-    return text.replace(" ", HARD)
 
 
 def percent(share: float) -> str:

@@ -90,6 +90,9 @@ BUCKET_RUNS = "tests/vtx_scale/test_bucket_runs.py"
 SEGMENTS = "vtx_scale/trainer/segments.py"
 STORAGE = "tests/data_pipeline/test_storage.py"
 CODES = "tests/data_pipeline/test_codes.py"
+READER = "tests/surfaces/test_run_reader.py"
+REPORT = "tests/surfaces/test_report.py"
+WATCH = "tests/surfaces/test_watch.py"
 VIDEO = "tests/data_pipeline/test_video.py"
 ENCODE = "tests/surfaces/test_encode.py"
 BUILD = "tests/data_pipeline/test_build.py"
@@ -2609,6 +2612,87 @@ MUTANTS = (
             "::test_tracker_and_fork_server_outlive_a_schedulers_warning",
         ),
         "A scheduler's warning does not end what cleans up behind the loaders.",
+    ),
+    # --- vtx watch and vtx report
+    Mutant(
+        "a-cut-file-read-on",
+        "launch/tail.py",
+        "if out[:known] != part.last:",
+        "if False:",
+        (f"{READER}::test_a_tail_of_a_file_has_its_whole_lines",),
+        "A run that was cut at a resume is read again from its beginning.",
+    ),
+    Mutant(
+        "torn-lines-shown",
+        "launch/tail.py",
+        'whole, newline, _ = body.rpartition(b"\\n")',
+        'whole, newline, _ = body.rstrip(b"\\n"), body[-1:], b""',
+        (f"{READER}::test_a_tail_of_a_file_has_its_whole_lines",),
+        "A line is shown when it is whole.",
+    ),
+    Mutant(
+        "segments-read-again",
+        "launch/tail.py",
+        "for name in self._names() if name not in self.parts]",
+        "for name in self._names()]",
+        (f"{READER}::test_only_what_is_new_is_read_and_nothing_is_written",),
+        "Of a bucket only what is new is read.",
+    ),
+    Mutant(
+        "old-steps-stay",
+        "launch/columns.py",
+        "if self.steps and step <= self.steps[-1]:",
+        "if self.steps and step == self.steps[-1]:",
+        (f"{READER}::test_a_row_takes_back_its_step_and_beyond",),
+        "A step that is computed again stands in a curve once.",
+    ),
+    Mutant(
+        "spikes-lost",
+        "launch/columns.py",
+        "min(part), sum(part) / len(part), max(part)",
+        "min(part), sum(part) / len(part), sum(part) / len(part)",
+        (f"{READER}::test_buckets_keep_lowest_and_highest",),
+        "A curve of few points keeps the lowest and the highest value.",
+    ),
+    Mutant(
+        "a-beat-of-any-age",
+        "launch/run_reader.py",
+        "self.changed = now if self.beat is not None else None",
+        "self.changed = now",
+        (f"{READER}::test_whether_it_lives_is_seen_by_this_clock_alone",),
+        "That a run lives is said when its beat was seen to change.",
+    ),
+    Mutant(
+        "mark-up-in-a-report",
+        "launch/curves.py",
+        "return html.escape(str(value), quote=True)",
+        "return str(value)",
+        (f"{REPORT}::test_nothing_that_a_run_says_becomes_mark_up",),
+        "What a run says is text in its report.",
+    ),
+    Mutant(
+        "keys-shown",
+        "launch/redact.py",
+        "cut = redact(text[: 4 * letters])[:letters]",
+        "cut = text[:letters]",
+        (f"{REPORT}::test_no_key_is_in_a_page_or_a_terminal",),
+        "No key is in a report or a terminal.",
+    ),
+    Mutant(
+        "terminal-obeys-a-log",
+        "launch/redact.py",
+        'c if c.isprintable() else "\\N{REPLACEMENT CHARACTER}"',
+        "c",
+        (f"{WATCH}::test_a_block_in_a_pipe",),
+        "What a run says does not steer the terminal that shows it.",
+    ),
+    Mutant(
+        "silent-about-a-bucket",
+        "launch/watch.py",
+        "self.reason = why(e)",
+        'self.reason = ""',
+        (f"{WATCH}::test_a_bucket_that_does_not_answer",),
+        "A bucket that does not answer is said, and asked again.",
     ),
 )
 

@@ -13,12 +13,13 @@ import struct
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.runs import environment, vtx
-from tests.surfaces.run_folders import files_of, row, written_run
+from tests.surfaces.run_folders import files_of, recipe, row, written_run
 from vtx_scale.checkpoints import lease
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.launch import watch
@@ -58,16 +59,16 @@ def test_a_block_in_a_pipe(tmp_path):
         "step 120 of 200  60.0 %",
         "MFU",
         "data wait",
-        "1 masked (jpeg_corrupt 1)",
+        "1 slot masked  (jpeg_corrupt 1)",
         "1 step skipped",
         "1 save failed",
-        "a worker ended with signal 9, from step 80",
+        "a worker ended with signal 9, on from step 80",
         "80.0 %",
         "start 10.0 %",
         "2 lines of metrics.jsonl cannot be read",
         "step 120/200  loss 0.9",
     ):
-        assert words in done.stdout.replace("\xa0", " "), f"{words}\n{done.stdout}"
+        assert words in done.stdout, f"{words}\n{done.stdout}"
     assert re.search(f"[{BARS}]{{20,}}", done.stdout) and "\x1b" not in done.stdout
     assert "\u202e" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
@@ -114,7 +115,7 @@ class Terminal:
             body = os.read(self.fd, 1 << 16)
         except OSError:  # it has ended
             return False
-        self.text += body.decode(errors="replace").replace("\xa0", " ")
+        self.text += body.decode(errors="replace")
         return bool(body)
 
     def end(self, number=None):
@@ -256,3 +257,44 @@ def test_sparkline_and_words():
     shares = causes(SPEND)
     assert shares[0] == ("step", 0.8) and sum(s for _, s in shares) == pytest.approx(1)
     assert ("start", 0.1) in shares
+
+
+def documented(folder):
+    """A run of four ranks that lost a machine, as docs/watching.md shows it."""
+    log = (
+        "4 ranks on 2 nodes: a100-3, a100-7",
+        "step 1180/2000  loss 0.3021  lr 4.02e-04  norm 1.310  524 samples/s",
+        "resumed at step 1100 of 2000",
+        "4 ranks on 2 nodes: a100-3, a100-9",
+        "step 1236/2000  loss 0.2877  lr 3.61e-04  norm 1.284  531 samples/s",
+    )
+    ledger = (
+        {"kind": "restart", "reason": "a100-7 is gone", "step": 1100, "time": 1.7e9},
+        *({"kind": "sample", "reason": "jpeg_corrupt", "step": s} for s in range(0, 70, 10)),
+        {"kind": "sample", "reason": "caption_missing", "step": 3},
+        {"kind": "skip", "reason": "spike", "step": 801},
+    )
+    scores = ({"step": 1000, "name": "zero_shot", "top1": 0.4123, "top5": 0.7011},)
+    system = {"world": 4, "strategy": "fsdp"}
+    written_run(folder, 1250, ledger=ledger, scores=scores, recipe=recipe(2000, system=system))
+    lines = [f"2026-03-04 11:{k:02d}:07 {line}\n" for k, line in enumerate(log)]
+    (folder / "log.txt").write_text("".join(lines))
+    spend = {"start.import": 9.0, "start.load": 3.0, "step": 240.0, "data_wait": 6.0}
+    spend |= {"save_stall": 2.0, "lost": 12.0, "detect": 4.0, "down": 9.0}
+    event = {"kind": "time", "from": 0, "to": 285, "seconds": spend, "step": 1250, "attempt": "a"}
+    (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
+    for step in (1100, 1200):
+        at = folder / "checkpoints" / f"step-{step:08d}"
+        at.mkdir(parents=True)
+        (at / "manifest.json").write_text("{}")
+    body = {"who": "process 4711 on head", "state": "held", "beat": 41}
+    Folder(folder / "lease").put(lease.name_of(2), json.dumps(body).encode())
+
+
+def test_the_docs_show_what_it_prints(tmp_path):
+    documented(tmp_path / "runs" / "first")
+    done = vtx("watch", "runs/first", cwd=tmp_path)
+    found = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+    shown = re.search(r"\$ vtx watch runs/first\n(.*?)\n```", page, re.S)
+    assert shown and shown[1].strip() == found.strip(), found
