@@ -6,14 +6,18 @@ needs of `multiprocessing.forkserver` is private and stands here alone; where an
 it otherwise, and where the forked server has died, multiprocessing starts its own.
 """
 
+import contextlib
+import gc
 import inspect
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import socket
+import sys
 import threading
 from multiprocessing.connection import arbitrary_address  # type: ignore[attr-defined]
+from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.parent import die_with_parent
@@ -35,11 +39,14 @@ def private() -> Any:
 def begin() -> bool:
     """Fork the server from this process, whose imports it keeps; whether that could be.
 
-    It cannot where one runs, where this process has threads, or where multiprocessing keeps its
-    server in another way. It dies with this process.
+    It cannot where one runs, where this process has threads or a GPU, or where multiprocessing
+    keeps its server in another way. It dies with this process.
     """
     record = private()
-    if record is None or record._forkserver_pid is not None or threading.active_count() > 1:
+    if record is None or record._forkserver_pid is not None:
+        return False
+    torch = sys.modules.get("torch")
+    if threading.active_count() > 1 or (torch is not None and torch.cuda.is_initialized()):
         return False
     address, parent = arbitrary_address("AF_UNIX"), os.getpid()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -50,7 +57,6 @@ def begin() -> bool:
         with blocked():  # for good in the child: see `preload`
             pid = os.fork()
             if pid == 0:
-                os.close(ends_w)
                 _serve(listener.fileno(), ends_r, parent)
         os.close(ends_r)
     record._forkserver_address = address
@@ -63,15 +69,24 @@ def _serve(listener: int, ends: int, parent: int) -> None:
     code = 1
     try:
         die_with_parent(parent)
+        gc.freeze()  # nothing of the parent is finalised here
+        # a lock on a file would be held here too
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd > 2 and fd not in (listener, ends):
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         multiprocessing.forkserver.main(listener, ends, [])
     except SystemExit:  # its parent and all workers are gone
         code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
 
 
 def preload(module: str) -> None:
-    """Let the fork server, if it does not run yet, import this once for all of its children."""
+    """Let the fork server run; where it does not yet, it imports this once for all its children."""
+    settle()
     known = getattr(multiprocessing.forkserver._forkserver, "_preload_modules", [])
     if module not in known:
         multiprocessing.set_forkserver_preload([*known, module])
@@ -81,3 +96,14 @@ def preload(module: str) -> None:
         multiprocessing.resource_tracker.ensure_running()
         with blocked():  # once more, because the tracker's start lets signals through
             multiprocessing.forkserver.ensure_running()
+
+
+def settle() -> None:
+    """Where the server is about to end, wait until it has: multiprocessing would ask it still."""
+    record = private()
+    pid = record._forkserver_pid if record is not None else None
+    if pid is not None:
+        with contextlib.suppress(OSError):  # it is nobody's any more
+            # its memory goes first, then its workers hear of it, then it can be waited for
+            if not Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

@@ -408,6 +408,7 @@ def alone(batches: Batches, step: int) -> dict[str, Any]:
     died: Counter[int] = Counter()  # by the slot that was being read, -1 before the first
     context = multiprocessing.get_context("forkserver")
     while died[-1] < 2:
+        preload(__name__)
         here, there = context.Pipe()
         skip = [slot for slot, times in died.items() if times >= 2]
         process = context.Process(
@@ -475,7 +476,7 @@ class Loader:
     def _start(self) -> Iterator[dict[str, Any]]:
         extra: dict[str, Any] = {}
         if self.workers:
-            preload("vtx_scale.data_pipeline.loader")
+            preload(__name__)
             extra = {
                 "multiprocessing_context": "forkserver",
                 "worker_init_fn": start_worker,

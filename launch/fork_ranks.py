@@ -18,14 +18,15 @@ import sys
 import threading
 from collections.abc import Mapping
 from multiprocessing import current_process
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vtx_scale.data_pipeline.parent import die_with_parent, signalled
-from vtx_scale.data_pipeline.signals import leaving
 from vtx_scale.trainer.output import open_missing_descriptors
 
+ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 WORKER = "vtx_scale.launch.worker"
-NEEDS = (WORKER, "torch._dynamo", "torch.utils.tensorboard")  # of which a rank imports some late
+NEEDS = (WORKER, "torch._dynamo", "vtx_scale.trainer.events")  # the last two ranks import late
 
 
 class Server:
@@ -89,7 +90,7 @@ class Server:
     def fork(self, rank: str, environment: Mapping[str, str], arguments: list[str]) -> None:
         """One more rank, which takes no signal before it answers signals as a new process does."""
         parent = os.getpid()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, leaving())
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -124,16 +125,16 @@ def begin(
         os.environ.clear()
         os.environ.update(environment)
         os.environ["VTX_PARENT"] = str(parent)
-        for number in leaving():
+        Path("/proc/self/comm").write_text(f"vtx-rank-{os.environ['RANK']}")
+        for number in (*ASKS, signal.SIGCHLD, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, hung_up)
         worker = sys.modules[WORKER]
         sys.argv = [str(worker.__file__), *arguments]
         random.seed()
         sys.modules["numpy"].random.seed()
+        sys.modules["torch"].default_generator.seed()
         current_process().authkey = os.urandom(32)
         gc.enable()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -152,9 +153,9 @@ def main(arguments: list[str]) -> None:
     control.set_inheritable(False)
     hung_up = signal.getsignal(signal.SIGHUP)
     # whether ranks leave is their launcher's word: started with these signals blocked
-    for number in leaving():
+    for number in ASKS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, leaving())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)
 
     def look(*_: object) -> None:
         if os.getppid() != parent:

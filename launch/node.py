@@ -78,7 +78,7 @@ class Node:
                 return
             if self.warm is None or not self.warm.alive:
                 self._close_warm()
-                self.warm = Warm()
+                self.warm = Warm(self.environment)
             self.round = round
             ranks = {round.first + local: round.environment(local) for local in range(round.ranks)}
             self.warm.fork(self.request, {**os.environ, **self.environment}, ranks)

@@ -2,6 +2,7 @@
 else prepare the folder and start as many as the system wants.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -39,7 +40,7 @@ def prepared(run: Run, folder: AnyPath, fork: bool, debug: bool) -> int:
     """Prepare the folder, then train."""
     opened.forget()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return in_this_process(run, folder, fork, debug, prepare=True, epoch=0)
+        return in_this_process(run, folder, fork, debug, None)
     lease = warm = None
     try:
         with requests.at_once():
@@ -52,7 +53,7 @@ def prepared(run: Run, folder: AnyPath, fork: bool, debug: bool) -> int:
             lease = run_folder.acquire_lease(folder)
             run = prepare_folder(run, folder, data, fork)
         if world == 1:
-            return in_this_process(run, folder, False, debug, prepare=False, epoch=lease.epoch)
+            return in_this_process(run, folder, False, debug, lease)
         return in_processes(run, folder, world, debug, lease.epoch, warm)
     finally:
         if warm is not None:
@@ -63,14 +64,16 @@ def prepared(run: Run, folder: AnyPath, fork: bool, debug: bool) -> int:
 
 
 def in_this_process(
-    run: Run, folder: AnyPath, fork: bool, debug: bool, prepare: bool, epoch: int
+    run: Run, folder: AnyPath, fork: bool, debug: bool, lease: run_folder.Held | None
 ) -> int:
-    """This process is a rank."""
-    from vtx_scale.launch.worker import (
-        work,
-    )  # torch: a launcher of many ranks and a refusal do without
+    """This process is a rank; lease: None where another launcher started it."""
+    # torch: a launcher of many ranks and a refusal do without
+    from vtx_scale.launch.worker import begin_loaders, work
 
-    return work(run, folder, fork=fork, debug=debug, prepare=prepare, epoch=epoch)
+    with contextlib.nullcontext() if lease is None else lease.lease.without_thread():
+        begin_loaders(run)
+    epoch = 0 if lease is None else lease.epoch
+    return work(run, folder, fork=fork, debug=debug, prepare=lease is None, epoch=epoch)
 
 
 def in_processes(

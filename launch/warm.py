@@ -26,9 +26,11 @@ class Warm:
 
     Ranks that are asked for meanwhile begin when it is ready. It dies with this process, and the
     ranks with it; `unfit` says why it cannot fork, where it cannot. For several threads.
+
+    environment: beside this process's, for what reads it when it is imported.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self.lock = threading.RLock()
         self.ready, self.unfit, self.rest = False, "", b""
         self.ranks: dict[int, int | None] = {}  # rank -> exit code
@@ -40,7 +42,7 @@ class Warm:
                 pass_fds=[theirs.fileno()],
                 process_group=0,
                 # numpy's BLAS starts its threads when it is imported
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, **(environment or {}), "OPENBLAS_NUM_THREADS": "1"},
             )
 
     def fork(

@@ -576,14 +576,20 @@ def show_inputs(parts: Parts, log: Log) -> None:
     log.pictures(0, batch, captions)
 
 
+def begin_loaders(run: Run) -> None:
+    """Fork the server of a rank's loader processes, before this process has a device or threads."""
+    if run.system.workers:
+        with requests.without_thread():
+            fork_server.begin()
+
+
 def main(argv: list[str]) -> int:
     """`python -m vtx_scale.launch.worker REQUEST.json`: one rank of `vtx_scale.launch.node`."""
     requests.repeated = lambda number: None  # the launcher hears of it too, and ends its ranks
     request = json.loads(Path(argv[0]).read_text())
     recipes.let_import(request["paths"])
     run = override.from_dict(request["recipe"])
-    if run.system.workers:  # before this process has threads
-        fork_server.begin()
+    begin_loaders(run)
     return work(
         run,
         place_at(request["folder"]),

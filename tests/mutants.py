@@ -2369,7 +2369,7 @@ MUTANTS = (
     Mutant(
         "patience-for-ever",
         LEAVE,
-        "time.monotonic() - first > self.patience",
+        "time.monotonic() - self._first > self.patience",
         "False",
         (f"{SIGNALS}::test_patience_ends",),
         "A process that is not free in time ends with what is committed.",

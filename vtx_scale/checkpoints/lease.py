@@ -7,11 +7,12 @@ seconds of its own monotonic clock. A save is committed only while its epoch is 
 lost the lease writes nothing that counts.
 """
 
+import contextlib
 import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vtx_scale.data_pipeline.storage import Storage
@@ -35,9 +36,26 @@ class Lease:
     def __init__(self, storage: Storage, epoch: int, body: dict[str, Any], ttl: float) -> None:
         self.storage, self.epoch, self.body = storage, epoch, body
         self.taken, self._turn = "", threading.Lock()
+        self._pause = ttl / 3
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, args=(ttl / 3,), daemon=True)
+        self._start(None)
+
+    def _start(self, before: threading.Thread | None) -> None:
+        self._rests = threading.Event()
+        self._thread = threading.Thread(target=self._renew, args=(self._rests, before), daemon=True)
         self._thread.start()
+
+    @contextlib.contextmanager
+    def without_thread(self) -> Iterator[None]:
+        """Nothing renews it inside, for a short time, so that the process may be forked; where the
+        storage does not answer, the thread is still there.
+        """
+        self._rests.set()
+        self._thread.join(1)
+        try:
+            yield
+        finally:
+            self._start(self._thread)
 
     def renew(self) -> None:
         """Say that the holder lives. Raises Lost where another has the run, OSError where the
@@ -75,6 +93,7 @@ class Lease:
         if self._ended.is_set():
             return
         self._ended.set()
+        self._rests.set()
         self._thread.join(5)  # a dead file system must not hold up the end
         self.body["state"] = "released"
         try:
@@ -82,8 +101,10 @@ class Lease:
         except (Lost, OSError):
             pass  # there is nothing to give back, or it runs out by itself
 
-    def _renew(self, pause: float) -> None:
-        while not self._ended.wait(pause):
+    def _renew(self, rests: threading.Event, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()
+        while not rests.wait(self._pause):
             try:
                 self.renew()
             except OSError:

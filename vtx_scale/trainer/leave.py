@@ -51,6 +51,7 @@ class Requests:
         """As nobody had asked."""
         self.asked = False
         self.count = self.last = 0  # requests, what arrives together being one; the last signal
+        self._first = self._latest = 0.0  # when
         self.patience = PATIENCE
         self.stop_file: Exists | None = None
         self.announces = True
@@ -69,24 +70,45 @@ class Requests:
         if self._listens or threading.current_thread() is not threading.main_thread():
             yield
             return
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pipe = reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         before: dict[int, Any] = {n: signal.signal(n, self._answer) for n in leaving()}
         wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self._listens, done = True, threading.Event()
-        watch = threading.Thread(target=self._watch, args=(reader, done), daemon=True)
-        watch.start()
+        self._listens = True
+        self._start_watch()
         try:
             yield
         finally:
-            done.set()
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            os.write(writer, b"\0")
-            watch.join()
+            self._end_watch()
             os.close(reader)
             os.close(writer)
             self.reset()
+
+    @contextlib.contextmanager
+    def without_thread(self) -> Iterator[None]:
+        """Nobody watches inside, so that the process may be forked; what comes is heard after."""
+        if not self._listens:
+            yield
+            return
+        self._end_watch()
+        try:
+            yield
+        finally:
+            self._start_watch()
+
+    def _start_watch(self) -> None:
+        self._done = threading.Event()
+        self._watcher = threading.Thread(
+            target=self._watch, args=(self._pipe[0], self._done), daemon=True
+        )
+        self._watcher.start()
+
+    def _end_watch(self) -> None:
+        self._done.set()
+        os.write(self._pipe[1], b"\0")
+        self._watcher.join()
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -126,7 +148,6 @@ class Requests:
 
     def _watch(self, reader: int, done: threading.Event) -> None:
         """In a thread of its own: count requests, tell of the first, lose patience."""
-        first = last = 0.0
         ready = select.poll()  # select has no numbers above 1,023
         ready.register(reader, select.POLLIN)
         while True:
@@ -136,10 +157,10 @@ class Requests:
             for number in self._arrived(reader):
                 now = time.monotonic()
                 self.asked = True
-                if self.count and now - last < SAME_REQUEST:
+                if self.count and now - self._latest < SAME_REQUEST:
                     continue
                 self.count, self.last = self.count + 1, number
-                first, last = first or now, now
+                self._first, self._latest = self._first or now, now
                 if self.count > 1:
                     self.repeated(number)
                 elif self.announces:
@@ -148,7 +169,8 @@ class Requests:
                     )
             if not self.asked and self.wanted() and self._open:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            if first and not self._saving and time.monotonic() - first > self.patience:
+            late = self._first and time.monotonic() - self._first > self.patience
+            if late and not self._saving:
                 self._lose_patience()
 
     def _arrived(self, reader: int) -> list[int]:
