@@ -24,7 +24,7 @@ from vtx_scale.checkpoints.format import (
     steps,
 )
 from vtx_scale.checkpoints.memory import keep_only
-from vtx_scale.checkpoints.placement import Report, Transfer, fetches, newest, waves
+from vtx_scale.checkpoints.placement import Report, Transfer, fetches, newest, seconds, waves
 from vtx_scale.checkpoints.read import Tensors
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.storage import Folder, Storage
@@ -138,20 +138,21 @@ def gathered(
     wrong = faults(here, step, few)
     if not settled(here, step, wrong):
         return False
+    needs: dict[int, set[str]] = {first: set() for first in here.firsts}
+    for first, names in all_json([here.first, wanted(here, step, slices)]):
+        needs[first].update(names)
     data = [name for name, _ in parts]
-    rows = all_json(wanted(here, step, slices))
-    needs: dict[int, list[str]] = {}
-    firsts = all_json(here.first)
-    for rank, names in enumerate(rows):
-        needs.setdefault(firsts[rank], []).extend(names)
-    move(here, step, fetches({k: sorted(set(v)) for k, v in needs.items()}, has, data))
-    return settled(here, step, faults(here, step, sorted(set(needs[here.first]))))
+    for first, names in seconds(needs, has, data).items():
+        needs[first] |= names
+    move(here, step, fetches({first: sorted(names) for first, names in needs.items()}, has, data))
+    return settled(here, step, faults(here, step, sorted(needs[here.first])))
 
 
 def move(here: Machine, step: int, transfers: Iterable[Transfer]) -> None:
     """Between the ranks that answer for their machines."""
     order = [[(t.name, t.source, t.target) for t in wave] for wave in waves(transfers)]
     move_files(order, here.rank, here.folder / folder_name(step))
+    all_json("")  # other ranks of a machine read what its first one got
 
 
 def wanted(here: Machine, step: int, slices: list[Slice]) -> list[str]:

@@ -20,7 +20,7 @@ from vtx_scale.checkpoints.placement import (
 from vtx_scale.launch import memory
 
 STEPS = 19
-OF = {"hsdp": ("system.replicas=2",)}
+OF = {"hsdp": ("system.replicas=2",), "tp": ("system.strategy=fsdp", "system.tp=2")}
 
 
 @st.composite

@@ -121,9 +121,11 @@ def test_the_newest_is_taken_and_the_others_go(written, tmp_path):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_one_machines_memory_is_gone(written, tmp_path, lost):
+def test_one_machines_memory_is_gone_and_then_the_others(written, tmp_path, lost):
     folder = written(tmp_path)
     shutil.rmtree(folder / f"memory-{lost}")
+    assert taken(folder) == (10, True)
+    shutil.rmtree(folder / f"memory-{1 - lost}")
     assert taken(folder) == (10, True)
 
 

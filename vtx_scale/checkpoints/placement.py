@@ -137,3 +137,19 @@ def fetches(
         for i, target in enumerate(lacking if sources else []):
             found.append(Transfer(name, sources[(k + i) % len(sources)], target))
     return found
+
+
+def seconds(
+    needs: dict[int, set[str]], has: dict[int, set[str]], names: Iterable[str]
+) -> dict[int, set[str]]:
+    """What machines must get beside what they need, so that every file lies on two again.
+
+    needs, has: names of files, by the rank that answers for a machine, of all machines.
+    """
+    found: dict[int, set[str]] = {first: set() for first in has}
+    order = sorted(has)
+    for name in names:
+        there = [first for first in order if name in has[first] or name in needs[first]]
+        if len(there) == 1 < len(order):
+            found[order[(order.index(there[0]) + 1) % len(order)]].add(name)
+    return found
