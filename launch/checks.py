@@ -35,6 +35,7 @@ def check(run: Run) -> None:
         "seed": run.seed,
         "system.workers": run.system.workers,
         "checkpoint.every": run.checkpoint.every if run.checkpoint.every != "auto" else 0,
+        "checkpoint.memory": run.checkpoint.memory if run.checkpoint.memory != "auto" else 0,
         "checkpoint.keep_every": run.checkpoint.keep_every,
         "optim.decay": run.optim.decay,
         "schedule.warmup": run.schedule.warmup,

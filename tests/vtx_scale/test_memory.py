@@ -1,10 +1,15 @@
 """Snapshots in memory: who keeps what, what survives, and that a run goes on from them."""
 
+import os
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.machines import Machines
+from tests.promises import test_p4_guard
+from tests.promises.test_p4_guard import FIVE, KEYS, scaled, train_scaled
 from tests.runs import assert_same_bits, log_of, losses, smoke, train
 from tests.survivors import assert_none_survives
 from vtx_scale.checkpoints.placement import (
@@ -18,6 +23,7 @@ from vtx_scale.checkpoints.placement import (
     waves,
 )
 from vtx_scale.launch import memory
+from vtx_scale.trainer.cadence import MemoryCadence
 
 STEPS = 19
 OF = {"hsdp": ("system.replicas=2",), "tp": ("system.strategy=fsdp", "system.tp=2")}
@@ -182,6 +188,52 @@ def test_a_kill_behind_the_step_of_a_snapshot_costs_no_more(undisturbed, tmp_pat
     assert run.round() == [0, 0], log_of(folder)
     assert resumed(folder) in ([5, 5, 5], [5, 5, 10])
     as_undisturbed(folder, undisturbed("fsdp", 2, 1))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_at_the_same_step_and_a_request_to_leave(undisturbed, tmp_path):
+    """The disk is as new then: it is taken, whatever is in memory."""
+    folder = tmp_path / "run"
+    run = with_memory(folder, "fsdp", 2, 1, "checkpoint.every=5", "system.leave_after=10")
+    assert run.round() == [75, 75], log_of(folder)
+    assert run.round() == [0, 0], log_of(folder)
+    assert resumed(folder) == [10]
+    assert "from memory" not in log_of(folder)
+    as_undisturbed(folder, undisturbed("fsdp", 2, 1))
+
+
+def scaled_beside_memory(memory, *arguments):
+    os.environ["VTX_MEMORY"] = str(memory)
+    return scaled(*arguments)
+
+
+@pytest.mark.slow
+def test_a_roll_back_takes_no_snapshot_from_beyond(tmp_path, monkeypatch):
+    """The guard goes back from step 15 to step 8: what memory has from between is not taken."""
+    plain, kept = tmp_path / "plain", tmp_path / "memory"
+    kept.mkdir()
+    about = {"world": 2, "strategy": "ddp"}
+    train_scaled(plain, FIVE, *KEYS, **about)
+    monkeypatch.setattr(test_p4_guard, "scaled", partial(scaled_beside_memory, kept))
+    train_scaled(tmp_path / "run", FIVE, *KEYS, "checkpoint.memory=3", **about)
+    assert resumed(tmp_path / "run") == resumed(plain) == [8]
+    as_undisturbed(tmp_path / "run", plain)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seconds=st.floats(0.5, 5), stall=st.floats(0, 2), written=st.floats(0, 20), beside=st.booleans()
+)
+def test_auto_is_as_often_as_costs_one_hundredth(seconds, stall, written, beside):
+    cost = stall + beside * written
+    asked = MemoryCadence("auto", beside, lambda numbers: numbers, lambda line: None)
+    asked.stall = stall
+    asked.seconds.extend([seconds])
+    asked.choose(written)
+    assert cost <= 0.01 * asked.interval * seconds * 1.000001
+    assert asked.interval * seconds * 1.000001 >= written, "one is there before the next begins"
+    one_less = (asked.interval - 1) * seconds
+    assert asked.interval == 1 or one_less < max(cost / 0.01, written)
 
 
 @pytest.mark.full
