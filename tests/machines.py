@@ -5,6 +5,7 @@ killed and start again as a launcher starts them.
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from tests import slow
@@ -32,11 +33,13 @@ class Machines:
         shutil.rmtree(self.memories[machine])
         self.memories[machine].mkdir()
 
-    def round(self, *kills: str) -> list[int]:
-        """One start of all ranks; their exit codes. kills: POINT:RANK, as of VTX_KILL."""
+    def round(self, *kills: str, delay: float = 0.0) -> list[int]:
+        """One start of all ranks; their exit codes. kills: POINT:RANK, as of VTX_KILL. delay:
+        seconds that each file of a snapshot takes longer.
+        """
         with tempfile.TemporaryDirectory(prefix="vtx-test-") as meet:
             processes = [
-                SERVER.Process(target=rank, args=(self.about(r, meet), self.body(), kills))
+                SERVER.Process(target=rank, args=(self.about(r, meet), self.body(), kills, delay))
                 for r in range(self.world)
             ]
             for p in processes:
@@ -68,15 +71,23 @@ class Machines:
         return override.to_dict(self.run), self.folder, recipes.STRANGERS
 
 
-def rank(environment: dict[str, str], body: tuple, kills: tuple[str, ...]) -> None:
+def rank(environment: dict[str, str], body: tuple, kills: tuple[str, ...], delay: float) -> None:
     os.environ |= environment
     import torch
 
+    from vtx_scale.checkpoints import memory
     from vtx_scale.distributed import failpoint
     from vtx_scale.launch import worker
 
     torch.set_num_threads(1)
     failpoint.ASKED[:] = [tuple(k.rsplit(":", 1)) for k in kills]
+    plain = memory.save_file
+
+    def late(*arguments, **keys):
+        time.sleep(delay)
+        return plain(*arguments, **keys)
+
+    memory.save_file = late
     recipe, folder, paths = body
     recipes.let_import(paths)
     os._exit(worker.work(override.from_dict(recipe), folder))

@@ -106,6 +106,10 @@ LEAVE = "vtx_scale/trainer/leave.py"
 CONTROL = "vtx_scale/trainer/control.py"
 RESTORE = "vtx_scale/launch/restore.py"
 WRITE = "vtx_scale/checkpoints/write.py"
+PLACEMENT = "vtx_scale/checkpoints/placement.py"
+IN_MEMORY = "vtx_scale/checkpoints/memory.py"
+MEMORY = "tests/vtx_scale/test_memory.py"
+SNAPSHOTS = "tests/vtx_scale/test_snapshots.py"
 STAGING = "vtx_scale/checkpoints/staging.py"
 CUT_LAYERS = "vtx_scale/strategies/cut_layers.py"
 TP = "vtx_scale/strategies/tp.py"
@@ -625,6 +629,138 @@ MUTANTS = (
         "if True:",
         (f"{GUARD}::test_a_guard_counts_in_the_hash_and_its_default_does_not",),
         "A new field changes no old hash.",
+    ),
+    # --- snapshots in memory
+    Mutant(
+        "memory-both-on-one-machine",
+        PLACEMENT,
+        "if x is not None and nodes[x[0]] != nodes[rank]]",
+        "if x is not None]",
+        (f"{MEMORY}::test_with_any_machine_gone_every_part_is_there",),
+        "What a machine takes along is there once more.",
+    ),
+    Mutant(
+        "memory-sent-for-nothing",
+        PLACEMENT,
+        "away[0] if away else",
+        "away[0] if False else",
+        (f"{MEMORY}::test_nothing_is_sent_that_ranks_of_another_machine_hold",),
+        "What another machine has already is not sent.",
+    ),
+    Mutant(
+        "memory-of-a-part",
+        PLACEMENT,
+        "if there.issuperset(range(report.parts)):",
+        "if True:",
+        (f"{MEMORY}::test_the_newest_of_which_all_is_somewhere",),
+        "A snapshot of which a part is gone is passed over.",
+    ),
+    Mutant(
+        "memory-older-than-the-disk",
+        PLACEMENT,
+        "if report.manifest and report.step > after:",
+        "if report.manifest:",
+        (f"{SNAPSHOTS}::test_the_disk_is_as_new",),
+        "Memory is taken where it is newer.",
+    ),
+    Mutant(
+        "memory-kept-once-after-a-loss",
+        PLACEMENT,
+        "if len(there) == 1 < len(order):",
+        "if False:",
+        (f"{SNAPSHOTS}::test_one_machines_memory_is_gone_and_then_the_others",),
+        "Behind a recovery a second machine may go too.",
+    ),
+    Mutant(
+        "memory-unverified",
+        "vtx_scale/launch/recover.py",
+        'if sha256_file(folder / name) != files[name]["sha256"]:',
+        "if False:",
+        (f"{SNAPSHOTS}::test_of_a_damaged_file_the_other_copy_is_taken[data-00000]",),
+        "Every byte is verified before it is used.",
+    ),
+    Mutant(
+        "memory-behind-a-decision",
+        "vtx_scale/launch/recover.py",
+        "return same and known and not abandoned(manifest, decisions)",
+        "return same and known",
+        (
+            f"{SNAPSHOTS}::test_what_is_not_of_this_run_as_it_is_now_is_not_taken",
+            f"{MEMORY}::test_a_roll_back_takes_no_snapshot_from_beyond",
+        ),
+        "What a decision abandoned is not taken from memory either.",
+    ),
+    Mutant(
+        "memory-of-another-recipe",
+        "vtx_scale/launch/recover.py",
+        'and manifest.get("hash") == digest',
+        "and True",
+        (f"{SNAPSHOTS}::test_what_is_not_of_this_run_as_it_is_now_is_not_taken",),
+        "A snapshot of another recipe is not taken.",
+    ),
+    Mutant(
+        "memory-of-the-start-before-goes-first",
+        IN_MEMORY,
+        "self.committed = max(steps(Folder(folder)), default=-1)",
+        "self.committed = -1",
+        (f"{MEMORY}::test_a_kill_while_a_snapshot_is_written_costs_no_more",),
+        "The snapshot before stays until the next one is there.",
+    ),
+    Mutant(
+        "memory-of-copies-that-differ",
+        IN_MEMORY,
+        'fault = next((f for _, f, _ in rows if f), "") or apart(rows)',
+        'fault = next((f for _, f, _ in rows if f), "")',
+        (f"{SNAPSHOTS}::test_copies_that_differ_become_no_snapshot",),
+        "Ranks that hold the same write the same.",
+    ),
+    Mutant(
+        "memory-without-room",
+        IN_MEMORY,
+        "if need[snapshots.nodes[rank]] > room:",
+        "if False:",
+        (f"{SNAPSHOTS}::test_where_the_memory_does_not_hold_them_all_ranks_know",),
+        "Snapshots are off where the memory does not hold them.",
+    ),
+    Mutant(
+        "memory-not-compared",
+        "vtx_scale/trainer/loop.py",
+        "            if self.saved != step:\n                self.compare_copies()",
+        "            pass",
+        (f"{MEMORY}::test_copies_that_differ_become_no_snapshot",),
+        "Copies that differ become no snapshot.",
+    ),
+    Mutant(
+        "memory-late",
+        "vtx_scale/trainer/loop.py",
+        "            self.snapshots.wait()",
+        "            pass",
+        (f"{MEMORY}::test_a_kill_while_a_snapshot_is_written_costs_no_more",),
+        "A fault never costs more steps than checkpoint.memory says.",
+    ),
+    Mutant(
+        "memory-stays",
+        "vtx_scale/launch/memory.py",
+        """'read _; rm -rf "$1"'""",
+        "'read _'",
+        (f"{SNAPSHOTS}::test_the_folder_goes_with_its_launcher",),
+        "What is in memory goes with the launcher, also by SIGKILL.",
+    ),
+    Mutant(
+        "memory-is-no-progress",
+        "launch/local.py",
+        "now = max(newest(folder), node.kept())",
+        "now = newest(folder)",
+        (f"{MEMORY}::test_the_launcher_goes_on_from_memory_and_leaves_none",),
+        "Faults that each cost a few steps do not end a run.",
+    ),
+    Mutant(
+        "memory-too-often",
+        "vtx_scale/trainer/cadence.py",
+        "[self.stall + written * self.beside,",
+        "[self.stall,",
+        (f"{MEMORY}::test_auto_is_as_often_as_costs_one_hundredth",),
+        "What is written beside the steps on their own processors counts.",
     ),
     # --- checkpoints, logs, the lease
     Mutant(

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from tests.machines import Machines
 from tests.promises import test_p4_guard
+from tests.promises.test_p4_drift import NAMES, perturbed
 from tests.promises.test_p4_guard import FIVE, KEYS, scaled, train_scaled
+from tests.ranks import on_ranks
 from tests.runs import assert_same_bits, log_of, losses, smoke, train
 from tests.survivors import assert_none_survives
+from vtx_scale.checkpoints.format import steps
 from vtx_scale.checkpoints.placement import (
     Report,
     Share,
@@ -22,7 +25,9 @@ from vtx_scale.checkpoints.placement import (
     placement,
     waves,
 )
-from vtx_scale.launch import memory
+from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.launch import memory, override, recipes
+from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.trainer.cadence import MemoryCadence
 
 STEPS = 19
@@ -176,13 +181,13 @@ def as_undisturbed(folder, reference):
 
 
 @pytest.mark.slow
-def test_a_kill_behind_the_step_of_a_snapshot_costs_no_more(undisturbed, tmp_path):
+def test_a_kill_while_a_snapshot_is_written_costs_no_more(undisturbed, tmp_path):
     """The snapshot of a step is there before the next step is finished; until then the one before
     it is, also where a rank is killed while it is written.
     """
     folder = tmp_path / "run"
     run = with_memory(folder, "fsdp", 2, 1)
-    assert -9 in run.round("step-6:1")
+    assert -9 in run.round("step-6:1", delay=2.0)
     assert -9 in run.round("memory-data-10:1")
     assert -9 in run.round("memory-manifest-10:0")  # all parts are there, and one manifest or none
     assert run.round() == [0, 0], log_of(folder)
@@ -200,6 +205,24 @@ def test_a_checkpoint_at_the_same_step_and_a_request_to_leave(undisturbed, tmp_p
     assert resumed(folder) == [10]
     assert "from memory" not in log_of(folder)
     as_undisturbed(folder, undisturbed("fsdp", 2, 1))
+
+
+def perturbed_beside_memory(memory, *arguments):
+    os.environ["VTX_MEMORY"] = str(memory)
+    return perturbed(*arguments)
+
+
+@pytest.mark.slow
+def test_copies_that_differ_become_no_snapshot(tmp_path):
+    """A bit turns behind step 5: the snapshot of step 6 is not made, and that of step 3 stays."""
+    folder, kept = tmp_path / "run", tmp_path / "memory"
+    kept.mkdir()
+    run = smoke("system.strategy=ddp", "steps=12", "checkpoint.memory=3", recipe="dino_vit_s16")
+    prepare_folder(run, folder, refuse(run, folder, 2))
+    arguments = (override.to_dict(run), folder, recipes.STRANGERS, NAMES["student"])
+    assert on_ranks(2, perturbed_beside_memory, kept, *arguments) == [1, 1]
+    assert "step 6 is not saved" in log_of(folder)
+    assert steps(Folder(kept)) == [3]
 
 
 def scaled_beside_memory(memory, *arguments):

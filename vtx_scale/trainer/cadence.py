@@ -97,9 +97,8 @@ class MemoryCadence(Cadence):
 
     def choose(self, written: float) -> None:
         """The interval, of what rank 0 measured; longer than a snapshot takes to write."""
-        mine = [self.stall, statistics.median(self.seconds), written]
-        stall, step, write = self.share(mine)
-        cost = stall + write * self.beside
+        mine = [self.stall + written * self.beside, statistics.median(self.seconds), written]
+        cost, step, write = self.share(mine)
         self.interval = max(1, math.ceil(max(cost / MEMORY, write) / max(step, 1e-6)))
         self.say(
             f"checkpoint.memory=auto: a snapshot costs {cost:.3f} s, a step takes {step:.3f} s: "
