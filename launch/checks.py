@@ -53,12 +53,7 @@ def check(run: Run) -> None:
     check_paths(run)
     check_specs(run)
     check_strategy(run, run.system.least)
-    package = run.system.package
-    if package is not None and find_spec(package) is None:
-        raise UserError(
-            f"system.strategy={run.system.strategy} needs {package}, which is not installed: "
-            f"pip install 'vtx-scale[{package}]'."
-        )
+    check_package(run)
     worlds = run.system.worlds
     if worlds and worlds[0] < 1:
         raise UserError(f"system.world={worlds[0]}: give 1 or more, or leave it out.")
@@ -78,6 +73,16 @@ def check(run: Run) -> None:
         check_evaluator(evaluation.name)
     if run.checkpoint.best:
         check_best(run)
+
+
+def check_package(run: Run) -> None:
+    """Raises UserError where the strategy's package is not installed."""
+    package = run.system.package
+    if package is not None and find_spec(package) is None:
+        raise UserError(
+            f"system.strategy={run.system.strategy} needs {package}, which is not installed: "
+            f"pip install 'vtx-scale[{package}]'."
+        )
 
 
 def check_specs(run: Run) -> None:

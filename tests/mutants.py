@@ -115,6 +115,9 @@ CUT_LAYERS = "vtx_scale/strategies/cut_layers.py"
 TP = "vtx_scale/strategies/tp.py"
 CUT = "tests/vtx_scale/test_tp.py"
 LEASE = "tests/vtx_scale/test_lease.py"
+POLICY = "tests/cluster/test_policy.py"
+KEEPER = "tests/cluster/test_keeper.py"
+RAYLETS = "tests/cluster/test_raylets.py"
 PLANNER = "tests/vtx_scale/test_planner.py"
 RETENTION = "tests/vtx_scale/test_retention.py"
 DAMAGE = (
@@ -762,6 +765,71 @@ MUTANTS = (
         (f"{MEMORY}::test_auto_is_as_often_as_costs_one_hundredth",),
         "What is written beside the steps on their own processors counts.",
     ),
+    # --- the cluster
+    Mutant(
+        "largest-world-anywhere",
+        "vtx_scale/cluster/policy.py",
+        "    return max((w for w in admitted(low, min(high, slots), unit)), default=0)",
+        "    return max((w for w in admitted(low, min(high, slots), 1)), default=0)",
+        (f"{POLICY}::test_the_admitted_world_is_the_largest_that_fits",),
+        "Only worlds that the strategy can run on are admitted.",
+    ),
+    Mutant(
+        "groups-over-machines",
+        "vtx_scale/cluster/policy.py",
+        "    for unit in (axis, 1):",
+        "    for unit in (1, 1):",
+        (f"{POLICY}::test_every_rank_has_a_slot_and_groups_stay_on_a_machine_where_they_can",),
+        "Ranks that share heads lie on one machine where there is room for that.",
+    ),
+    Mutant(
+        "the-first-end-is-blamed",
+        "vtx_scale/launch/rounds.py",
+        "if self.first is None or blame(first[1]) < blame(self.first[1]):",
+        "if self.first is None:",
+        (f"{POLICY}::test_a_lost_rank_is_named_before_those_that_it_took_along",),
+        "A lost rank is named, and not those that it took along.",
+    ),
+    Mutant(
+        "keeps-for-nobody",
+        "vtx_scale/cluster/keeper.py",
+        "        while time.monotonic() - self.heard < self.ttl:",
+        "        while time.monotonic() - self.heard < 1000 * self.ttl:",
+        (f"{KEEPER}::test_ranks_that_nobody_asks_after_end_with_their_keeper",),
+        "Ranks after which nobody asks are ended by their machine.",
+    ),
+    Mutant(
+        "ranks-of-a-thread-that-ends",
+        "vtx_scale/cluster/keeper.py",
+        "        self.hand.submit(self.ranks.begin, *about).result()",
+        "        self.ranks.begin(*about)",
+        (f"{KEEPER}::test_ranks_die_with_their_keeper",),
+        "A rank lives as long as the process that keeps it, not as the thread that was called.",
+    ),
+    Mutant(
+        "an-epoch-for-ever",
+        "vtx_scale/launch/driver.py",
+        "        if any(held.still for held in ended.lost):",
+        "        if not ended.lost:",
+        (f"{RAYLETS}::test_a_machine_that_falls_silent_is_lost_and_its_ranks_save_nothing_more",),
+        "What a machine still saves that nobody can reach does not count.",
+    ),
+    Mutant(
+        "drains-without-a-save",
+        "vtx_scale/launch/driver.py",
+        "        if leaving:",
+        "        if not held:",
+        (f"{RAYLETS}::test_a_run_shrinks_grows_and_leaves_a_machine_that_is_taken_away",),
+        "A machine that is taken away is left before, with a save.",
+    ),
+    Mutant(
+        "grows-never",
+        "vtx_scale/launch/driver.py",
+        "        if world <= self.ranks or not",
+        "        if world >= self.ranks or not",
+        (f"{RAYLETS}::test_a_run_shrinks_grows_and_leaves_a_machine_that_is_taken_away",),
+        "A run grows where machines come back.",
+    ),
     # --- checkpoints, logs, the lease
     Mutant(
         "committed-before-its-data",
@@ -854,6 +922,14 @@ MUTANTS = (
         "pass",
         (f"{LEASE}::test_a_run_whose_lease_was_taken_ends[1]",),
         "A run whose lease was taken ends, also where no save is due.",
+    ),
+    Mutant(
+        "advances-into-anothers",
+        "vtx_scale/checkpoints/lease.py",
+        "if not stored and holder(self.storage, self.epoch + 1) != mine:",
+        "if False:",
+        (f"{LEASE}::test_a_holder_may_go_on_under_a_newer_epoch[memory]",),
+        "Nobody gets a newer epoch that another has.",
     ),
     Mutant(
         "commits-without-its-lease",

@@ -189,10 +189,12 @@ def test_a_fixed_world_waits_for_a_machine_and_goes_on_with_the_same_bits(
 def test_a_machine_that_falls_silent_is_lost_and_its_ranks_save_nothing_more(
     cluster, submit, tmp_path
 ):
-    """Its ranks train on, as nobody there can end them: their epoch no longer counts."""
+    """Its ranks train on, as nobody there can end them: their epoch no longer counts. A driver
+    that has lost its lease ends.
+    """
     for name in ("h", "i"):
         cluster.add(name, 1)
-    run = submit("steps=100000", "checkpoint.every=20", "system.world=1")
+    run = submit("steps=100000", "checkpoint.every=20", "system.world=1", "system.spare=0")
     run.until(lambda: run.steps() >= 25)
     keeper = next(pid for pid, _ in mentioning("Keeper") if child_of(pid, ranks_of(1, run.folder)))
     at = time.time()
@@ -205,8 +207,9 @@ def test_a_machine_that_falls_silent_is_lost_and_its_ranks_save_nothing_more(
     finally:
         os.kill(keeper, signal.SIGKILL)
     run.until(lambda: newest(checkpoints_of(run.folder))["epoch"] == 2)
-    run.process.terminate()
-    run.end(75)
+    (run.folder / "lease" / "00000003").write_text('{"who": "somebody else", "state": "held"}')
+    run.end(2)  # now the driver has lost it too
+    assert "somebody else" in run.said()
     entries = lines(run.folder / "ledger.jsonl")
     assert len([e for e in entries if e["kind"] == "node_lost"]) == 1
     for name in ("h", "i"):

@@ -122,7 +122,7 @@ def test_whoever_is_killed_the_bits_are_the_same(tmp_path, undisturbed):
             continue
         restarts += 1
         ledger = folder / "ledger.jsonl"
-        wait(lambda n=restarts: sum(r["kind"] == "restart" for r in told(ledger)) == n)
+        wait(lambda n=restarts, at=ledger: sum(r["kind"] == "restart" for r in told(at)) == n)
         if who is rank_of:
             assert server_of(process.pid) == old, "imported once more"
     assert process.wait(200) == 0

@@ -89,6 +89,33 @@ def test_a_holder_renews_nothing_that_is_another_ones(storage):
     assert lease.holder(storage, 2) == {"who": "two", "state": "held"}
 
 
+def test_a_holder_may_go_on_under_a_newer_epoch(storage):
+    """So that what it can no longer reach writes nothing that counts; nobody else gets in."""
+    with take(storage) as held:
+        assert held.advance() == held.epoch == newest(storage) == 2
+        check(storage, 2)
+        with pytest.raises(Lost, match="one has taken the run over"):
+            check(storage, 1)
+        held.renew()
+        with pytest.raises(Lost, match="one"):
+            take(storage, "two")
+        for _ in range(lease.KEPT + 3):
+            held.advance()
+        assert len(list(storage.list(""))) <= lease.KEPT + 2
+    with take(storage, "two") as second:  # it was given back under its last epoch
+        assert second.epoch == lease.KEPT + 6
+        storage.put(f"{second.epoch + 1:08d}", b'{"who": "three", "state": "held"}')
+        with pytest.raises(Lost):
+            second.advance()
+
+
+def test_a_newer_epoch_whose_answer_was_lost_is_the_holders(storage, monkeypatch):
+    with take(storage, ttl=60) as held:
+        put = storage.put_if_absent
+        monkeypatch.setattr(storage, "put_if_absent", lambda name, body: put(name, body) and False)
+        assert held.advance() == 2
+
+
 def test_no_wall_clock_counts(storage, monkeypatch):
     """Machines' clocks differ by hours: nothing asks for the time of day."""
 
