@@ -11,9 +11,12 @@ from contextlib import closing
 from pathlib import Path
 
 from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.launch.beats import Watcher
 from vtx_scale.launch.node import Node, Round
-from vtx_scale.launch.rounds import Tries, Watch, left, newest, reason, start_of
+from vtx_scale.launch.rounds import HUNG, Tries, Watch, left, newest, reason, start_of
 from vtx_scale.launch.warm import Warm
+from vtx_scale.trainer.goodput import attempt_name
+from vtx_scale.trainer.goodput import ended as ended_at
 from vtx_scale.trainer.leave import requests
 from vtx_scale.trainer.output import Ledger
 
@@ -25,11 +28,15 @@ def launch(
     say: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
     warm: Warm | None = None,
+    *,
+    timeout: float = 120.0,
+    epoch: int = 0,
 ) -> int:
     """Run `vtx_scale.launch.worker REQUEST` on `world` ranks until they finish;
     the exit code of the run.
 
     environment: of the ranks, beside this process's. warm: where a server was started early.
+    timeout: seconds that a collective may take. epoch: of the lease on the folder.
 
     A rank that dies (a signal, a lost peer) ends the others and all start again from the newest
     checkpoint; a rank that says why it stopped (codes 2, 3, 4, 75) is believed.
@@ -41,7 +48,9 @@ def launch(
     with requests.listen(), closing(Node(request, environment, warm)) as node:
         while True:
             number += 1
-            code = once(node, number, world)
+            watcher = Watcher(folder, attempt_name(epoch, number), timeout, say)
+            code = once(node, number, world, watcher)
+            ended_at(folder, watcher.attempt, code, watcher.since)
             if requests.count > 1:
                 say("vtx: ended at once: steps after the newest checkpoint are lost.")
             if (end := left(requests, code)) is not None:
@@ -55,26 +64,24 @@ def launch(
                     f"see log.txt in {folder}"
                 )
                 return 1
-            why = reason(code)
-            Ledger(folder).write(
-                kind="restart", reason=f"a worker ended with {why}", step=now, time=time.time()
-            )
-            say(f"a worker ended with {why}: starting again from {start_of(now)}")
+            why = "the ranks hang" if code == HUNG else f"a worker ended with {reason(code)}"
+            Ledger(folder).write(kind="restart", reason=why, step=now, time=time.time())
+            say(f"{why}: starting again from {start_of(now)}")
 
 
-def once(node: Node, number: int, world: int) -> int:
+def once(node: Node, number: int, world: int, watcher: Watcher) -> int:
     """One start of all ranks; the first code that is not 0, or 0."""
     with tempfile.TemporaryDirectory(prefix="vtx-") as meeting:
         node.begin(Round(number, world, 0, world, 0, f"file://{meeting}/store"))
         try:
-            return ended(node)
+            return ended(node, watcher)
         finally:
             node.end()
 
 
-def ended(node: Node) -> int:
+def ended(node: Node, watcher: Watcher) -> int:
     """Wait for the ranks of a round, and pass a request to leave on to them; the first code that
-    is not 0, or 0.
+    is not 0, or 0, and HUNG where they come no further.
     """
     announced, watch = False, Watch()
     while not watch.over(codes := node.codes()):
@@ -83,5 +90,9 @@ def ended(node: Node) -> int:
         if requests.asked and not announced:
             announced = True
             node.ask()
+        if watch.first is None and watcher.due:
+            if (verdict := watcher.see(node.beats())) is not None:
+                watcher.keep(verdict, node.stacks())
+                return HUNG
         time.sleep(0.05)
     return watch.verdict(codes)[1]

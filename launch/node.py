@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtx_scale.launch.beats import Beats
+from vtx_scale.launch.hangs import Beat
 from vtx_scale.launch.memory import room_for
 from vtx_scale.launch.warm import Warm
 from vtx_scale.trainer.output import say
@@ -64,6 +66,7 @@ class Node:
         kept = self.memory.environment if self.memory is not None else {}
         self.request, self.environment = request, {**kept, **(environment or {})}
         self.warm, self.forks = warm, True
+        self._beats = Beats()
         self.round: Round | None = None  # which the warm server was asked for
         self.lock = threading.RLock()
         self.cold: dict[int, subprocess.Popen[bytes]] = {}  # by their number in the world
@@ -72,6 +75,7 @@ class Node:
         """Start this machine's ranks of a round; those of the round before are ended first."""
         with self.lock:
             self.end()
+            self._beats.begin()
             recipe = json.loads(self.request.read_text())["recipe"]
             if not self.forks or not keeps_warm(recipe["system"]["spare"]):
                 self._begin_cold(round)
@@ -81,16 +85,21 @@ class Node:
                 self.warm = Warm(self.environment)
             self.round = round
             ranks = {round.first + local: round.environment(local) for local in range(round.ranks)}
-            self.warm.fork(self.request, {**os.environ, **self.environment}, ranks)
+            self.warm.fork(self.request, self._known(), ranks)
+
+    def _known(self) -> dict[str, str]:
+        """The environment of all ranks."""
+        return {**os.environ, **self.environment, **self._beats.environment}
 
     def _begin_cold(self, round: Round) -> None:
+        known = self._known()
         for local in range(round.ranks):
             # a group each: a terminal's Ctrl-C goes to all of a group, and the ranks hear of
             # it from their launcher
             self.cold[round.first + local] = subprocess.Popen(
                 [sys.executable, "-m", "vtx_scale.launch.worker", str(self.request)],
                 process_group=0,
-                env={**os.environ, **self.environment, **round.environment(local)},
+                env={**known, **round.environment(local)},
             )
 
     def codes(self) -> dict[int, int | None]:
@@ -107,6 +116,14 @@ class Node:
     def kept(self) -> int:
         """The newest step of which this machine has a snapshot in memory, 0 for none."""
         return self.memory.newest() if self.memory is not None else 0
+
+    def beats(self) -> list[Beat]:
+        """Where the ranks that live stand."""
+        return self._beats.read(rank for rank, code in self.codes().items() if code is None)
+
+    def stacks(self) -> dict[int, str]:
+        """Rank -> what its threads are doing, of those that live; takes some seconds."""
+        return self._beats.stacks(rank for rank, code in self.codes().items() if code is None)
 
     def ask(self) -> None:
         """Ask the ranks that live to save and leave."""
@@ -141,6 +158,7 @@ class Node:
             self._close_warm()
             if self.memory is not None:
                 self.memory.close()
+            self._beats.close()
 
     def _close_warm(self) -> None:
         if self.warm is not None:

@@ -16,6 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.distributed.phases import PHASES
+from vtx_scale.launch.beats import BEATS
 from vtx_scale.launch.node import WORDS
 from vtx_scale.specs.run import System
 from vtx_scale.trainer.output import append
@@ -66,7 +67,10 @@ def init_process_group(system: System, device: torch.device, rank: int, world: i
     """
     if world == 1 and not system.meets_alone:
         return
-    where, limit = os.environ.get("VTX_MEET"), timedelta(seconds=system.timeout)
+    where, seconds = os.environ.get("VTX_MEET"), float(system.timeout)
+    if BEATS in os.environ:  # whoever reads them finds a hang first, and can say whose
+        seconds = 1.5 * seconds + 10
+    limit = timedelta(seconds=seconds)
     store = None
     if where is None and "MASTER_ADDR" not in os.environ:
         MEETINGS.append(tempfile.TemporaryDirectory(prefix="vtx-"))

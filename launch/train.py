@@ -12,6 +12,7 @@ from vtx_scale.cluster.policy import admit
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.signals import INTERRUPTION
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.launch import opened, override, recipes, run_folder
 from vtx_scale.launch.local import launch
 from vtx_scale.launch.node import keeps_warm
@@ -43,7 +44,7 @@ def prepared(run: Run, folder: AnyPath, fork: bool, debug: bool) -> int:
         return in_this_process(run, folder, fork, debug, None)
     lease = warm = None
     try:
-        with requests.at_once():
+        with PHASES.within("start.load"), requests.at_once():
             run = resolve_data(run, say, folder)
             world = world_of(run.system)
             if world > 1 and keeps_warm(run.system.spare):
@@ -94,7 +95,8 @@ def in_processes(
         request.write_text(json.dumps(body))
         kept.mkdir()
         opened.keep(kept, run.data.hold_out)
-        return launch(request, folder, world, say, {opened.KEPT: str(kept)}, warm)
+        environment, limit = {opened.KEPT: str(kept)}, run.system.timeout
+        return launch(request, folder, world, say, environment, warm, timeout=limit, epoch=epoch)
 
 
 def world_of(system: System) -> int:

@@ -36,6 +36,7 @@ from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.launch import amendments, decided, decisions, override, recipes, run_folder
 from vtx_scale.launch.amendments import Plan
+from vtx_scale.launch.beats import Heart
 from vtx_scale.launch.build import build_objective, train_batches
 from vtx_scale.launch.datasets import training_data
 from vtx_scale.launch.decided import Decision
@@ -68,6 +69,7 @@ from vtx_scale.strategies.apply import apply, strategy_of
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.control import Control, Elsewhere, NotFinite
 from vtx_scale.trainer.flops import peak_flops, training_flops
+from vtx_scale.trainer.goodput import TIMES, this_attempt
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.init import initialise_slices
 from vtx_scale.trainer.leave import Leave, requests
@@ -90,6 +92,7 @@ from vtx_scale.trainer.output import (
 )
 from vtx_scale.trainer.precision import Precision, precision_of
 
+RUNS: list[str] = []  # that this process has worked on
 AT_SAVE = 5.0  # seconds for what grows in a bucket, before a checkpoint is there
 
 
@@ -109,11 +112,15 @@ def work(
     prepare: no launcher of ours has prepared the folder, rank 0 does. epoch: of the lease that
     a launcher of ours holds on it, 0 for none.
     """
-    with guarded_stderr(), requests.listen():
+    if RUNS:  # a process that trains again begins anew
+        PHASES.reset()
+    RUNS.append(str(folder))
+    with guarded_stderr(), requests.listen(), contextlib.closing(Heart(rank_and_world()[0])):
         code, text = outcome(lambda: train(run, folder, fork, prepare, epoch), folder, debug)
         keep_words(text)
         if text and (message is not say or speaks(code)):
             message(f"vtx: {text}")
+        TIMES.close(code)
         send_rest()
         return code
 
@@ -413,6 +420,8 @@ def fit(parts: Parts, restored: bool) -> int | None:
     """
     run, strategy, progress = parts.run, parts.strategy, parts.progress
     PHASES.step = progress.step
+    if strategy.all.rank == 0:
+        TIMES.begin(parts.folder, this_attempt(parts.epoch), progress.step)
     with PHASES.within("start.load"), parts.control.at_once():
         log = log_of(parts, restored)
         if restored:
@@ -548,6 +557,7 @@ def log_of(parts: Parts, restored: bool) -> Log:
         device=device,
         slot_share=slot_share(parts) if first else 0.0,
         resumed=parts.progress.step if restored else None,
+        share=TIMES.share,
     )
 
 

@@ -2549,8 +2549,8 @@ MUTANTS = (
     Mutant(
         "waits-for-indexing",
         "vtx_scale/launch/train.py",
-        "        with requests.at_once():\n            run = resolve_data",
-        "        if True:\n            run = resolve_data",
+        'PHASES.within("start.load"), requests.at_once():\n            run = resolve_data',
+        'PHASES.within("start.load"):\n            run = resolve_data',
         (f"{SIGNALS}::test_asked_to_leave[SIGHUP-1-indexing]",),
         "A request to leave is followed while indexing.",
     ),

@@ -208,7 +208,7 @@ def test_a_failure_on_the_way_out_is_no_75(tmp_path, monkeypatch, code, says):
     """
     from vtx_scale.launch import local
 
-    def once(request, world, environment):
+    def once(*arguments):
         local.requests.asked = True
         return code
 

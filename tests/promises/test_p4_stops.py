@@ -35,7 +35,9 @@ def rank_of(launcher: int, rank: int) -> int:
 
 
 def test_a_rank_that_stands_still_is_started_again(tmp_path):
-    """After system.timeout seconds the others end, and all go on from the newest checkpoint."""
+    """It is named at once, and after system.timeout seconds the stacks of all are kept; all go on
+    from the newest checkpoint.
+    """
     keys = ("steps=400", "checkpoint.every=20", "system.workers=0", "system.world=2")
     folder = tmp_path / "run"
     words = ["train", COLOUR, "--smoke", "--run", str(folder), *keys, "system.timeout=5"]
@@ -54,9 +56,18 @@ def test_a_rank_that_stands_still_is_started_again(tmp_path):
         run.kill()
     assert not Path(f"/proc/{still}").exists()
     assert_none_survives(folder)
-    restarts = [r for r in lines(folder / "ledger.jsonl") if r["kind"] == "restart"]
+    rows = lines(folder / "ledger.jsonl")
+    restarts = [r for r in rows if r["kind"] == "restart"]
     assert len(restarts) == 1 and restarts[0]["step"] >= 40
-    assert "timed out" in log_of(folder).lower() or "timeout" in log_of(folder).lower()
+    assert [r["rank"] for r in rows if r["kind"] == "stopped"] == [1]
+    (hang,) = (r for r in rows if r["kind"] == "hang")
+    assert hang["rank"] == 1 and 5 <= hang["seconds"] <= 10
+    stacks = {p.name: p.read_text() for p in (folder / hang["stacks"]).iterdir()}
+    assert set(stacks) == {"0.txt", "1.txt"}
+    assert "collectives, in one" in stacks["0.txt"] and "in train" in stacks["0.txt"]
+    assert "State:\tT" in stacks["1.txt"]
+    log = log_of(folder)
+    assert log.index("rank 1 on") < log.index("is stopped (process") < log.index("stacks of all")
     train(tmp_path / "one", *keys, recipe=COLOUR)
     assert losses(folder) == losses(tmp_path / "one")
 

@@ -5,6 +5,7 @@ a live line for people and plain lines for logs.
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,13 @@ class Log:
         device: torch.device,
         slot_share: float = 0.0,
         resumed: int | None = None,
+        share: Callable[[], float | None] = lambda: None,
     ) -> None:
         """slot_share: of all devices' peak, what one sample a second uses;
         0 where it is not known. resumed: the step that this start goes on from, None at the
-        beginning.
+        beginning. share: of the time, in which the run did steps that count, where that is known.
         """
-        self.resumed = resumed
+        self.resumed, self.share = resumed, share
         self.folder, self.steps, self.on, self.device, self.slot_share = (
             folder,
             steps,
@@ -108,6 +110,8 @@ class Log:
             board.add_scalar(
                 "train/model_flop_utilisation", values["samples_per_second"] * self.slot_share, step
             )
+        if (share := self.share()) is not None:
+            board.add_scalar("goodput/share", share, step)
         if self.device.type == "cuda":
             board.add_scalar("system/memory_gib", torch.cuda.max_memory_allocated() / 2**30, step)
         else:

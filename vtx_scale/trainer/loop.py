@@ -25,6 +25,7 @@ from vtx_scale.specs.run import Guard, Run
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.cadence import Cadence, MemoryCadence
 from vtx_scale.trainer.control import BadLimit, Control
+from vtx_scale.trainer.goodput import TIMES
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.leave import PATIENCE, Leave, requests
 from vtx_scale.trainer.log import Log
@@ -407,6 +408,7 @@ class Trainer:
             self.writer.save(self.progress.step, self.strategy.slices(self.optimizer), self.state())
         self.saved = self.progress.step
         self.cadence.stall = time.perf_counter() - began
+        TIMES.cut(least=1.0)
 
     def snapshot(self) -> None:
         """In memory, where one is due; what does not succeed is said and costs nothing else."""

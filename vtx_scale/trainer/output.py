@@ -32,6 +32,7 @@ PLACES = (
     "metrics.jsonl",
     "evaluations.jsonl",
     "ledger.jsonl",
+    "events.jsonl",
     "tensorboard",
 )
 LINE_BYTES = 4000  # of a ledger line: what is up to a page is appended whole by one write

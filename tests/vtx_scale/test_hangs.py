@@ -1,0 +1,165 @@
+"""Which of some ranks is stuck, by their heartbeats alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtx_scale.launch.beats import Beats
+from vtx_scale.launch.hangs import DATA, FLOORS, Beat, judge, limit
+
+TIMEOUT = 10.0
+PHASES = (*FLOORS, *DATA, "start.import", "start.rendezvous")
+
+
+def rank(number: int, phase: str = "step", idle: float = 0.1, **more) -> Beat:
+    return Beat(number, phase, **{"step": 7, "idle": idle, "collectives": 100} | more)
+
+
+@pytest.mark.parametrize(
+    ("beats", "stuck"),
+    [
+        ([rank(0), rank(1)], None),
+        # the one that is not in the collective
+        ([rank(0, idle=11, inside=True), rank(1, idle=11)], 1),
+        ([rank(0, idle=11, inside=True), rank(1, idle=3), rank(2, idle=11, inside=True)], 1),
+        # before the limit nobody is
+        ([rank(0, idle=9, inside=True), rank(1, idle=9)], None),
+        # of two that are not in it the one that has not come as far
+        ([rank(0, idle=11, inside=True), rank(1, idle=8), rank(2, idle=9, step=6)], 2),
+        ([rank(0, idle=11, inside=True), rank(1, collectives=99), rank(2, collectives=98)], 2),
+        # all wait: for the one that is a collective behind, or for the network
+        ([rank(0, idle=11, inside=True), rank(1, idle=11, inside=True, collectives=99)], 1),
+        ([rank(0, idle=11, inside=True), rank(1, idle=11, inside=True)], -1),
+        # in its evaluation, its own limit; with the others waiting, theirs
+        ([rank(0, "evaluate", idle=50), rank(1, "evaluate", idle=50)], None),
+        ([rank(0, "evaluate", idle=101), rank(1, "evaluate", idle=50)], 0),
+        ([rank(0, "evaluate", idle=11), rank(1, "evaluate", idle=11, inside=True)], 0),
+        # what a rank usually needs counts
+        ([rank(0, idle=40, usual=9.0)], None),
+        ([rank(0, idle=46, usual=9.0)], 0),
+        # a first step compiles, a load loads
+        ([rank(0, "start.compile", idle=200), rank(1, "start.compile", idle=290)], None),
+        ([rank(0, "start.load", idle=90)], None),
+        # slow data are no hang, for whoever waits for them either
+        ([rank(0, "data_wait", idle=1e5), rank(1, "data_wait", idle=1e5, inside=True)], None),
+        ([rank(0, "evaluate.data", idle=1e5)], None),
+        # but one that holds Python's lock is, wherever it was at its last beat
+        ([rank(0, idle=11, inside=True), rank(1, "data_wait", idle=11, silent=10.5)], 1),
+        ([rank(0, "data_wait", idle=99, silent=99)], None),
+        ([rank(0, "data_wait", idle=101, silent=101)], 0),
+        # a rank that is stopped: named by that, when the limit has passed since
+        ([rank(0, idle=2, inside=True), rank(1, "data_wait", idle=5, silent=3, still=True)], None),
+        ([rank(0, idle=2, inside=True), rank(1, "data_wait", idle=15, silent=11, still=True)], 1),
+        ([rank(0, idle=11, inside=True), rank(1, inside=True, still=True, silent=11)], 1),
+        # one that never began
+        ([rank(0, idle=11, inside=True), rank(1, "start.import", step=-1, idle=99)], 1),
+    ],
+)
+def test_the_stuck_one_is_named(beats, stuck):
+    verdict = judge(beats, TIMEOUT)
+    if stuck is None:
+        assert verdict is None
+    else:
+        assert verdict is not None
+        assert stuck == (verdict.beat.rank if verdict.beat else -1)
+        if verdict.beat:
+            assert f"rank {stuck}" in str(verdict)
+            assert set(verdict.waiting) == {b.rank for b in beats if b.inside} - {stuck}
+
+
+BEAT = st.builds(
+    Beat,
+    st.just(0),
+    st.sampled_from(PHASES),
+    st.integers(0, 3),
+    st.floats(0, 400),
+    st.floats(0, 30),
+    st.booleans(),
+    st.integers(0, 3),
+    st.floats(0, 20),
+    st.booleans(),
+)
+WORLD = st.lists(BEAT, min_size=1, max_size=5).map(
+    lambda beats: [replace(b, rank=i) for i, b in enumerate(beats)]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(WORLD, st.randoms())
+def test_what_holds_of_every_verdict(beats, random):
+    verdict = judge(beats, TIMEOUT)
+    late = [b for b in beats if (b.silent if b.still else b.idle) > limit(b, TIMEOUT)]
+    if verdict is None:
+        outside = [b for b in beats if not b.inside or b.still]
+        assert not late or all(b.phase in DATA and not b.still for b in outside)
+        assert not late or all(b.silent <= TIMEOUT for b in outside)
+        return
+    assert late
+    mixed = list(beats)
+    random.shuffle(mixed)
+    other = judge(mixed, TIMEOUT)  # the order of ranks does not count but where they are alike
+    assert other is not None and (other.beat is None) == (verdict.beat is None)
+    if (stuck := verdict.beat) is None:
+        assert all(b.inside and not b.still for b in beats)
+        return
+    assert stuck.still or stuck.phase not in DATA or stuck.inside or stuck.silent > TIMEOUT
+    if any(not b.inside and b.phase not in DATA for b in beats):
+        assert stuck.still or not stuck.inside
+    # time alone makes no rank come on
+    longer = [replace(b, idle=b.idle + 5, silent=b.silent + 5) for b in beats]
+    assert judge(longer, TIMEOUT) is not None
+
+
+RANK = """
+import sys, time
+from vtx_scale.distributed.phases import PHASES
+from vtx_scale.launch.beats import Heart
+def standing():
+    with PHASES.within("evaluate"):
+        PHASES.step = 12
+        {how}
+heart = Heart(3, every=0.1)
+standing()
+"""
+ASLEEP = "time.sleep(60)"
+# a call that keeps Python's lock: no thread of this process runs meanwhile
+HOLDING = "import re; re.match('(a+)+$', 'a' * 60 + 'b')"
+
+
+@pytest.mark.parametrize("how", [ASLEEP, HOLDING])
+def test_a_process_shows_where_it_stands(how):
+    """Also one that runs no Python any more; one that is stopped, by the system's word."""
+    beats = Beats()
+    script = RANK.format(how=how)
+    rank = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **beats.environment})
+    try:
+        assert [b.phase for b in beats.read([3])] == ["start.import"]
+        until = time.monotonic() + 60
+        held = how == HOLDING
+        while (beat := beats.read([3])[0]).phase != ("start.import" if held else "evaluate"):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        while held and (beat := beats.read([3])[0]).silent < 2 or not beat.pid:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert beat.pid == rank.pid and not beat.still and beat.idle >= 0
+        if not held:
+            assert (beat.step, beat.silent < 5) == (12, True)
+        assert "standing" in beats.stacks([3])[3]
+        rank.send_signal(signal.SIGSTOP)
+        while not (beat := beats.read([3])[0]).still:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert "State:\tT" in beats.stacks([3])[3]
+    finally:
+        rank.kill()
+        rank.wait()
+        beats.close()
+    assert not beats.folder.exists()
