@@ -23,6 +23,7 @@ from tests.runs import (
 from tests.survivors import assert_none_survives
 from vtx_scale.distributed.phases import CAUSES
 from vtx_scale.trainer.goodput import read
+from vtx_scale.trainer.stragglers import WINDOW
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +111,17 @@ def test_every_second_of_a_run_that_is_killed_twice_has_a_cause(tmp_path):
     assert whole * 0.5 < found.wall < whole
     assert found.seconds["stopped"] >= 2 and found.seconds["down"] > 0
     assert found.seconds["start.import"] > 0.5 and 0 < found.share < 0.5
+
+
+def test_a_rank_that_computes_slowly_is_named_once(tmp_path):
+    """All compute for 40 ms, one of three for 80; nobody else is named, and the losses stay."""
+    folder, keys = tmp_path / "run", (f"steps={4 * WINDOW + 2}", "checkpoint.every=0")
+    slow = ",".join(f"backward:{rank}:{0.08 if rank == 1 else 0.04}" for rank in range(3))
+    train(folder, *keys, "system.world=3", env={"VTX_SLOW": slow}, recipe=COLOUR)
+    (row,) = (r for r in lines(folder / "ledger.jsonl") if r["kind"] == "straggler")
+    assert row["rank"] == 1 and row["step"] == 3 * WINDOW and 1.4 < row["ratio"] <= 2.1, row
+    assert row["host"]
+    train_on_ranks(tmp_path / "one", 3, "ddp", *keys, recipe=COLOUR)
+    assert losses(folder) == losses(tmp_path / "one")
+    even = tmp_path / "one" / "ledger.jsonl"
+    assert not even.exists() or "straggler" not in even.read_text()

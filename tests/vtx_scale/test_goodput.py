@@ -73,6 +73,8 @@ def test_steps_that_go_on_within_one_line_are_not_lost():
         ([end(9.7, -9)], {"down": 20}),
         # killed, started again, and then somebody pressed Ctrl-C
         ([end(12, -9), end(25, 130)], {"detect": 2, "down": 13, "stopped": 5}),
+        # by a clock that is coarser than that of the next attempt's start
+        ([end(30.01, -9)], {"detect": 20}),
         # its rank 0 knew it, and its launcher
         ([end(11, 71), end(12, 71)], {"detect": 1, "down": 19}),
     ],

@@ -184,6 +184,7 @@ class Times:
 
 
 TIMES = Times()
+Mark = tuple[float, bool, str]
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def tally(entries: Iterable[dict[str, Any]]) -> Goodput:
     floors = restarts(lines)
     for i, line in enumerate(lines):
         if i and lines[i - 1].stop < line.start:
-            for cause, seconds in gap(lines[i - 1].stop, line.start, marks).items():
+            for cause, seconds in gap(lines[i - 1], line.start, marks).items():
                 found[cause] += seconds
         lost = redone(line, floors[i])
         for cause, seconds in line.seconds.items():
@@ -244,12 +245,14 @@ def line_of(entry: dict[str, Any]) -> Line | None:
     return Line(start, stop, spent, int(behind), int(step), str(entry.get("attempt")))
 
 
-def mark_of(entry: dict[str, Any]) -> tuple[float, bool] | None:
-    """(when, whether it was asked for) of an event that tells of an end, else None."""
+def mark_of(entry: dict[str, Any]) -> Mark | None:
+    """(when, whether it was asked for, of which attempt) of an event that tells of an end, else
+    None.
+    """
     at = number(entry.get("at"))
     if entry.get("kind") != "end" or at is None:
         return None
-    return at, entry.get("code") in ASKED
+    return at, entry.get("code") in ASKED, str(entry.get("attempt"))
 
 
 def since_of(entry: dict[str, Any]) -> float | None:
@@ -308,15 +311,18 @@ def redone(line: Line, floor: float) -> float:
     return max(0.0, line.step - max(line.behind, floor)) / (line.step - line.behind)
 
 
-def gap(start: float, stop: float, marks: list[tuple[float, bool]]) -> dict[str, float]:
-    """What is between two attempts, by cause, from what was seen of the end of the first."""
+def gap(last: Line, stop: float, marks: list[Mark]) -> dict[str, float]:
+    """What is between an attempt's last line and the next attempt, by cause, from what was seen of
+    its end; the system's clock of starts is coarse.
+    """
     found: dict[str, float] = defaultdict(float)
-    seen = [(at, asked) for at, asked in marks if start - 1.0 <= at <= stop]
+    start = last.stop
+    seen = [m for m in marks if start - 1.0 <= m[0] and (m[0] <= stop or m[2] == last.attempt)]
     if not seen:
         return {"down": stop - start}
     at, cause = start, "stopped" if seen[0][1] else "detect"
-    for when, asked in seen:
-        when = max(when, at)
+    for when, asked, _ in seen:
+        when = min(max(when, at), stop)
         found[cause] += when - at
         at, cause = when, "stopped" if asked or cause == "stopped" else "down"
     found[cause] += stop - at

@@ -33,6 +33,7 @@ from vtx_scale.trainer.optim import set_applied, set_rates
 from vtx_scale.trainer.output import Ledger
 from vtx_scale.trainer.precision import Precision
 from vtx_scale.trainer.sources import Sources
+from vtx_scale.trainer.stragglers import Stragglers
 
 
 class Drifted(Exception):
@@ -105,6 +106,7 @@ class Trainer:
         self.cadence = Cadence(every, faults, world, self.of_first, say)
         memory, beside = self.run.checkpoint.memory, self.strategy.device.type == "cpu"
         self.memory = MemoryCadence(memory, beside, self.of_first, say)
+        self.stragglers = Stragglers(self.strategy.all, self.strategy.device, self.ledger, say)
 
     def train(self) -> str:
         """Run to the end, to the request to leave, or to where the guard goes back: "finished",
@@ -122,6 +124,7 @@ class Trainer:
         leaving = False
         while p.step < run.steps and not leaving:
             began = time.perf_counter()
+            self.stragglers.begin()
             with PHASES.within("data_wait"):  # until all ranks have their samples
                 batch = self.next_batch()
                 waited = time.perf_counter() - began
@@ -222,6 +225,7 @@ class Trainer:
         if self.log.on:
             metrics |= self.sources.metrics(p.position)
         self.log.step(p.step, samples=p.samples, **values, **speed, **metrics)
+        self.stragglers.add(p.step, seconds, waited)
         return leave
 
     def note(self, batch: Batch) -> None:
