@@ -19,14 +19,13 @@ from typing import Any
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from vtx_scale.cluster.ray_settings import DRIVER_CPUS
 from vtx_scale.cluster.token import token, token_file
 from vtx_scale.data_pipeline.errors import UserError
 
 LIMIT = 4.0  # seconds for an address to answer at all
 PATIENCE = 60.0  # seconds for any answer after that
 STOP_WAIT = 300  # seconds between Ray's SIGTERM and its SIGKILL: a save must fit in
-# of a CPU of a node: a head with none (--num-cpus=0) then has no driver, and falls without it
-DRIVER_CPUS = 0.01
 ALIVE = ("PENDING", "RUNNING")
 UNKNOWN = "UNKNOWN"  # of an id that a cluster does not know
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")

@@ -29,6 +29,8 @@ GIVEN = {
     # a driver ends by itself when its head was away for longer
     "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
 }
+# of a CPU, for a job's driver: a head that has none (--num-cpus=0) has no driver to take with it
+DRIVER_CPUS = 0.01
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 

@@ -13,7 +13,7 @@ from vtx_scale.cluster.trial import WEB
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.launch import attempts
-from vtx_scale.launch.attempts import FINAL, Attempt
+from vtx_scale.launch.attempts import FINAL, Attempt, End
 from vtx_scale.launch.follow import follow, look, on_stdout, row_of
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at
@@ -144,19 +144,33 @@ def logs(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
 
 def stop(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
     """Have a run save and leave: by its folder, and after a minute by Ray."""
+    over = attempts.end_of(folder, attempt.number) is not None
+    if not over:
+        attempts.ask_to_stop(folder, attempt.number)  # first: what else is to be known takes time
     jobs = if_there(args, attempt)
     found = look(folder, attempt, jobs)
-    if not found.alive:
+    if over or found.state == "lost":
         say(f"no job of {folder} is alive: {attempt.id} {found.sentence()}")
         return 0
     if jobs is not None and found.state == "waiting":
-        attempts.ask_to_stop(folder, attempt.number)
         jobs.stop(attempt.id)
         say(f"job {attempt.id} was waiting for a node, and is withdrawn")
         return 0
     say(f"asked job {attempt.id} to save and leave")
+    end = left(folder, attempt, jobs)
+    (folder / "control" / "stop").unlink(missing_ok=True)
+    at = newest_step(folder)
+    if end is None:
+        say(f"job {attempt.id} is gone without a word; its newest checkpoint is of step {at}")
+        return 1
+    say(f"job {attempt.id} has ended with {end.code}; its newest checkpoint is of step {at}")
+    return 0
+
+
+def left(folder: AnyPath, attempt: Attempt, jobs: Jobs | None) -> End | None:
+    """How an attempt that was asked to leave has ended, None where it is gone without a word."""
     began = time.monotonic()
-    by_ray = next_ask = began
+    by_ray, next_ask = began, began + AGAIN
     while (end := attempts.end_of(folder, attempt.number)) is None:
         now = time.monotonic()
         if now >= next_ask:
@@ -169,13 +183,7 @@ def stop(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
         if now > by_ray + BY_RAY and not look(folder, attempt, jobs).alive:
             break
         time.sleep(0.5)
-    (folder / "control" / "stop").unlink(missing_ok=True)
-    at = newest_step(folder)
-    if end is None:
-        say(f"job {attempt.id} is gone without a word; its newest checkpoint is of step {at}")
-        return 1
-    say(f"job {attempt.id} has ended with {end.code}; its newest checkpoint is of step {at}")
-    return 0
+    return end
 
 
 def again(folder: AnyPath, attempt: Attempt) -> Wanted:

@@ -40,9 +40,8 @@ def vtx(
         env=environment(env),
         cwd=cwd,
     )
-    trains = {*map(str, arguments[:1])} & {"train", "submit"} and not {"--help", "--to"} & {
-        *map(str, arguments)
-    }
+    shows = {"--help", "--dry-run", "--to"} & {*map(str, arguments)}
+    trains = {*map(str, arguments[:1])} & {"train", "submit"} and not shows
     if trains and done.returncode != 2:  # not refused
         slow.must_be_marked()
     return done

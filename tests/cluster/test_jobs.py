@@ -1,0 +1,302 @@
+"""Jobs on a real cluster, with a token: submitted, watched, stopped, resumed by whoever has the run
+folder; and no secret stands anywhere.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.cluster.head import free_ports, head
+from tests.require import need
+from tests.runs import SMALL, assert_same_bits, environment, lines, losses, train_on_ranks, vtx
+from vtx_scale.launch.attempts import numbers
+
+pytestmark = pytest.mark.slow
+
+STEPS = 240
+KEYS = (*SMALL, "system.world=1", f"steps={STEPS}", "checkpoint.every=60")
+SUBMIT = ("submit", "clip_vit_b32", "--smoke", *KEYS)
+PLANTED = {  # of the machine that submits, and of the nodes
+    "here": {"AWS_ACCESS_KEY_ID": "AKIAHERE0000", "AWS_SECRET_ACCESS_KEY": "hereSecret0000"},
+    "nodes": {"AWS_ACCESS_KEY_ID": "AKIANODE1111", "AWS_SECRET_ACCESS_KEY": "nodeSecret1111"},
+}
+WAIT = 240.0  # seconds for a job to start, on a machine that eight others use
+
+
+def until(holds, what: str, seconds: float = WAIT) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+class Laptop:
+    """A machine that can reach the dashboard: its commands, and all that they print."""
+
+    def __init__(self, at: Path) -> None:
+        self.env = {"XDG_CONFIG_HOME": str(at / "config"), **PLANTED["here"]}
+        self.printed: list[str] = []
+
+    def __call__(self, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
+        done = vtx(*words, env={**self.env, **env})
+        self.printed += [done.stdout, done.stderr]
+        return done
+
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        """A command that one may interrupt."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "vtx_scale.launch.cli", *map(str, words)],
+            env=environment(self.env),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def ended(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+        out, err = process.communicate(timeout=WAIT)
+        self.printed += [out, err]
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """A run that is submitted, left alone by Ctrl-C, submitted again, stopped and resumed, while a
+    stranger's recipe is submitted whose files go away; and what there is when the head is gone.
+    """
+    need("ray")
+    at = tmp_path_factory.mktemp("jobs")
+    laptop = Laptop(at)
+    made = laptop("jobs", "token")
+    token = at / "config" / "vtx-scale" / "ray-token"
+    run = at / "runs" / "clip"
+    (at / "runs").mkdir()
+    s = SimpleNamespace(at=at, laptop=laptop, made=made, token=token, run=run)
+    with head(token, **PLANTED["nodes"]) as s.head:
+        s.where = ("--address", s.head.address)
+        tell(s)
+        s.left = s.head.end()
+        s.gone = [laptop("jobs", word, run) for word in ("logs", "status")]
+        s.files = all_text(s.head.home)
+    return s
+
+
+def tell(s: SimpleNamespace) -> None:
+    """What happens while the head is there."""
+    laptop, run = s.laptop, s.run
+    s.refused = {
+        name: laptop(*SUBMIT, "--run", s.at / "runs" / "no", *s.where, **env)
+        for name, env in {
+            "401": {"XDG_CONFIG_HOME": str(s.at / "none"), "HOME": str(s.at / "none")},
+            "403": {"RAY_AUTH_TOKEN": "f" * 64},
+        }.items()
+    }
+    first = laptop.start(*SUBMIT, "--run", run, *s.where)
+    until((run / "metrics.jsonl").exists, f"no first step: {s.head.output()}")
+    first.send_signal(signal.SIGINT)
+    s.detached = laptop.ended(first)
+    before = sorted(p.name for p in (run / "jobs").iterdir())
+    s.twice = laptop(*SUBMIT, "--run", run, *s.where)
+    s.changed = sorted(p.name for p in (run / "jobs").iterdir()) != before
+    s.head.look()
+    s.variables = s.head.variables()
+    s.running = laptop("jobs", "status", run, "--json")
+    s.stopped = laptop("jobs", "stop", run, *s.where)
+    s.until = len(lines(run / "metrics.jsonl"))
+    s.status = laptop("jobs", "status", "clip-1", "--json", *s.where)
+    s.resumed = [laptop("jobs", "resume", run) for _ in range(2)]
+    s.followed = laptop("jobs", "logs", "-f", run, *s.where)
+    s.finished = laptop("jobs", "resume", run)
+    mine = s.at / "mine"
+    mine.mkdir()
+    source = Path(__file__).parents[1] / "surfaces" / "stranger" / "average_colour.py"
+    shutil.copy(source, mine / "colours.py")
+    s.stranger = laptop(
+        "submit",
+        f"{mine / 'colours.py'}:average_colour",
+        *("--smoke", "--detach", "--run", s.at / "runs" / "colours", *SMALL, "steps=3"),
+        "data.shards=/nowhere/of/this",
+        *s.where,
+    )
+    shutil.rmtree(mine)
+    s.other = laptop("jobs", "logs", "-f", s.at / "runs" / "colours")
+    s.listed = laptop("jobs", "--json", RAY_API_SERVER_ADDRESS=s.head.address)
+    s.by_ray = rays_own(s)
+
+
+def rays_own(s: SimpleNamespace) -> str:
+    """All that Ray says of its jobs to whoever may ask."""
+    code = (
+        "import json, sys; from ray.job_submission import JobSubmissionClient as C\n"
+        "c = C(sys.argv[1])\n"
+        "print([j.dict() for j in c.list_jobs()], [c.get_job_logs(j.submission_id) "
+        "for j in c.list_jobs()])"
+    )
+    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(s.token)}
+    command = [sys.executable, "-c", code, s.head.address]
+    done = subprocess.run(command, text=True, capture_output=True, env=environment(env))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def all_text(folder: Path) -> dict[str, str]:
+    """Path -> text of every file below a folder; packed ones too, as they are."""
+    return {
+        str(p): p.read_text(errors="replace")
+        for p in folder.rglob("*")
+        if p.is_file() and not p.is_symlink() and p.stat().st_size < 50_000_000
+    }
+
+
+def test_a_token_is_made_for_its_owner_alone(story):
+    assert story.made.stdout == (f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={story.token}\n")
+    assert story.token.stat().st_mode & 0o777 == 0o600 and len(story.token.read_text()) == 64
+
+
+def test_without_the_token_nobody_is_let_in(story):
+    for code, done in story.refused.items():
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1 and f"HTTP {code}" in done.stderr, done.stderr
+    assert not (story.at / "runs" / "no").exists()
+
+
+def test_a_job_is_named_and_goes_on_without_the_one_who_submitted_it(story):
+    assert story.detached.returncode == 130, story.detached.stderr
+    assert story.detached.stdout.startswith(f"job      clip-1\nrun      {story.run}\n")
+    assert "detached: job clip-1 goes on" in story.detached.stderr
+    assert "step 1/" in story.detached.stderr  # it was attached until then
+
+
+def test_a_second_submission_says_who_is_alive_and_changes_nothing(story):
+    assert story.twice.returncode == 0, story.twice.stderr
+    assert f"job clip-1 of {story.run} is alive (running" in story.twice.stderr
+    assert not story.changed
+    row = json.loads(story.running.stdout)
+    assert row["state"] == "running" and row["ray"] == "RUNNING" and row["step"] >= 1, row
+
+
+def test_stop_saves_and_leaves_with_75(story):
+    assert story.stopped.returncode == 0 and "has ended with 75" in story.stopped.stderr
+    assert 0 < story.until < STEPS
+    row = json.loads(story.status.stdout)  # by the job's id
+    assert (row["state"], row["code"], row["step"]) == ("ended", 75, story.until), row
+    assert not (story.run / "control" / "stop").exists()
+
+
+def test_resume_goes_on_once(story):
+    first, second = story.resumed
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert first.stdout.startswith("job      clip-2\n")
+    assert "job clip-2 of" in second.stderr and "is alive" in second.stderr, second.stderr
+    assert second.stdout == "" and numbers(story.run) == [1, 2]
+    assert story.followed.returncode == 0, story.followed.stderr
+    assert f"resumed at step {story.until} of {STEPS}" in story.followed.stdout
+    assert f"has finished at step {STEPS}" in story.finished.stderr
+
+
+def test_the_bits_are_those_of_the_undisturbed_run(story, tmp_path):
+    train_on_ranks(tmp_path / "calm", 1, "auto", f"steps={STEPS}", "checkpoint.every=60")
+    assert losses(story.run) == losses(tmp_path / "calm")
+    assert_same_bits(story.run, tmp_path / "calm")
+
+
+def test_a_strangers_recipe_goes_along_and_a_refusal_comes_back(story):
+    """Its files are gone when the job starts: it gets as far as shards that no node has."""
+    assert story.stranger.returncode == 0, story.stranger.stderr
+    assert "data.shards=/nowhere/of/this is read on the nodes" in story.stranger.stderr
+    assert story.other.returncode == 2, story.other.stdout
+    assert "vtx: /nowhere/of/this does not exist" in story.other.stdout, story.other.stdout
+
+
+def test_the_jobs_of_a_cluster_are_listed(story):
+    rows = {r["id"]: r for r in map(json.loads, story.listed.stdout.splitlines())}
+    assert rows.keys() == {"clip-1", "clip-2", "colours-1"}, story.listed.stderr
+    assert rows["clip-2"]["ray"] == "SUCCEEDED" and rows["clip-2"]["run"] == str(story.run)
+
+
+def test_logs_and_status_outlive_the_head(story):
+    logs, status = story.gone
+    assert logs.returncode == status.returncode == 0, logs.stderr
+    assert "No Ray dashboard answers" in logs.stderr
+    assert f"resumed at step {story.until}" in logs.stdout and "finished at step" in logs.stdout
+    assert f"clip-2: finished at step {STEPS}" in status.stdout
+
+
+def test_no_secret_stands_anywhere(story):
+    """The keys of the machine that submits leave it in no way; those of the nodes, and the token,
+    stand in no log, message, command, metadata or run folder.
+    """
+    secret = [story.token.read_text(), *(v for at in PLANTED.values() for v in at.values())]
+    places = {
+        **{f"printed {i}": text for i, text in enumerate(story.laptop.printed)},
+        **{f"command {c}": c for c in story.head.cmdlines},
+        **all_text(story.at / "runs"),
+        **story.files,
+        "what Ray says": story.by_ray,
+    }
+    assert "clip-2" in story.by_ray and any("vtx_scale worker" in c for c in story.head.cmdlines)
+    found = {name: s for name, text in places.items() for s in secret if s in text}
+    assert not found, found
+    drivers = {k: v for k, v in story.variables.items() if "vtx_scale worker" in k}
+    assert drivers and all("nodeSecret1111" in v for v in drivers.values())
+    ours = (story.token.read_text(), *PLANTED["here"].values())
+    assert not [k for k, v in story.variables.items() if any(s in v for s in ours)]
+
+
+def test_nothing_of_the_cluster_remains(story):
+    assert len(story.head.family) > 5 and not story.left
+
+
+def test_a_wrong_address_is_answered_in_seconds(tmp_path):
+    """One where nobody listens, one that is silent, and one that is no dashboard's."""
+    began = time.monotonic()
+    vtx("jobs", "--help")
+    start = time.monotonic() - began
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        port = mute.getsockname()[1]
+        for address in (f"http://127.0.0.1:{free_ports(1)[0]}", f"http://127.0.0.1:{port}"):
+            began = time.monotonic()
+            words = ("submit", "clip_vit_b32", "--smoke", "--run", tmp_path / "run")
+            done = vtx(*words, "--address", address)
+            took = time.monotonic() - began
+            assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+            assert f"No Ray dashboard answers at {address}" in done.stderr
+            # five seconds, and on a busy machine as much more as its start takes longer
+            assert took < 5 + 4 * start, (address, took, start)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.full
+def test_a_supervisor_resumes_what_dies_without_a_word(tmp_path):
+    """The driver is killed: the lease runs out, and the run goes on to the same bits."""
+    need("ray")
+    laptop, run = Laptop(tmp_path), tmp_path / "clip"
+    laptop("jobs", "token")
+    token = tmp_path / "config" / "vtx-scale" / "ray-token"
+    with head(token) as cluster:
+        done = laptop(*SUBMIT, "--run", run, "--address", cluster.address, "--detach")
+        assert done.returncode == 0, done.stderr
+        until((run / "metrics.jsonl").exists, cluster.output())
+        watching = laptop.start("jobs", "supervise", run)
+        cluster.look()
+        driver = next(
+            int(key.split()[0]) for key in cluster.variables() if "-m vtx_scale worker" in key[:90]
+        )
+        os.kill(driver, signal.SIGKILL)
+        ended = laptop.ended(watching)
+        assert ended.returncode == 0, ended.stderr
+        assert "job clip-1: lost without a word" in ended.stderr
+        assert "job clip-2 was submitted" in ended.stderr and numbers(run) == [1, 2]
+        assert not cluster.end()
+    train_on_ranks(tmp_path / "calm", 1, "auto", f"steps={STEPS}", "checkpoint.every=60")
+    assert_same_bits(run, tmp_path / "calm")
