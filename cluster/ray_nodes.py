@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vtx_scale.cluster import ray_private
 from vtx_scale.cluster.job import GaveUp, Job, Limits, Machine
 from vtx_scale.cluster.keeper import Keeper, State
+from vtx_scale.cluster.ray_settings import DRIVER_CPUS
 from vtx_scale.data_pipeline.errors import UserError
 
 CALLS = 8  # of one actor at once: a question is answered while the ranks are started
@@ -163,7 +164,8 @@ class Cluster:
             held = self.held.get(key)
             if key in self.leaving or self._aside.get(key, 0) > now or (held and held.lost):
                 continue
-            free = int(self._free.get(key, {}).get(self.kind, 0))
+            # a job's driver may have its share of a CPU here
+            free = int(self._free.get(key, {}).get(self.kind, 0) + DRIVER_CPUS)
             mine = self._room.get(key, 0)
             slots = max(free, mine) if held is None else max(held.room, mine)
             if held is None:
@@ -182,7 +184,7 @@ class Cluster:
         gpu = self.kind == "GPU"
         options = ray.remote(Keeper).options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(machine.key, soft=False),
-            num_cpus=0 if gpu else ranks,
+            num_cpus=0 if gpu else ranks - DRIVER_CPUS,
             num_gpus=ranks if gpu else 0,
             max_concurrency=CALLS,
             max_restarts=0,

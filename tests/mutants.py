@@ -118,6 +118,8 @@ LEASE = "tests/vtx_scale/test_lease.py"
 POLICY = "tests/cluster/test_policy.py"
 KEEPER = "tests/cluster/test_keeper.py"
 RAYLETS = "tests/cluster/test_raylets.py"
+ATTEMPTS = "tests/cluster/test_attempts.py"
+JOBS = "tests/cluster/test_jobs.py"
 PLANNER = "tests/vtx_scale/test_planner.py"
 RETENTION = "tests/vtx_scale/test_retention.py"
 DAMAGE = (
@@ -2528,6 +2530,111 @@ MUTANTS = (
         "step=self.begins + 1000, session_log",
         (f"{WATCHERS}::test_tensorboard_has_each_step_once",),
         "A TensorBoard that is open drops what a resumed run redoes.",
+    ),
+    # --- jobs of a cluster
+    Mutant(
+        "silent_is_lost",
+        "launch/attempts.py",
+        '    if word == "silent":\n',
+        '    if word == "silent" and ray != "RUNNING":\n',
+        (f"{ATTEMPTS}::test_the_lease_decides_who_is_alive_and_ray_where_nobody_has_it",),
+        "A head that has come back is not believed against the lease.",
+    ),
+    Mutant(
+        "held_is_alive",
+        "launch/attempts.py",
+        '    if word == "held":\n',
+        '    if word == "held" and end is None:\n',
+        (f"{ATTEMPTS}::test_the_lease_decides_who_is_alive_and_ray_where_nobody_has_it",),
+        "Nothing is started beside the holder of a lease.",
+    ),
+    Mutant(
+        "attempt_once",
+        "launch/attempts.py",
+        '    return jobs_of(folder).put_if_absent(f"{attempt.number:08d}.json", body)',
+        '    jobs_of(folder).put(f"{attempt.number:08d}.json", body)\n    return True',
+        (f"{ATTEMPTS}::test_one_attempt_has_a_number",),
+        "Of two that submit at once one is the next attempt.",
+    ),
+    Mutant(
+        "supervisor_ends",
+        "launch/attempts.py",
+        "or barren >= BARREN:",
+        "or barren > 99:",
+        (f"{ATTEMPTS}::test_a_supervisor_starts_nothing_beside_what_is_alive",),
+        "A run that gets nowhere is not started for ever.",
+    ),
+    Mutant(
+        "stopped_stays",
+        "launch/attempts.py",
+        "    if stop or (end is not None",
+        "    if (end is not None",
+        (f"{ATTEMPTS}::test_a_supervisor_starts_nothing_beside_what_is_alive",),
+        "What a user has stopped is not started again.",
+    ),
+    Mutant(
+        "strangers_go_along",
+        "launch/packing.py",
+        "        for name, path in modules_in(Path(folder)):",
+        "        for name, path in list(modules_in(Path(folder)))[:1]:",
+        (f"{ATTEMPTS}::test_a_package_holds_what_a_job_imports_and_nothing_else",),
+        "A stranger's recipe goes along with its neighbours.",
+    ),
+    Mutant(
+        "toy_of_each_machine",
+        "launch/inputs.py",
+        "    if toy is None or not toy[2]:\n",
+        "    if toy is not None or not toy:\n",
+        (f"{ATTEMPTS}::test_toy_shards_are_those_of_each_machine",),
+        "Toy data is made on each machine.",
+    ),
+    Mutant(
+        "inputs_of_each_cache",
+        "launch/inputs.py",
+        '    return name if found else ""',
+        '    return ""',
+        (f"{ATTEMPTS}::test_files_of_this_machine_go_along_and_are_there_on_a_node",),
+        "A rank reads an input from its own machine's cache.",
+    ),
+    Mutant(
+        "inputs_have_a_limit",
+        "launch/inputs.py",
+        "    if size > MOST:",
+        "    if size > MOST * 99:",
+        (f"{ATTEMPTS}::test_what_is_too_large_to_go_along_is_refused_by_name",),
+        "What is too large to go along is refused.",
+    ),
+    Mutant(
+        "password_in_address",
+        "launch/submission.py",
+        '    if "@" in parts.netloc:',
+        '    if "@@" in parts.netloc:',
+        (f"{ATTEMPTS}::test_refusals",),
+        "A password in an address is kept nowhere.",
+    ),
+    Mutant(
+        "token_is_the_owners",
+        "cluster/token.py",
+        "os.O_EXCL, 0o600)",
+        "os.O_EXCL, 0o644)",
+        (f"{ATTEMPTS}::test_a_token_is_the_users_where_they_have_one",),
+        "A token can be read by its owner alone.",
+    ),
+    Mutant(
+        "silent_address",
+        "cluster/jobs.py",
+        "        reach(self.address)\n",
+        "",
+        (f"{JOBS}::test_a_wrong_address_is_answered_in_seconds",),
+        "An address that is silent is answered in seconds.",
+    ),
+    Mutant(
+        "last_line_of_a_tail",
+        "launch/tail.py",
+        "        return lines + newline\n",
+        "        return lines\n",
+        (f"{ATTEMPTS}::test_a_tail_gives_each_line_once",),
+        "A log is shown line by line, empty ones too.",
     ),
     # --- requests to leave
     Mutant(

@@ -23,8 +23,34 @@ from vtx_scale.launch.attempts import numbers
 pytestmark = pytest.mark.slow
 
 STEPS = 240
+STRANGER = Path(__file__).parents[1] / "surfaces" / "stranger" / "average_colour.py"
+# beside it; a step takes as long as that of a larger model, for as long as a file is there
+SLOW = """
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from average_colour import Colour, ColourObjective, average_colour
+
+
+class Slow(ColourObjective):
+    def forward(self, batch, step=0):
+        if Path({hold!r}).exists():
+            time.sleep(0.4)
+        return super().forward(batch, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowColour(Colour):
+    build: ClassVar[str] = "slow_colour:Slow"
+
+
+def slow_colour():
+    return replace(average_colour(), objective=SlowColour())
+"""
 KEYS = (*SMALL, "system.world=1", f"steps={STEPS}", "checkpoint.every=60")
-SUBMIT = ("submit", "clip_vit_b32", "--smoke", *KEYS)
+CLIP = ("submit", "clip_vit_b32", "--smoke", *SMALL)
 PLANTED = {  # of the machine that submits, and of the nodes
     "here": {"AWS_ACCESS_KEY_ID": "AKIAHERE0000", "AWS_SECRET_ACCESS_KEY": "hereSecret0000"},
     "nodes": {"AWS_ACCESS_KEY_ID": "AKIANODE1111", "AWS_SECRET_ACCESS_KEY": "nodeSecret1111"},
@@ -67,19 +93,28 @@ class Laptop:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def recipe_in(folder: Path, hold: Path) -> str:
+    """A stranger's recipe in two files; its name."""
+    folder.mkdir()
+    shutil.copy(STRANGER, folder)
+    (folder / "slow_colour.py").write_text(SLOW.format(hold=str(hold)))
+    return f"{folder / 'slow_colour.py'}:slow_colour"
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A run that is submitted, left alone by Ctrl-C, submitted again, stopped and resumed, while a
-    stranger's recipe is submitted whose files go away; and what there is when the head is gone.
+    """A stranger's recipe that is submitted, left alone by Ctrl-C, submitted again, stopped, and
+    resumed when its files are gone; a refusal; and what there is when the head is gone.
     """
     need("ray")
     at = tmp_path_factory.mktemp("jobs")
     laptop = Laptop(at)
     made = laptop("jobs", "token")
     token = at / "config" / "vtx-scale" / "ray-token"
-    run = at / "runs" / "clip"
+    run, hold = at / "runs" / "colour", at / "hold"
     (at / "runs").mkdir()
-    s = SimpleNamespace(at=at, laptop=laptop, made=made, token=token, run=run)
+    hold.touch()
+    s = SimpleNamespace(at=at, laptop=laptop, made=made, token=token, run=run, hold=hold)
     with head(token, **PLANTED["nodes"]) as s.head:
         s.where = ("--address", s.head.address)
         tell(s)
@@ -93,41 +128,32 @@ def tell(s: SimpleNamespace) -> None:
     """What happens while the head is there."""
     laptop, run = s.laptop, s.run
     s.refused = {
-        name: laptop(*SUBMIT, "--run", s.at / "runs" / "no", *s.where, **env)
+        name: laptop(*CLIP, "--run", s.at / "runs" / "no", *s.where, **env)
         for name, env in {
             "401": {"XDG_CONFIG_HOME": str(s.at / "none"), "HOME": str(s.at / "none")},
             "403": {"RAY_AUTH_TOKEN": "f" * 64},
         }.items()
     }
-    first = laptop.start(*SUBMIT, "--run", run, *s.where)
+    submit = ("submit", recipe_in(s.at / "mine", s.hold), *KEYS, "--run", run, *s.where)
+    first = laptop.start(*submit)
     until((run / "metrics.jsonl").exists, f"no first step: {s.head.output()}")
     first.send_signal(signal.SIGINT)
     s.detached = laptop.ended(first)
     before = sorted(p.name for p in (run / "jobs").iterdir())
-    s.twice = laptop(*SUBMIT, "--run", run, *s.where)
+    s.twice = laptop(*submit)
+    shutil.rmtree(s.at / "mine")
     s.changed = sorted(p.name for p in (run / "jobs").iterdir()) != before
     s.head.look()
     s.variables = s.head.variables()
     s.running = laptop("jobs", "status", run, "--json")
     s.stopped = laptop("jobs", "stop", run, *s.where)
     s.until = len(lines(run / "metrics.jsonl"))
-    s.status = laptop("jobs", "status", "clip-1", "--json", *s.where)
+    s.hold.unlink()
+    s.status = laptop("jobs", "status", "colour-1", "--json", *s.where)
     s.resumed = [laptop("jobs", "resume", run) for _ in range(2)]
     s.followed = laptop("jobs", "logs", "-f", run, *s.where)
     s.finished = laptop("jobs", "resume", run)
-    mine = s.at / "mine"
-    mine.mkdir()
-    source = Path(__file__).parents[1] / "surfaces" / "stranger" / "average_colour.py"
-    shutil.copy(source, mine / "colours.py")
-    s.stranger = laptop(
-        "submit",
-        f"{mine / 'colours.py'}:average_colour",
-        *("--smoke", "--detach", "--run", s.at / "runs" / "colours", *SMALL, "steps=3"),
-        "data.shards=/nowhere/of/this",
-        *s.where,
-    )
-    shutil.rmtree(mine)
-    s.other = laptop("jobs", "logs", "-f", s.at / "runs" / "colours")
+    s.refusal = laptop(*CLIP, "--run", s.at / "runs" / "clip", "data.shards=/nowhere", *s.where)
     s.listed = laptop("jobs", "--json", RAY_API_SERVER_ADDRESS=s.head.address)
     s.by_ray = rays_own(s)
 
@@ -170,14 +196,14 @@ def test_without_the_token_nobody_is_let_in(story):
 
 def test_a_job_is_named_and_goes_on_without_the_one_who_submitted_it(story):
     assert story.detached.returncode == 130, story.detached.stderr
-    assert story.detached.stdout.startswith(f"job      clip-1\nrun      {story.run}\n")
-    assert "detached: job clip-1 goes on" in story.detached.stderr
+    assert story.detached.stdout.startswith(f"job      colour-1\nrun      {story.run}\n")
+    assert "detached: job colour-1 goes on" in story.detached.stderr
     assert "step 1/" in story.detached.stderr  # it was attached until then
 
 
 def test_a_second_submission_says_who_is_alive_and_changes_nothing(story):
     assert story.twice.returncode == 0, story.twice.stderr
-    assert f"job clip-1 of {story.run} is alive (running" in story.twice.stderr
+    assert f"job colour-1 of {story.run} is alive (running" in story.twice.stderr
     assert not story.changed
     row = json.loads(story.running.stdout)
     assert row["state"] == "running" and row["ray"] == "RUNNING" and row["step"] >= 1, row
@@ -194,8 +220,8 @@ def test_stop_saves_and_leaves_with_75(story):
 def test_resume_goes_on_once(story):
     first, second = story.resumed
     assert first.returncode == second.returncode == 0, first.stderr
-    assert first.stdout.startswith("job      clip-2\n")
-    assert "job clip-2 of" in second.stderr and "is alive" in second.stderr, second.stderr
+    assert first.stdout.startswith("job      colour-2\n")
+    assert "job colour-2 of" in second.stderr and "is alive" in second.stderr, second.stderr
     assert second.stdout == "" and numbers(story.run) == [1, 2]
     assert story.followed.returncode == 0, story.followed.stderr
     assert f"resumed at step {story.until} of {STEPS}" in story.followed.stdout
@@ -203,23 +229,23 @@ def test_resume_goes_on_once(story):
 
 
 def test_the_bits_are_those_of_the_undisturbed_run(story, tmp_path):
-    train_on_ranks(tmp_path / "calm", 1, "auto", f"steps={STEPS}", "checkpoint.every=60")
+    name = recipe_in(tmp_path / "recipe", story.hold)
+    keys = (f"steps={STEPS}", "checkpoint.every=60")
+    train_on_ranks(tmp_path / "calm", 1, "auto", *keys, recipe=name, small=False)
     assert losses(story.run) == losses(tmp_path / "calm")
     assert_same_bits(story.run, tmp_path / "calm")
 
 
-def test_a_strangers_recipe_goes_along_and_a_refusal_comes_back(story):
-    """Its files are gone when the job starts: it gets as far as shards that no node has."""
-    assert story.stranger.returncode == 0, story.stranger.stderr
-    assert "data.shards=/nowhere/of/this is read on the nodes" in story.stranger.stderr
-    assert story.other.returncode == 2, story.other.stdout
-    assert "vtx: /nowhere/of/this does not exist" in story.other.stdout, story.other.stdout
+def test_a_refusal_of_the_nodes_comes_back_to_who_waits(story):
+    assert story.refusal.returncode == 2, story.refusal.stderr
+    assert "data.shards=/nowhere is read on the nodes: each must see it" in story.refusal.stderr
+    assert "vtx: /nowhere does not exist" in story.refusal.stderr.splitlines()[-1]
 
 
 def test_the_jobs_of_a_cluster_are_listed(story):
     rows = {r["id"]: r for r in map(json.loads, story.listed.stdout.splitlines())}
-    assert rows.keys() == {"clip-1", "clip-2", "colours-1"}, story.listed.stderr
-    assert rows["clip-2"]["ray"] == "SUCCEEDED" and rows["clip-2"]["run"] == str(story.run)
+    assert rows.keys() == {"colour-1", "colour-2", "clip-1"}, story.listed.stderr
+    assert rows["colour-2"]["ray"] == "SUCCEEDED" and rows["colour-2"]["run"] == str(story.run)
 
 
 def test_logs_and_status_outlive_the_head(story):
@@ -227,7 +253,7 @@ def test_logs_and_status_outlive_the_head(story):
     assert logs.returncode == status.returncode == 0, logs.stderr
     assert "No Ray dashboard answers" in logs.stderr
     assert f"resumed at step {story.until}" in logs.stdout and "finished at step" in logs.stdout
-    assert f"clip-2: finished at step {STEPS}" in status.stdout
+    assert f"colour-2: finished at step {STEPS}" in status.stdout
 
 
 def test_no_secret_stands_anywhere(story):
@@ -242,7 +268,7 @@ def test_no_secret_stands_anywhere(story):
         **story.files,
         "what Ray says": story.by_ray,
     }
-    assert "clip-2" in story.by_ray and any("vtx_scale worker" in c for c in story.head.cmdlines)
+    assert "colour-2" in story.by_ray and any("vtx_scale worker" in c for c in story.head.cmdlines)
     found = {name: s for name, text in places.items() for s in secret if s in text}
     assert not found, found
     drivers = {k: v for k, v in story.variables.items() if "vtx_scale worker" in k}
@@ -280,23 +306,27 @@ def test_a_wrong_address_is_answered_in_seconds(tmp_path):
 def test_a_supervisor_resumes_what_dies_without_a_word(tmp_path):
     """The driver is killed: the lease runs out, and the run goes on to the same bits."""
     need("ray")
-    laptop, run = Laptop(tmp_path), tmp_path / "clip"
+    laptop, run, hold = Laptop(tmp_path), tmp_path / "colour", tmp_path / "hold"
+    hold.touch()
     laptop("jobs", "token")
     token = tmp_path / "config" / "vtx-scale" / "ray-token"
+    name = recipe_in(tmp_path / "recipe", hold)
     with head(token) as cluster:
-        done = laptop(*SUBMIT, "--run", run, "--address", cluster.address, "--detach")
+        done = laptop("submit", name, *KEYS, "--run", run, "--address", cluster.address, "--detach")
         assert done.returncode == 0, done.stderr
         until((run / "metrics.jsonl").exists, cluster.output())
         watching = laptop.start("jobs", "supervise", run)
-        cluster.look()
         driver = next(
-            int(key.split()[0]) for key in cluster.variables() if "-m vtx_scale worker" in key[:90]
+            int(key.split()[0]) for key in cluster.variables() if " -m vtx_scale worker" in key[:90]
         )
+        cluster.look()
         os.kill(driver, signal.SIGKILL)
+        hold.unlink()
         ended = laptop.ended(watching)
         assert ended.returncode == 0, ended.stderr
-        assert "job clip-1: lost without a word" in ended.stderr
-        assert "job clip-2 was submitted" in ended.stderr and numbers(run) == [1, 2]
+        assert "job colour-1: lost without a word" in ended.stderr
+        assert "job colour-2 was submitted" in ended.stderr and numbers(run) == [1, 2]
         assert not cluster.end()
-    train_on_ranks(tmp_path / "calm", 1, "auto", f"steps={STEPS}", "checkpoint.every=60")
+    keys = (f"steps={STEPS}", "checkpoint.every=60")
+    train_on_ranks(tmp_path / "calm", 1, "auto", *keys, recipe=name, small=False)
     assert_same_bits(run, tmp_path / "calm")
