@@ -2606,7 +2606,7 @@ MUTANTS = (
     ),
     Mutant(
         "password_in_address",
-        "launch/submission.py",
+        "launch/submit_job.py",
         '    if "@" in parts.netloc:',
         '    if "@@" in parts.netloc:',
         (f"{ATTEMPTS}::test_refusals",),
@@ -2631,10 +2631,10 @@ MUTANTS = (
     Mutant(
         "last_line_of_a_tail",
         "launch/tail.py",
-        "        return lines + newline\n",
-        "        return lines\n",
+        "            part.offset += len(whole) + 1\n",
+        "            part.offset += len(whole)\n",
         (f"{ATTEMPTS}::test_a_tail_gives_each_line_once",),
-        "A log is shown line by line, empty ones too.",
+        "A log is shown line by line, each line once.",
     ),
     # --- requests to leave
     Mutant(

@@ -19,7 +19,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import ObjectPath
 from vtx_scale.launch import attempts, inputs, packing, recipes
 from vtx_scale.launch.attempts import ALIVE, BARREN, FINAL, Attempt, End
-from vtx_scale.launch.tail import Tail
+from vtx_scale.launch.tail import Lines
 
 WORDS = st.sampled_from(["held", "silent", "free"])
 RAY = st.sampled_from(["", "UNKNOWN", "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"])
@@ -230,7 +230,7 @@ def test_a_token_is_the_users_where_they_have_one(tmp_path, monkeypatch):
 @given(st.lists(st.text(alphabet="ab \n", max_size=9), max_size=8))
 def test_a_tail_gives_each_line_once(tmp_path_factory, pieces):
     path = tmp_path_factory.mktemp("tail") / "log.txt"
-    tail, found = Tail(path, whole=True), []
+    tail, found = Lines(path, whole=True), []
     for piece in pieces:
         with path.open("a") as f:
             f.write(piece)
