@@ -114,10 +114,9 @@ def test_a_lease_is_held_while_it_is_renewed(tmp_path):
     assert attempts.holder_of(tmp_path).word == "free"
     held = lease.acquire(lease_of(tmp_path), {"who": "process 7 on n1"}, ttl=0.3)
     assert attempts.holder_of(tmp_path, ttl=30) == attempts.Holder("held", "process 7 on n1")
-    held._ended.set()  # it dies without a word
+    held._rests.set()  # it dies without a word
     held._thread.join()
     assert attempts.holder_of(tmp_path, ttl=0.5) == attempts.Holder("silent", "process 7 on n1")
-    held._ended.clear()
     held.close()
     assert attempts.holder_of(tmp_path).word == "free"
 
