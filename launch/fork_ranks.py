@@ -32,11 +32,11 @@ NEEDS = (WORKER, "torch._dynamo", "vtx_scale.trainer.events")  # the last two ra
 class Server:
     """The ranks that were forked from this process, and who asked for them.
 
-    hung_up: what SIGHUP does in a rank, as it did when this process began.
+    answers: what signals do in a rank, as they did when this process began.
     """
 
-    def __init__(self, control: socket.socket, hung_up: Any) -> None:
-        self.control, self.hung_up = control, hung_up
+    def __init__(self, control: socket.socket, answers: Mapping[int, Any]) -> None:
+        self.control, self.answers = control, answers
         self.ranks: dict[int, str] = {}  # process id -> rank, of those that live
         self.rest = b""
         # a byte for every signal, so that the end of a rank wakes the server
@@ -90,15 +90,15 @@ class Server:
     def fork(self, rank: str, environment: Mapping[str, str], arguments: list[str]) -> None:
         """One more rank, which takes no signal before it answers signals as a new process does."""
         parent = os.getpid()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
             self.control.close()
             os.close(self.woken)
             os.close(self.wakes)
-            begin(environment, arguments, parent, self.hung_up, before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            begin(environment, arguments, parent, self.answers)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)
         self.ranks[pid] = rank
         self.tell(rank=rank, pid=pid)
 
@@ -115,9 +115,12 @@ def unfit() -> str:
 
 
 def begin(
-    environment: Mapping[str, str], arguments: list[str], parent: int, hung_up: Any, mask: Any
+    environment: Mapping[str, str],
+    arguments: list[str],
+    parent: int,
+    answers: Mapping[int, Any],
 ) -> NoReturn:
-    """Be a rank, as if this process had been started for it. mask: of signals, once it is."""
+    """Be a rank, as if this process had been started for it."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -126,10 +129,8 @@ def begin(
         os.environ.update(environment)
         os.environ["VTX_PARENT"] = str(parent)
         Path("/proc/self/comm").write_text(f"vtx-rank-{os.environ['RANK']}")
-        for number in (*ASKS, signal.SIGCHLD, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGHUP, hung_up)
+        for number, answer in answers.items():
+            signal.signal(number, answer)
         worker = sys.modules[WORKER]
         sys.argv = [str(worker.__file__), *arguments]
         random.seed()
@@ -137,7 +138,7 @@ def begin(
         sys.modules["torch"].default_generator.seed()
         current_process().authkey = os.urandom(32)
         gc.enable()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)
         code = worker.main(arguments)
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
@@ -151,7 +152,7 @@ def main(arguments: list[str]) -> None:
     """Import, then serve until the launcher hangs up or is gone."""
     control, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
     control.set_inheritable(False)
-    hung_up = signal.getsignal(signal.SIGHUP)
+    answers = {n: signal.getsignal(n) for n in (*ASKS, signal.SIGCHLD, signal.SIGUSR2)}
     # whether ranks leave is their launcher's word: started with these signals blocked
     for number in ASKS:
         signal.signal(number, signal.SIG_IGN)
@@ -170,7 +171,7 @@ def main(arguments: list[str]) -> None:
     for name in NEEDS:
         importlib.import_module(name)
     gc.freeze()  # what is there stays: to look at it would copy the pages that ranks share
-    server = Server(control, hung_up)
+    server = Server(control, answers)
     with contextlib.suppress(ConnectionError):  # the launcher is gone
         server.tell(ready=True)
         server.serve()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.survivors import mentioning
 from vtx_scale.data_pipeline import fork_server
+from vtx_scale.trainer.leave import requests
 
 PROGRAM = """
 import fcntl, json, multiprocessing, os, signal, sys, time
@@ -128,3 +129,18 @@ def test_a_process_with_threads_is_not_forked(monkeypatch):
     finally:
         release.set()
         thread.join()
+
+
+def test_whoever_listens_for_requests_rests_for_a_fork():
+    """Nothing that arrives meanwhile is lost."""
+    threads = threading.active_count()
+    with requests.listen():
+        assert threading.active_count() == threads + 1
+        with requests.without_thread():
+            assert threading.active_count() == threads
+            requests.announces = False
+            os.kill(os.getpid(), signal.SIGUSR1)
+        until = time.monotonic() + 20
+        while not requests.count and time.monotonic() < until:
+            time.sleep(0.01)
+        assert requests.count == 1 and requests.last == signal.SIGUSR1

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.runs import vtx
 from tests.survivors import mentioning
 from vtx_scale.launch import fork_ranks
 from vtx_scale.launch.node import Node, Round
@@ -196,6 +197,14 @@ def test_what_may_not_be_forked(monkeypatch):
     monkeypatch.setattr(fork_ranks.os, "listdir", lambda path: ["1"])
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     assert "device" in fork_ranks.unfit()
+
+
+def test_a_refusal_leaves_nobody_behind(tmp_path):
+    """The server is started before the data is looked at."""
+    words = ["train", "clip_vit_b32", "--smoke", "--run", tmp_path / "run", "system.world=2"]
+    done = vtx(*words, f"data.shards={tmp_path}", env={"TEST_MARK": str(tmp_path)})
+    assert done.returncode == 2 and str(tmp_path) in done.stderr, done.stderr
+    assert mentioning(str(tmp_path)) == []
 
 
 def test_nobody_outlives_the_launcher(tmp_path):

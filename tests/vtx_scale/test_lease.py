@@ -116,6 +116,20 @@ def test_a_newer_epoch_whose_answer_was_lost_is_the_holders(storage, monkeypatch
         assert held.advance() == 2
 
 
+def test_it_is_renewed_again_after_a_rest(storage):
+    """For a fork, during which its process must have no thread."""
+    threads = threading.active_count()
+    with take(storage) as held:
+        with held.without_thread():
+            assert threading.active_count() == threads
+        beat = held.body["beat"]
+        until = time.monotonic() + 20
+        while held.body["beat"] == beat and time.monotonic() < until:
+            time.sleep(0.02)
+        assert held.body["beat"] > beat, "nobody renews it"
+    assert threading.active_count() == threads
+
+
 def test_no_wall_clock_counts(storage, monkeypatch):
     """Machines' clocks differ by hours: nothing asks for the time of day."""
 

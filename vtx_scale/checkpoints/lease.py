@@ -37,12 +37,12 @@ class Lease:
         self.storage, self.epoch, self.body = storage, epoch, body
         self.taken, self._turn = "", threading.Lock()
         self._pause = ttl / 3
-        self._ended = threading.Event()
         self._start(None)
 
     def _start(self, before: threading.Thread | None) -> None:
-        self._rests = threading.Event()
-        self._thread = threading.Thread(target=self._renew, args=(self._rests, before), daemon=True)
+        self._ended = threading.Event()
+        about = (self._ended, before)
+        self._thread = threading.Thread(target=self._renew, args=about, daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
@@ -50,7 +50,7 @@ class Lease:
         """Nothing renews it inside, for a short time, so that the process may be forked; where the
         storage does not answer, the thread is still there.
         """
-        self._rests.set()
+        self._ended.set()
         self._thread.join(1)
         try:
             yield
@@ -93,7 +93,6 @@ class Lease:
         if self._ended.is_set():
             return
         self._ended.set()
-        self._rests.set()
         self._thread.join(5)  # a dead file system must not hold up the end
         self.body["state"] = "released"
         try:
@@ -101,10 +100,10 @@ class Lease:
         except (Lost, OSError):
             pass  # there is nothing to give back, or it runs out by itself
 
-    def _renew(self, rests: threading.Event, before: threading.Thread | None) -> None:
+    def _renew(self, ended: threading.Event, before: threading.Thread | None) -> None:
         if before is not None:
             before.join()
-        while not rests.wait(self._pause):
+        while not ended.wait(self._pause):
             try:
                 self.renew()
             except OSError:
