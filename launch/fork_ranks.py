@@ -152,7 +152,8 @@ def main(arguments: list[str]) -> None:
     """Import, then serve until the launcher hangs up or is gone."""
     control, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
     control.set_inheritable(False)
-    answers = {n: signal.getsignal(n) for n in (*ASKS, signal.SIGCHLD, signal.SIGUSR2)}
+    asked: tuple[int, ...] = (*ASKS, signal.SIGCHLD, signal.SIGUSR2)
+    answers = {number: signal.getsignal(number) for number in asked}
     # whether ranks leave is their launcher's word: started with these signals blocked
     for number in ASKS:
         signal.signal(number, signal.SIG_IGN)

@@ -17,6 +17,8 @@ from pathlib import Path
 from vtx_scale.data_pipeline.signals import blocked
 
 PROGRAM = "vtx_scale.launch.fork_ranks"
+# numpy's BLAS starts its threads when it is imported; who asks torch for GPUs initialises one
+UNTOUCHED = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 GONE = 10.0  # seconds for ranks whose server has died, or that were ended
 ENDS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)  # end a process that does not listen yet
 
@@ -41,8 +43,7 @@ class Warm:
                 [sys.executable, "-m", PROGRAM, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 process_group=0,
-                # numpy's BLAS starts its threads when it is imported
-                env={**os.environ, **(environment or {}), "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, **(environment or {}), **UNTOUCHED},
             )
 
     def fork(

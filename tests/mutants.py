@@ -77,6 +77,8 @@ DALLE = "tests/vtx_scale/test_dalle.py"
 TRAINER = "tests/vtx_scale/test_trainer.py"
 COMMIT = "tests/promises/test_p3_commit.py"
 WATCHERS = "tests/promises/test_p4_watchers.py"
+WARM = "tests/surfaces/test_warm.py"
+FORKS = "tests/data_pipeline/test_fork_server.py"
 SIGNALS = "tests/promises/test_p4_signals.py"
 UNUSABLE = "tests/promises/test_p4_unusable.py"
 GUARD = "tests/promises/test_p4_guard.py"
@@ -2692,6 +2694,98 @@ MUTANTS = (
         "False",
         (f"{SIGNALS}::test_patience_ends",),
         "A process that is not free in time ends with what is committed.",
+    ),
+    # --- ranks that are forked
+    Mutant(
+        "forked-ranks-draw-alike",
+        "launch/fork_ranks.py",
+        'sys.modules["numpy"].random.seed()',
+        "pass",
+        (f"{WARM}::test_a_rank_is_as_one_that_is_a_new_python",),
+        "What processes draw by chance is not what a forked rank shares with another.",
+    ),
+    Mutant(
+        "a-forked-rank-misses-signals",
+        "launch/fork_ranks.py",
+        "        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)\n        code",
+        "        code",
+        (f"{WARM}::test_a_rank_is_as_one_that_is_a_new_python",),
+        "A rank can be asked to leave, however it was started.",
+    ),
+    Mutant(
+        "ranks-outlive-their-server",
+        "launch/fork_ranks.py",
+        "        die_with_parent(parent)\n",
+        "",
+        (
+            f"{WARM}::test_a_rank_is_as_one_that_is_a_new_python",
+            f"{WARM}::test_nobody_outlives_the_launcher",
+        ),
+        "Every rank dies with its parent.",
+    ),
+    Mutant(
+        "forked-beside-threads",
+        "launch/fork_ranks.py",
+        'if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:',
+        "if False:",
+        (f"{WARM}::test_what_may_not_be_forked",),
+        "Nothing is forked from a process that has threads.",
+    ),
+    Mutant(
+        "forked-beside-a-device",
+        "launch/fork_ranks.py",
+        "if torch is not None and torch.cuda.is_initialized():",
+        "if False:",
+        (f"{WARM}::test_what_may_not_be_forked",),
+        "Nothing is forked from a process that has a device.",
+    ),
+    Mutant(
+        "a-dead-server-ends-the-run",
+        "launch/node.py",
+        "if self.warm is None or not self.warm.alive:",
+        "if self.warm is None:",
+        (f"{WARM}::test_a_server_that_dies_takes_its_ranks_along_and_another_is_started",),
+        "A run outlives the server that its ranks are forked from.",
+    ),
+    Mutant(
+        "asked-while-it-imports",
+        "launch/warm.py",
+        "elif number in ENDS:",
+        "elif False:",
+        (f"{WARM}::test_asked_before_it_is_ready",),
+        "A request to leave does not wait for an import.",
+    ),
+    Mutant(
+        "a-lock-in-the-fork-server",
+        "data_pipeline/fork_server.py",
+        "                    os.close(fd)",
+        "                    pass",
+        (f"{FORKS}::test_workers_are_forked_from_this_process_and_end_with_it",),
+        "A lock that a process gives back is held by none of its children.",
+    ),
+    Mutant(
+        "another-pythons-fork-server",
+        "data_pipeline/fork_server.py",
+        " and [*inspect.signature(main).parameters] == TAKES",
+        "",
+        (f"{FORKS}::test_where_it_is_otherwise_multiprocessing_starts_its_own",),
+        "What is private to multiprocessing is used where it is known.",
+    ),
+    Mutant(
+        "a-lease-is-not-renewed-after-a-fork",
+        "vtx_scale/checkpoints/lease.py",
+        "            self._start(self._thread)",
+        "            pass",
+        ("tests/vtx_scale/test_lease.py::test_it_is_renewed_again_after_a_rest",),
+        "A lease is renewed for as long as it is held.",
+    ),
+    Mutant(
+        "nobody-listens-after-a-fork",
+        "vtx_scale/trainer/leave.py",
+        "        finally:\n            self._start_watch()",
+        "        finally:\n            pass",
+        (f"{FORKS}::test_whoever_listens_for_requests_rests_for_a_fork",),
+        "A request that comes while a process is forked is heard.",
     ),
     # --- runs of nothing
     Mutant(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-OWN = ("VTX_PARENT", "OPENBLAS_NUM_THREADS", "LC_CTYPE")
+OWN = ("VTX_PARENT", "LC_CTYPE")
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGPIPE", "SIGALRM")
 
 
