@@ -34,9 +34,10 @@ def snapshots_of(
     attempt: str,
     epoch: int,
     say: Callable[[str], None],
+    before: Callable[[], object],
 ) -> Snapshots | None:
     """What makes them, None where the run makes none; why it is not as asked is said. All ranks
-    call it. epoch: of the lease.
+    call it. epoch: of the lease. before: see `Snapshots`.
     """
     every, ranks = run.checkpoint.memory, strategy.all
     if not every:
@@ -56,6 +57,7 @@ def snapshots_of(
         strategy.slices(optimizer),
         epoch=epoch,
         timeout=run.system.timeout / SHARE,
+        before=before,
     )
     if snapshots.room:
         say(f"checkpoint.memory={every}: off, {snapshots.room}")

@@ -481,7 +481,15 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         patience=run.system.timeout,
         before=lambda: send(AT_SAVE),
     )
-    snapshots = snapshots_of(run, strategy, parts.optimizer, attempt, parts.epoch, log.message)
+    memory = snapshots_of(
+        run,
+        strategy,
+        parts.optimizer,
+        attempt,
+        parts.epoch,
+        log.message,
+        before=lambda: send(AT_SAVE),
+    )
     return Trainer(
         run=run,
         objective=parts.objective,
@@ -499,7 +507,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         recipe_at=parts.plan.at if parts.plan is not None else None,
         evaluate=lambda names, step: evaluate(parts, log, names, step),
         roll_back=lambda: roll_back(parts, log),
-        snapshots=snapshots,
+        snapshots=memory,
     )
 
 

@@ -1,4 +1,5 @@
-"""One format for every strategy and world. Reading order: format, tensor_file, write, read; lease.
+"""One format for every strategy and world. Reading order: format, tensor_file, staging, write,
+read; lease; placement, memory.
 
     checkpoints/step-00000120/
         data-00000.e7.safetensors   a rank's boxes, entry "KEY#i"

@@ -16,7 +16,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -46,7 +46,7 @@ from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.distributed.exchange import all_json, move_files, part_of
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.ranks import Ranks
-from vtx_scale.distributed.sharding import Slice
+from vtx_scale.distributed.sharding import Box, Slice
 
 MANIFEST = "manifest.json"
 LIMIT, CURRENT = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -65,9 +65,9 @@ class Work:
 class Snapshots:
     """One at a time in the background, the newest two kept.
 
-    folder: in this machine's memory. node: names the machine, differently on each. attempt, epoch:
-    as of `Writer`. slices: what will be saved. timeout: seconds that ranks wait for one another.
-    All ranks make one together, and call the same functions at the same steps.
+    folder: in this machine's memory. node: names the machine, differently on each. attempt, epoch,
+    before: as of `Writer`. slices: what will be saved. timeout: seconds that ranks wait for one
+    another. All ranks make one together, and call the same functions at the same steps.
     """
 
     def __init__(
@@ -80,10 +80,13 @@ class Snapshots:
         *,
         epoch: int = 0,
         timeout: float = 600.0,
+        before: Callable[[], object] = lambda: None,
     ) -> None:
+        self.before = before
         self.folder, self.attempt, self.epoch, self.rank = folder, attempt, epoch, ranks.rank
         self.world = ranks.world
         held = [s for s in slices if s.tensor.numel()]
+        self.names = names_of(held)
         self.kinds = sorted({(s.replicas, s.replica) for s in held})
         shares = [Share(*kind, digest_of(of_kind(held, kind))) for kind in self.kinds]
         rows = all_json([node, [[s.copies, s.copy, s.digest] for s in shares]])
@@ -128,6 +131,9 @@ class Snapshots:
         """Stage what this rank writes and return; `state` is JSON and counts on rank 0 alone."""
         self.wait()
         held = [s for s in slices if s.tensor.numel()]
+        if names_of(held) != self.names:  # what was agreed on does not hold
+            self.broken = self.broken or "what a checkpoint holds has changed since the start"
+            return
         staged = {}
         for part, share, copy in self.written_here():
             those = of_kind(held, self.kinds[share])
@@ -174,6 +180,7 @@ class Snapshots:
                 files[number] = self._write_part(work, number, folder)
         except (OSError, Damaged) as e:
             fault = f"rank {self.rank}: {e}"
+        self.before()
         failpoint(f"memory-data-{step}")
         rows = all_json([files, fault, work.state], self.group)
         fault = next((f for _, f, _ in rows if f), "") or apart(rows)
@@ -236,6 +243,11 @@ class Snapshots:
 def of_kind(slices: Iterable[Slice], kind: tuple[int, int]) -> list[Slice]:
     """Those of which so many ranks hold the same, and this rank is that one of them."""
     return [s for s in slices if (s.replicas, s.replica) == kind]
+
+
+def names_of(slices: Iterable[Slice]) -> list[tuple[str, Box, int, int]]:
+    """What tells slices from others."""
+    return [(s.key, s.box, s.replicas, s.replica) for s in slices]
 
 
 def digest_of(slices: Sequence[Slice]) -> str:

@@ -5,7 +5,9 @@ VTX_SLOW="KIND:RANK:SECONDS,..." holds it up at every point of a kind.
 VTX_KILL_ONCE is a folder that remembers which have happened. Points: `step-N` (step N is done, its
 save not begun), `backward-N`, `evaluate-N`, and in a save `staging`, `before-table`,
 `before-manifest` and `after-manifest` (it is committed, nothing is removed yet), each as
-`NAME-STEP`; `before-decision-N` and `decision-N` around the writing of a roll-back behind step N.
+`NAME-STEP`; in a snapshot in memory `memory-staging-N`, `memory-data-N` (this rank's parts are
+written) and `memory-manifest-N`; `before-decision-N` and `decision-N` around the writing of a
+roll-back behind step N.
 """
 
 import os
