@@ -6,7 +6,8 @@
 Two ranks of the real worker on the CPU, each as the one rank of a machine, with a folder of its own
 in /dev/shm: under fsdp each sends its whole part to the other. A block is two snapshots long. The
 overhead is the median over blocks of seconds with / seconds of the blocks beside it without - 1,
-where steps and snapshots use the same processors. Shown too are the seconds for which a snapshot
+where steps and snapshots use the same processors. The same is given of the CPU seconds of rank 0's
+process, which others on the machine do not stretch. Shown too are the seconds for which a snapshot
 holds up the loop, and those that writing and sending take beside it, of rank 0.
 """
 
@@ -49,7 +50,8 @@ class Timed(Trainer):
         super().snapshot()
         self.snapshots = kept
         now = time.perf_counter()
-        self.notes.append({"end": now, "held": now - began, "write": busy})
+        spent = time.process_time()
+        self.notes.append({"end": now, "cpu": spent, "held": now - began, "write": busy})
 
     def finish(self) -> None:
         """The notes of rank 0, beside the run."""
@@ -123,10 +125,8 @@ def measured(run: Run, scratch: Path) -> tuple[int, list[dict[str, float]]]:
             shutil.rmtree(memory, ignore_errors=True)
 
 
-def figures(size: int, rows: list[dict[str, float]], every: int) -> dict[str, Any]:
-    """Of the notes: the overhead and what it is made of."""
-    block = 2 * every
-    ends = [row["end"] for row in rows]
+def overheads(ends: list[float], block: int) -> tuple[list[float], tuple[float, float]]:
+    """Of each block with snapshots its overhead; a step without them and with them, medians."""
     spans = [ends[(k + 1) * block - 1] - ends[k * block - 1] for k in range(1, len(ends) // block)]
     ratios, plain, kept = [], [], []
     for k in range(2 * WARM, len(spans) - 1, 2):  # spans[0] is block 1, the first with snapshots
@@ -134,17 +134,27 @@ def figures(size: int, rows: list[dict[str, float]], every: int) -> dict[str, An
         ratios.append(spans[k] / beside - 1)
         plain.append(beside / block)
         kept.append(spans[k] / block)
+    return ratios, (statistics.median(plain), statistics.median(kept))
+
+
+def figures(size: int, rows: list[dict[str, float]], every: int) -> dict[str, Any]:
+    """Of the notes: the overhead and what it is made of."""
+    block = 2 * every
+    wall, (step, kept) = overheads([row["end"] for row in rows], block)
+    cpu, _ = overheads([row["cpu"] for row in rows], block)
     held = [row["held"] for row in rows[2 * WARM * block :] if row["held"] > 1e-3]
     write = [row["write"] for row in rows[2 * WARM * block :] if row["write"] > 0]
-    step, overhead = statistics.median(plain), statistics.median(ratios)
     return {
         "every": every,
-        "blocks": len(ratios),
+        "blocks": len(wall),
         "step_seconds": step,
-        "step_seconds_with": statistics.median(kept),
-        "overhead": overhead,
-        "overhead_least": min(ratios),
-        "overhead_most": max(ratios),
+        "step_seconds_with": kept,
+        "overhead": statistics.median(wall),
+        "overhead_least": min(wall),
+        "overhead_most": max(wall),
+        "overhead_of_cpu_seconds": statistics.median(cpu),
+        "overhead_of_cpu_seconds_least": min(cpu),
+        "overhead_of_cpu_seconds_most": max(cpu),
         "held_seconds": statistics.median(held) if held else 0.0,
         "held_of_interval": (statistics.median(held) if held else 0.0) / (every * step),
         "write_seconds": statistics.median(write) if write else 0.0,
