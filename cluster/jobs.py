@@ -23,7 +23,7 @@ from vtx_scale.cluster.ray_settings import DRIVER_CPUS
 from vtx_scale.cluster.token import token, token_file
 from vtx_scale.data_pipeline.errors import UserError
 
-LIMIT = 4.0  # seconds for an address to answer at all
+LIMIT = 3.0  # seconds for an address to answer at all
 PATIENCE = 60.0  # seconds for any answer after that
 STOP_WAIT = 300  # seconds between Ray's SIGTERM and its SIGKILL: a save must fit in
 ALIVE = ("PENDING", "RUNNING")

@@ -10,7 +10,6 @@ from vtx_scale.data_pipeline.errors import UserError
 
 LIMIT = 90.0  # seconds for Ray to start in a process, on a busy machine
 KNOCK = 4.0  # seconds for somebody to listen at an address
-WEB = ("http://", "https://")  # how a dashboard's address begins
 JOIN = (
     "import ray, sys\n"
     "ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)\n"

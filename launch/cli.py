@@ -72,10 +72,13 @@ def parser() -> Parser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Options and key=value in any order."""
+    """Options, key=value and names in any order."""
     top = parser()
     args, rest = top.parse_known_args(argv)
     keys = [x for x in rest if not x.startswith("-")]
+    if hasattr(args, "names"):
+        args.names, rest = [*args.names, *keys], [x for x in rest if x.startswith("-")]
+        keys = []
     if len(keys) < len(rest) or (keys and not hasattr(args, "keys")):
         wrong = next(x for x in rest if x.startswith("-") or x in keys)
         raise UserError(

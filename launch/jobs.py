@@ -9,15 +9,15 @@ from typing import Any
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.cluster.jobs import VARIABLES, Jobs, Silent
 from vtx_scale.cluster.token import ensure_token
-from vtx_scale.cluster.trial import WEB
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.launch import attempts
+from vtx_scale.launch.address import WEB, web_address
 from vtx_scale.launch.attempts import FINAL, Attempt, End
 from vtx_scale.launch.follow import follow, look, on_stdout, row_of
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at
-from vtx_scale.launch.submit_job import Wanted, alive, announce, begin, web_address
+from vtx_scale.launch.submit_job import Wanted, alive, announce, begin
 from vtx_scale.launch.tables import print_table
 from vtx_scale.trainer.output import say
 
@@ -30,11 +30,9 @@ def run(args: argparse.Namespace) -> int:
     """One action; its exit code. Raises UserError."""
     if args.action == "token":
         return show_token()
-    if args.action == "list":
-        return listed(args)
     if not args.target:
-        raise UserError(f"vtx jobs {args.action} needs a run folder, or the id of a job.")
-    return ACTIONS[args.action](args, *target(args))
+        return listed(args)
+    return ACTIONS[args.action](args, *target(args, args.target))
 
 
 def show_token() -> int:
@@ -47,8 +45,6 @@ def show_token() -> int:
 def address_of(args: argparse.Namespace) -> str:
     """Of the dashboard, by --address or the environment; "" where neither says."""
     given = [args.address, *(os.environ.get(name, "") for name in VARIABLES)]
-    if args.address and not args.address.startswith(WEB):
-        raise UserError(f"--address={args.address}: give the dashboard's, http://HOST:8265.")
     return next((web_address(text) for text in given if text.startswith(WEB)), "")
 
 
@@ -62,21 +58,21 @@ def cluster(args: argparse.Namespace) -> Jobs:
     return Jobs(address)
 
 
-def target(args: argparse.Namespace) -> tuple[AnyPath, Attempt]:
+def target(args: argparse.Namespace, given: str) -> tuple[AnyPath, Attempt]:
     """The run that is meant by its folder, or by the id of one of its jobs, and its newest attempt.
 
     Raises UserError where there is none.
     """
-    folder = place_at(args.target).absolute()
+    folder = place_at(given).absolute()
     attempt = attempts.newest(folder)
-    if attempt is None and "/" not in args.target and address_of(args):
-        about = dict(cluster(args).look(args.target).metadata)
+    if attempt is None and "/" not in given and address_of(args):
+        about = dict(cluster(args).look(given).metadata)
         if "vtx_run" in about:
             folder = place_at(about["vtx_run"])
             attempt = attempts.newest(folder)
     if attempt is None:
         raise UserError(
-            f"{args.target} is neither a run that was submitted nor the id of a job: 'vtx jobs "
+            f"{given} is neither a run that was submitted nor the id of a job: 'vtx jobs "
             "list --address http://HOST:8265' lists a cluster's."
         )
     return folder, attempt
@@ -98,8 +94,6 @@ def if_there(args: argparse.Namespace, attempt: Attempt) -> Jobs | None:
 
 def listed(args: argparse.Namespace) -> int:
     """The jobs of a cluster that are ours, as Ray has them."""
-    if args.target:
-        return status(args, *target(args))
     rows: list[dict[str, Any]] = []
     for job in cluster(args).listed():
         about = dict(job.metadata)
@@ -275,6 +269,7 @@ def newest_step(folder: AnyPath) -> int:
 
 
 ACTIONS = {
+    "list": status,  # of one run
     "status": status,
     "logs": logs,
     "stop": stop,

@@ -3,30 +3,22 @@ is a part of, or a job of a cluster whose dashboard it can reach.
 """
 
 import argparse
-import math
 
-from vtx_scale.cluster.trial import WEB, admitted
-from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.cluster.trial import admitted
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import checks
+from vtx_scale.launch.address import WEB
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
 
 
 def submission(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
     """Train a recipe where --address says. Raises UserError."""
-    if args.patience < 0 or math.isnan(args.patience):
-        raise UserError(f"--patience={args.patience:g}: give the minutes to wait for machines.")
     if args.address.startswith(WEB):
         # it imports Ray, which reads its settings then: those of a Ray of our own would come late
         from vtx_scale.launch.submit_job import as_job
 
         return as_job(run, folder, args)
-    if args.detach:
-        raise UserError(
-            "--detach needs the dashboard's address of a cluster (--address http://HOST:8265): "
-            "otherwise the run is driven from here, and ends with this command."
-        )
     if args.dry_run:
         checks.check(run)
         say(f"would train {args.recipe} in {folder}, driven from here")

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from vtx_scale.cluster.jobs import UNKNOWN, Jobs
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.launch import attempts, checks, inputs, override, packing, recipes
+from vtx_scale.launch.address import web_address
 from vtx_scale.launch.attempts import Attempt, End
 from vtx_scale.launch.follow import Look, follow, look
 from vtx_scale.specs.run import Run
@@ -22,8 +22,7 @@ from vtx_scale.trainer.output import say
 
 def as_job(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
     """A job of the cluster; the exit code is the run's, or 0 where nobody stays to see it."""
-    address = web_address(args.address)
-    folder = shared_folder(folder, args.run_folder)
+    address, folder = web_address(args.address), folder.absolute()
     checks.check(run)
     if args.dry_run:
         body = packing.pack(recipes.STRANGERS)
@@ -48,37 +47,6 @@ def as_job(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
         return 0
     announce(folder, started)
     return 0 if args.detach else attached(folder, started, jobs)
-
-
-def web_address(address: str) -> str:
-    """http(s)://HOST:PORT. Raises UserError for what is none, and for one with a password in it,
-    which it does not repeat.
-    """
-    parts = urlsplit(address)
-    if "@" in parts.netloc:
-        raise UserError(
-            "--address: a name or password in it would be kept with the run: leave it out; the "
-            "token is read from its file."
-        )
-    if not parts.hostname or parts.scheme not in ("http", "https"):
-        raise UserError(f"--address={address}: give the dashboard's as http://HOST:8265.")
-    return f"{parts.scheme}://{parts.netloc}"
-
-
-def shared_folder(folder: AnyPath, given: str | None) -> AnyPath:
-    """The run folder of a job. Raises UserError where the nodes cannot see it."""
-    if not given:
-        raise UserError(
-            f"The nodes of a cluster cannot see {folder} of this machine: give --run "
-            "s3://BUCKET/NAME, or the path of a folder that all of them share with it."
-        )
-    folder = folder.absolute()
-    if isinstance(folder, Path) and not folder.parent.is_dir():
-        raise UserError(
-            f"--run {given}: {folder.parent} is not there; the run folder of a job is s3://, or "
-            "lies in a folder that all nodes share with this machine."
-        )
-    return folder
 
 
 @dataclass(frozen=True)

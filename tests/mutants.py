@@ -2586,7 +2586,7 @@ MUTANTS = (
         "toy_of_each_machine",
         "launch/inputs.py",
         "    if toy is None or not toy[2]:\n",
-        "    if toy is not None or not toy:\n",
+        "    if toy is None or toy[2]:\n",
         (f"{ATTEMPTS}::test_toy_shards_are_those_of_each_machine",),
         "Toy data is made on each machine.",
     ),
@@ -2608,7 +2608,8 @@ MUTANTS = (
     ),
     Mutant(
         "password_in_address",
-        "launch/submit_job.py",
+        "launch/address.py",
+        "launch/address.py",
         '    if "@" in parts.netloc:',
         '    if "@@" in parts.netloc:',
         (f"{ATTEMPTS}::test_refusals",),

@@ -2,6 +2,9 @@
 
 import argparse
 
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch.address import WEB
+
 HELP = "the jobs of a cluster: list, status, logs, stop, resume, supervise"
 ACTIONS = {
     "list": "a cluster's jobs",
@@ -12,19 +15,15 @@ ACTIONS = {
     "supervise": "resume whenever none is alive, until the run has ended",
     "token": "make this user's token, and print what a head and its nodes need",
 }
+ALONE = ("list", "token")  # which need no run
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "action",
-        nargs="?",
-        choices=tuple(ACTIONS),
-        default="list",
-        metavar="ACTION",
-        help="; ".join(f"{name}: {text}" for name, text in ACTIONS.items()),
-    )
-    parser.add_argument(
-        "target", nargs="?", default="", metavar="RUN|ID", help="a run folder, or a job's id"
+        "names",
+        nargs="*",
+        metavar="ACTION [RUN|ID]",
+        help=f"a run by its folder, or by a job's id; {'; '.join(map(': '.join, ACTIONS.items()))}",
     )
     parser.add_argument(
         "--address",
@@ -38,6 +37,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.action, *rest = args.names or ["list"]
+    args.target = "".join(rest[:1])
+    if args.action not in ACTIONS:
+        raise UserError(f"vtx jobs has no {args.action!r}: it has {', '.join(ACTIONS)}.")
+    if rest[1:]:
+        raise UserError(f"vtx jobs {args.action} takes one run: leave {' '.join(rest[1:])} out.")
+    if not rest and args.action not in ALONE:
+        raise UserError(f"vtx jobs {args.action} needs a run folder, or the id of a job.")
+    if args.address and not args.address.startswith(WEB):
+        raise UserError(f"--address={args.address}: give the dashboard's, http://HOST:8265.")
     from vtx_scale.launch.jobs import run
 
     return run(args)

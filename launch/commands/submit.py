@@ -4,6 +4,7 @@ import argparse
 import math
 
 from vtx_scale.launch import checks, manifests
+from vtx_scale.launch.address import check_submission
 from vtx_scale.launch.commands import folder_of, recipe_arguments, run_of
 
 HELP = "train a recipe on a Ray cluster; a worker that dies is started again"
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     checks.refuse_required(recipe, args.recipe)
     if args.to:
         return manifests.write(recipe, folder, args)
+    check_submission(args, folder)
     from vtx_scale.launch.submission import submission
 
     return submission(recipe, folder, args)

@@ -266,6 +266,8 @@ def test_a_tail_gives_each_line_once(tmp_path_factory, pieces):
         (("submit", "clip_vit_b32", "--smoke", "--patience=-1"), "--patience=-1"),
         (("jobs", "list"), "Of which cluster?"),
         (("jobs", "stop"), "needs a run folder"),
+        (("jobs", "stpo", "/no/such"), "vtx jobs has no 'stpo'"),
+        (("jobs", "logs", "-f", "/no/such", "/no/other"), "leave /no/other out"),
         (("jobs", "status", "/no/such"), "neither a run that was submitted"),
         (("jobs", "--address", "h:6379"), "--address=h:6379: give the dashboard's"),
         (("worker", "--run", "/no/such"), "is no run folder"),

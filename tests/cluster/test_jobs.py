@@ -136,7 +136,10 @@ def tell(s: SimpleNamespace) -> None:
     }
     submit = ("submit", recipe_in(s.at / "mine", s.hold), *KEYS, "--run", run, *s.where)
     first = laptop.start(*submit)
-    until((run / "metrics.jsonl").exists, f"no first step: {s.head.output()}")
+    shown = []
+    while not any("step 1/" in line for line in shown):
+        shown.append(first.stderr.readline())
+        assert shown[-1], f"it has ended: {shown}"
     first.send_signal(signal.SIGINT)
     s.detached = laptop.ended(first)
     before = sorted(p.name for p in (run / "jobs").iterdir())
@@ -198,7 +201,6 @@ def test_a_job_is_named_and_goes_on_without_the_one_who_submitted_it(story):
     assert story.detached.returncode == 130, story.detached.stderr
     assert story.detached.stdout.startswith(f"job      colour-1\nrun      {story.run}\n")
     assert "detached: job colour-1 goes on" in story.detached.stderr
-    assert "step 1/" in story.detached.stderr  # it was attached until then
 
 
 def test_a_second_submission_says_who_is_alive_and_changes_nothing(story):
@@ -282,23 +284,20 @@ def test_nothing_of_the_cluster_remains(story):
 
 
 def test_a_wrong_address_is_answered_in_seconds(tmp_path):
-    """One where nobody listens, one that is silent, and one that is no dashboard's."""
-    began = time.monotonic()
-    vtx("jobs", "--help")
-    start = time.monotonic() - began
+    """One where nobody listens, and one that is silent."""
+    took = []
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
-        port = mute.getsockname()[1]
-        for address in (f"http://127.0.0.1:{free_ports(1)[0]}", f"http://127.0.0.1:{port}"):
-            began = time.monotonic()
+        for port in (free_ports(1)[0], mute.getsockname()[1]):
+            address, began = f"http://127.0.0.1:{port}", time.monotonic()
             words = ("submit", "clip_vit_b32", "--smoke", "--run", tmp_path / "run")
             done = vtx(*words, "--address", address)
-            took = time.monotonic() - began
+            took.append(time.monotonic() - began)
             assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
             assert f"No Ray dashboard answers at {address}" in done.stderr
-            # five seconds, and on a busy machine as much more as its start takes longer
-            assert took < 5 + 4 * start, (address, took, start)
+    # the first is a start of Python, of Ray's client, and a refusal: a second on a quiet machine
+    assert took[1] < 4 + 2 * took[0], took
     assert not (tmp_path / "run").exists()
 
 
