@@ -2,33 +2,33 @@
 a raylet that it cannot reach, it ends its process in the midst of things.
 """
 
-import socket
+import os
 import subprocess
 import sys
 
+from vtx_scale.cluster.ray_settings import GIVEN, QUIET
 from vtx_scale.data_pipeline.errors import UserError
 
 LIMIT = 90.0  # seconds for Ray to start in a process, on a busy machine
-KNOCK = 4.0  # seconds for somebody to listen at an address
-JOIN = (
-    "import ray, sys\n"
-    "ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)\n"
-    "ray.shutdown()\n"
-)
+# a knock first: Ray takes half a minute to find out that nobody listens
+JOIN = """
+import ray, socket, sys
+address = sys.argv[1]
+host, _, port = address.rpartition(":")
+if host in ("localhost", "127.0.0.1", "[::1]"):  # by which Ray means this machine's address
+    host = ray.util.get_node_ip_address()
+if host:
+    socket.create_connection((host.strip("[]"), int(port)), 4).close()
+ray.init(address=address, log_to_driver=False, logging_level=50)
+ray.shutdown()
+"""
 
 
-def admitted(address: str) -> None:
+def check_admitted(address: str) -> None:
     """Raises UserError where no cluster lets us in at HOST:PORT, or at "auto", this machine's."""
-    host, _, port = address.rpartition(":")
-    if host and host not in ("localhost", "127.0.0.1", "[::1]"):  # by which Ray means another one
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
-        except (OSError, ValueError) as e:
-            raise refusal(address, str(e)) from None
+    command, env = [sys.executable, "-c", JOIN, address], {**GIVEN, **QUIET, **os.environ}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", JOIN, address], capture_output=True, text=True, timeout=LIMIT
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=env)
     except subprocess.TimeoutExpired:
         raise refusal(address, f"no answer in {LIMIT:.0f} s") from None
     if done.returncode:

@@ -11,6 +11,7 @@ import time
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import attempts, inputs, override, recipes, run_folder
 from vtx_scale.launch.attempts import Attempt, End
 from vtx_scale.launch.paths import checkpoints_of
@@ -24,13 +25,11 @@ from vtx_scale.trainer.output import code_of, say, sentence
 def run(args: argparse.Namespace) -> int:
     """Train what the run folder says; the exit code. Raises UserError."""
     folder = place_at(args.run_folder).absolute()
-    ranks = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    attempt = None if ranks else mine(attempts.newest(folder))
+    attempt = mine(attempts.newest(folder))
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return train(recipe_at(folder, attempt), folder, debug=args.debug)
     if attempt is None:
-        recipe: Run = run_folder.recipe_of(folder)
-        if ranks:
-            return train(inputs.here(recipe, folder), folder, debug=args.debug)
-        return submit(inputs.here(recipe, folder), folder, "auto", debug=args.debug)
+        return submit(recipe_at(folder, None), folder, "auto", debug=args.debug)
     end = End(1, "the job's driver was ended")
     try:
         end = End(driven(args, attempt))
@@ -65,13 +64,24 @@ def mine(newest: Attempt | None) -> Attempt | None:
     return newest
 
 
+def recipe_at(folder: AnyPath, attempt: Attempt | None) -> Run:
+    """The recipe of an attempt, else of the run in the folder, in this machine's terms.
+
+    Raises UserError where there is none.
+    """
+    if attempt is None:
+        return inputs.here(run_folder.recipe_of(folder), folder)
+    recipes.let_import(attempt.paths)
+    run: Run = override.from_dict(attempt.recipe)
+    return inputs.here(run, folder)
+
+
 def driven(args: argparse.Namespace, attempt: Attempt) -> int:
     """An attempt from start to end."""
     folder = place_at(args.run_folder).absolute()
     if attempts.stop_asked(folder, attempt.number):
         say("asked to leave before the start")
         return 75
-    recipes.let_import(attempt.paths)
-    recipe: Run = inputs.here(override.from_dict(attempt.recipe), folder)
+    recipe = recipe_at(folder, attempt)
     patience = float("inf") if attempt.patience is None else attempt.patience
     return submit(recipe, folder, "auto", patience, args.debug or attempt.debug)

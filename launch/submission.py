@@ -4,7 +4,7 @@ is a part of, or a job of a cluster whose dashboard it can reach.
 
 import argparse
 
-from vtx_scale.cluster.trial import admitted
+from vtx_scale.cluster.trial import check_admitted
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import checks
 from vtx_scale.launch.address import WEB
@@ -24,7 +24,7 @@ def submission(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
         say(f"would train {args.recipe} in {folder}, driven from here")
         return 0
     if args.address != "local":
-        admitted(args.address)
+        check_admitted(args.address)
         say(
             "driven from here, and ends with this command: as a job of the cluster, given the "
             "dashboard's address (--address http://HOST:8265), it would go on without"

@@ -2609,7 +2609,6 @@ MUTANTS = (
     Mutant(
         "password_in_address",
         "launch/address.py",
-        "launch/address.py",
         '    if "@" in parts.netloc:',
         '    if "@@" in parts.netloc:',
         (f"{ATTEMPTS}::test_refusals",),

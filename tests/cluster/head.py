@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.runs import environment
+from tests.s3 import free_ports
 from vtx_scale.cluster.guard import family, living
 
 PORTS = (
@@ -28,17 +28,6 @@ PORTS = (
     "--runtime-env-agent-port",
     "--ray-client-server-port",
 )
-
-
-def free_ports(count: int) -> list[int]:
-    """So many ports on which nobody listens."""
-    with contextlib.ExitStack() as open_sockets:
-        found = []
-        for _ in range(count):
-            s = open_sockets.enter_context(socket.socket())
-            s.bind(("127.0.0.1", 0))
-            found.append(s.getsockname()[1])
-    return found
 
 
 class Head:

@@ -15,9 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.cluster.head import free_ports, head
+from tests.cluster.head import head
 from tests.require import need
 from tests.runs import SMALL, assert_same_bits, environment, lines, losses, train_on_ranks, vtx
+from tests.s3 import free_ports
 from vtx_scale.launch.attempts import numbers
 
 pytestmark = pytest.mark.slow
