@@ -5,6 +5,7 @@ did not have before.
 """
 
 import json
+import threading
 import time
 from collections import Counter
 from typing import Any
@@ -41,8 +42,7 @@ class RunReader:
         self.events: list[dict[str, Any]] = []
         self.goodput: Goodput | None = None
         self.bad = 0
-        self.about: dict[str, Any] = {}
-        self.fault = ""
+        self.lock = threading.Lock()  # what a summary holds changes under it
         self.manifest: dict[str, Any] = {}
         self.began = time.monotonic()
         self.grown: float | None = None  # when steps were last seen to come
@@ -50,81 +50,73 @@ class RunReader:
         self.changed: float | None = None  # when the beat was last seen to change
 
     def look(self) -> Summary:
-        """What there is now. Raises OSError where it cannot be read."""
-        self._run_json()
-        self._lines()
+        """What there is now. Raises OSError where it cannot be read; nothing has changed then."""
+        about, fault = run_json(self.folder)
+        cut = self.tails["metrics.jsonl"].read()
+        for name, tail in self.tails.items():
+            if name != "metrics.jsonl":  # a resume cuts two others with it
+                tail.read(again=cut and name in ("ledger.jsonl", "evaluations.jsonl"))
         saved = steps(checkpoints_of(self.folder))
-        self._manifest(saved)
-        wanted = self.about.get("recipe", {}).get("steps")
-        return Summary(
-            folder=str(self.folder),
-            about=self.about,
-            fault=self.fault,
-            steps=wanted if type(wanted) is int else None,
-            columns=self.columns,
-            records=self.records,
-            checkpoints=saved,
-            manifest=self.manifest,
-            holder=self._holder(),
-            goodput=self.goodput,
-            grown=None if self.grown is None else time.monotonic() - self.grown,
-            ttl=lease.TTL,
-        )
+        manifest = self._manifest(saved)
+        holder = self._holder()
+        with self.lock:
+            self._add_lines()
+            self.manifest = manifest
+            wanted = about.get("recipe", {}).get("steps")
+            return Summary(
+                folder=str(self.folder),
+                about=about,
+                fault=fault,
+                steps=wanted if type(wanted) is int else None,
+                columns=self.columns,
+                records=self.records,
+                checkpoints=saved,
+                manifest=manifest,
+                holder=holder,
+                goodput=self.goodput,
+                grown=None if self.grown is None else time.monotonic() - self.grown,
+                ttl=lease.TTL,
+            )
 
-    def _run_json(self) -> None:
-        """A run that was forked has another one."""
-        try:
-            body = json.loads((self.folder / "run.json").read_bytes())
-        except FileNotFoundError:
-            self.about, self.fault = {}, ""
-            return
-        except ValueError:
-            self.about, self.fault = {}, "run.json is not JSON"
-            return
-        sound = isinstance(body, dict) and isinstance(body.get("recipe"), dict)
-        self.about = body if sound else {}
-        self.fault = "" if sound else "run.json is not what a training wrote"
-
-    def _lines(self) -> None:
-        cut, lines = self.tails["metrics.jsonl"].read()
-        if cut:  # the others were cut with it
-            redone = self.columns.redone + sum(1 for _ in self.columns.steps)
+    def _add_lines(self) -> None:
+        """What was read, to what there is."""
+        records = self.records
+        cut, lines = self.tails["metrics.jsonl"].take()
+        if cut:
             self.columns, self.bad = Columns(), 0
-            self.columns.redone = redone
         if lines and len(self.columns):
             self.grown = time.monotonic()
         self.bad += add_metrics(self.columns, lines)
-        void, lines = self.tails["ledger.jsonl"].read(again=cut)
-        records = self.records
+        records.damaged["metrics.jsonl"] = self.bad
+        void, lines = self.tails["ledger.jsonl"].take()
         if void:
             records.masked, records.skipped, records.entries = Counter(), {}, []
             records.retries = records.others = records.damaged["ledger.jsonl"] = 0
         add_ledger(records, lines)
-        void, lines = self.tails["evaluations.jsonl"].read(again=cut)
+        void, lines = self.tails["evaluations.jsonl"].take()
         if void:
             records.evaluations, records.damaged["evaluations.jsonl"] = {}, 0
         add_evaluations(records, lines)
-        void, lines = self.tails["log.txt"].read()
+        void, lines = self.tails["log.txt"].take()
         if void:
             records.starts, records.news, records.reached, records.ended = [], [], None, ""
         add_log(records, lines)
-        void, lines = self.tails["events.jsonl"].read()
+        void, lines = self.tails["events.jsonl"].take()
         if void:
             self.events = []
         self.events += [row for line in lines if (row := parsed(line)) is not None]
         if void or lines:
             self.goodput = goodput(self.events)
-        records.damaged["metrics.jsonl"] = self.bad
 
-    def _manifest(self, saved: list[int]) -> None:
+    def _manifest(self, saved: list[int]) -> dict[str, Any]:
         """Of the newest checkpoint, once."""
         newest = max(saved, default=0)
         if not saved or newest == self.manifest.get("step"):
-            return
+            return self.manifest
         try:
-            self.manifest = read_manifest(checkpoints_of(self.folder), newest)
+            return read_manifest(checkpoints_of(self.folder), newest)
         except (Damaged, UserError):
-            self.manifest = {}
+            return {}
 
     def _holder(self) -> Holder:
         """Whether its beat changes is seen by this machine's own clock alone."""
@@ -141,6 +133,21 @@ class RunReader:
             quiet=None if self.changed is None else now - self.changed,
             watched=now - self.began,
         )
+
+
+def run_json(folder: AnyPath) -> tuple[dict[str, Any], str]:
+    """run.json, {} where there is none, and what is wrong with it. Raises OSError where it cannot
+    be read.
+    """
+    try:
+        body = json.loads((folder / "run.json").read_bytes())
+    except FileNotFoundError:
+        return {}, ""
+    except ValueError:
+        return {}, "run.json is not JSON"
+    if isinstance(body, dict) and isinstance(body.get("recipe"), dict):
+        return body, ""
+    return {}, "run.json is not what a training wrote"
 
 
 def goodput(events: list[dict[str, Any]]) -> Goodput | None:

@@ -42,9 +42,9 @@ class Tail:
         self.waiting: list[bytes] = []  # read, and not given yet: a later request failed
         self.again = False
 
-    def read(self, again: bool = False) -> tuple[bool, list[bytes]]:
-        """(whether what was given before is void, the whole lines that are new). again: begin anew
-        in any case.
+    def read(self, again: bool = False) -> bool:
+        """Read what is new, for `take`; whether what was given before is void. again: begin anew in
+        any case.
 
         Raises OSError where it cannot be read; the next call goes on from where it was.
         """
@@ -55,6 +55,10 @@ class Tail:
         except Cut:
             self._reset()
             self._go_on()
+        return self.again
+
+    def take(self) -> tuple[bool, list[bytes]]:
+        """(whether what was given before is void, the whole lines that were read since)."""
         lines, self.waiting = self.waiting, []
         void, self.again = self.again, False
         return void, lines
@@ -125,6 +129,7 @@ class Lines:
         self.every = every if self.tail.in_bucket else 0.0
         if not whole:
             self.tail.read()
+            self.tail.take()
 
     def new(self) -> list[str]:
         """The lines that have come. Raises OSError where a bucket does not answer."""
@@ -132,5 +137,6 @@ class Lines:
         if now < self.next:
             return []
         self.next = now + self.every
-        _, lines = self.tail.read()
+        self.tail.read()
+        _, lines = self.tail.take()
         return [line.decode(errors="replace") for line in lines]

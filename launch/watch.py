@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from vtx_scale.data_pipeline.errors import UserError
@@ -66,7 +66,7 @@ class Looks:
     """A thread that reads the run, so that a bucket that does not answer holds no drawing up."""
 
     def __init__(self, folder: AnyPath, every: float) -> None:
-        self.folder, self.every = folder, every
+        self.folder, self.every, self.reader = folder, every, RunReader(folder)
         self.summary: Summary | None = None
         self.reason = ""  # why the last look failed
         self.asked = self.answered = time.monotonic()
@@ -75,11 +75,10 @@ class Looks:
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        reader = RunReader(self.folder)
         while not self.ended.is_set():
             self.asked = time.monotonic()
             try:
-                self.summary, self.reason = reader.look(), ""
+                self.summary, self.reason = self.reader.look(), ""
                 self.answered = time.monotonic()
             except OSError as e:
                 self.reason = why(e)
@@ -103,16 +102,17 @@ class Looks:
 def watch(looks: Looks, console: Console) -> None:
     """Draw until the run is finished. Raises KeyboardInterrupt."""
 
-    def drawn() -> object:
+    def drawn() -> RenderableType:
         lines = 6 if console.height >= FEWEST + 8 else max(0, console.height - FEWEST)
         summary = looks.summary or Summary(str(looks.folder))
-        return view(summary, console.width, lines, looks.note(), letters(console))
+        with looks.reader.lock:
+            return view(summary, console.width, lines, looks.note(), letters(console))
 
     try:
         with Live(console=console, screen=True, auto_refresh=False) as screen:
             looks.looked.wait(DRAWN)
             while looks.summary is None or looks.summary.state != "finished":
-                screen.update(drawn(), refresh=True)  # type: ignore[arg-type]
+                screen.update(drawn(), refresh=True)
                 time.sleep(DRAWN)
     finally:
         looks.ended.set()

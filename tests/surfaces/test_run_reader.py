@@ -71,7 +71,8 @@ class Lines:
         self.tail, self.lines = Tail(path), []
 
     def read(self):
-        void, new = self.tail.read()
+        self.tail.read()
+        void, new = self.tail.take()
         self.lines = new if void else self.lines + new
         return self.lines
 
