@@ -330,3 +330,24 @@ def test_a_folder_that_is_not_there_yet(tmp_path):
     assert reader.look().state == "waiting" and not os.path.exists(tmp_path / "run")
     written_run(tmp_path / "run")
     assert reader.look().step == 120
+
+
+def test_a_look_that_fails_changes_nothing(tmp_path, monkeypatch):
+    """What is drawn is one look, also while another has read a part."""
+    folder = written_run(tmp_path / "run", ledger=({"kind": "retry"},))
+    reader = RunReader(folder)
+    before = reader.look()
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(row(121))
+    plain = run_reader.steps
+
+    def silent(storage):
+        raise TimeoutError(110, "no answer")
+
+    monkeypatch.setattr(run_reader, "steps", silent)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            reader.look()
+        assert before.step == 120 and before.records.retries == 1
+    monkeypatch.setattr(run_reader, "steps", plain)
+    assert reader.look().step == 121 and reader.look().records.retries == 1
