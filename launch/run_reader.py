@@ -14,10 +14,9 @@ from vtx_scale.checkpoints import lease
 from vtx_scale.checkpoints.format import Damaged, read_manifest, steps
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
-from vtx_scale.launch.columns import Columns, number
+from vtx_scale.launch.columns import Columns
 from vtx_scale.launch.paths import checkpoints_of, lease_of
 from vtx_scale.launch.summary import (
-    Goodput,
     Holder,
     Records,
     Summary,
@@ -27,6 +26,7 @@ from vtx_scale.launch.summary import (
     add_metrics,
 )
 from vtx_scale.launch.tail import Tail
+from vtx_scale.trainer.goodput import Goodput, tally
 from vtx_scale.trainer.lines import parsed
 
 FILES = ("metrics.jsonl", "ledger.jsonl", "evaluations.jsonl", "log.txt", "events.jsonl")
@@ -106,7 +106,7 @@ class RunReader:
             self.events = []
         self.events += [row for line in lines if (row := parsed(line)) is not None]
         if void or lines:
-            self.goodput = goodput(self.events)
+            self.goodput = tally(self.events) if self.events else None
 
     def _manifest(self, saved: list[int]) -> dict[str, Any]:
         """Of the newest checkpoint, once."""
@@ -148,15 +148,3 @@ def run_json(folder: AnyPath) -> tuple[dict[str, Any], str]:
     if isinstance(body, dict) and isinstance(body.get("recipe"), dict):
         return body, ""
     return {}, "run.json is not what a training wrote"
-
-
-def goodput(events: list[dict[str, Any]]) -> Goodput | None:
-    """Where the time went that events tell of; None where they tell of none."""
-    seconds: dict[str, float] = {}
-    for event in events:
-        causes = event.get("seconds") if event.get("kind") == "time" else None
-        for cause, value in causes.items() if isinstance(causes, dict) else ():
-            seconds[cause] = seconds.get(cause, 0.0) + (number(value) or 0.0)
-    wall = sum(seconds.values())
-    running = wall - seconds.get("stopped", 0.0)
-    return Goodput(seconds, wall, seconds.get("step", 0.0) / running) if running > 0 else None

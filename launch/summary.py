@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vtx_scale.launch.columns import Columns, number
 from vtx_scale.launch.redact import shown
+from vtx_scale.trainer.goodput import Goodput
 from vtx_scale.trainer.lines import parsed
 
 RECENT = 50  # steps that "now" means
@@ -179,17 +180,6 @@ class Holder:
     released: bool = True
     quiet: float | None = None
     watched: float = 0.0
-
-
-@dataclass(frozen=True)
-class Goodput:
-    """Where the time went: cause -> seconds. wall: of all. share: of steps that count, in the time
-    in which nobody had stopped the run.
-    """
-
-    seconds: dict[str, float]
-    wall: float
-    share: float
 
 
 @dataclass

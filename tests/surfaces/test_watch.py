@@ -25,8 +25,9 @@ from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.launch import watch
 from vtx_scale.launch.columns import Columns
 from vtx_scale.launch.run_reader import RunReader
-from vtx_scale.launch.summary import Goodput, Holder, Records, Summary, add_ledger
+from vtx_scale.launch.summary import Holder, Records, Summary, add_ledger
 from vtx_scale.launch.watch_view import BARS, PLAIN_BARS, causes, duration, sparkline, view
+from vtx_scale.trainer.goodput import Goodput
 
 LEDGER = (
     {"kind": "sample", "reason": "jpeg_corrupt", "step": 3},
