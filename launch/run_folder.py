@@ -1,7 +1,7 @@
 """A run folder: who may write in it, and what it was made from. Standard library alone.
 
-run.json metrics.jsonl ledger.jsonl evaluations.jsonl log.txt tensorboard/ pictures/ tokenizer/
-checkpoints/step-00000120/ decisions/ control/ lease/
+run.json metrics.jsonl ledger.jsonl events.jsonl evaluations.jsonl log.txt tensorboard/ pictures/
+tokenizer/ checkpoints/step-00000120/ decisions/ control/ lease/ stacks/
 """
 
 import contextlib

@@ -80,6 +80,8 @@ WATCHERS = "tests/promises/test_p4_watchers.py"
 WARM = "tests/surfaces/test_warm.py"
 FORKS = "tests/data_pipeline/test_fork_server.py"
 SIGNALS = "tests/promises/test_p4_signals.py"
+HANGS = "tests/vtx_scale/test_hangs.py"
+GOODPUT = "tests/vtx_scale/test_goodput.py"
 UNUSABLE = "tests/promises/test_p4_unusable.py"
 GUARD = "tests/promises/test_p4_guard.py"
 RING = "tests/vtx_scale/test_ring.py"
@@ -3106,6 +3108,84 @@ MUTANTS = (
         'self.reason = ""',
         (f"{WATCH}::test_a_bucket_that_does_not_answer",),
         "A bucket that does not answer is said, and asked again.",
+        "an-inner-phase-counts-twice",
+        "vtx_scale/distributed/phases.py",
+        "            self._turned = self._since = now\n",
+        "            self._since = now\n",
+        ("tests/vtx_scale/test_phases.py::test_an_inner_phase_takes_its_time_from_the_outer",),
+        "Every second of a process belongs to one phase.",
+    ),
+    Mutant(
+        "a-process-begins-at-its-imports",
+        "vtx_scale/distributed/phases.py",
+        "    return now - min(max(age, 0.0), OLDEST)",
+        "    return now",
+        ("tests/vtx_scale/test_phases.py::test_the_time_before_the_first_line_counts_as_import",),
+        "The start of a process counts from its beginning.",
+    ),
+    Mutant(
+        "whoever-waits-is-stuck",
+        "vtx_scale/launch/hangs.py",
+        "    others = [b for b in beats if not b.inside or b.still]",
+        "    others = list(beats)",
+        (f"{HANGS}::test_the_stuck_one_is_named",),
+        "The stuck rank is the one that is in no collective.",
+    ),
+    Mutant(
+        "slow-data-are-a-hang",
+        "vtx_scale/launch/hangs.py",
+        "    if others and not guilty:\n        return None\n",
+        "    guilty = guilty or others\n",
+        (f"{HANGS}::test_the_stuck_one_is_named",),
+        "A rank that waits for its data is not stuck.",
+    ),
+    Mutant(
+        "evaluations-have-the-limit-of-a-step",
+        "vtx_scale/launch/hangs.py",
+        '"evaluate": 10.0',
+        '"evaluate": 1.0',
+        (f"{HANGS}::test_the_stuck_one_is_named",),
+        "An evaluation may take longer than a step.",
+    ),
+    Mutant(
+        "a-stopped-process-is-as-any",
+        "vtx_scale/launch/beats.py",
+        '        return state == "T"\n',
+        "        return False\n",
+        (f"{HANGS}::test_a_process_shows_where_it_stands",),
+        "A process that is stopped is known by the system's word.",
+    ),
+    Mutant(
+        "overlaps-count-twice",
+        "vtx_scale/trainer/goodput.py",
+        "            stop = min(line.stop, end)\n",
+        "            stop = line.stop\n",
+        (f"{GOODPUT}::test_an_overlap_belongs_to_the_newer_attempt",),
+        "What two attempts wrote of one time belongs to the newer.",
+    ),
+    Mutant(
+        "redone-steps-count",
+        "vtx_scale/trainer/goodput.py",
+        "            share = lost if cause in REDONE else 0.0",
+        "            share = 0.0",
+        (f"{GOODPUT}::test_steps_that_were_done_again_are_lost",),
+        "Steps that are done again are lost time.",
+    ),
+    Mutant(
+        "a-stop-is-a-fault",
+        "vtx_scale/trainer/goodput.py",
+        "ASKED = (0, 75, 130)",
+        "ASKED = (0,)",
+        (f"{GOODPUT}::test_what_is_between_two_attempts",),
+        "The time after an end that was asked for is no downtime.",
+    ),
+    Mutant(
+        "one-slow-window-is-enough",
+        "vtx_scale/trainer/stragglers.py",
+        "RUNNING = 3",
+        "RUNNING = 1",
+        ("tests/vtx_scale/test_stragglers.py::test_it_is_named_once_with_its_ratio",),
+        "A straggler is slow in three windows running.",
     ),
 )
 

@@ -55,14 +55,14 @@ def test_which_of_three_hangs(tmp_path):
     assert_same_bits(folder, tmp_path / "one")
 
 
-def test_a_pause_and_slow_evaluations_restart_nothing(tmp_path):
-    """Three seconds of SIGSTOP are said and no more, and an evaluation that takes longer than a
-    collective may is none.
+def test_a_pause_and_what_is_slow_restart_nothing(tmp_path):
+    """Three seconds of SIGSTOP are said and no more; samples that come to one rank, and an
+    evaluation, that take longer than a collective may are no hang.
     """
     folder = tmp_path / "run"
     keys = ("steps=30", "system.world=2", "system.timeout=6", "system.workers=0")
     command = ["train", "clip_vit_b32", "--smoke", "--run", str(folder), *keys]
-    env = environment({"VTX_SLOW": "evaluate:0:9,evaluate:1:9"})
+    env = environment({"VTX_SLOW": "data-20:0:9,evaluate:0:9,evaluate:1:9"})
     with (tmp_path / "err").open("w") as err:
         run = subprocess.Popen(
             [sys.executable, "-m", "vtx_scale.launch.cli", *command], env=env, stderr=err
@@ -84,7 +84,8 @@ def test_a_pause_and_slow_evaluations_restart_nothing(tmp_path):
     said = (tmp_path / "err").read_text()
     assert "rank 1 on" in said and "goes on after" in said
     assert not (folder / "stacks").exists()
-    assert read(folder).seconds["evaluate"] >= 9
+    spent = read(folder).seconds
+    assert spent["evaluate"] >= 9 and spent["data_wait"] >= 9
 
 
 def test_every_second_of_a_run_that_is_killed_twice_has_a_cause(tmp_path):

@@ -1,12 +1,13 @@
 """Faults on demand, for tests: VTX_KILL="NAME:RANK,..." ends that rank by SIGKILL when it reaches a
 point, once each; of VTX_HANG="NAME:RANK,..." it comes no further there, once each; and
-VTX_SLOW="KIND:RANK:SECONDS,..." holds it up at every point of a kind.
+VTX_SLOW="NAME:RANK:SECONDS,..." holds it up there, every time; NAME may be a kind of points alone.
 
 VTX_KILL_ONCE is a folder that remembers which have happened. Points: `step-N` (step N is done, its
-save not begun), `backward-N`, `evaluate-N`, and in a save `staging`, `before-table`,
-`before-manifest` and `after-manifest` (it is committed, nothing is removed yet), each as
-`NAME-STEP`; in a snapshot in memory `memory-staging-N`, `memory-data-N` (this rank's parts are
-written) and `memory-manifest-N`; `before-decision-N` and `decision-N` around the writing of a
+save not begun), `backward-N`, `data-N` (its samples are asked for), `evaluate-N`, and in a save
+`staging`, `before-table`, `before-manifest` and `after-manifest` (it is committed, nothing is
+removed yet), each as `NAME-STEP`; in a snapshot in memory `memory-staging-N`, `memory-data-N`
+(this rank's parts are written) and `memory-manifest-N`; `before-decision-N` and `decision-N`
+around the writing of a
 roll-back behind step N.
 """
 
@@ -28,8 +29,8 @@ def failpoint(name: str) -> None:
     if not (KILLED or HUNG or SLOW):
         return
     rank = os.environ.get("RANK", "0")
-    for kind, whose, seconds in SLOW:
-        if whose == rank and name.startswith(f"{kind}-"):
+    for where, whose, seconds in SLOW:
+        if whose == rank and where in (name, name.partition("-")[0]):
             time.sleep(float(seconds))
     if (name, rank) in KILLED and first(name, rank):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,5 @@
 """The loop and what it calls.
 
-Reading order: loop, init, optim, precision, leave, control, sources, output, events, log.
+Reading order: loop, init, optim, precision, leave, control, sources, output, events,
+goodput, stragglers, log.
 """

@@ -168,6 +168,7 @@ class Trainer:
 
     def next_batch(self) -> Batch | None:
         """The step's share, None where this rank is asked to leave before it came."""
+        failpoint(f"data-{self.progress.step + 1}")
         try:
             with self.control.at_once():
                 return self.loader.next()
