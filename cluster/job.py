@@ -1,7 +1,7 @@
 """What a launcher and a cluster say to each other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,15 @@ class Ranks(Protocol):
     def words(self) -> dict[int, str]:
         """Rank -> the sentence with which it ended, of those that gave one."""
 
+    def beats(self) -> list[Any]:
+        """Where the ranks that live stand, in a form that travels."""
+
+    def stacks(self) -> dict[int, str]:
+        """Rank -> what it is doing, of those that live; takes some seconds."""
+
+    def kept(self) -> int:
+        """The newest step that is kept in memory, 0 for none."""
+
     def ask(self) -> None:
         """Ask the ranks that live to save and leave."""
 
@@ -32,6 +41,16 @@ class Ranks(Protocol):
 
     def close(self) -> None:
         """End the ranks, and whatever else was kept for the next round."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a machine says of its ranks: see `Ranks`."""
+
+    codes: dict[int, int | None] = field(default_factory=dict)
+    words: dict[int, str] = field(default_factory=dict)
+    beats: list[Any] = field(default_factory=list)
+    kept: int = 0
 
 
 @dataclass(frozen=True)

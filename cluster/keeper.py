@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vtx_scale.cluster.job import Ranks
+from vtx_scale.cluster.job import Ranks, State
 from vtx_scale.data_pipeline.errors import UserError
 
 SIOCGIFADDR = 0x8915
@@ -28,7 +28,6 @@ LEAST_FREE = 0.02  # of the memory
 WRITTEN = 1 << 20  # bytes
 SIDE = 256  # of matrices
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-State = tuple[dict[int, int | None], dict[int, str]]  # exit codes and last words, by rank
 
 
 class Keeper:
@@ -101,8 +100,13 @@ class Keeper:
         self.heard = time.monotonic()
         ranks = self.ranks
         if ranks is None:
-            return {}, {}
-        return self.hand.submit(lambda: (ranks.codes(), ranks.words())).result()
+            return State()
+        return self.hand.submit(state_of, ranks).result()
+
+    def stacks(self) -> dict[int, str]:
+        """As `Ranks.stacks`."""
+        self.heard = time.monotonic()
+        return self.ranks.stacks() if self.ranks is not None else {}
 
     def begin(self, *about: Any) -> None:
         """As `Ranks.begin`."""
@@ -134,6 +138,12 @@ class Keeper:
         closing.start()
         closing.join(5)
         os._exit(1)
+
+
+def state_of(ranks: Ranks) -> State:
+    """What they say of themselves."""
+    codes = ranks.codes()
+    return State(codes, ranks.words(), ranks.beats(), ranks.kept())
 
 
 def unfit(folder: Path) -> str:

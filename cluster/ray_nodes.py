@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vtx_scale.cluster import ray_private
-from vtx_scale.cluster.job import GaveUp, Job, Limits, Machine
-from vtx_scale.cluster.keeper import Keeper, State
+from vtx_scale.cluster.job import GaveUp, Job, Limits, Machine, State
+from vtx_scale.cluster.keeper import Keeper
 from vtx_scale.cluster.ray_settings import DRIVER_CPUS
 from vtx_scale.data_pipeline.errors import UserError
 
@@ -107,7 +107,7 @@ class Held:
     machine: Machine
     room: int
     actor: Any
-    state: State = ({}, {})
+    state: State = field(default_factory=State)
     fault: str | None = None
     preparing: Any = None
     silent: float = 0.0

@@ -7,26 +7,34 @@ checkpoint.
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from vtx_scale.cluster.job import GaveUp, Machine
+from vtx_scale.cluster.job import GaveUp, Machine, State
 from vtx_scale.cluster.policy import EXCLUDED, admit, layout
 from vtx_scale.cluster.ray_nodes import Cluster, Held
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import run_folder
+from vtx_scale.launch.beats import Watcher
 from vtx_scale.launch.faults import Faults
+from vtx_scale.launch.judged import Ended, codes_of, judge
 from vtx_scale.launch.node import Round
-from vtx_scale.launch.rounds import HUNG, Tries, Watch, left, newest, reason, start_of
+from vtx_scale.launch.rounds import HUNG, Tries, Watch, left, newest, start_of
 from vtx_scale.specs.run import System
+from vtx_scale.trainer.goodput import attempt_name
+from vtx_scale.trainer.goodput import ended as ended_at
 from vtx_scale.trainer.leave import requests
 from vtx_scale.trainer.output import Ledger, say, why
 
 LOOK = 0.2  # seconds between two looks at the ranks
+STACKS = 60.0  # seconds for all machines to tell what their ranks are doing
 AGAIN = 60.0  # seconds between two sentences on what is waited for
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,18 +91,19 @@ class Driver:
             if (code := self.after(ended, tries)) is not None:
                 return code
 
-    def after(self, ended: "Ended", tries: Tries) -> int | None:
+    def after(self, ended: Ended, tries: Tries) -> int | None:
         """The exit code where the run is over, None where another round begins."""
         moves = ended.code == 75 and ended.moves and not requests.wanted()
         if not moves and (code := left(requests, ended.code)) is not None:
             if ended.words and code:
                 say(f"vtx: {ended.words}")
             return code
-        now = newest(self.folder)
+        now = max(self.patiently(newest, self.folder) or 0, ended.kept)
         for held in ended.lost:
             self.forget(held)
         if any(held.still for held in ended.lost):
-            self.new_epoch()
+            # what a machine still writes that nobody can reach does not count from here on
+            self.patiently(self.lease.advance)
         if not moves and not ended.lost and tries.failed(now):
             raise GaveUp(
                 f"the workers failed {tries.failures} times without a new checkpoint: {ended.why}"
@@ -102,18 +111,19 @@ class Driver:
         self.tell(ended, now)
         return None
 
-    def new_epoch(self) -> None:
-        """What a machine still writes that nobody can reach does not count from here on. Raises
-        UserError where another job has the run.
+    def patiently(self, ask: Callable[..., T], *about: Any) -> T | None:
+        """What a storage answers, as soon as it does; None where the run is asked to leave before.
+        Raises whatever is no OSError.
         """
         while not requests.wanted():
             try:
-                return self.lease.advance()
+                return ask(*about)
             except OSError as e:
                 self.say_now_and_then(f"{self.folder} does not answer ({why(e)}): waiting for it")
                 time.sleep(1)
+        return None
 
-    def tell(self, ended: "Ended", now: int) -> None:
+    def tell(self, ended: Ended, now: int) -> None:
         """What happened, in the ledger and on the terminal."""
         ledger = Ledger(self.folder)
         for held in ended.lost:
@@ -225,18 +235,23 @@ class Driver:
 
     # a round
 
-    def round(self, placed: list[tuple[Held, int]]) -> "Ended":
+    def round(self, placed: list[tuple[Held, int]]) -> Ended:
         """One start of all ranks, to its end."""
         held, self.number, self.began = [h for h, _ in placed], self.number + 1, time.monotonic()
+        attempt = attempt_name(self.lease.epoch, self.number)
+        self.watcher = Watcher(self.folder, attempt, self.system.timeout, say)
         try:
             if self.begin(placed):
                 moves, watch = self.follow(held)
             else:
                 moves, watch = "", Watch()
         finally:
-            codes = {rank: code for h in held for rank, code in h.state[0].items()}
+            codes = codes_of(held)
             self.cluster.everywhere(held, "end")
-        return self.judge(held, codes, moves, watch)
+        ended = judge(held, codes, moves, watch)
+        unheard = [time.time() - one.silent for one in ended.lost]
+        ended_at(self.folder, attempt, ended.code, min(unheard, default=self.watcher.since))
+        return ended
 
     def begin(self, placed: list[tuple[Held, int]]) -> bool:
         """Whether the ranks have been started on every machine."""
@@ -252,7 +267,7 @@ class Driver:
             first += ranks
         self.cluster.everywhere(held, "begin", rounds, [self.lease.epoch] * len(held))
         for one in held:
-            one.state, one.round = ({}, {}), self.number
+            one.state, one.round = State(), self.number
         return not any(one.lost for one in held)
 
     def say_world(self, placed: list[tuple[Held, int]], world: int) -> None:
@@ -284,12 +299,24 @@ class Driver:
                 say("asked to leave: the workers save and end")
                 if not moves:
                     self.cluster.everywhere(held, "ask")
-            states = [one.state[0] for one in held]
-            codes = {rank: code for state in states for rank, code in state.items()}
-            if all(states) and watch.over(codes):
+            if all(one.state.codes for one in held) and watch.over(codes_of(held)):
+                break
+            if watch.first is None and self.hangs(held, watch):
                 break
             time.sleep(LOOK)
         return moves, watch
+
+    def hangs(self, held: list[Held], watch: Watch) -> bool:
+        """Whether the ranks come no further; what they are doing is kept then."""
+        if not self.watcher.due:
+            return False
+        beats = [replace(beat, host=one.machine.name) for one in held for beat in one.state.beats]
+        if (verdict := self.watcher.see(beats)) is None:
+            return False
+        stacks = [s or {} for s in self.cluster.everywhere(held, "stacks", limit=STACKS)]
+        self.watcher.keep(verdict, {rank: text for s in stacks for rank, text in s.items()})
+        watch.first = (verdict.beat.rank if verdict.beat else -1, HUNG)
+        return True
 
     def wants_another(self, held: list[Held]) -> str:
         """Why another round with other machines should begin now, "" where this one is right."""
@@ -308,42 +335,3 @@ class Driver:
             return ""
         new = [self.cluster.hold(m, ranks) for m, ranks in plan.items() if m.key not in mine]
         return f"room for {world} workers" if all(self.prepared(one) for one in new) else ""
-
-    def judge(
-        self, held: list[Held], codes: dict[int, int | None], moves: str, watch: Watch
-    ) -> "Ended":
-        """How a round has ended, after its ranks have."""
-        lost = [one for one in held if one.lost]
-        if requests.count > 1:
-            say("vtx: ended at once: steps after the newest checkpoint are lost.")
-            return Ended(130 if requests.last == signal.SIGINT else 1, "", "", lost, moves)
-        rank, code = watch.verdict(codes)
-        if code == 0 and (lost or None in codes.values()):
-            code = 1  # not all of them came to the end
-        words = {r: text for one in held for r, text in one.state[1].items()}.get(rank, "")
-        words = words.removeprefix("vtx: ")
-        where = next((one for one in held if rank in one.state[0]), held[0])
-        if lost:
-            cause = "; ".join(f"{one.machine.name} {one.lost}" for one in lost)
-        elif code == 75 and moves:
-            cause = moves
-        else:
-            how = words if words and code > 0 else f"ended with {reason(code)}"
-            cause = f"rank {rank} on {where.machine.name}: {how}"
-        bad = where.machine if code < 0 or code == HUNG else None
-        return Ended(code, cause, words, lost, moves, bad)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a round ended. code: of the rank that is believed; words: its sentence. why: for people.
-    lost: machines. moves: why its ranks were asked to make place for another round. bad: the
-    machine of a rank that was ended from outside.
-    """
-
-    code: int
-    why: str
-    words: str
-    lost: list[Held]
-    moves: str
-    bad: Machine | None = None

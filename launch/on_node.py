@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vtx_scale.launch import inputs, override, recipes, run_folder
-from vtx_scale.launch.node import WORDS, Node, Round
+from vtx_scale.launch.hangs import Beat
+from vtx_scale.launch.node import WORDS, Node, Round, keeps_warm
 from vtx_scale.launch.outside import held
 from vtx_scale.launch.places import place_at
 from vtx_scale.launch.resolve import resolve_data
+from vtx_scale.launch.warm import Warm
 
 
 class NodeRanks:
@@ -19,12 +21,14 @@ class NodeRanks:
     here; and the words with which its ranks ended. As `vtx_scale.cluster.job.Ranks`.
     """
 
-    def __init__(self, body: dict[str, Any], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, body: dict[str, Any], folder: Path, environment: dict[str, str], warm: Warm | None
+    ) -> None:
         """body: of the request. folder: of this machine, where the request and the words lie."""
         self.body, self.request, self.said = body, folder / "request.json", folder / "words"
         self.said.mkdir()
         write_private(self.request, json.dumps(body))
-        self.node = Node(self.request, {**environment, WORDS: str(self.said)})
+        self.node = Node(self.request, {**environment, WORDS: str(self.said)}, warm)
 
     def begin(self, round: Round, epoch: int) -> None:
         """Start this machine's ranks of a round, which write under an epoch of the lease."""
@@ -42,6 +46,18 @@ class NodeRanks:
         """Rank -> the sentence with which it ended, of those that gave one."""
         found = {int(path.name): path.read_text() for path in self.said.iterdir()}
         return {rank: text for rank, text in found.items() if text}
+
+    def beats(self) -> list[Beat]:
+        """Where the ranks that live stand."""
+        return self.node.beats()
+
+    def stacks(self) -> dict[int, str]:
+        """Rank -> what its threads are doing, of those that live; takes some seconds."""
+        return self.node.stacks()
+
+    def kept(self) -> int:
+        """The newest step of which this machine has a snapshot in memory, 0 for none."""
+        return self.node.kept()
 
     def ask(self) -> None:
         """Ask the ranks that live to save and leave."""
@@ -62,6 +78,9 @@ def start(payload: dict[str, Any], folder: Path) -> NodeRanks:
     payload: recipe as its user wrote it, folder of the run, paths of a stranger's recipe, debug,
     environment of the ranks. Raises UserError where this machine lacks what the run needs.
     """
+    environment = {**payload["environment"], "PYTHONPATH": import_path()}
+    # it imports while the data is looked at
+    warm = Warm(environment) if keeps_warm(payload["recipe"]["system"]["spare"]) else None
     recipes.let_import(payload["paths"])
     place = place_at(payload["folder"])
     run = inputs.here(override.from_dict(payload["recipe"]), place)
@@ -72,7 +91,7 @@ def start(payload: dict[str, Any], folder: Path) -> NodeRanks:
         "debug": payload["debug"],
         "paths": payload["paths"],
     }
-    return NodeRanks(body, folder, {**payload["environment"], "PYTHONPATH": import_path()})
+    return NodeRanks(body, folder, environment, warm)
 
 
 def import_path() -> str:

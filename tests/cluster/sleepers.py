@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+from vtx_scale.cluster.job import State
 from vtx_scale.data_pipeline.parent import die_with_parent
 
 TTL = 3.0
@@ -33,6 +34,12 @@ class Sleepers:
 
     def words(self):
         return {}
+
+    def beats(self):
+        return []
+
+    def kept(self):
+        return 0
 
     def close(self) -> None:
         for process in self.processes:
@@ -63,8 +70,7 @@ def keep(mark: str, home: str, seconds: float) -> None:
     thread(keeper.begin)  # in threads that end, as those of Ray may
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        codes, words = thread(keeper.poll)
-        assert codes == {0: None, 1: None} and words == {}
+        assert thread(keeper.poll) == State({0: None, 1: None})
         print("polled", flush=True)
         time.sleep(0.2)
     time.sleep(600)
