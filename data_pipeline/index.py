@@ -10,7 +10,7 @@ import os
 import struct
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.layout import Layout
+from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.publish import whole
 from vtx_scale.data_pipeline.scan import CAP, CHUNK, Scan, Told, scan, shown
 from vtx_scale.data_pipeline.shards import Shards
@@ -143,30 +144,32 @@ def build(
     shards: Shards,
     chunk: int = CHUNK,
     say: Callable[[str], None] = lambda line: None,
-    key: Callable[[str], None] = lambda key: None,
+    key: Callable[[str], None] | None = None,
+    pool: Pool | None = None,
 ) -> Index:
     """Index shards by reading them once; what is wrong with a shard is said,
-    a line each and then in counts. key: is given that of each sample in order. Raises UserError
-    where one cannot be indexed.
+    a line each and then in counts. key: is given that of each sample in order. pool: reads a shard
+    a unit. Raises UserError where one cannot be indexed.
     """
+    reading = Reading(shards.root, chunk, key is not None)
+    found = pool(reading, shards.names) if pool else map(reading.of, shards.files())
     scans: list[Scan] = []
     tags: list[NDArray[np.uint8]] = []
     bad: dict[int, str] = {}
     again: dict[int, int] = {}
     told = Told(say)
     total, layout = 0, Layout()
-    for name, path, head in shards.files():
-        found = scan(path, chunk, layout, shards.url(name), key)
-        for problem in found.problems:
-            told(path.name, problem)
-        told.counts.update(
-            {k: v - sum(p.reason == k for p in found.problems) for k, v in found.counts.items()}
-        )
-        bad |= {total + i: reason for i, reason in found.bad.items()}
-        again |= {total + i: times for i, times in found.again.items()}
-        total += found.samples
-        scans.append(found)
-        tags.append(time_tag(found.mtime_ns) if head is None else remote_tag(head, name))
+    for name, (one, tag) in zip(shards.names, found, strict=True):
+        told.shard(name.rpartition("/")[2], one.problems, one.counts)
+        layout.join(one.layout)
+        if key:
+            for word in one.keys:
+                key(word)
+        bad |= {total + i: reason for i, reason in one.bad.items()}
+        again |= {total + i: times for i, times in one.again.items()}
+        total += one.samples
+        scans.append(replace(one, keys=[]))
+        tags.append(tag)
     told.end()
     for sentence in layout.sentences():
         say(shown(sentence, 999))
@@ -184,6 +187,26 @@ def build(
         bad,
         again,
     )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Reads one shard of a place. keys: whether those of its samples are wanted."""
+
+    root: Storage
+    chunk: int
+    keys: bool
+
+    def __call__(self, name: str) -> tuple[Scan, NDArray[np.uint8]]:
+        """What a shard holds, and its tag. Raises UserError where it cannot be indexed."""
+        (found,) = map(self.of, Shards(self.root, [name], "").files())
+        return found
+
+    def of(self, file: tuple[str, Path, Head | None]) -> tuple[Scan, NDArray[np.uint8]]:
+        """The same of one that lies in a file: its name, the file, and what its storage says."""
+        name, path, head = file
+        found = scan(path, self.chunk, Shards(self.root, [], "").url(name), self.keys)
+        return found, time_tag(found.mtime_ns) if head is None else remote_tag(head, name)
 
 
 def time_tag(mtime_ns: int) -> NDArray[np.uint8]:

@@ -56,6 +56,13 @@ class Layout:
                 f"key {sample.key}, member {pictures[0]}{more}, in {self._shard}"
             )
 
+    def join(self, later: "Layout") -> None:
+        """Take in what another one saw of the shards behind these."""
+        for name in ("apart", "dotted", "hidden"):
+            first = f"first_{name}"
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+            setattr(self, first, getattr(self, first) or getattr(later, first))
+
     def sentences(self) -> list[str]:
         """For people, at most one of each kind."""
         out = []

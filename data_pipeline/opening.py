@@ -12,6 +12,7 @@ from vtx_scale.data_pipeline.index import (
     save,
     time_tag,
 )
+from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.quarantine import kept_in
 from vtx_scale.data_pipeline.remote import open_remote, refuse_unfinished, store_remote
 from vtx_scale.data_pipeline.scan import CHUNK
@@ -22,23 +23,28 @@ LARGE = 20 << 30  # bytes: reading so much is said before it is done
 
 
 def open_index(
-    shards: str | Shards, chunk: int = CHUNK, say: Callable[[str], None] = lambda line: None
+    shards: str | Shards,
+    chunk: int = CHUNK,
+    say: Callable[[str], None] = lambda line: None,
+    pool: Pool | None = None,
 ) -> Index:
     """The index of a shard list, made on first use; a stale one is made again with one line.
 
     shards: a folder, a brace pattern, a glob, or a list of these apart by commas or `::`. chunk:
-    the most samples of a chunk. say: takes a line for people. It lies in `.vtx` beside the first
-    shard, or in the cache where that cannot be written, and nowhere where there is no sample; an
-    index that is read costs no look into the shards but their sizes and times. Raises UserError
-    where shards are missing, compressed, something else or of a scheme that is not opened; that of
-    shards in a bucket is made by `vtx data index` alone.
+    the most samples of a chunk. say: takes a line for people. pool: reads a shard a unit. It lies
+    in `.vtx` beside the first shard, or in the cache where that cannot be written, and nowhere
+    where there is no sample; an index that is read costs no look into the shards but their sizes
+    and times. Raises UserError where shards are missing, compressed, something else or of a scheme
+    that is not opened; that of shards in a bucket is made by `vtx data index` alone.
     """
     if isinstance(shards, str):
         shards = local_shards(shards, say)
-    return open_remote(shards, chunk) if shards.remote else open_local(shards, chunk, say)
+    return open_remote(shards, chunk) if shards.remote else open_local(shards, chunk, say, pool)
 
 
-def open_local(shards: Shards, chunk: int, say: Callable[[str], None]) -> Index:
+def open_local(
+    shards: Shards, chunk: int, say: Callable[[str], None], pool: Pool | None = None
+) -> Index:
     """That of shards on this machine's disks."""
     name = index_name(shards.names, chunk)
     first = shards.local(shards.names[0]).parent
@@ -66,7 +72,7 @@ def open_local(shards: Shards, chunk: int, say: Callable[[str], None]) -> Index:
             f"{total >> 30} GiB are read once to index them; 'vtx data index {shards.title}' does "
             "so at another time"
         )
-    index = build(shards, chunk, say)
+    index = build(shards, chunk, say, pool=pool)
     if not index.n:  # a mistake, which leaves nothing behind
         return index
     kept_in(index, [(Folder(path.parent), "") for path in places])

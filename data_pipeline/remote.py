@@ -19,6 +19,7 @@ from vtx_scale.data_pipeline.index import (
     remote_tag,
     save,
 )
+from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.quarantine import kept_in
 from vtx_scale.data_pipeline.scan import CHUNK
 from vtx_scale.data_pipeline.shards import Shards, listed, read_whole
@@ -133,18 +134,19 @@ def index_remote(
     chunk: int = CHUNK,
     cache: bool = False,
     say: Callable[[str], None] = lambda line: None,
-    key: Callable[[str], None] = lambda key: None,
+    key: Callable[[str], None] | None = None,
+    pool: Pool | None = None,
 ) -> Index:
     """Make the index of shards in a bucket, reading each once, and keep it beside them, or with
     `cache` in this user's cache; nothing is kept where there is no sample. key: is given that of
-    each sample in order.
+    each sample in order. pool: reads a shard a unit.
 
     Raises UserError where shards are missing, not a whole set or cannot be indexed, and where
     nothing may be written.
     """
     shards = named(shards)
     refuse_unfinished(shards)
-    index = build(shards, chunk, say, key)
+    index = build(shards, chunk, say, key, pool)
     if not index.n:
         return index
     root, prefix = homes(shards)[cache]

@@ -29,6 +29,8 @@ class Scan:
     again: dict[int, int]
     problems: list[Problem]  # the first of each reason
     counts: Counter[str]  # all of them
+    layout: Layout
+    keys: list[str]  # of its samples, where they were asked for
 
     @property
     def samples(self) -> int:
@@ -58,24 +60,20 @@ def crc(shard: File, offset: int, length: int) -> int:
     return value
 
 
-def scan(
-    path: Path,
-    chunk: int = CHUNK,
-    layout: Layout | None = None,
-    url: str = "",
-    key: Callable[[str], None] = lambda key: None,
-) -> Scan:
-    """Read one shard. layout: looks at its samples. url: where it lies, of a copy. key: is given
-    that of each sample. Raises UserError where it cannot be indexed.
+def scan(path: Path, chunk: int = CHUNK, url: str = "", keys: bool = False) -> Scan:
+    """Read one shard. url: where it lies, of a copy. keys: whether those of its samples are kept.
+
+    Raises UserError where it cannot be indexed.
     """
-    layout = layout or Layout()
+    layout = Layout()
     layout.begin(shown(path.name))
+    kept: list[str] = []
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
     starts: list[int] = []
     bad: dict[int, str] = {}
     again: dict[int, int] = {}
-    keys: Counter[str] = Counter()
+    times: Counter[str] = Counter()
     end = 0
     with open_shard(path, url) as shard:
         if not len(shard):
@@ -87,10 +85,11 @@ def scan(
                     problems.append(item)
                 continue
             layout.add(item)
-            key(item.key)
-            keys[item.key] += 1
-            if keys[item.key] > 1:
-                again[len(starts)] = keys[item.key]
+            if keys:
+                kept.append(item.key)
+            times[item.key] += 1
+            if times[item.key] > 1:
+                again[len(starts)] = times[item.key]
             if item.reason:
                 bad[len(starts)] = item.reason
             starts.append(item.start)
@@ -111,9 +110,9 @@ def scan(
                 )
             chunks.append((b - a, extent, crc(shard, starts[a], extent)))
             a = b
-        return Scan(
-            len(shard), shard.mtime_ns, starts[0] if n else 0, chunks, bad, again, problems, counts
-        )
+        first = starts[0] if n else 0
+        about = problems, counts, layout, kept
+        return Scan(len(shard), shard.mtime_ns, first, chunks, bad, again, *about)
 
 
 class Told:
@@ -129,6 +128,12 @@ class Told:
         if self.counts[problem.reason] <= PROBLEMS_SHOWN:
             line = f"{shard} byte {problem.offset}: {problem.reason} {shown(problem.detail)}"
             self.say(line.rstrip())
+
+    def shard(self, name: str, problems: list[Problem], counts: Counter[str]) -> None:
+        """Those of a whole shard: the first of each reason, and how many there are."""
+        for problem in problems:
+            self(name, problem)
+        self.counts.update(counts - Counter(p.reason for p in problems))
 
     def end(self) -> None:
         """How many of each reason there were, where not all were shown."""

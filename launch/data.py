@@ -20,6 +20,7 @@ from vtx_scale.launch.data_sets import build, repack
 from vtx_scale.launch.datasets import order_of, training_data
 from vtx_scale.launch.encode import run as encode
 from vtx_scale.launch.places import shards_at
+from vtx_scale.launch.pools import pool_of
 from vtx_scale.launch.resolve import resolve_shards
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.launch.warming import bench, warm
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
         "palette": palette,
         "encode": encode,
     }
-    return work[args.what](args)
+    with pool_of(args) as args.pool:
+        return work[args.what](args)
 
 
 def index(args: argparse.Namespace) -> int:
@@ -55,11 +57,11 @@ def index(args: argparse.Namespace) -> int:
     listed = shards_at(args.shards, say)
     if listed.remote:
         words = hold_out.Words()
-        opened = index_remote(listed, cache=args.cache, say=say, key=words)
+        opened = index_remote(listed, cache=args.cache, say=say, key=words, pool=args.pool)
         if args.hold_out and opened.n:
             hold_out.store(opened, args.hold_out, words.mask(args.hold_out))
     else:
-        opened = open_index(listed, say=say)
+        opened = open_index(listed, say=say, pool=args.pool)
         if args.hold_out and opened.n:
             hold_out.split(opened, args.hold_out)
     row = {

@@ -17,9 +17,9 @@ from vtx_scale.data_pipeline.tools.verify import verify as verify_shards
 from vtx_scale.launch.build import reader_of
 from vtx_scale.launch.checks import check
 from vtx_scale.launch.commands import run_of
-from vtx_scale.launch.data_sets import workers_of
 from vtx_scale.launch.override import to_dict
 from vtx_scale.launch.places import shards_at, storage_at
+from vtx_scale.launch.pools import workers_of
 from vtx_scale.launch.progress import progress
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.specs.run import Run
@@ -43,7 +43,7 @@ def verify(args: argparse.Namespace) -> int:
     if recipe := judge_of(args):
         reader, seed = reader_of(recipe, True, coded_shards(recipe, listed)), recipe.seed
     try:
-        for row in verify_shards(listed, reader, seed, say):
+        for row in verify_shards(listed, reader, seed, say, args.pool):
             bad += 1
             where = f"{row['shard']}/{row['key'] or '(the tar)'}"
             print_json(row) if args.json else print(

@@ -13,12 +13,12 @@ from vtx_scale.data_pipeline.remote import index_remote
 from vtx_scale.data_pipeline.restarts import jpegtran, with_restarts
 from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.tools.packing import Input, Line, pack
-from vtx_scale.data_pipeline.tools.parallel import processors
 from vtx_scale.data_pipeline.tools.pictures import pictures_of
 from vtx_scale.data_pipeline.tools.repack import archives, set_again, unpacked_set
 from vtx_scale.data_pipeline.tools.shrink import Edit
 from vtx_scale.data_pipeline.tools.tables import TABLES, Columns, tables
 from vtx_scale.launch.places import shards_at, storage_at
+from vtx_scale.launch.pools import workers_of
 from vtx_scale.launch.progress import progress
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.trainer.output import say
@@ -69,7 +69,7 @@ def shards_again(args: argparse.Namespace, edit: Edit, about: dict[str, str | in
         packed = [] if plain and not pattern else archives(storage, pattern)
         if packed:
             return unpacked_set(storage, packed, edit, about, args.samples or 0)
-    index = open_index(shards_at(args.source, say), say=say)
+    index = open_index(shards_at(args.source, say), say=say, pool=args.pool)
     if not index.n:
         raise UserError(f"{args.source} holds no samples: 'vtx data verify' says more.")
     return set_again(index, edit, about, samples_of(args))
@@ -97,13 +97,6 @@ def samples_of(args: argparse.Namespace) -> int:
     return args.samples or SAMPLES
 
 
-def workers_of(args: argparse.Namespace, units: int) -> int:
-    """--workers, at most one a unit."""
-    if args.workers < 0:
-        raise UserError(f"--workers {args.workers}: give 0 or more.")
-    return min(args.workers or processors(), units)
-
-
 def written(args: argparse.Namespace, source: Input) -> int:
     """Write a set, and print what is left out and what it holds."""
     out = storage_at(args.out)
@@ -116,9 +109,9 @@ def written(args: argparse.Namespace, source: Input) -> int:
 
     def index() -> None:
         if SCHEME.match(args.out):
-            index_remote(Shards(out, [], args.out, ""), say=say)
+            index_remote(Shards(out, [], args.out, ""), say=say, pool=args.pool)
         else:
-            open_index(args.out, say=say)
+            open_index(args.out, say=say, pool=args.pool)
 
     workers = workers_of(args, source.count)
     with progress("shards", source.count) as tick:

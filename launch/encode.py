@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +18,14 @@ from vtx_scale.data_pipeline.tools.encode import encode
 from vtx_scale.launch.codec import CROP, codec_digest, codec_part, crop_of
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.datasets import data_set
-from vtx_scale.launch.open_run import open_run
+from vtx_scale.launch.open_run import OpenRun, open_run
 from vtx_scale.launch.places import place_at, storage_at
 from vtx_scale.launch.pretrained import held
 from vtx_scale.launch.reading import reading_of
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.objectives.image_reader import ImageReader
 from vtx_scale.specs.dvae import CodecConfig
+from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.run import Augment, Run
 from vtx_scale.trainer.output import say
 
@@ -45,14 +46,9 @@ def run(args: argparse.Namespace) -> int:
         )
     index = data_set(args.shards, say).index
     digest = codec_digest(folder, recipe.objective)
-    opened = open_run(folder, reading.device, reading.precision)
-    if digest != codec_digest(folder, recipe.objective):
-        raise UserError(f"{folder} is being trained: encode when it is at its end.")
-
-    def coder(pixels: NDArray[np.uint8]) -> NDArray[Any]:
-        codes: NDArray[Any] = opened.probes["codes"](pixels).numpy()
-        return codes
-
+    coder = Codes(str(folder), recipe.objective, digest, reading.device, reading.precision)
+    if args.pool is None:
+        coder.open()  # before anything is written
     coding = Coding(
         codec=str(folder),
         digest=digest,
@@ -68,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     out = storage_at(args.out if SCHEME.match(args.out) else Path(args.out).absolute())
     reader = reader_of(recipe, codec.resolution, args.views)
     workers = min(recipe.system.workers, len(os.sched_getaffinity(0)))
-    encoded = encode(index, reader, coder, out, coding, keep, say, workers)
+    encoded = encode(index, reader, coder, out, coding, keep, say, workers, args.pool)
     row = {
         "shards": encoded.wrote,
         "there_before": encoded.there,
@@ -78,6 +74,34 @@ def run(args: argparse.Namespace) -> int:
     }
     print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
     return 0
+
+
+@dataclass
+class Codes:
+    """A trained codec, which is opened in the process that uses it.
+
+    digest: of its weights, as it was when the command began.
+    """
+
+    folder: str
+    objective: ObjectiveSpec
+    digest: str
+    device: str
+    precision: str | None
+    run: OpenRun | None = None
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """(B, S, S, 3) -> (B, h, h) codes. Raises UserError where other weights are there."""
+        codes: NDArray[Any] = self.open().probes["codes"](pixels).numpy()
+        return codes
+
+    def open(self) -> OpenRun:
+        """The run. Raises UserError where other weights are there."""
+        if self.run is None:
+            self.run = open_run(place_at(self.folder), self.device, self.precision)
+            if codec_digest(place_at(self.folder), self.objective) != self.digest:
+                raise UserError(f"{self.folder} is being trained: encode when it is at its end.")
+        return self.run
 
 
 def codec_of(args: argparse.Namespace, recipe: Run) -> CodecConfig:

@@ -5,7 +5,7 @@ depend on the pictures and the codec alone. Which codec it is, the caller says.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.loader import Batches, Loader, Reader
 from vtx_scale.data_pipeline.members import TEXTS
 from vtx_scale.data_pipeline.order import Int
+from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.read import PASSING, Members, unread
 from vtx_scale.data_pipeline.scan import shown
 from vtx_scale.data_pipeline.sources import Samples
@@ -78,42 +79,81 @@ def encode(
     keep: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda line: None,
     workers: int = 0,
+    pool: Pool | None = None,
 ) -> Encoded:
     """Write the codes of every picture of `index` to shards of the same names in `out`.
 
     reader: gives "image", (S, S, 3) or (views, S, S, 3) uint8. coding: what `codec.json` says,
     without its shards. keep: places of captions and labels (`data.caption`), whose members go along
     with txt, cap, json and cls. say: takes a line for people: a shard that is written, a sample
-    that is left out because it cannot be used.
+    that is left out because it cannot be used. workers: processes that read. pool: encodes a shard
+    a unit, reading too.
 
     Raises UserError where `out` holds other codes, or a shard cannot be read.
     """
     folders = sorted({name.rpartition("/")[0] for name in index.names})
     for folder in folders:
         begin(out, folder, coding)
-    order = ByShard(index, SIZE)
-    batches = Batches(index, order, reader, SIZE, 0, 1, coding.seed)
+    work = Encoding(index, reader, coder, out, coding, keep, 0 if pool else workers)
     missing = [s for s, name in enumerate(index.names) if out.head(name) is None]
-    texts = Samples([index]) if workers else batches.chunk_reader()
     samples = bad = 0
-    try:
-        for first, end in runs(missing):
-            begins, ends = int(order.steps[first]), int(order.steps[end])
-            loader = Loader(batches, start=begins, stop=ends, workers=workers)
-            try:
-                for s in range(first, end):
-                    rows, left_out = rows_of(loader, int(order.steps[s + 1]), coder, coding, say)
-                    write(out, index.names[s], (sample(texts, g, keep, b) for g, b in rows))
-                    samples, bad = samples + len(rows), bad + left_out
-                    say(f"{shown(index.names[s])}: {len(rows)} samples")
-            finally:
-                loader.close()
-    finally:
-        texts.close()
+    done = pool(work, missing) if pool else (work.span(*run, say) for run in runs(missing))
+    for part in done:
+        for line in part.lines:
+            say(line)
+        samples, bad = samples + part.samples, bad + part.bad
     for folder in folders:
         count = sum(name.rpartition("/")[0] == folder for name in index.names)
         out.put(f"{folder}/{FILE}".lstrip("/"), replace(coding, shards=count).body())
     return Encoded(len(missing), len(index.names) - len(missing), samples, bad)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of some shards, and the lines on them that nobody has heard."""
+
+    samples: int
+    bad: int
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Encodes shards by their numbers; the parts are those of `encode`."""
+
+    index: Index
+    reader: Reader
+    coder: Coder
+    out: Storage
+    coding: Coding
+    keep: tuple[str, ...]
+    workers: int
+
+    def __call__(self, shard: int) -> Part:
+        """One, with its lines."""
+        lines: list[str] = []
+        part = self.span(shard, shard + 1, lines.append)
+        return replace(part, lines=lines)
+
+    def span(self, first: int, end: int, say: Callable[[str], None]) -> Part:
+        """Consecutive ones, read without a pause between them. Raises as `encode`."""
+        order = ByShard(self.index, SIZE)
+        batches = Batches(self.index, order, self.reader, SIZE, 0, 1, self.coding.seed)
+        texts = Samples([self.index]) if self.workers else batches.chunk_reader()
+        begins, ends = int(order.steps[first]), int(order.steps[end])
+        loader = Loader(batches, start=begins, stop=ends, workers=self.workers)
+        samples = bad = 0
+        try:
+            for s in range(first, end):
+                until, name = int(order.steps[s + 1]), self.index.names[s]
+                rows, left_out = rows_of(loader, until, self.coder, self.coding, say)
+                write(self.out, name, (sample(texts, g, self.keep, b) for g, b in rows))
+                samples, bad = samples + len(rows), bad + left_out
+                say(f"{shown(name)}: {len(rows)} samples")
+        finally:
+            loader.close()
+            texts.close()
+        return Part(samples, bad)
 
 
 def begin(out: Storage, folder: str, coding: Coding) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import UNFINISHED
+from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.scan import shown
 from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.data_pipeline.tools.parallel import each
@@ -161,7 +162,7 @@ def read_json(storage: Storage, name: str) -> Any:
 def pack(
     out: Storage,
     source: Input,
-    workers: int,
+    workers: int | Pool,
     index: Callable[[], Any],
     left_out: Callable[[Line], None] = lambda line: None,
     tick: Callable[[int], None] = lambda units: None,

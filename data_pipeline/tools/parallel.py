@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.fork_server import preload
 from vtx_scale.data_pipeline.loader import start_worker
+from vtx_scale.data_pipeline.pool import Pool
 
 AHEAD = 4  # units a process that are handed out before the first result is taken
 U = TypeVar("U")
@@ -24,12 +25,16 @@ def processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def each(work: Callable[[U], R], units: Iterable[U], workers: int) -> Iterator[R]:
+def each(work: Callable[[U], R], units: Iterable[U], workers: int | Pool) -> Iterator[R]:
     """work(unit) of each unit, in their order.
 
-    workers: processes, which end with this one; below 2 the work is done in this one. `work` is
-    pickled once a process. Raises what `work` raises, and UserError where a process is ended.
+    workers: processes, which end with this one; below 2 the work is done in this one; or a pool of
+    them elsewhere. `work` is pickled once a process. Raises what `work` raises, and UserError where
+    a process is ended.
     """
+    if not isinstance(workers, int):
+        yield from workers(work, units)
+        return
     if workers < 2:
         yield from map(work, units)
         return

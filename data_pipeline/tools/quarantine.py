@@ -11,6 +11,7 @@ from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.loader import Reader, put, uniforms
 from vtx_scale.data_pipeline.opening import keep_again
+from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.read import PASSING, ChunkReader
 from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.tools.records import recorded
@@ -49,7 +50,7 @@ def put_in(
     reader: Reader,
     seed: int,
     about: Any,
-    workers: int,
+    workers: int | Pool,
     tick: Callable[[int], None] = lambda shards: None,
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Put into quarantine what a reader cannot use; the lines of what is new there, and of what

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.data_pipeline.tools.packing import read_json
 from vtx_scale.data_pipeline.tools.parallel import each
@@ -33,7 +34,7 @@ class Recorded:
 def recorded(
     work: Callable[[Any], Any],
     units: Sequence[Any],
-    workers: int,
+    workers: int | Pool,
     beside: tuple[Storage, str] | None,
     what: str,
     about: Any,

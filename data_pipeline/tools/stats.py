@@ -16,6 +16,7 @@ from PIL import Image
 from vtx_scale.data_pipeline.errors import BadSample
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.members import caption, image
+from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.tar import IMAGES
 from vtx_scale.data_pipeline.tools.records import recorded
@@ -138,7 +139,7 @@ def parts_of(index: Index) -> list[tuple[int, int]]:
 
 def stats(
     index: Index,
-    workers: int,
+    workers: int | Pool,
     tick: Callable[[int], None] = lambda shards: None,
 ) -> dict[str, Any]:
     """What a set holds, as JSON: "shards", "samples", "bytes", "sound", "members", a histogram each

@@ -39,6 +39,7 @@ def looking(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
         metavar="SHARE",
         help="find the samples that data.hold_out=SHARE holds out, too",
     )
+    cluster_arguments(p)
     p.add_argument("--json", action="store_true")
     p = command("order", "which sample stands in which slot")
     recipe_arguments(p)
@@ -49,6 +50,7 @@ def looking(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p = command("verify", "every bad sample, a line each; exit 1 where there is one")
     p.add_argument("shards")
     judging_arguments(p)
+    cluster_arguments(p)
     p.add_argument("--json", action="store_true")
     p = command("inspect", "what shards hold")
     p.add_argument("shards")
@@ -157,7 +159,18 @@ def encoding(p: argparse.ArgumentParser) -> None:
         help="data.zoom=1,1.2: other crops; seed=1; system.device=cuda, system.precision=bf16",
     )
     p.set_defaults(smoke=False)
+    cluster_arguments(p)
     p.add_argument("--json", action="store_true")
+
+
+def cluster_arguments(p: argparse.ArgumentParser) -> None:
+    """What a command takes whose work a cluster can do."""
+    p.add_argument(
+        "--address",
+        default="",
+        help="HOST:PORT of a Ray cluster's head, or auto, on a machine of that cluster: a shard a "
+        "task of it (default: this machine alone)",
+    )
 
 
 def judging_arguments(p: argparse.ArgumentParser) -> None:
@@ -177,7 +190,10 @@ def writing_arguments(p: argparse.ArgumentParser) -> None:
     """What a command takes that writes a set."""
     p.add_argument("out", metavar="OUT")
     p.add_argument("--samples", type=int, help="of a shard (5,000)")
-    p.add_argument("--workers", type=int, default=0, help=WORKERS)
+    cluster_arguments(p)
+    p.add_argument(
+        "--workers", type=int, default=0, help=f"{WORKERS}, or tasks at once under --address"
+    )
     p.add_argument("--json", action="store_true")
 
 

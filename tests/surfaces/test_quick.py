@@ -63,6 +63,7 @@ LAZY = {
     "launch/train.py": "a launcher of many ranks, and a refusal, do without torch",
     "launch/prepare.py": "what a stranger wrote, ranks share, or an evaluator says, needs torch",
     "launch/places.py": "boto3 is for those who name a bucket",
+    "launch/pools.py": "Ray reads its settings when it is imported",
     "launch/submission.py": "Ray reads its settings when it is imported; a job needs no torch",
     "launch/submit.py": "Ray reads its settings when it is imported",
     "launch/show.py": "a file of recipes alone needs a count",
