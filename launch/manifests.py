@@ -3,6 +3,8 @@
 import argparse
 import re
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from vtx_scale.cluster.manifests.kuberay import Cluster
@@ -12,7 +14,11 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.paths import SCHEME, local_path
 from vtx_scale.data_pipeline.publish import whole
+from vtx_scale.launch import attempts, inputs, override, recipes
+from vtx_scale.launch.attempts import Attempt
+from vtx_scale.launch.checks import check
 from vtx_scale.specs.run import Run
+from vtx_scale.trainer.output import say
 
 
 def write(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
@@ -60,23 +66,45 @@ def kuberay(run: Run, folder: AnyPath, args: argparse.Namespace) -> str:
     uri = str(folder)
     if not SCHEME.match(uri):
         raise UserError(f"--run {uri}: give s3://bucket/prefix, pods have no folder in common.")
+    if recipes.STRANGERS:
+        raise UserError(f"{args.recipe} is a file of this machine, and pods have the image alone.")
     ranks = ranks_of(run, args)
     cpus = args.cpus_per_node or ranks * (1 + run.system.workers) + 1  # one for the driver
-    return objects(
-        Cluster(
-            name=name_of(folder),
-            uri=uri,
-            image=args.image,
-            nodes=args.nodes,
-            least=least(run, ranks, args.nodes),
-            cpus=cpus,
-            gpus=args.gpus_per_node,
-            memory=args.memory_per_node,
-            grace=args.grace,
-            threads=run.system.threads,
-            secret=args.secret,
-        )
+    check(run)
+    cluster = Cluster(
+        name=name_of(folder),
+        uri=uri,
+        attempt=1,
+        image=args.image,
+        nodes=args.nodes,
+        least=least(run, ranks, args.nodes),
+        cpus=cpus,
+        gpus=args.gpus_per_node,
+        memory=args.memory_per_node,
+        grace=args.grace,
+        threads=run.system.threads,
+        secret=args.secret,
     )
+    text = objects(cluster)  # what does not fit is refused before anything is written
+    if args.dry_run:
+        return text
+    return objects(replace(cluster, attempt=begun(run, folder, cluster.name, args)))
+
+
+def begun(run: Run, folder: AnyPath, name: str, args: argparse.Namespace) -> int:
+    """Write the recipe into the run folder as the next attempt, whose number this is.
+
+    Raises UserError where somebody writes to the folder.
+    """
+    if (holder := attempts.holder_of(folder)).word == "held":
+        raise UserError(f"{folder} is being written by {holder.who}: wait for it, or stop it.")
+    number = attempts.next_number(attempts.numbers(folder))
+    recipe = override.to_dict(inputs.send(run, folder, say))
+    patience = attempts.minutes(args.patience)
+    attempt = Attempt(number, f"{name}-{number}", "", time.time(), recipe, "", patience, args.debug)
+    if not attempts.claim(folder, attempt):
+        raise UserError(f"{folder} has a new attempt by now: run the same command again.")
+    return number
 
 
 def ranks_of(run: Run, args: argparse.Namespace) -> int:

@@ -8,12 +8,15 @@ from vtx_scale.cluster.trial import check_admitted
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import checks
 from vtx_scale.launch.address import WEB
+from vtx_scale.launch.manifests import write
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
 
 
 def submission(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
     """Train a recipe where --address says. Raises UserError."""
+    if args.to:
+        return write(run, folder, args)
     if args.address.startswith(WEB):
         # it imports Ray, which reads its settings then: those of a Ray of our own would come late
         from vtx_scale.launch.submit_job import as_job

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.slurm import free_ports
+from tests.s3 import free_ports
 from vtx_scale.cluster.guard import end, family
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.s3 import free_ports
 from tests.survivors import mentioning
 
 CONF = """
@@ -126,15 +127,6 @@ class Slurm:
         for pid, _ in mentioning(str(self.at)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
 
 
 @contextlib.contextmanager

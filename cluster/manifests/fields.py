@@ -60,6 +60,7 @@ SPECS: dict[tuple[str, str], Any] = {
         "submissionMode!": str,
         "entrypoint!": str,
         "entrypointNumCpus!": int,
+        "metadata!": LABELS,
         "runtimeEnvYAML!": str,
         "backoffLimit!": int,
         "submitterConfig!": {"backoffLimit!": int},

@@ -34,7 +34,8 @@ HEAD = {"cpu": "2", "memory": "4Gi"}
 
 @dataclass(frozen=True)
 class Cluster:
-    """A run at `uri` on `nodes` pods with `cpus` processors and `gpus` GPUs each.
+    """An attempt at the run at `uri`, where its recipe stands, on `nodes` pods with `cpus`
+    processors and `gpus` GPUs each.
 
     least: pods with which it goes on. memory: of a pod, such as 900Gi; "" leaves it out. grace:
     seconds that a pod has for its last save. secret: the name of a Secret whose keys ranks find in
@@ -43,6 +44,7 @@ class Cluster:
 
     name: str
     uri: str
+    attempt: int
     image: str
     nodes: int
     least: int
@@ -98,6 +100,7 @@ def job(cluster: Cluster) -> Value:
             "submissionMode": "K8sJobMode",
             "entrypoint": f"vtx worker --run {cluster.uri}",
             "entrypointNumCpus": 1,
+            "metadata": {"vtx_run": cluster.uri, "vtx_attempt": str(cluster.attempt)},
             "runtimeEnvYAML": f'env_vars: {{RAY_JOB_STOP_WAIT_TIME_S: "{cluster.grace}"}}',
             "backoffLimit": 3,
             "submitterConfig": {"backoffLimit": 6},

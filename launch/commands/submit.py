@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from vtx_scale.launch import checks, manifests
+from vtx_scale.launch import checks
 from vtx_scale.launch.address import check_submission
 from vtx_scale.launch.commands import folder_of, recipe_arguments, run_of
 
@@ -76,9 +76,8 @@ def manifest_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     recipe, folder = run_of(args), folder_of(args)
     checks.refuse_required(recipe, args.recipe)
-    if args.to:
-        return manifests.write(recipe, folder, args)
-    check_submission(args, folder)
+    if not args.to:
+        check_submission(args, folder)
     from vtx_scale.launch.submission import submission
 
     return submission(recipe, folder, args)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import secrets
 import subprocess
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import yaml
 
 from tests.runs import vtx
 from vtx_scale.cluster.manifests.fields import check
+from vtx_scale.launch import attempts
+from vtx_scale.launch.places import place_at
 
 RUN = "s3://bucket/runs/clip-b16"
 SIZES = ("--nodes", "8", "--gpus-per-node", "8", "--cpus-per-node", "96")
-KUBERAY = ("--to", "kuberay", "--image", "registry.example/vtx:1.0", *SIZES)
+KUBERAY = ("--to", "kuberay", "--dry-run", "--image", "registry.example/vtx:1.0", *SIZES)
 PLANTED = {
     "AWS_ACCESS_KEY_ID": "AKIAPLANTED7EXAMPLE9",
     "AWS_SECRET_ACCESS_KEY": "planted/secret/of/s3+0123456789abcdefghij",
@@ -147,6 +150,28 @@ def test_what_does_not_fit_is_refused(wrong, word):
 def test_pods_have_no_folder_in_common(tmp_path):
     done = submit(*KUBERAY, run=str(tmp_path / "run"))
     assert done.returncode == 2 and "s3://" in done.stderr
+
+
+@pytest.mark.services
+def test_the_recipe_goes_into_the_run_folder_and_a_second_one_is_the_next(s3_bucket, monkeypatch):
+    """What `vtx worker` finds there on the pod; who is no longer the newest attempt says so."""
+    server, bucket = s3_bucket
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    uri = f"s3://{bucket}/runs/manifest-{secrets.token_hex(4)}"
+    arguments = [word for word in KUBERAY if word != "--dry-run"]
+    texts = []
+    for number in (1, 2):
+        done = vtx("submit", "clip_vit_b32", "--smoke", "--run", uri, *arguments, "steps=7")
+        assert done.returncode == 0, done.stderr
+        texts.append(done.stdout)
+        job = [body for body in yaml.safe_load_all(done.stdout) if body["kind"] == "RayJob"][0]
+        assert job["spec"]["metadata"] == {"vtx_run": uri, "vtx_attempt": str(number)}
+        there = attempts.newest(place_at(uri))
+        assert there is not None and there.number == number and there.recipe["steps"] == 7
+    assert texts[0].replace("vtx_attempt: '1'", "vtx_attempt: '2'") == texts[1]
+    for secret in server.environment().values():
+        assert secret not in texts[0] or secret in ("true", "us-east-1"), "of the environment"
 
 
 def changes() -> dict[str, tuple[list, object, str]]:

@@ -5,7 +5,7 @@ import sys
 
 BODY = """
 import multiprocessing.forkserver as f, multiprocessing.resource_tracker as t, os, time
-from vtx_scale.data_pipeline.loader import preload
+from vtx_scale.data_pipeline.fork_server import preload
 from vtx_scale.data_pipeline.signals import leaving
 preload("json")
 children = [t._resource_tracker._pid, f._forkserver._forkserver_pid]
