@@ -16,6 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.distributed.phases import PHASES
+from vtx_scale.launch import torchrun
 from vtx_scale.launch.beats import BEATS
 from vtx_scale.launch.node import WORDS
 from vtx_scale.specs.run import System
@@ -80,7 +81,7 @@ def init_process_group(system: System, device: torch.device, rank: int, world: i
         # of a dead one
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         agents = dist.TCPStore(address, port, world, False, limit)  # type: ignore[attr-defined]
-        store = PrefixStore(f"vtx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", agents)
+        store = PrefixStore(torchrun.round_name(agents, rank, world, system.timeout), agents)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, init_method=where, store=store, rank=rank, world_size=world, timeout=limit

@@ -34,7 +34,15 @@ from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.ranks import gathered_json
-from vtx_scale.launch import amendments, decided, decisions, override, recipes, run_folder
+from vtx_scale.launch import (
+    amendments,
+    decided,
+    decisions,
+    override,
+    recipes,
+    run_folder,
+    torchrun,
+)
 from vtx_scale.launch.amendments import Plan
 from vtx_scale.launch.beats import Heart
 from vtx_scale.launch.build import build_objective, train_batches
@@ -122,6 +130,7 @@ def work(
             message(f"vtx: {text}")
         TIMES.close(code)
         send_rest()
+        torchrun.tell(code)
         return code
 
 
@@ -166,6 +175,7 @@ def train(run: Run, folder: AnyPath, fork: bool, prepare: bool, epoch: int) -> i
         die_with_parent(int(os.environ["VTX_PARENT"]))
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         leave_with_parent()
+        torchrun.watch(run.system.timeout)
     rank, world = rank_and_world()
     control = Control(folder, rank, run.system.skip_limit)
     lease = shared = None

@@ -82,6 +82,7 @@ FORKS = "tests/data_pipeline/test_fork_server.py"
 SIGNALS = "tests/promises/test_p4_signals.py"
 HANGS = "tests/vtx_scale/test_hangs.py"
 GOODPUT = "tests/vtx_scale/test_goodput.py"
+TORCHRUN = "tests/surfaces/test_torchrun.py"
 UNUSABLE = "tests/promises/test_p4_unusable.py"
 GUARD = "tests/promises/test_p4_guard.py"
 RING = "tests/vtx_scale/test_ring.py"
@@ -1616,6 +1617,38 @@ MUTANTS = (
         "lease = None",
         (f"{COUNTS}::test_two_writers_are_refused_under_torchrun_too",),
         "A folder has one writer, whoever started it.",
+    ),
+    Mutant(
+        "starts-of-one-name",
+        "launch/torchrun.py",
+        "mine = secrets.token_hex(8)",
+        "mine = str(rank)",
+        (f"{TORCHRUN}::test_ranks_of_one_start_agree_on_a_name_whatever_earlier_ones_left",),
+        "A start under torchrun has a name that no start before had.",
+    ),
+    Mutant(
+        "a-greeting-of-an-earlier-start",
+        "launch/torchrun.py",
+        'if store.check([f"vtx/here/{mine}/{other}"]):',
+        "if word:",
+        (f"{TORCHRUN}::test_ranks_of_one_start_agree_on_a_name_whatever_earlier_ones_left",),
+        "A rank is answered that lives, and not only one that greeted in an earlier start.",
+    ),
+    Mutant(
+        "an-agent-waits",
+        "launch/torchrun.py",
+        "    for number in (signal.SIGTERM, signal.SIGKILL):",
+        "    for number in ():",
+        (f"{TORCHRUN}::test_an_agent_that_waits_for_one_that_is_gone_is_ended",),
+        "An agent of torchrun that waits for a machine that is gone is ended.",
+    ),
+    Mutant(
+        "a-finished-rank-is-missed",
+        "launch/torchrun.py",
+        'if code == "0":',
+        'if code == "finished":',
+        (f"{TORCHRUN}::test_an_agent_whose_ranks_have_finished_is_left_alone",),
+        "An agent of torchrun whose ranks have finished may wait.",
     ),
     Mutant(
         "a-killed-rank-is-silent",

@@ -4,9 +4,11 @@ and is skipped with the reason where that is missing.
 VTX_REQUIRE=interop,ray,compile turns a skip for these into a failure.
 """
 
+import functools
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,11 +27,30 @@ PACKAGES = {
 CEPH = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool")
 SLURM = ("slurmctld", "slurmd", "munged", "srun", "sbatch")
 WEED = Path(sys.executable).parent / "weed"
+NODES = ("ip", "unshare", "nsenter", "mount")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
+
+
+@functools.cache
+def missing_nodes() -> str:
+    """What this machine lacks to make others."""
+    if os.geteuid():
+        return "not root"
+    absent = [program for program in NODES if not shutil.which(program)]
+    if absent:
+        return f"not on PATH: {', '.join(absent)} (iproute2, util-linux, mount)"
+    make = "mount -t tmpfs run /run && ip link add try type bridge && ip link add one type veth"
+    apart = ("unshare", "--net", "--mount", "--pid", "--fork", "--ipc", "--uts", "sh", "-c", make)
+    done = subprocess.run(apart, text=True, capture_output=True)
+    return f"no namespaces: {done.stderr.strip()}" if done.returncode else ""
 
 
 def missing(name: str) -> str:
     """What of `name` is not here; empty where nothing is missing."""
+    if name == "nodes":
+        return missing_nodes()
+    if name == "redis":
+        return "" if shutil.which("redis-server") else "no redis-server on PATH"
     if name == "browser":
         return (
             ""

@@ -36,11 +36,12 @@ class Server:
     key: str
     secret: str
     pid: int = 0
+    host: str = "127.0.0.1"
 
     def environment(self, port: int = 0) -> dict[str, str]:
         """What a client finds it by, or the proxy at `port`."""
         return {
-            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port or self.port}",
+            "AWS_ENDPOINT_URL_S3": f"http://{self.host}:{port or self.port}",
             "AWS_ACCESS_KEY_ID": self.key,
             "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -56,7 +57,7 @@ class Server:
 
         return boto3.client(
             "s3",
-            endpoint_url=f"http://127.0.0.1:{self.port}",
+            endpoint_url=f"http://{self.host}:{self.port}",
             aws_access_key_id=self.key,
             aws_secret_access_key=self.secret,
             region_name="us-east-1",
@@ -100,8 +101,8 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def seaweed(folder: Path) -> Iterator[Server]:
-    """SeaweedFS with its data in `folder`, ended by SIGKILL."""
+def seaweed(folder: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+    """SeaweedFS with its data in `folder`, ended by SIGKILL. host: an address of this machine."""
     key, secret = secrets.token_hex(10), secrets.token_hex(20)
     user = {
         "name": "test",
@@ -122,8 +123,8 @@ def seaweed(folder: Path) -> Iterator[Server]:
         str(WEED),
         "server",
         f"-dir={folder}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
+        f"-ip={host}",
+        f"-ip.bind={host}",
         "-filer",
         "-s3",
         *listen,
@@ -144,7 +145,7 @@ def seaweed(folder: Path) -> Iterator[Server]:
             preexec_fn=end_with_parent,
         )
     try:
-        server = Server(ports[PORTS.index("s3") * 2], key, secret, process.pid)
+        server = Server(ports[PORTS.index("s3") * 2], key, secret, process.pid, host)
         server.bucket()
         yield server
     finally:
@@ -193,9 +194,9 @@ class Proxy(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", 0), Relay)
-        self.target, self.faults, self.seen = port, [], Counter()
+    def __init__(self, server: Server) -> None:
+        super().__init__((server.host, 0), Relay)
+        self.target, self.faults, self.seen = (server.host, server.port), [], Counter()
         self.lock, self.port = threading.Lock(), self.server_address[1]
         self.asked: list[tuple[str, str]] = []
         self.share, self.kinds, self.random = 0.0, (), random.Random(0)
@@ -239,7 +240,7 @@ class Relay(socketserver.StreamRequestHandler):
             self.reset()
             return
         kept = [x for x in lines if not x.lower().startswith(("expect:", "connection:"))]
-        with socket.create_connection(("127.0.0.1", self.server.target)) as there:
+        with socket.create_connection(self.server.target) as there:
             there.sendall("\r\n".join([*kept, "Connection: close", "", ""]).encode() + body)
             reply = b"".join(iter(lambda: there.recv(1 << 16), b""))
         if fault == "lost":
@@ -279,7 +280,7 @@ class Relay(socketserver.StreamRequestHandler):
 @contextlib.contextmanager
 def proxied(server: Server) -> Iterator[Proxy]:
     """A proxy before the server, for a test."""
-    with Proxy(server.port) as proxy:
+    with Proxy(server) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
         thread.start()
         try:
