@@ -13,12 +13,14 @@ tests are killed.
 """
 
 import contextlib
+import io
 import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,11 +53,11 @@ for line in open("/proc/self/mountinfo"):
     kind = fields[fields.index("-") + 1]
     if kind in ("ext4", "xfs", "btrfs", "overlay", "zfs", "nfs", "nfs4", "9p", "virtiofs"):
         subprocess.run(["mount", "-o", "remount,bind,ro", fields[4]], check=False)
-for where in ("/tmp", "/var/tmp", "/dev/shm"):
+for where in ("/tmp", "/var/tmp", "/dev/shm", *at["hidden"]):
     mount("-t", "tmpfs", "-o", f"size={at['size']},mode=1777", "own", where)
 for path, there in kept:
     os.makedirs(path)
-    mount("--bind", f"/proc/self/fd/{there}", path, pass_fds=[there])
+    mount("-c", "--bind", f"/proc/self/fd/{there}", path, pass_fds=[there])
 os.makedirs("/tmp/home")
 for target, lines in at["files"].items():
     source = "/tmp/home/" + os.path.basename(target)
@@ -91,13 +93,22 @@ def held(*words: str) -> tuple[subprocess.Popen, int]:
     return holder, holder.pid
 
 
+def checkouts() -> set[str]:
+    """Where this package lies: here, and where this Python's own one does."""
+    words = "import vtx_scale, sys; sys.stdout.write(list(vtx_scale.__path__)[0])"
+    done = subprocess.run([sys.executable, "-I", "-c", words], text=True, capture_output=True)
+    found = Path(done.stdout).parent if done.returncode == 0 else ROOT
+    return {str(ROOT), *([] if found.name == "site-packages" else [str(found)])}
+
+
 class Nodes:
     """Machines 0 to count - 1, which are called n0, n1, ... and stand at `address(i)`; `host` is
     the address of this one on their network.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, checkout: bool) -> None:
         self.count = count
+        self.hidden = set() if checkout else checkouts()
         self.switch, self.holder = held(
             *("unshare", "--net", "--mount", "--propagation", "private"),
             *(sys.executable, "-I", "-S", "-c", SWITCH),
@@ -159,11 +170,13 @@ class Nodes:
         names = [f"{self.address(k)} n{k}" for k in range(self.count)]
         # both ways without a name server: torch asks for the names of its peers
         hosts = ["127.0.0.1 localhost", *names, f"{self.host} host"]
-        kept = {str(ROOT), sys.prefix, sys.base_prefix}
+        kept = {sys.prefix, sys.base_prefix, *(() if self.hidden else (str(ROOT),))}
+        private = tuple(f"{p}/" for p in ("/tmp", "/var/tmp", "/dev/shm", *self.hidden))
         about = {
             "name": f"n{i}",
             "size": TMP,
-            "kept": sorted(p for p in kept if p.startswith(("/tmp/", "/var/tmp/", "/dev/shm/"))),
+            "kept": sorted(p for p in kept if p.startswith(private)),
+            "hidden": sorted(self.hidden),
             "files": {
                 "/etc/hosts": "\n".join(hosts) + "\n",
                 "/etc/resolv.conf": "options timeout:1 attempts:1\n",
@@ -181,12 +194,16 @@ class Nodes:
         goes there.
         """
         path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-        own = {"PATH": path, "HOME": "/tmp/home", "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
-        own |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **env}
+        own = {"PATH": path, "HOME": "/tmp/home", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+        own |= {
+            "PYTHONUNBUFFERED": "1",
+            **({} if self.hidden else {"PYTHONPATH": str(ROOT)}),
+            **env,
+        }
         return [
             *("nsenter", "-t", str(self.first[i][1]), "--net", "--mount", "--pid", "--ipc"),
             *("--uts", "--wd=/tmp/home", "--", "env", "-i"),
-            *(f"{k}={v}" for k, v in own.items()),
+            *(f"{k}={v}" for k, v in {**own, **env}.items()),
             *map(str, words),
         ]
 
@@ -211,6 +228,16 @@ class Nodes:
                 stderr=out,
                 start_new_session=True,
             )
+
+    def put(self, i: int, folder: Path, where: str) -> None:
+        """Copy a folder's content into a machine's; what it links to is copied too."""
+        body = io.BytesIO()
+        with tarfile.open(fileobj=body, mode="w", dereference=True) as tar:
+            tar.add(
+                folder, where.lstrip("/"), filter=lambda m: None if "__pycache__" in m.name else m
+            )
+        words = self.inside(i, {}, ("tar", "-x", "-C", "/"))
+        subprocess.run(words, input=body.getvalue(), check=True)
 
     def processes(self, i: int, text: str = "") -> dict[int, str]:
         """Number, as the host counts them, and command line of what runs within a machine with
@@ -275,9 +302,9 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def nodes(count: int) -> Iterator[Nodes]:
-    """So many machines, until the end of the block."""
-    machines = Nodes(count)
+def nodes(count: int, checkout: bool = True) -> Iterator[Nodes]:
+    """So many machines, until the end of the block. checkout: they can import this package."""
+    machines = Nodes(count, checkout)
     try:
         yield machines
     finally:

@@ -6,6 +6,7 @@ that starts it again, as a partition that heals ends it.
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import time
@@ -13,10 +14,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.nodes import Nodes, nodes
-from tests.s3 import Proxy, Server, proxied, seaweed
+import pytest
 
-TOKEN = "/tmp/home/token"
+from tests.nodes import Nodes, nodes
+from tests.runs import vtx
+from tests.s3 import Proxy, Server, proxied, seaweed
+from vtx_scale.data_pipeline.tools.toy import make_toy
+
+TOKEN = "/tmp/home/.config/vtx-scale/ray-token"
 # how soon a head gives a node up: a second's silence is seen, five end it
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "3000",
@@ -35,6 +40,21 @@ def until(holds: Callable[[], object], seconds: float, what: str, every: float =
         assert time.monotonic() < begun + seconds, f"not within {seconds:.0f} s: {what}"
         time.sleep(every)
     return time.monotonic() - begun
+
+
+def filled(server: Server, folder: Path, samples: int = 256) -> str:
+    """A new bucket with toy shards in toy/, indexed; s3://BUCKET."""
+    from vtx_scale.cluster.storage.s3 import S3
+
+    bucket, toy = server.bucket(), make_toy(folder / "toy", samples=samples, shards=4)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        for path in sorted(toy.glob("*.tar")):
+            S3(bucket, "toy").put(path.name, path.read_bytes())
+        done = vtx("data", "index", f"s3://{bucket}/toy")
+    assert done.returncode == 0, done.stderr
+    return f"s3://{bucket}"
 
 
 class Bed:
@@ -70,7 +90,7 @@ class Bed:
 
     def own(self, i: int) -> None:
         """Put the token into a machine's home, for its owner alone."""
-        words = f"umask 077; printf %s {self.token} > {TOKEN}"
+        words = f"umask 077; mkdir -p {os.path.dirname(TOKEN)}; printf %s {self.token} > {TOKEN}"
         assert self.nodes.run(i, "sh", "-c", words).returncode == 0
 
     def with_redis(self, i: int) -> None:
@@ -123,9 +143,10 @@ class Bed:
         return set()
 
     def ask(self, path: str, token: str | None = None) -> dict:
-        """What the dashboard answers to a GET, with the token of the cluster or another's."""
+        """What the dashboard answers to a GET, with the token of the cluster, another, or none."""
         sent = urllib.request.Request(self.dashboard + path)
-        sent.add_header("Authorization", f"Bearer {self.token if token is None else token}")
+        if token != "":
+            sent.add_header("Authorization", f"Bearer {token or self.token}")
         with urllib.request.urlopen(sent, timeout=5) as answer:
             return json.load(answer)
 
@@ -145,13 +166,13 @@ def listens(address: str, port: int) -> bool:
 @contextlib.contextmanager
 def bed(folder: Path, workers: int = 2, more: int = 0, redis: bool = False) -> Iterator[Bed]:
     """A cluster that is up, and a store with its data in `folder`. more: machines that stand beside
-    it; redis: the head's state outlives it, on the last machine.
+    it; redis: the head's state outlives it, on the last machine. None of them has a checkout.
     """
     logs = folder / "logs"
     logs.mkdir(parents=True)
     (folder / "store").mkdir()
     with contextlib.ExitStack() as held:
-        machines = held.enter_context(nodes(1 + workers + more + redis))
+        machines = held.enter_context(nodes(1 + workers + more + redis, checkout=False))
         server = held.enter_context(seaweed(folder / "store", machines.host))
         proxy = held.enter_context(proxied(server))
         made = Bed(machines, tuple(range(1, 1 + workers)), server, proxy, logs)

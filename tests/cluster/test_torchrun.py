@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.bed import until
+from tests.cluster.bed import filled, until
 from tests.nodes import nodes
 from tests.require import need
 from tests.runs import train_on_ranks
 from tests.s3 import seaweed
 from vtx_scale.checkpoints.read import Tensors, newest
-from vtx_scale.data_pipeline.tools.toy import make_toy
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at
 from vtx_scale.trainer.lines import written
@@ -55,26 +54,14 @@ def place(tmp_path_factory):
     """(machines, their store, toy shards on disk, a place in the store with the same)."""
     need("nodes")
     need("s3")
-    from vtx_scale.cluster.storage.s3 import S3
-
     at = tmp_path_factory.mktemp("torchrun")
     (at / "store").mkdir()
     with nodes(2) as machines, seaweed(at / "store", machines.host) as server:
-        bucket = server.bucket()
-        toy = make_toy(at / "toy", samples=128, shards=2)
+        url = filled(server, at, 128)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in server.environment().items():
                 patch.setenv(name, value)
-            for path in sorted(toy.glob("*.tar")):
-                S3(bucket, "toy").put(path.name, path.read_bytes())
-            done = machines.run(
-                0,
-                *(sys.executable, "-m", "vtx_scale.launch.cli", "data", "index"),
-                f"s3://{bucket}/toy",
-                env=server.environment(),
-            )
-            assert done.returncode == 0, done.stderr
-            yield machines, server, toy, f"s3://{bucket}"
+            yield machines, server, at / "toy", url
 
 
 def test_a_rank_that_is_killed_on_either_machine_leaves_no_trace(place, tmp_path):
