@@ -19,7 +19,7 @@ from vtx_scale.trainer.lines import written
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 LAPTOP = 3
 KEYS = ("system.workers=0", "system.strategy=fsdp", "system.world=2", "checkpoint.every=10")
-STEPS = 120
+STEPS = 500
 
 
 @pytest.fixture(scope="module")
