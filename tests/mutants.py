@@ -1651,6 +1651,14 @@ MUTANTS = (
         "An agent of torchrun whose ranks have finished may wait.",
     ),
     Mutant(
+        "a-run-behind-an-option",
+        "launch/cli.py",
+        'if keys and getattr(args, "target", None) == "":',
+        'if not keys and getattr(args, "target", None) == "":',
+        ("tests/surfaces/test_commands.py::test_a_run_may_be_named_behind_an_option",),
+        "What `vtx submit` prints can be typed: the run stands behind an option.",
+    ),
+    Mutant(
         "a-killed-rank-is-silent",
         "launch/several.py",
         "if killed := [rank for rank in failed if codes[rank] < 0]:",

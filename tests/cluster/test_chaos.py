@@ -3,6 +3,7 @@ would have been.
 """
 
 import secrets
+import time
 from random import Random
 
 import pytest
@@ -14,6 +15,7 @@ from tests.runs import train_on_ranks
 from vtx_scale.checkpoints.read import Tensors, newest
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at
+from vtx_scale.trainer.goodput import read
 from vtx_scale.trainer.lines import written
 
 LIMIT = 15  # system.timeout, seconds
@@ -37,6 +39,7 @@ def struck(tmp_path, monkeypatch):
             watcher = Watcher(up, url.removeprefix("s3://"), "run")
             watcher.start()
             chaos = Chaos(up, url, run, tmp_path / "bed" / "logs", seed)
+            begun = time.time()
             try:
                 keys = (*KEYS, f"system.timeout={LIMIT}", f"steps={steps}", "system.world=2")
                 chaos.begin("clip_vit_b32", *keys)
@@ -50,6 +53,10 @@ def struck(tmp_path, monkeypatch):
                 if chaos.supervisor is not None:
                     chaos.supervisor.kill()
             watcher.look()
+            took = time.time() - begun
+            spent = read(place_at(run))
+            assert abs(sum(spent.seconds.values()) - spent.wall) < 0.01 * spent.wall, spent
+            assert 0.7 * took < spent.wall < took, (spent, took)
             train_on_ranks(tmp_path / "run", 2, "fsdp", f"data.shards={tmp_path / 'toy'}", *keys)
             assert_same(run, tmp_path / "run", steps)
             assert not watcher.changed

@@ -15,6 +15,8 @@ from tests.runs import environment, lines, losses, train_on_ranks, vtx
 from tests.survivors import assert_none_survives
 from vtx_scale import open_run
 from vtx_scale.checkpoints.format import read_manifest, steps
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch.cli import parse
 from vtx_scale.launch.paths import checkpoints_of
 
 
@@ -209,6 +211,13 @@ def test_the_worker_runs_under_torchrun(tmp_path):
     train_on_ranks(tmp_path / "other", 2, "fsdp")
     assert losses(folder) == losses(tmp_path / "other")
     assert_none_survives(folder)
+
+
+def test_a_run_may_be_named_behind_an_option():
+    for words in (("-f", "runs/a"), ("runs/a", "-f"), ("--json", "runs/a", "-f")):
+        assert parse(["jobs", "logs", *words]).target == "runs/a"
+    with pytest.raises(UserError, match="does not take 'runs/b'"):
+        parse(["jobs", "logs", "runs/a", "-f", "runs/b"])
 
 
 @pytest.mark.slow
