@@ -1653,10 +1653,10 @@ MUTANTS = (
     Mutant(
         "a-run-behind-an-option",
         "launch/cli.py",
-        'if keys and getattr(args, "target", None) == "":',
-        'if not keys and getattr(args, "target", None) == "":',
+        "args.names, rest = [*args.names, *keys], ",
+        "args.names, rest = [*args.names], ",
         ("tests/surfaces/test_commands.py::test_a_run_may_be_named_behind_an_option",),
-        "What `vtx submit` prints can be typed: the run stands behind an option.",
+        "A run is found wherever it stands on the line.",
     ),
     Mutant(
         "a-killed-rank-is-silent",
@@ -3149,6 +3149,8 @@ MUTANTS = (
         'self.reason = ""',
         (f"{WATCH}::test_a_bucket_that_does_not_answer",),
         "A bucket that does not answer is said, and asked again.",
+    ),
+    Mutant(
         "an-inner-phase-counts-twice",
         "vtx_scale/distributed/phases.py",
         "            self._turned = self._since = now\n",
