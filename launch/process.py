@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore
 
+from vtx_scale.checkpoints.memory import BESIDE
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.distributed.phases import PHASES
@@ -90,9 +91,10 @@ def init_process_group(system: System, device: torch.device, rank: int, world: i
 
 
 def collectives() -> int:
-    """How many this process has entered so far, in all its groups."""
+    """How many this process has entered so far, in all its groups but those of other threads."""
     groups: list[Any] = list(distributed_c10d._world.pg_map) if dist.is_initialized() else []
-    return sum(group._get_sequence_number_for_group() for group in groups)
+    own = [group for group in groups if group.group_desc != BESIDE]
+    return sum(group._get_sequence_number_for_group() for group in own)
 
 
 def common_attempt(device: torch.device, world: int) -> str:

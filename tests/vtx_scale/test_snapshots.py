@@ -22,6 +22,7 @@ from vtx_scale.distributed.ranks import GroupRanks
 from vtx_scale.distributed.sharding import Slice
 from vtx_scale.launch import memory
 from vtx_scale.launch.decided import Decision
+from vtx_scale.launch.process import collectives
 from vtx_scale.launch.recover import recovered
 
 WORLD, EACH = 4, 2  # ranks, and ranks of a machine
@@ -56,11 +57,13 @@ def start(folder: Path) -> tuple[int, list[Slice], Snapshots]:
 
 def write(folder: Path, many=(5, 10)) -> list[str]:
     rank, _, kept = start(folder)
+    before = collectives()
     for step in many:
         kept.save(step, slices(rank, float(step)), STATE)
     kept.wait()
     assert not kept.error and not kept.broken, (kept.error, kept.broken)
     assert kept.committed == many[-1]
+    assert collectives() == before, "they count with those of the training"
     return [str(p.sent) for p in kept.parts]
 
 

@@ -50,6 +50,7 @@ from vtx_scale.distributed.sharding import Box, Slice
 
 MANIFEST = "manifest.json"
 LIMIT, CURRENT = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+BESIDE = "snapshots"  # a group that the main thread takes no part in
 PATIENCE = 5.0  # seconds for a snapshot under way when a run ends
 
 
@@ -97,7 +98,7 @@ class Snapshots:
         self.leads = self.nodes.index(self.nodes[self.rank]) == self.rank
         self.sends = [[(t.name, t.source, t.target) for t in wave] for wave in waves(self._sent())]
         limit = timedelta(seconds=timeout)
-        self.group = dist.new_group(backend="gloo", timeout=limit)
+        self.group = dist.new_group(backend="gloo", timeout=limit, group_desc=BESIDE)
         self.room = room_of(self, held)
         self.thread: threading.Thread | None = None
         self.staged: dict[int, Staged] = {}  # kept, as fresh memory is slow
