@@ -27,7 +27,7 @@ from vtx_scale.specs.run import System
 from vtx_scale.trainer.goodput import attempt_name
 from vtx_scale.trainer.goodput import ended as ended_at
 from vtx_scale.trainer.leave import requests
-from vtx_scale.trainer.output import Ledger, say, why
+from vtx_scale.trainer.output import Ledger, say, silent, why
 
 LOOK = 0.2  # seconds between two looks at the ranks
 STACKS = 60.0  # seconds for all machines to tell what their ranks are doing
@@ -239,7 +239,7 @@ class Driver:
         """One start of all ranks, to its end."""
         held, self.number, self.began = [h for h, _ in placed], self.number + 1, time.monotonic()
         attempt = attempt_name(self.lease.epoch, self.number)
-        self.watcher = Watcher(self.folder, attempt, self.system.timeout, say)
+        self.watcher = Watcher(self.folder, attempt, self.system.timeout, silent)
         try:
             if self.begin(placed):
                 moves, watch = self.follow(held)
