@@ -32,7 +32,7 @@ p { margin: .4rem 0; } .soft, .note { color: var(--soft); } .note { font-size: .
 .badge.good { color: var(--good); } .badge.bad { color: var(--bad); }
 .badge.warn { color: var(--warn); }
 .where { color: var(--soft); overflow-wrap: anywhere; font-size: .9rem; margin: .15rem 0 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .7rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.4rem, 1fr)); gap: .7rem;
   margin: .9rem 0 0; padding: 0; }
 .tiles div, .card { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; }
 .tiles div { padding: .55rem .8rem .6rem; }

@@ -3143,6 +3143,22 @@ MUTANTS = (
         "What a run says does not steer the terminal that shows it.",
     ),
     Mutant(
+        "half-a-look-drawn",
+        "launch/run_reader.py",
+        "saved = steps(checkpoints_of(self.folder))",
+        "self._add_lines()\n        saved = steps(checkpoints_of(self.folder))",
+        (f"{READER}::test_a_look_that_fails_changes_nothing",),
+        "What is drawn of a run is one look at it.",
+    ),
+    Mutant(
+        "steps-lost-unnamed",
+        "launch/summary.py",
+        "reached.append(event[1])",
+        "reached.append(event[0])",
+        (f"{READER}::test_steps_that_the_events_name",),
+        "A fault is shown with the steps that it cost.",
+    ),
+    Mutant(
         "silent-about-a-bucket",
         "launch/watch.py",
         "self.reason = why(e)",
