@@ -429,9 +429,9 @@ def fit(parts: Parts, restored: bool) -> int | None:
     75 where it was asked to leave, None where it goes back.
     """
     run, strategy, progress = parts.run, parts.strategy, parts.progress
-    PHASES.step = progress.step
     if strategy.all.rank == 0:
         TIMES.begin(parts.folder, this_attempt(parts.epoch), progress.step)
+    PHASES.step = progress.step
     with PHASES.within("start.load"), parts.control.at_once():
         log = log_of(parts, restored)
         if restored:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.promises.test_p3_recovery import rank_of
 from tests.ranks import on_ranks
 from tests.runs import COLOUR, environment, lines, log_of, losses, smoke, train, train_on_ranks
 from tests.survivors import assert_none_survives
@@ -19,19 +20,6 @@ from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.specs.imports import import_object
 
 pytestmark = pytest.mark.slow
-
-
-def rank_of(launcher: int, rank: int) -> int:
-    """The process of a rank that a launcher started."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            variables = (folder / "environ").read_bytes().split(b"\0")
-        except (OSError, IndexError):
-            continue
-        if parent == launcher and f"RANK={rank}".encode() in variables:
-            return int(folder.name)
-    raise LookupError(f"rank {rank} of {launcher}")
 
 
 def test_a_rank_that_stands_still_is_started_again(tmp_path):

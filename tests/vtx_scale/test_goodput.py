@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -191,6 +192,25 @@ def test_lines_in_a_folder(tmp_path):
     again = read(tmp_path)
     assert again.wall == pytest.approx(found.wall)
     assert sum(again.seconds.values()) == pytest.approx(again.wall)
+
+
+def test_a_process_that_goes_back_begins_a_line(tmp_path):
+    phases = Phases()
+    phases.reset()
+    times = Times(phases)
+    with phases.within("step"):
+        for first, last in ((4, 50), (30, 60)):
+            times.begin(tmp_path, "a", first)
+            assert phases.step == first
+            time.sleep(0.2)
+            phases.step = last
+    times.close(0)
+    rows = [json.loads(row) for row in (tmp_path / FILE).read_text().splitlines()]
+    steps = [(r["behind"], r["step"]) for r in rows if r["kind"] == "time"]
+    assert steps == [(4, 4), (4, 50), (30, 60)]
+    # 20 of 46 steps, of the time behind the first line
+    spent = rows[1]["seconds"]["step"]
+    assert read(tmp_path).seconds["lost"] == pytest.approx(spent * 20 / 46, abs=0.02)
 
 
 def test_share_counts_what_earlier_attempts_took(tmp_path):

@@ -89,14 +89,15 @@ class Times:
         self._thread: threading.Thread | None = None
 
     def begin(self, folder: AnyPath, attempt: str, step: int) -> None:
-        """From here on the process goes on from a step; where it goes back, what it did until now
-        ends with a line.
+        """From here on the process goes on from a step, which its phases are given; where it goes
+        back, what it did until now ends with a line.
         """
         if self._thread is not None:
             self.cut()
-            self._behind = step
+            self.phases.step = self._behind = step
             return
-        self.folder, self.attempt, self._behind = folder, attempt, step
+        self.folder, self.attempt = folder, attempt
+        self.phases.step = self._behind = step
         # the wall clock is asked once: it may jump
         self._wall = time.time() - time.monotonic()
         self._at, self._spent = self.phases.began, dict[str, float]()

@@ -421,7 +421,7 @@ class Trainer:
         if kept is None or not self.memory.due(step, kept.seconds) or step == self.run.steps:
             return
         began = time.perf_counter()
-        with self.control.saving():
+        with PHASES.within("save_stall"), self.control.saving():
             if self.saved != step:
                 self.compare_copies()
             kept.wait()
@@ -441,7 +441,8 @@ class Trainer:
         more steps than `checkpoint.memory` says.
         """
         if self.snapshots is not None and self.run.checkpoint.memory != "auto":
-            self.snapshots.wait()
+            with PHASES.within("save_stall"):
+                self.snapshots.wait()
 
     def end_snapshots(self) -> None:
         """No more of them in this start: ranks that end, or go back, have none under way."""
