@@ -4,6 +4,7 @@ Reading order: `job` is what a launcher and a cluster say to each other; `policy
 where; `keeper` keeps a machine's ranks, in a process that Ray has started there; `ray_settings`
 what Ray must find before it is imported; `ray_nodes` the machines of a cluster and the actors on
 them; `ray_private` the names of Ray that are not stable API; `guard` ends what Ray leaves behind.
-`jobs` is Ray's Jobs API, `token` what it asks for, `trial` whether a cluster lets us in;
-`manifests` what schedulers read. `storage` is buckets, and knows no Ray.
+`ray_tasks` does the work of `vtx data` there. `jobs` is Ray's Jobs API, `token` what it asks for,
+`trial` whether a cluster lets us in; `manifests` what schedulers read. `storage` is buckets, and
+knows no Ray.
 """

@@ -1,6 +1,6 @@
 """From tars to batches.
 
-Reading order: errors, tar, foreign, lists, storage, objects, shards, layout, scan, index,
+Reading order: errors, tar, foreign, lists, storage, objects, shards, layout, scan, pool, index,
 quarantine, remote, opening, hold_out, order, weights, mix, plan, chunks, book, cache, prefetch,
 cached, read, members, decode, restarts, codes, augment, text, batch, sources, state, loader, video,
 wds, tools.

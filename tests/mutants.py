@@ -3167,6 +3167,7 @@ MUTANTS = (
         "A bucket that does not answer is said, and asked again.",
     ),
     Mutant(
+<<<<<<< HEAD
         "an-inner-phase-counts-twice",
         "vtx_scale/distributed/phases.py",
         "            self._turned = self._since = now\n",
@@ -3245,6 +3246,46 @@ MUTANTS = (
         "RUNNING = 1",
         ("tests/vtx_scale/test_stragglers.py::test_it_is_named_once_with_its_ratio",),
         "A straggler is slow in three windows running.",
+=======
+        "lost-tasks-stay-lost",
+        "cluster/ray_tasks.py",
+        "                    task = give(unit)\n                continue",
+        "                    task = give(unit)\n                return None",
+        ("tests/cluster/test_data_tasks.py::test_a_process_killed_in_the_middle_of_a_task",),
+        "What a killed process was to write on a cluster is written by another.",
+    ),
+    Mutant(
+        "news-of-ray-among-results",
+        "cluster/ray_tasks.py",
+        "        ours = threading.current_thread() is self.thread",
+        "        ours = True",
+        ("tests/cluster/test_data_tasks.py::test_a_process_killed_in_the_middle_of_a_task",),
+        "Standard output has results alone.",
+    ),
+    Mutant(
+        "numbers-from-0-in-each-shard",
+        "data_pipeline/tools/verify.py",
+        "        firsts = accumulate(counts, initial=0)",
+        "        firsts = repeat(0)",
+        ("tests/data_pipeline/test_pool.py::test_verify_says_the_same[reader]",),
+        "A reader judges a sample with the sample's own numbers, wherever that is done.",
+    ),
+    Mutant(
+        "layout-of-the-last-shard-alone",
+        "data_pipeline/layout.py",
+        "            setattr(self, name, getattr(self, name) + getattr(later, name))",
+        "            setattr(self, name, getattr(later, name))",
+        ("tests/data_pipeline/test_pool.py::test_verify_says_the_same[members]",),
+        "What is said of a set counts all of its shards.",
+    ),
+    Mutant(
+        "attempt-not-named",
+        "cluster/manifests/kuberay.py",
+        '"vtx_attempt": str(cluster.attempt)',
+        '"vtx_attempt": "1"',
+        (f"{MANIFESTS}::test_the_recipe_goes_into_the_run_folder_and_a_second_one_is_the_next",),
+        "A RayJob that is no longer the newest attempt at its run says so and leaves.",
+>>>>>>> e61394a (Docs: schedulers, and data on a cluster; mutants of both)
     ),
 )
 
