@@ -8,6 +8,7 @@ before, or on the disk.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -24,7 +25,15 @@ from vtx_scale.checkpoints.format import (
     steps,
 )
 from vtx_scale.checkpoints.memory import keep_only
-from vtx_scale.checkpoints.placement import Report, Transfer, fetches, newest, seconds, waves
+from vtx_scale.checkpoints.placement import (
+    Report,
+    Transfer,
+    fetches,
+    newest,
+    same_save,
+    seconds,
+    waves,
+)
 from vtx_scale.checkpoints.read import Tensors
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.storage import Folder, Storage
@@ -35,6 +44,7 @@ from vtx_scale.launch.snapshots import folder_in_memory, node_name
 from vtx_scale.trainer.output import say
 
 STEP = "step-*"
+DATA = re.compile(r"data-(\d{5})\.e(\d+)\.safetensors")
 TRIES = 4  # at one snapshot: a file of which no copy is sound is found in fewer
 
 
@@ -69,8 +79,9 @@ def recovered(
     """(the snapshots of this machine, the step of one that can be loaded), on every rank alike;
     None where the disk is as new, or nothing is left. Snapshots of other steps are removed.
 
-    stored: checkpoints on the disk. epoch, digest: of the lease and of the recipe, which a snapshot
-    must have. decisions: those that hold.
+    stored: checkpoints on the disk. digest: of the recipe, which a snapshot must have. epoch: of
+    the lease; one from before was this launcher's too, whose folder it is, and has a manifest
+    because all ranks of that start were there. decisions: those that hold.
     """
     folder = folder_in_memory()
     rows = all_json(node_name() if folder is not None else "")
@@ -81,17 +92,17 @@ def recovered(
     after = int(all_json(disk)[0])
 
     def fits(manifest: dict[str, Any]) -> bool:
-        same = manifest.get("epoch") == epoch and manifest.get("hash") == digest
+        same = manifest["epoch"] <= epoch and manifest.get("hash") == digest
         names = {d.name for d in decisions}
         known = names.issuperset(manifest.get("decisions", []))
         return same and known and not abandoned(manifest, decisions)
 
     tried: Counter[int] = Counter()
     while True:
-        mine = [asdict(r) for r in reports(here, epoch, fits)] if here.leads else []
+        mine = [asdict(r) for r in reports(here, fits)] if here.leads else []
         found = [Report(**{**r, "held": tuple(r["held"])}) for row in all_json(mine) for r in row]
         chosen = newest([r for r in found if tried[r.step] < TRIES], after)
-        if chosen is None or gathered(here, chosen, found, slices, epoch):
+        if chosen is None or gathered(here, chosen, found, slices):
             break
         tried[chosen.step] += 1
     if here.leads:
@@ -99,35 +110,35 @@ def recovered(
     return (Folder(folder), chosen.step) if chosen is not None else None
 
 
-def reports(here: Machine, epoch: int, fits: Callable[[dict[str, Any]], bool]) -> Iterable[Report]:
-    """What this machine has, a report a step."""
+def reports(here: Machine, fits: Callable[[dict[str, Any]], bool]) -> Iterable[Report]:
+    """What this machine has, a report for each step and epoch."""
     for path in sorted(here.folder.glob(STEP)):
-        step, digest, parts = int(path.name.removeprefix("step-")), "", 0
+        step = int(path.name.removeprefix("step-"))
+        known: tuple[int, str, int] | None = None  # epoch, digest, parts
         try:
             manifest = read_manifest(Folder(here.folder), step)
             body = (here.folder / manifest_name(step)).read_bytes()
             if fits(manifest):
                 digest = hashlib.sha256(body).hexdigest()
-                parts = len(manifest["files"]) // 2
+                known = manifest["epoch"], digest, len(manifest["files"]) // 2
         except (Damaged, UserError, OSError):
             pass
-        held = []
-        for data in path.glob("data-*.safetensors"):
-            number = int(data.name[5:10])
-            both = file_names(number, epoch)
-            if data.name == both[0] and (path / both[1]).is_file():
-                held.append(number)
-        yield Report(here.rank, step, digest, parts, tuple(sorted(held)))
+        held: dict[int, list[int]] = {known[0]: []} if known else {}
+        for data in path.glob("data-*"):
+            found = DATA.fullmatch(data.name)
+            if found and (path / file_names(int(found[1]), int(found[2]))[1]).is_file():
+                held.setdefault(int(found[2]), []).append(int(found[1]))
+        for epoch, numbers in held.items():
+            digest, parts = known[1:] if known and known[0] == epoch else ("", 0)
+            yield Report(here.rank, step, epoch, digest, parts, tuple(sorted(numbers)))
 
 
-def gathered(
-    here: Machine, chosen: Report, found: list[Report], slices: list[Slice], epoch: int
-) -> bool:
+def gathered(here: Machine, chosen: Report, found: list[Report], slices: list[Slice]) -> bool:
     """Bring together what this machine's ranks will read of a snapshot, and check it; whether all
     of it is there and sound on every machine. What is not is removed.
     """
-    step, those = chosen.step, [r for r in found if r.step == chosen.step]
-    parts = [file_names(number, epoch) for number in range(chosen.parts)]
+    step, those = chosen.step, [r for r in found if same_save(r, chosen)]
+    parts = [file_names(number, chosen.epoch) for number in range(chosen.parts)]
     tables, manifest = [table for _, table in parts], "manifest.json"
     has: dict[int, set[str]] = {first: set() for first in here.firsts}
     for r in those:

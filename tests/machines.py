@@ -5,7 +5,6 @@ killed and start again as a launcher starts them.
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 from tests import slow
@@ -35,7 +34,7 @@ class Machines:
 
     def round(self, *kills: str, delay: float = 0.0) -> list[int]:
         """One start of all ranks; their exit codes. kills: POINT:RANK, as of VTX_KILL. delay:
-        seconds that each file of a snapshot takes longer.
+        seconds that a snapshot takes longer.
         """
         with tempfile.TemporaryDirectory(prefix="vtx-test-") as meet:
             processes = [
@@ -75,19 +74,12 @@ def rank(environment: dict[str, str], body: tuple, kills: tuple[str, ...], delay
     os.environ |= environment
     import torch
 
-    from vtx_scale.checkpoints import memory
     from vtx_scale.distributed import failpoint
     from vtx_scale.launch import worker
 
     torch.set_num_threads(1)
-    failpoint.ASKED[:] = [tuple(k.rsplit(":", 1)) for k in kills]
-    plain = memory.save_file
-
-    def late(*arguments, **keys):
-        time.sleep(delay)
-        return plain(*arguments, **keys)
-
-    memory.save_file = late
+    failpoint.KILLED[:] = [tuple(k.rsplit(":", 1)) for k in kills]
+    failpoint.SLOW[:] = [("memory-data", environment["RANK"], str(delay))] if delay else []
     recipe, folder, paths = body
     recipes.let_import(paths)
     os._exit(worker.work(override.from_dict(recipe), folder))

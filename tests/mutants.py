@@ -743,8 +743,8 @@ MUTANTS = (
     Mutant(
         "memory-late",
         "vtx_scale/trainer/loop.py",
-        "            self.snapshots.wait()",
-        "            pass",
+        "                self.snapshots.wait()",
+        "                pass",
         (f"{MEMORY}::test_a_kill_while_a_snapshot_is_written_costs_no_more",),
         "A fault never costs more steps than checkpoint.memory says.",
     ),

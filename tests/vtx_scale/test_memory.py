@@ -114,12 +114,13 @@ def test_a_rank_sends_one_file_and_receives_one_at_a_time(transfers):
 
 
 def test_the_newest_of_which_all_is_somewhere():
-    whole = [Report(0, 10, "a", 4, (0, 1)), Report(2, 10, "", 0, (2, 3))]
-    torn = [Report(0, 15, "b", 4, (0, 1)), Report(2, 15, "b", 4, (1, 2))]
-    assert newest(whole + torn, -1) == whole[0]
+    whole = [Report(0, 10, 1, "a", 4, (0, 1)), Report(2, 10, 1, "", 0, (2, 3))]
+    torn = [Report(0, 15, 1, "b", 4, (0, 1)), Report(2, 15, 1, "b", 4, (1, 2))]
+    late = [Report(2, 15, 2, "", 0, (3,))]  # under another epoch
+    assert newest(whole + torn + late, -1) == whole[0]
     assert newest(whole + torn, 10) is None, "the disk is as new"
     assert newest(torn, -1) is None
-    assert newest([Report(0, 10, "", 4, (0, 1, 2, 3))], -1) is None, "no manifest of this run"
+    assert newest([Report(0, 10, 1, "", 4, (0, 1, 2, 3))], -1) is None, "no manifest of this run"
 
 
 def test_what_a_machine_lacks_comes_from_those_that_have_it_by_turns():

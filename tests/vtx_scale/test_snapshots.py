@@ -26,6 +26,7 @@ from vtx_scale.launch.process import collectives
 from vtx_scale.launch.recover import recovered
 
 WORLD, EACH = 4, 2  # ranks, and ranks of a machine
+EPOCH = 2  # of the lease
 STATE = {"hash": "h", "decisions": []}
 
 
@@ -52,7 +53,11 @@ def start(folder: Path) -> tuple[int, list[Slice], Snapshots]:
     here.mkdir(parents=True, exist_ok=True)
     os.environ |= {"NODE_RANK": str(node), "VTX_MEMORY": str(here)}
     held = slices(rank, 5.0)
-    return rank, held, Snapshots(here, f"node {node}", GroupRanks(), "a", held, timeout=30)
+    return (
+        rank,
+        held,
+        Snapshots(here, f"node {node}", GroupRanks(), "a", held, epoch=EPOCH, timeout=30),
+    )
 
 
 def write(folder: Path, many=(5, 10)) -> list[str]:
@@ -75,7 +80,7 @@ def read(folder: Path, about: dict) -> tuple[int, bool] | None:
         Folder(folder / "disk"),
         held,
         rank,
-        epoch=about.get("epoch", 0),
+        epoch=about.get("epoch", EPOCH),
         digest=about.get("hash", "h"),
         decisions=decisions,
     )
@@ -177,7 +182,7 @@ def test_the_disk_is_as_new(written, tmp_path):
 @pytest.mark.parametrize(
     "about",
     [
-        {"epoch": 1},
+        {"epoch": 1},  # what a later one wrote
         {"hash": "another"},
         {"decisions": [(1, 4, 80)]},  # a roll-back behind step 4
         {"decisions": [(1, 4, 0, "optim.lr", "1")]},
@@ -185,6 +190,11 @@ def test_the_disk_is_as_new(written, tmp_path):
 )
 def test_what_is_not_of_this_run_as_it_is_now_is_not_taken(written, tmp_path, about):
     assert taken(written(tmp_path), **about) is None
+
+
+def test_the_lease_was_advanced_meanwhile(written, tmp_path):
+    """As a driver does that has lost a machine: what all ranks wrote before counts."""
+    assert taken(written(tmp_path), epoch=EPOCH + 1) == (10, True)
 
 
 def test_what_a_decision_leaves_as_it_is_may_be_taken(written, tmp_path):

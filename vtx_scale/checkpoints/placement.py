@@ -99,13 +99,14 @@ def waves(transfers: Iterable[Transfer]) -> list[list[Transfer]]:
 
 @dataclass(frozen=True)
 class Report:
-    """What a machine has of one step. rank: that answers for it. manifest: the digest of one that
-    belongs to this run as it is now, "" where there is none; parts: how many it names. held: the
-    numbers of the parts that are there.
+    """What a machine has of one step under one epoch of the lease. rank: that answers for it.
+    manifest: the digest of one that belongs to this run as it is now, "" where there is none;
+    parts: how many it names. held: the numbers of the parts that are there.
     """
 
     rank: int
     step: int
+    epoch: int
     manifest: str = ""
     parts: int = 0
     held: tuple[int, ...] = ()
@@ -115,12 +116,17 @@ def newest(reports: Sequence[Report], after: int) -> Report | None:
     """A report with a manifest of the newest step behind `after` of which every part is somewhere;
     None where there is no such step.
     """
-    for report in sorted(reports, key=lambda r: (-r.step, r.rank)):
+    for report in sorted(reports, key=lambda r: (-r.step, -r.epoch, r.rank)):
         if report.manifest and report.step > after:
-            there = {n for r in reports if r.step == report.step for n in r.held}
+            there = {n for r in reports if same_save(r, report) for n in r.held}
             if there.issuperset(range(report.parts)):
                 return report
     return None
+
+
+def same_save(a: Report, b: Report) -> bool:
+    """Whether two machines tell of one snapshot."""
+    return (a.step, a.epoch) == (b.step, b.epoch)
 
 
 def fetches(
