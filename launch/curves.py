@@ -225,7 +225,7 @@ def short(value: float) -> float:
 def written(value: float, form: str = "number", tick: bool = False) -> str:
     """A number as people read it: 12,345, 0.4213, 3.1e-05; a share in percent."""
     if form == "share":
-        return f"{100 * value:.{0 if tick else 1}f} %"
+        return f"{100 * value:.3g} %" if tick else f"{100 * value:.1f} %"
     size = abs(value)
     if value == int(value) and size < 1e7:
         return f"{int(value):,}"

@@ -197,7 +197,7 @@ def evaluations(runs: Sequence[Shown]) -> str:
         "<th class=n>step</th><th class=n>lowest</th><th class=n>highest</th></tr></thead>"
         f"<tbody>{''.join(rows[:ROWS])}</tbody></table>"
     )
-    drawings = f'<p></p><div class="charts">{"".join(figures[:24])}</div>' if figures else ""
+    drawings = f'<div class="charts">{"".join(figures[:24])}</div>' if figures else ""
     return f'<section><h2>Evaluations</h2><div class="card">{table}</div>{drawings}</section>'
 
 

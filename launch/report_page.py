@@ -173,7 +173,7 @@ def survived(runs: Sequence[Shown]) -> str:
         )
         body = (
             "<table><thead><tr><th class=n>step</th><th>time, UTC</th><th>kind</th><th>what</th>"
-            f"<th class=n>steps lost</th></tr></thead><tbody>{rows}</tbody></table>"
+            f"<th class=n>steps lost (at least)</th></tr></thead><tbody>{rows}</tbody></table>"
             if found
             else "<p>Nothing had to be survived.</p>"
         )

@@ -42,7 +42,7 @@ p { margin: .4rem 0; } .soft, .note { color: var(--soft); } .note { font-size: .
 .tiles dd small { display: block; font-size: .78rem; font-weight: 400; color: var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(27rem, 100%), 1fr));
   gap: .9rem; }
-.card { padding: .9rem 1rem; overflow-x: auto; }
+.card { padding: .9rem 1rem; overflow-x: auto; } .card + .charts { margin-top: .9rem; }
 figure.chart { margin: 0; background: var(--card); border: 1px solid var(--edge);
   border-radius: 10px; padding: .7rem .9rem .5rem .7rem; min-width: 0; break-inside: avoid; }
 figcaption { display: flex; flex-wrap: wrap; gap: 0 .6rem; align-items: baseline;

@@ -24,6 +24,7 @@ from vtx_scale.launch.summary import (
     add_ledger,
     add_log,
     add_metrics,
+    resumes,
 )
 from vtx_scale.launch.tail import Tail
 from vtx_scale.trainer.goodput import Goodput, tally
@@ -41,6 +42,7 @@ class RunReader:
         self.columns, self.records = Columns(), Records()
         self.events: list[dict[str, Any]] = []
         self.goodput: Goodput | None = None
+        self.resumes: list[tuple[int, int]] = []
         self.bad = 0
         self.lock = threading.Lock()  # what a summary holds changes under it
         self.manifest: dict[str, Any] = {}
@@ -74,6 +76,7 @@ class RunReader:
                 manifest=manifest,
                 holder=holder,
                 goodput=self.goodput,
+                resumes=self.resumes,
                 grown=None if self.grown is None else time.monotonic() - self.grown,
                 ttl=lease.TTL,
             )
@@ -107,6 +110,7 @@ class RunReader:
         self.events += [row for line in lines if (row := parsed(line)) is not None]
         if void or lines:
             self.goodput = tally(self.events) if self.events else None
+            self.resumes = resumes(self.events)
 
     def _manifest(self, saved: list[int]) -> dict[str, Any]:
         """Of the newest checkpoint, once."""

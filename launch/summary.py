@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from vtx_scale.launch.columns import Columns, number
 from vtx_scale.launch.redact import shown
-from vtx_scale.trainer.goodput import Goodput
+from vtx_scale.trainer.goodput import Goodput, line_of
 from vtx_scale.trainer.lines import parsed
 
 RECENT = 50  # steps that "now" means
@@ -186,7 +186,8 @@ class Holder:
 class Summary:
     """A run as it stands. about: run.json, empty where there is none. steps: it should have.
     checkpoints: their steps. manifest: of the newest. fault: what cannot be read, for people.
-    grown: seconds of this machine's clock since steps were seen to come, None where none were.
+    resumes: as `resumes` has them. grown: seconds of this machine's clock since steps were seen to
+    come, None where none were.
     """
 
     folder: str
@@ -199,6 +200,7 @@ class Summary:
     manifest: dict[str, Any] = field(default_factory=dict)
     holder: Holder = field(default_factory=Holder)
     goodput: Goodput | None = None
+    resumes: list[tuple[int, int]] = field(default_factory=list)
     grown: float | None = None
     ttl: float = 30.0
 
@@ -237,7 +239,12 @@ class Summary:
         roll-back is none.
         """
         back = sum(kind_of(entry) == "roll-back" for entry in self.records.entries)
-        return max(self.records.count("restart"), len(self.records.starts) - back)
+        return max(self.records.count("restart"), len(self.starts) - back)
+
+    @property
+    def starts(self) -> list[Start]:
+        """Those that had something left to do."""
+        return [s for s in self.records.starts if self.steps is None or s.step < self.steps]
 
     def share(self, part: str, of: str = "seconds") -> float | None:
         """A column by another over the newest steps."""
@@ -284,15 +291,34 @@ class Summary:
         return times[-1] - times[0] if len(times) > 1 else None
 
 
+def resumes(events: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(step, last step before it that events.jsonl names) of each start that went on from a
+    checkpoint, and of each roll-back.
+    """
+    lines = sorted(
+        (line for e in events if (line := line_of(e)) is not None), key=lambda line: line.start
+    )
+    return [
+        (later.behind, line.step)
+        for line, later in zip(lines, lines[1:], strict=False)
+        if later.behind < line.step or later.attempt != line.attempt
+    ]
+
+
 def faults(summary: Summary) -> list[Entry]:
-    """What the run went through, in the order of steps: restarts with the steps that they cost, and
-    skipped steps in one entry a reason.
+    """What the run went through, in the order of steps: restarts with the steps that they cost, as
+    far as log and events name them, and skipped steps in one entry a reason.
     """
     records = summary.records
     out = [Entry(e.kind, e.text, e.step, e.time, e.lost) for e in records.entries]
     causes = [entry for entry in out if kind_of(entry) in ("restart", "roll-back")]
-    for start in records.starts:
-        lost = None if start.reached is None else max(0, start.reached - start.step)
+    events = list(summary.resumes)
+    for start in summary.starts:
+        reached = [] if start.reached is None else [start.reached]
+        if event := next((e for e in events if e[0] == start.step), None):
+            events.remove(event)
+            reached.append(event[1])
+        lost = max(0, max(reached) - start.step) if reached else None
         known = next((e for e in causes if e.step == start.step and e.lost is None), None)
         if known is None:
             text = f"started again ({start.when})"

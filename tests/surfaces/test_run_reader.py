@@ -24,6 +24,7 @@ from vtx_scale.launch.summary import (
     add_log,
     add_metrics,
     faults,
+    resumes,
 )
 from vtx_scale.launch.tail import Tail
 from vtx_scale.trainer.lines import truncate_after
@@ -191,6 +192,32 @@ def test_steps_that_a_restart_cost():
     add_log(records, [at + b"4 ranks on 2 nodes: one, two"])
     assert (records.ranks, records.nodes) == (4, ["one", "two"])
     assert all(b"Traceback" not in line.encode() for line in records.news)
+
+
+def test_steps_that_the_events_name():
+    """A rank dies at 270 and the log knows nothing of it; a roll-back within an attempt counts."""
+
+    def line(at, behind, step, attempt):
+        spend = {"step": 9.0}
+        about = {"behind": behind, "step": step, "attempt": attempt}
+        return {"kind": "time", "from": at, "to": at + 9, "seconds": spend, **about}
+
+    events = [
+        line(0, 0, 200, "a"),
+        line(10, 200, 270, "a"),
+        {"kind": "end", "at": 19, "code": -9, "attempt": "a"},
+        line(20, 200, 300, "b"),
+        line(30, 240, 400, "b"),
+        {"kind": "time", "from": "soon"},
+        line(40, 400, 400, "c"),
+    ]
+    assert resumes(events) == [(200, 270), (240, 300), (400, 400)]
+    at = b"2026-01-01 00:00:00 "
+    records = Records()
+    add_log(records, [at + b"resumed at step %d of 400" % s for s in (200, 240, 400)])
+    summary = Summary("run", steps=400, records=records, resumes=resumes(events))
+    assert [(e.step, e.lost) for e in faults(summary)] == [(200, 70), (240, 60)]
+    assert summary.restarts == 2, "one that finds all steps done is none"
 
 
 def test_pace_leaves_out_the_time_of_a_restart():
