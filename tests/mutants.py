@@ -3167,7 +3167,6 @@ MUTANTS = (
         "A bucket that does not answer is said, and asked again.",
     ),
     Mutant(
-<<<<<<< HEAD
         "an-inner-phase-counts-twice",
         "vtx_scale/distributed/phases.py",
         "            self._turned = self._since = now\n",
@@ -3246,7 +3245,8 @@ MUTANTS = (
         "RUNNING = 1",
         ("tests/vtx_scale/test_stragglers.py::test_it_is_named_once_with_its_ratio",),
         "A straggler is slow in three windows running.",
-=======
+    ),
+    Mutant(
         "lost-tasks-stay-lost",
         "cluster/ray_tasks.py",
         "                    task = give(unit)\n                continue",
@@ -3285,7 +3285,6 @@ MUTANTS = (
         '"vtx_attempt": "1"',
         (f"{MANIFESTS}::test_the_recipe_goes_into_the_run_folder_and_a_second_one_is_the_next",),
         "A RayJob that is no longer the newest attempt at its run says so and leaves.",
->>>>>>> e61394a (Docs: schedulers, and data on a cluster; mutants of both)
     ),
 )
 
