@@ -6,9 +6,9 @@ STYLE = """
   --run3: #7b3fa0; --good: #2c7a46; --bad: #b3261e; --warn: #8a5a00; --restart: #b3261e;
   --skip: #b7791f; --roll: #7b3fa0; --amend: #0f766e; --save: #be185d; --other: #5d6670;
   --evaluation: #2563a8; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1b1f23; --ink: #e6e8ea;
-  --soft: #9aa4ae; --edge: #2d333a; --grid: #282e34; --run0: #6cb0f5; --run1: #f5a06a;
-  --run2: #6fcf8d; --run3: #c79bec; --good: #6fcf8d; --bad: #ff8a80; --warn: #f0c060;
+@media screen and (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1b1f23;
+  --ink: #e6e8ea; --soft: #9aa4ae; --edge: #2d333a; --grid: #282e34; --run0: #6cb0f5;
+  --run1: #f5a06a; --run2: #6fcf8d; --run3: #c79bec; --good: #6fcf8d; --bad: #ff8a80; --warn: #f0c060;
   --restart: #ff8a80; --skip: #f0c060; --roll: #c79bec; --amend: #5ed3c6; --save: #f79ac0;
   --other: #9aa4ae; --evaluation: #6cb0f5; } }
 * { box-sizing: border-box; }

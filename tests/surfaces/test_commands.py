@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.runs import environment, lines, losses, train_on_ranks, vtx
+from tests.runs import environment, lines, log_of, losses, train_on_ranks, vtx
 from tests.survivors import assert_none_survives
 from vtx_scale import open_run
 from vtx_scale.checkpoints.format import read_manifest, steps
@@ -219,7 +219,7 @@ def test_a_run_may_be_named_behind_an_option():
 
 @pytest.mark.slow
 def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
-    """What srun gives a task, say: rank, world and the address of rank 0."""
+    """What srun gives a task on each of two nodes, say: rank, world and the address of rank 0."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
@@ -242,7 +242,7 @@ def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
                 {
                     "RANK": str(r),
                     "WORLD_SIZE": "2",
-                    "LOCAL_RANK": str(r),
+                    "LOCAL_RANK": "0",
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": port,
                 }
@@ -252,7 +252,9 @@ def test_the_worker_runs_under_any_launcher_that_sets_the_variables(tmp_path):
     ]
     errors = [p.communicate(timeout=120)[1] for p in ranks]
     assert [p.returncode for p in ranks] == [0, 0], errors
+    assert "2 ranks on 2 nodes: " in errors[0]
     train_on_ranks(tmp_path / "other", 2, "ddp")
+    assert "nodes: " not in log_of(tmp_path / "other")
     assert losses(tmp_path / "run") == losses(tmp_path / "other")
 
 

@@ -386,5 +386,11 @@ def test_of_a_real_run_that_was_resumed(tmp_path):
     for words in ("finished", "step 30 of 30  100.0 %", "step 30", "MFU", "zero_shot  top1"):
         assert words in text, text
     page = Page(page_of(tmp_path, folder))
-    for words in ("finished", "optim.lr=*0.5 from step 20 on", "resumed", "torch", "zero_shot"):
+    for words in (
+        "finished",
+        "optim.lr=*0.5 from step 20 on",
+        "resumed",
+        "torch",
+        "inputs, step 0",
+    ):
         assert words in page.words, words
