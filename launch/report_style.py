@@ -8,9 +8,9 @@ STYLE = """
   --evaluation: #2563a8; }
 @media screen and (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1b1f23;
   --ink: #e6e8ea; --soft: #9aa4ae; --edge: #2d333a; --grid: #282e34; --run0: #6cb0f5;
-  --run1: #f5a06a; --run2: #6fcf8d; --run3: #c79bec; --good: #6fcf8d; --bad: #ff8a80; --warn: #f0c060;
-  --restart: #ff8a80; --skip: #f0c060; --roll: #c79bec; --amend: #5ed3c6; --save: #f79ac0;
-  --other: #9aa4ae; --evaluation: #6cb0f5; } }
+  --run1: #f5a06a; --run2: #6fcf8d; --run3: #c79bec; --good: #6fcf8d; --bad: #ff8a80;
+  --warn: #f0c060; --restart: #ff8a80; --skip: #f0c060; --roll: #c79bec; --amend: #5ed3c6;
+  --save: #f79ac0; --other: #9aa4ae; --evaluation: #6cb0f5; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
