@@ -5,6 +5,7 @@ process and end with it. It ends them, and itself, when nobody has asked after t
 seconds: then their driver is gone, or cannot be reached, and another may hold the run.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -26,6 +27,8 @@ from vtx_scale.data_pipeline.errors import UserError
 SIOCGIFADDR = 0x8915
 LEAST_FREE = 0.02  # of the memory
 WRITTEN = 1 << 20  # bytes
+SENT = 8 << 20  # bytes from one machine to the next
+PAIR = 4.0  # seconds for them
 SIDE = 256  # of matrices
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -80,6 +83,26 @@ class Keeper:
         self.heard = time.monotonic()
         return unfit(self.folder)
 
+    def receive(self) -> int:
+        """The port at which this machine takes what another sends it to see how fast that is."""
+        self.heard = time.monotonic()
+        server = socket.create_server((self.address, 0), family=family_of(self.address))
+        server.settimeout(PAIR)
+        threading.Thread(target=swallow, args=(server,), daemon=True).start()
+        return int(server.getsockname()[1])
+
+    def send(self, address: str, port: int) -> float:
+        """How many bytes a second arrive at another machine, 0 where none do."""
+        self.heard = time.monotonic()
+        began = time.monotonic()
+        try:
+            with socket.create_connection((address, port), PAIR) as s:
+                s.sendall(bytes(SENT))
+                s.shutdown(socket.SHUT_WR)
+                return SENT / (time.monotonic() - began) if s.recv(1) else 0.0
+        except OSError:
+            return 0.0
+
     def meeting(self, alone: bool) -> str:
         """Where the ranks of a round can meet, of which this machine has the first. alone: it has
         all of them.
@@ -89,8 +112,7 @@ class Keeper:
         self.heard = time.monotonic()
         if alone:
             return f"file://{tempfile.mkdtemp(prefix='meet-', dir=self.folder)}/store"
-        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
-        with socket.socket(family) as s:
+        with socket.socket(family_of(self.address)) as s:
             s.bind((self.address, 0))
             host = f"[{self.address}]" if ":" in self.address else self.address
             return f"tcp://{host}:{s.getsockname()[1]}"
@@ -138,6 +160,22 @@ class Keeper:
         closing.start()
         closing.join(5)
         os._exit(1)
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    """IPv4 or IPv6."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def swallow(server: socket.socket) -> None:
+    """Take one connection's bytes, and answer with one when all have come."""
+    with contextlib.suppress(OSError), server:
+        one, _ = server.accept()
+        with one:
+            one.settimeout(PAIR)
+            while one.recv(1 << 16):
+                pass
+            one.sendall(b"1")
 
 
 def state_of(ranks: Ranks) -> State:

@@ -1,6 +1,7 @@
 """Which ranks run where: pure decisions, so that they can be read and tested without a cluster."""
 
 import math
+import statistics
 from collections.abc import Sequence
 
 DAY = 86_400.0
@@ -29,6 +30,15 @@ def layout(world: int, slots: Sequence[int], axis: int = 1) -> list[int]:
             more = min(room - ranks[i], world - sum(ranks))
             ranks[i] += more - more % unit
     return ranks
+
+
+def slow(rates: Sequence[float]) -> list[int]:
+    """The machines of a ring that are slow both ways; rates[i]: from machine i to the next.
+
+    Slow is less than a quarter of the median; of a slow pair alone nobody can say which it is.
+    """
+    limit = statistics.median(rates) / 4
+    return [i for i, rate in enumerate(rates) if max(rate, rates[i - 1]) < limit]
 
 
 def score(faults: Sequence[float], now: float) -> float:

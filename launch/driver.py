@@ -20,6 +20,7 @@ from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import run_folder
 from vtx_scale.launch.beats import Watcher
 from vtx_scale.launch.faults import Faults
+from vtx_scale.launch.fitness import unfit
 from vtx_scale.launch.judged import Ended, codes_of, judge
 from vtx_scale.launch.node import Round
 from vtx_scale.launch.rounds import HUNG, Tries, Watch, left, newest, start_of
@@ -72,6 +73,7 @@ class Driver:
     number: int = 0
     ranks: int = 0  # of the round
     began: float = 0.0  # when the round did
+    known: set[str] = field(default_factory=set)  # machines between which the network is fit
     heard: dict[str, float] = field(default_factory=dict)  # what was said, and when
 
     def drive(self) -> int:
@@ -212,14 +214,16 @@ class Driver:
         held = [self.cluster.hold(machine, ranks) for machine, ranks in plan.items()]
         if not all(self.prepared(one) for one in held):
             return []
-        unfit = self.cluster.everywhere(held, "check")
-        for one, fault in zip(held, unfit, strict=True):
+        together = {machine.key for machine in plan}
+        faults = unfit(self.cluster, held, ring=together != self.known)
+        for one, fault in zip(held, faults, strict=True):
             if fault:
                 self.say_now_and_then(f"{one.machine.name} {fault}: left out for now")
                 self.faults.add(one.machine.name, fault)
                 self.cluster.put_aside(one)
-        if any(fault != "" for fault in unfit):
+        if any(fault != "" for fault in faults):
             return []
+        self.known = together
         return [(one, plan[one.machine]) for one in held]
 
     def prepared(self, held: Held) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.cluster.sleepers import TTL
 from tests.survivors import mentioning
-from vtx_scale.cluster.keeper import interface_of, unfit
+from vtx_scale.cluster.keeper import Keeper, interface_of, unfit
 
 
 def kept(tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
@@ -51,6 +51,15 @@ def test_ranks_die_with_their_keeper(tmp_path):
     while mentioning(f"sleep({keeper.pid})") and time.monotonic() < until:
         time.sleep(0.1)
     assert not mentioning(f"sleep({keeper.pid})")
+
+
+def test_what_one_machine_sends_arrives_at_the_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # and back from where a keeper goes
+    ever = float("inf")
+    sender, receiver = (Keeper(None, {}, "127.0.0.1", ever, str(tmp_path)) for _ in range(2))
+    assert sender.send("127.0.0.1", receiver.receive()) > 1e6
+    port = receiver.receive()
+    assert sender.send("127.0.0.1", port) > 0 and sender.send("127.0.0.1", port) == 0
 
 
 def test_the_interface_of_an_address():

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtx_scale.cluster.policy import DAY, admit, admitted, layout, score
+from vtx_scale.cluster.policy import DAY, admit, admitted, layout, score, slow
 from vtx_scale.launch.rounds import DECIDED, HUNG, PEER_LOST, Tries, Watch
 
 slots = st.lists(st.integers(0, 16), max_size=12)
@@ -40,6 +40,18 @@ def test_a_fault_counts_half_after_a_day(times, now):
     assert score(times, now) <= len(times)
     assert math.isclose(score(times, now + DAY), score(times, now) / 2)
     assert math.isclose(score([*times, now], now), score(times, now) + 1)
+
+
+@given(st.integers(3, 40), st.data())
+def test_one_slow_machine_of_a_ring_is_known_and_a_slow_pair_is_nobodys(machines, data):
+    rates = data.draw(st.lists(st.floats(50, 150), min_size=machines, max_size=machines))
+    assert slow(rates) == []
+    bad = data.draw(st.integers(0, machines - 1))
+    rates[bad] = 1.0
+    assert slow(rates) == []
+    if machines > 3:  # else most pairs are slow
+        rates[bad - 1] = 0.0
+        assert slow(rates) == [bad]
 
 
 codes = st.dictionaries(
