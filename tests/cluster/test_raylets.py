@@ -19,7 +19,7 @@ from tests.survivors import mentioning
 from vtx_scale.checkpoints.read import newest
 from vtx_scale.launch.paths import checkpoints_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.services]
+pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.timeout(600)]
 
 TIMEOUT = 10  # seconds of collectives, and of a machine's silence
 
