@@ -1,11 +1,16 @@
 """Which ranks run where, and how a round ends: pure decisions."""
 
+import json
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vtx_scale.cluster.policy import DAY, admit, admitted, layout, score, slow
+from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch import override, recipes
+from vtx_scale.launch.cli import main
 from vtx_scale.launch.rounds import DECIDED, HUNG, PEER_LOST, Tries, Watch
 
 slots = st.lists(st.integers(0, 16), max_size=12)
@@ -91,3 +96,33 @@ def test_a_run_that_gets_nowhere_is_given_up():
     tries = Tries(last=0)
     assert not any(tries.failed(step) for step in (10, 10, 10, 20, 20, 20, 10, 10, 10))
     assert tries.failed(10)
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        (("system.world=4..2",), "give the smaller number first"),
+        (("system.world=many",), "give a number, or the least and the most, as in 4..16"),
+        (("system.world=0..4",), "give a number, or the least and the most"),
+        (("system.world=5..5", "system.tp=2"), "none of these is a multiple of 2"),
+        (("system.world=2..4", "system.strategy=tp"), "runs on one world alone"),
+        (("system.world=0",), "system.world=0: give 1 or more"),
+    ],
+)
+def test_a_range_of_worlds_that_cannot_be_is_refused(keys, words):
+    with pytest.raises(UserError, match=words):
+        override.override(recipes.find("clip_vit_b32", smoke=True), list(keys))
+
+
+def test_a_range_of_worlds_is_kept_and_shown(capsys):
+    keys = ["system.world=3..9", "system.tp=2", "system.strategy=fsdp"]
+    run = override.override(recipes.find("clip_vit_b32", smoke=True), keys)
+    assert run.system.worlds == (3, 9) and run.system.least == 4
+    assert override.from_dict(override.to_dict(run)) == run
+    fixed = override.override(run, ["system.world=8"])
+    assert fixed.system.worlds == (8, 8) and fixed.system.least == 8
+    assert override.recipe_hash(run) == override.recipe_hash(fixed)
+    assert main(["show", "clip_vit_b32", "--smoke", *keys]) == 0
+    assert "admitted worlds: 4, 6, 8" in capsys.readouterr().out
+    assert main(["show", "clip_vit_b32", "--smoke", *keys, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["worlds"] == [4, 6, 8]
