@@ -76,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     top = parser()
     args, rest = top.parse_known_args(argv)
     keys = [x for x in rest if not x.startswith("-")]
-    if hasattr(args, "names"):
+    if isinstance(getattr(args, "names", None), list):  # in others a word of its own
         args.names, rest = [*args.names, *keys], [x for x in rest if x.startswith("-")]
         keys = []
     if len(keys) < len(rest) or (keys and not hasattr(args, "keys")):
