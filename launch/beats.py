@@ -29,6 +29,7 @@ from vtx_scale.trainer.output import Ledger, append_text, why
 BEATS = "VTX_BEATS"  # the folder of this machine's beats, for its ranks
 PREFIX = "vtx-beats-"
 OLD = 3600.0  # seconds without a beat, after which nobody writes in a folder
+BEGAN = "VTX_BEGAN"  # when this attempt began, by this machine's monotonic clock
 EVERY = 1.0  # seconds from one beat to the next
 ROOM = 512  # bytes of a beat
 STACKS = 3.0  # seconds for ranks to write their stacks
@@ -75,17 +76,18 @@ class Beats:
         home = memory if os.access(memory, os.W_OK) else None
         sweep(home or Path(tempfile.gettempdir()))
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=home))
-        self.host = socket.gethostname()
+        self.host, self.rounds = socket.gethostname(), -1
         self.begin()
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the ranks must know."""
-        return {BEATS: str(self.folder)}
+        """What the ranks must know. An attempt begins with this process, where it is the first."""
+        began = self.began if self.rounds > 1 else PHASES.began
+        return {BEATS: str(self.folder), BEGAN: str(began)}
 
     def begin(self) -> None:
         """A round begins: what ranks of the one before have left is gone."""
-        self.began = time.monotonic()
+        self.began, self.rounds = time.monotonic(), self.rounds + 1
         self.last: dict[int, list[object]] = {}
         for path in self.folder.iterdir():
             path.unlink(missing_ok=True)

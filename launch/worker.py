@@ -44,7 +44,7 @@ from vtx_scale.launch import (
     torchrun,
 )
 from vtx_scale.launch.amendments import Plan
-from vtx_scale.launch.beats import Heart
+from vtx_scale.launch.beats import BEGAN, Heart
 from vtx_scale.launch.build import build_objective, train_batches
 from vtx_scale.launch.datasets import training_data
 from vtx_scale.launch.decided import Decision
@@ -122,6 +122,8 @@ def work(
     """
     if RUNS:  # a process that trains again begins anew
         PHASES.reset()
+    elif began := os.environ.get(BEGAN):
+        PHASES.reset(float(began))
     RUNS.append(str(folder))
     with guarded_stderr(), requests.listen(), contextlib.closing(Heart(rank_and_world()[0])):
         code, text = outcome(lambda: train(run, folder, fork, prepare, epoch), folder, debug)

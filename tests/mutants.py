@@ -3177,7 +3177,7 @@ MUTANTS = (
     Mutant(
         "a-process-begins-at-its-imports",
         "vtx_scale/distributed/phases.py",
-        "    return now - min(max(age, 0.0), OLDEST)",
+        "    return now - max(age, 0.0) if age < OLDEST else now",
         "    return now",
         ("tests/vtx_scale/test_phases.py::test_the_time_before_the_first_line_counts_as_import",),
         "The start of a process counts from its beginning.",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vtx_scale.distributed import phases
 from vtx_scale.distributed.phases import CAUSES, PHASES, Phases
+from vtx_scale.launch.beats import BEGAN, Beats
 
 NAMES = ("data_wait", "step", "evaluate", "save_stall", "anything")
 
@@ -124,6 +125,20 @@ def test_the_time_before_the_first_line_counts_as_import():
     )
     parent, child = map(float, done.stdout.split())
     assert parent >= 1 > child
+
+
+def test_an_attempt_begins_with_its_launcher():
+    """In the first round with the process that starts it, whatever it did before; later with the
+    round.
+    """
+    beats = Beats()
+    try:
+        beats.begin()
+        assert float(beats.environment[BEGAN]) == PHASES.began
+        beats.begin()
+        assert float(beats.environment[BEGAN]) == beats.began > PHASES.began
+    finally:
+        beats.close()
 
 
 def test_readers_in_other_threads_see_sums_that_hold():

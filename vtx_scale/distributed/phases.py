@@ -184,7 +184,7 @@ def began() -> float:
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
         return now
-    return now - min(max(age, 0.0), OLDEST)
+    return now - max(age, 0.0) if age < OLDEST else now
 
 
 PHASES = Phases()
