@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 # how long a phase may show no sign of progress, in times of `system.timeout`; a phase that is not
 # here for as long as it likes, since what it waits for has limits of its own
-FLOORS = {"step": 1.0, "save_stall": 5.0, "evaluate": 10.0, "start.load": 10.0}
+FLOORS = {"step": 5.0, "save_stall": 5.0, "evaluate": 10.0, "start.load": 10.0}
 FLOORS |= {"start.compile": 30.0}
 USUAL = 5.0  # times what a rank usually needs in a phase
 SILENT = 10.0  # times `system.timeout` without a beat, in a phase that has no limit
@@ -60,9 +60,20 @@ class Verdict:
         return f"rank {self.beat.rank}{where} {how} {at}, since {self.seconds:.0f} s{waiting}"
 
 
-def limit(beat: Beat, timeout: float) -> float:
-    """Seconds that a rank may show no progress where it stands. timeout: of a collective."""
-    if beat.inside or beat.still:
+def waits(beat: Beat, beats: Sequence[Beat]) -> bool:
+    """Whether a rank waits for others: in a collective, also in one of torch's own, which shows by
+    that it has entered more of them than another rank.
+    """
+    if beat.inside or beat.phase != "step":
+        return beat.inside
+    return any((b.step, b.collectives) < (beat.step, beat.collectives) for b in beats)
+
+
+def limit(beat: Beat, timeout: float, waits: bool) -> float:
+    """Seconds that a rank may show no progress where it stands. timeout: of a collective. waits:
+    whether it is in one.
+    """
+    if waits or beat.still:
         return timeout
     floor = FLOORS.get(beat.phase, math.inf if beat.silent <= SILENT * timeout else SILENT)
     return max(floor * timeout, USUAL * beat.usual)
@@ -75,7 +86,7 @@ def judge(beats: Sequence[Beat], timeout: float) -> Verdict | None:
     loader has limits of its own, and so have those that wait for it in a collective. One whose
     beats have ended may be anywhere by now.
     """
-    late = [b for b in beats if stuck_for(b) > limit(b, timeout)]
+    late = [b for b in beats if stuck_for(b) > limit(b, timeout, waits(b, beats))]
     if not late:
         return None
     others = [b for b in beats if not b.inside or b.still]
@@ -88,7 +99,7 @@ def judge(beats: Sequence[Beat], timeout: float) -> Verdict | None:
         if len(order) == 1 or len(guilty) == len(beats):
             return Verdict(None, max(stuck_for(b) for b in late), ())
     stuck = min(guilty, key=lambda b: (not b.still, b.step, b.collectives, -stuck_for(b)))
-    waiting = tuple(b.rank for b in beats if b.inside and b is not stuck)
+    waiting = tuple(b.rank for b in beats if waits(b, beats) and b is not stuck)
     return Verdict(stuck, stuck_for(stuck), waiting)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtx_scale.launch.beats import Beats
-from vtx_scale.launch.hangs import DATA, FLOORS, Beat, judge, limit
+from vtx_scale.launch.hangs import DATA, FLOORS, Beat, judge, limit, waits
 
 TIMEOUT = 10.0
 PHASES = (*FLOORS, *DATA, "start.import", "start.rendezvous")
@@ -42,8 +42,13 @@ def rank(number: int, phase: str = "step", idle: float = 0.1, **more) -> Beat:
         ([rank(0, "evaluate", idle=101), rank(1, "evaluate", idle=50)], 0),
         ([rank(0, "evaluate", idle=11), rank(1, "evaluate", idle=11, inside=True)], 0),
         # what a rank usually needs counts
-        ([rank(0, idle=40, usual=9.0)], None),
-        ([rank(0, idle=46, usual=9.0)], 0),
+        ([rank(0, idle=51)], 0),
+        ([rank(0, idle=58, usual=12.0)], None),
+        ([rank(0, idle=61, usual=12.0)], 0),
+        # of collectives inside of torch their number tells: who has entered more waits
+        ([rank(0, idle=11), rank(1, idle=11)], None),
+        ([rank(0, idle=11), rank(1, idle=11, collectives=99)], 1),
+        ([rank(0, idle=11, step=8, collectives=0), rank(1, idle=9)], 1),
         # a first step compiles, a load loads
         ([rank(0, "start.compile", idle=200), rank(1, "start.compile", idle=290)], None),
         ([rank(0, "start.load", idle=90)], None),
@@ -71,7 +76,7 @@ def test_the_stuck_one_is_named(beats, stuck):
         assert stuck == (verdict.beat.rank if verdict.beat else -1)
         if verdict.beat:
             assert f"rank {stuck}" in str(verdict)
-            assert set(verdict.waiting) == {b.rank for b in beats if b.inside} - {stuck}
+            assert set(verdict.waiting) == {b.rank for b in beats if waits(b, beats)} - {stuck}
 
 
 BEAT = st.builds(
@@ -95,7 +100,9 @@ WORLD = st.lists(BEAT, min_size=1, max_size=5).map(
 @given(WORLD, st.randoms())
 def test_what_holds_of_every_verdict(beats, random):
     verdict = judge(beats, TIMEOUT)
-    late = [b for b in beats if (b.silent if b.still else b.idle) > limit(b, TIMEOUT)]
+    late = [
+        b for b in beats if (b.silent if b.still else b.idle) > limit(b, TIMEOUT, waits(b, beats))
+    ]
     if verdict is None:
         outside = [b for b in beats if not b.inside or b.still]
         assert not late or all(b.phase in DATA and not b.still for b in outside)
