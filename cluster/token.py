@@ -1,4 +1,4 @@
-"""The token of a cluster: a file of this user's, that nobody else can read. Standard library alone.
+"""The token of a cluster: a file of this user's, that nobody else can read.
 
 Where the user has said where theirs is (`RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH`), that stands. The
 token itself is read where a request is made, and stands in no command, environment or message.
@@ -8,13 +8,19 @@ import os
 import secrets
 from pathlib import Path
 
+from vtx_scale.data_pipeline.errors import UserError
+
 RAYS_OWN = Path(".ray") / "auth_token"  # in the home folder, where `ray get-auth-token` puts it
 
 
 def token_file() -> Path:
     """Where this user's token lies, whether it is there or not."""
-    if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return Path(given).expanduser()
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(given).expanduser() if given else own_file()
+
+
+def own_file() -> Path:
+    """Where it lies if nobody says otherwise."""
     config = os.environ.get("XDG_CONFIG_HOME")
     return (Path(config) if config else Path.home() / ".config") / "vtx-scale" / "ray-token"
 
@@ -35,23 +41,21 @@ def ensure_token() -> Path:
 
 
 def token() -> str:
-    """The token for a cluster, "" where this user has none or has switched tokens off."""
+    """The token for a cluster, "" where this user has none or has switched tokens off.
+
+    Raises UserError where others may read the file that is ours to keep.
+    """
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         return ""
     if given := os.environ.get("RAY_AUTH_TOKEN"):
         return given.strip()
     for path in (token_file(), Path.home() / RAYS_OWN):
         try:
-            if found := path.read_text().strip():
-                return found
+            found, mode = path.read_text().strip(), path.stat().st_mode
         except OSError:
             continue
+        if found and path == own_file() and mode & 0o077:
+            raise UserError(f"{path} can be read by others: chmod 600 {path}")
+        if found:
+            return found
     return ""
-
-
-def open_to_others(path: Path) -> bool:
-    """Whether somebody beside its owner may read a file."""
-    try:
-        return bool(path.stat().st_mode & 0o077)
-    except OSError:
-        return False

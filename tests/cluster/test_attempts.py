@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.runs import vtx
 from tests.storages import Memory
-from vtx_scale.cluster.token import ensure_token, open_to_others, token, token_file
+from vtx_scale.cluster.token import ensure_token, token, token_file
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import ObjectPath
 from vtx_scale.launch import attempts, inputs, packing, recipes
@@ -215,7 +215,10 @@ def test_a_token_is_the_users_where_they_have_one(tmp_path, monkeypatch):
     assert token() == ""
     made = ensure_token()
     assert made == token_file() == ensure_token() and token() == made.read_text()
-    assert not open_to_others(made) and open_to_others(tmp_path / "config")
+    assert made.stat().st_mode & 0o777 == 0o600
+    made.chmod(0o640)
+    with pytest.raises(UserError, match="can be read by others: chmod 600"):
+        token()
     (tmp_path / "theirs").write_text("theirs\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "theirs"))
     assert token() == "theirs"

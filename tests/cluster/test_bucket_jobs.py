@@ -12,7 +12,7 @@ from tests.cluster.test_jobs import Laptop
 from tests.require import need
 from tests.runs import SMALL, losses, train_on_ranks
 
-pytestmark = [pytest.mark.services, pytest.mark.slow]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_job_in_a_bucket_starts_from_a_run_of_the_laptop(s3_bucket, tmp_path):

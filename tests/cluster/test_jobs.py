@@ -21,7 +21,8 @@ from tests.runs import SMALL, assert_same_bits, environment, lines, losses, trai
 from tests.s3 import free_ports
 from vtx_scale.launch.attempts import numbers
 
-pytestmark = pytest.mark.slow
+# a cluster is started and four jobs are submitted: minutes where others use the machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 240
 STRANGER = Path(__file__).parents[1] / "surfaces" / "stranger" / "average_colour.py"
