@@ -109,15 +109,19 @@ class Bed:
         until(lambda: listens(address, 6380), 20, "Redis")
 
     def start_head(self) -> None:
-        """The head's Ray, on a machine that has just booted."""
+        """The head's Ray, in a loop, on a machine that has just booted."""
         self.own(0)
-        more = [f"--redis-password={self.redis}"] if self.keeper else []
+        address = self.nodes.address(0)
+        start = (
+            "ray start --head --port=6379 --num-cpus=0 --block"
+            f" --node-ip-address={address} --dashboard-host={address} {' '.join(MEMORY)}"
+        )
+        if self.keeper:
+            start += f" --redis-password={self.redis}"
         self.nodes.start(
             0,
             self.logs / "n0.log",
-            *("ray", "start", "--head", "--port=6379", "--num-cpus=0", "--block", *MEMORY, *more),
-            f"--node-ip-address={self.nodes.address(0)}",
-            f"--dashboard-host={self.nodes.address(0)}",
+            *("sh", "-c", f"while :; do {start}; sleep 2; done"),
             env={**self.ray, **self.store, **self.keeper},
         )
 

@@ -242,7 +242,7 @@ def head_crashed(chaos: Chaos) -> After:
     chaos.more(at)
     print(f"head away: {chaos.step() - at} more steps", flush=True)
     chaos.boot(0)
-    chaos.bed.ready()
+    chaos.bed.ready(seconds=PATIENCE)
     return None
 
 

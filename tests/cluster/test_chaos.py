@@ -21,7 +21,8 @@ from vtx_scale.trainer.lines import written
 LIMIT = 15  # system.timeout, seconds
 KEYS = ("system.workers=0", "system.strategy=fsdp", "checkpoint.every=25")
 BATCH = 32  # samples a step, every one valid
-SHORT = ("a worker killed", "a power cut", "the head crashed", "the driver killed")
+# the head last: its Ray takes long to come back, and the run goes on meanwhile
+SHORT = ("a worker killed", "the driver killed", "a power cut", "the head crashed")
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def assert_same(run: str, folder, steps: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_four_faults_leave_no_trace(struck):
-    struck(1500, 20, SHORT)
+    struck(1200, 20, SHORT)
 
 
 @pytest.mark.full
