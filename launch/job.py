@@ -5,6 +5,7 @@ is one of them.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import time
@@ -17,6 +18,7 @@ from vtx_scale.launch.attempts import Attempt, End
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at
 from vtx_scale.launch.submit import submit
+from vtx_scale.launch.tail import Lines
 from vtx_scale.launch.train import train
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import code_of, say, sentence
@@ -32,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
         return submit(recipe_at(folder, None), folder, "auto", debug=args.debug)
     end = End(1, "the job's driver was ended")
     try:
-        end = End(driven(args, attempt))
-        return end.code
+        code = driven(args, attempt)
+        end = End(code, given_up(folder) if code == 1 else "")
+        return code
     except UserError as e:
         end = End(2, str(e))
         raise
@@ -44,8 +47,16 @@ def run(args: argparse.Namespace) -> int:
         end = End(1, f"{type(e).__name__}: {e}")
         raise
     finally:
-        at = max(steps(checkpoints_of(folder)), default=0)
-        attempts.write_end(folder, attempt.number, End(end.code, end.text, at, time.time()))
+        with contextlib.suppress(OSError):  # the exit code says it to Ray
+            at = max(steps(checkpoints_of(folder)), default=0)
+            attempts.write_end(folder, attempt.number, End(end.code, end.text, at, time.time()))
+
+
+def given_up(folder: AnyPath) -> str:
+    """Why the driver gave the run up, as its ledger has it; "" where it has not."""
+    entries = map(json.loads, Lines(folder / "ledger.jsonl", whole=True).new())
+    reasons = [str(e.get("reason", "")) for e in entries if e.get("kind") == "gave_up"]
+    return reasons[-1] if reasons else ""
 
 
 def mine(newest: Attempt | None) -> Attempt | None:

@@ -2,6 +2,7 @@
 what goes along with a job.
 """
 
+import argparse
 import io
 import threading
 import zipfile
@@ -17,9 +18,10 @@ from tests.storages import Memory
 from vtx_scale.cluster.token import ensure_token, token, token_file
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import ObjectPath
-from vtx_scale.launch import attempts, inputs, packing, recipes
+from vtx_scale.launch import attempts, inputs, override, packing, recipes
 from vtx_scale.launch.attempts import ALIVE, BARREN, FINAL, Attempt, End
 from vtx_scale.launch.tail import Lines
+from vtx_scale.trainer.output import Ledger
 
 WORDS = st.sampled_from(["held", "silent", "free"])
 RAY = st.sampled_from(["", "UNKNOWN", "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"])
@@ -239,6 +241,34 @@ def test_a_tail_gives_each_line_once(tmp_path_factory, pieces):
         found += tail.new()
     whole = "".join(pieces)
     assert found == whole[: whole.rfind("\n") + 1].splitlines()
+
+
+@pytest.mark.parametrize("code", [1, 2, 75])
+def test_a_job_says_how_it_ended(tmp_path, monkeypatch, code):
+    """Whatever the driver does: its code, and why, in the run folder."""
+    from vtx_scale.launch import job
+
+    def driver(run, folder, *rest):
+        if code == 2:
+            raise UserError("No such thing.")
+        Ledger(folder).write(kind="gave_up", reason="failed 4 times", step=0)
+        return code
+
+    monkeypatch.setattr(job, "submit", driver)
+    recipe = override.to_dict(recipes.find("clip_vit_b32", smoke=True))
+    attempts.claim(tmp_path, replace(attempt(3), recipe=recipe))
+    args = argparse.Namespace(run_folder=str(tmp_path), debug=False)
+    if code == 2:
+        with pytest.raises(UserError):
+            job.run(args)
+    else:
+        assert job.run(args) == code
+    end = attempts.end_of(tmp_path, 3)
+    assert end is not None
+    assert (end.code, end.text) == (code, {1: "failed 4 times", 2: "No such thing."}.get(code, ""))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"vtx_attempt": "2"}}')
+    with pytest.raises(UserError, match="This is attempt 2, and run-1 has been submitted since"):
+        job.run(args)
 
 
 @pytest.mark.parametrize(
