@@ -2681,6 +2681,22 @@ MUTANTS = (
         (f"{ATTEMPTS}::test_a_tail_gives_each_line_once",),
         "A log is shown line by line, each line once.",
     ),
+    Mutant(
+        "end_says_why",
+        "launch/job.py",
+        '        end = End(code, given_up(folder) if code == 1 else "")\n',
+        "        end = End(code)\n",
+        (f"{ATTEMPTS}::test_a_job_says_how_it_ended",),
+        "A job that gave up says why in its run folder.",
+    ),
+    Mutant(
+        "token_others_read",
+        "cluster/token.py",
+        "if found and path == own_file() and mode & 0o077:",
+        "if found and path == own_file() and mode & 0o007:",
+        (f"{ATTEMPTS}::test_a_token_is_the_users_where_they_have_one",),
+        "A token that others can read is refused.",
+    ),
     # --- requests to leave
     Mutant(
         "usr1-not-heard",
