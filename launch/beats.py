@@ -46,7 +46,8 @@ class Heart:
             return
         with contextlib.suppress(OSError):  # a disk that is full: the run goes on unwatched
             path = Path(folder) / str(rank)
-            self.stacks = path.with_suffix(".stacks").open("ab")  # open for as long as it may come
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self.stacks = os.open(path.with_suffix(".stacks"), flags, 0o600)
             faulthandler.register(signal.SIGUSR2, self.stacks, all_threads=True, chain=False)
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._beat()
