@@ -56,6 +56,7 @@ def launched(tmp_path, monkeypatch, starts):
         return -signal.SIGKILL
 
     monkeypatch.setattr(local, "once", once)
+    (tmp_path / "request").write_text("{}")
     return local.launch(tmp_path / "request", tmp_path, 2, lambda line: None)
 
 

@@ -213,6 +213,7 @@ def test_a_failure_on_the_way_out_is_no_75(tmp_path, monkeypatch, code, says):
         return code
 
     monkeypatch.setattr(local, "once", once)
+    (tmp_path / "request").write_text("{}")
     assert local.launch(tmp_path / "request", tmp_path, 2, print) == says
 
 
