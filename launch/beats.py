@@ -90,6 +90,7 @@ class Beats:
         """A round begins: what ranks of the one before have left is gone."""
         self.began, self.rounds = time.monotonic(), self.rounds + 1
         self.last: dict[int, list[object]] = {}
+        self.folder.mkdir(0o700, exist_ok=True)  # who waited long between rounds was swept
         for path in self.folder.iterdir():
             path.unlink(missing_ok=True)
 
