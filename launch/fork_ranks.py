@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vtx_scale.data_pipeline.parent import die_with_parent, signalled
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.trainer.output import open_missing_descriptors
 
 ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -85,10 +86,15 @@ class Server:
             self.tell(unfit=fault)
             return
         for rank, environment in order["ranks"].items():
-            self.fork(rank, {**order["environment"], **environment}, order["arguments"])
+            known = {**order["environment"], **environment}
+            self.fork(rank, known, order["arguments"], order["asked"])
 
-    def fork(self, rank: str, environment: Mapping[str, str], arguments: list[str]) -> None:
-        """One more rank, which takes no signal before it answers signals as a new process does."""
+    def fork(
+        self, rank: str, environment: Mapping[str, str], arguments: list[str], asked: float
+    ) -> None:
+        """One more rank, which takes no signal before it answers signals as a new process does; its
+        time counts since it was asked for, also where it waited for the import.
+        """
         parent = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)
         pid = os.fork()
@@ -97,6 +103,7 @@ class Server:
             self.control.close()
             os.close(self.woken)
             os.close(self.wakes)
+            PHASES.reset(asked)
             begin(environment, arguments, parent, self.answers)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)
         self.ranks[pid] = rank

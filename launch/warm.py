@@ -55,7 +55,8 @@ class Warm:
         """
         with self.lock:
             self.ranks, self.processes = {rank: None for rank in ranks}, {}
-            self._send(arguments=[str(request)], environment=dict(environment), ranks=dict(ranks))
+            order = {"arguments": [str(request)], "environment": dict(environment)}
+            self._send(**order, ranks=dict(ranks), asked=time.monotonic())
 
     def codes(self) -> dict[int, int | None]:
         """Rank -> its exit code, negative for a signal, None while it lives or waits."""

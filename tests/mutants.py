@@ -2764,6 +2764,14 @@ MUTANTS = (
         "What processes draw by chance is not what a forked rank shares with another.",
     ),
     Mutant(
+        "a-forked-rank-has-waited-for-nothing",
+        "launch/fork_ranks.py",
+        "            PHASES.reset(asked)\n",
+        "",
+        (f"{WARM}::test_a_rank_is_as_one_that_is_a_new_python",),
+        "Every second has a cause, also one in which a rank waited for an import.",
+    ),
+    Mutant(
         "a-forked-rank-misses-signals",
         "launch/fork_ranks.py",
         "        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)\n        code",

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-OWN = ("VTX_PARENT", "LC_CTYPE")
+from vtx_scale.distributed.phases import PHASES
+
+OWN = ("VTX_PARENT", "VTX_BEATS", "LC_CTYPE")  # of a rank, of a node, and of Python
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGPIPE", "SIGALRM")
 
 
@@ -56,6 +58,7 @@ def death_signal() -> int:
 if os.environ.get("PROBE"):
     at = Path(os.environ["PROBE"]) / os.environ["RANK"]
     about = {"seen": seen(), "drawn": drawn(), "pid": os.getpid(), "parent": os.getppid()}
+    about["age"] = time.monotonic() - PHASES.began
     about |= {"said parent": int(os.environ["VTX_PARENT"]), "dies by": death_signal()}
     at.with_suffix(".part").write_text(json.dumps(about))
     at.with_suffix(".part").rename(at)

@@ -86,8 +86,11 @@ def test_a_rank_is_as_one_that_is_a_new_python(shared, tmp_path):
     """
     node, folder = shared
     begun(node, folder, "7")
+    asked = time.time()
     forked = told(node, folder)
     assert codes(node) == {0: 7, 1: 7}
+    for rank, one in enumerate(forked):  # also while the server imported
+        assert one["age"] + 0.1 > (folder / str(rank)).stat().st_mtime - asked
     server = node.warm.process.pid
     with closing(Node(request_in(tmp_path, "0"), {"PROBE": str(tmp_path)})) as cold:
         cold.environment["PROBE_THEN"] = "7"
@@ -107,12 +110,16 @@ def test_a_rank_is_as_one_that_is_a_new_python(shared, tmp_path):
 
 
 def test_one_import_for_all_rounds(shared):
-    """And the codes are those of its own round."""
+    """And codes and times are those of its own round."""
     node, folder = shared
+    begun(node, folder, "0")
+    codes(node)
     server, found = node.warm and node.warm.process.pid, set()
     for number, (then, code) in enumerate([("3", 3), ("raise", 5), ("0", 0), ("sleep", None)], 1):
+        asked = time.monotonic()
         begun(node, folder, then, number)
         seen = told(node, folder)
+        assert all(0 <= s["age"] < time.monotonic() - asked for s in seen)
         assert {s["seen"]["environment"]["VTX_ROUND"] for s in seen} == {str(number)}
         found |= {s["pid"] for s in seen}
         if code is None:
