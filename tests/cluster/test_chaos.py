@@ -56,6 +56,7 @@ def struck(tmp_path, monkeypatch):
             watcher.look()
             took = time.time() - begun
             spent = read(place_at(run))
+            print({cause: round(seconds, 1) for cause, seconds in spent.seconds.items()})
             assert abs(sum(spent.seconds.values()) - spent.wall) < 0.01 * spent.wall, spent
             assert 0.7 * took < spent.wall < took, (spent, took)
             train_on_ranks(tmp_path / "run", 2, "fsdp", f"data.shards={tmp_path / 'toy'}", *keys)
