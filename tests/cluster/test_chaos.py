@@ -20,7 +20,7 @@ from vtx_scale.trainer.lines import written
 
 LIMIT = 15  # system.timeout, seconds
 KEYS = ("system.workers=0", "system.strategy=fsdp", "checkpoint.every=25")
-BATCH = 32  # samples a step, every one valid
+BATCH = 16  # samples a step, every one valid
 # the head last: its Ray takes long to come back, and the run goes on meanwhile
 SHORT = ("a worker killed", "the driver killed", "a power cut", "the head crashed")
 
