@@ -90,3 +90,22 @@ def test_who_is_asked_to_leave_by_the_run_folder_is_not_queued_again(bed, tmp_pa
     assert bed.state(job.number) == "FAILED"
     assert bed.ask("scontrol", "show", "job", job.number).count("ExitCode=75:0") == 1
     assert 0 < max(steps(checkpoints_of(folder))) < STEPS
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_ray_in_the_allocation(bed, tmp_path):
+    """The warning goes to the batch shell, whose driver has the ranks save and leave."""
+    folder, keys = tmp_path / "run", ("--nodes", "2", "--ray", "system.world=2")
+    train_on_ranks(tmp_path / "undisturbed", 2, "auto", *KEYS)
+    job = submitted(bed, written(folder, *keys))
+    bed.until(lambda: count(folder) > 3, f"no step\n{job.text()}", 200)
+    bed.ask("scancel", "--batch", "--signal=USR1", job.number)
+    bed.until(lambda: bed.state(job.number) == "PENDING", f"not queued again\n{job.text()}", 120)
+    left = max(steps(checkpoints_of(folder)))
+    assert 3 < left < STEPS
+    bed.ask("scontrol", "update", f"JobId={job.number}", "StartTime=now")
+    bed.until(lambda: bed.state(job.number) == "COMPLETED", f"not finished\n{job.text()}", 300)
+    assert f"resumed at step {left} of {STEPS}" in job.text()
+    assert losses(folder) == losses(tmp_path / "undisturbed")
+    assert_same_bits(folder, tmp_path / "undisturbed")
