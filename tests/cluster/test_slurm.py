@@ -61,11 +61,15 @@ def test_a_rank_killed_then_the_warning_then_queued_again(bed, tmp_path):
     kill = {"VTX_KILL": f"backward-{KILLED}:1", "VTX_KILL_ONCE": str(tmp_path / "once")}
     job = submitted(bed, written(folder, "--nodes", "2"), **kill)
     # in the allocation: srun starts the ranks again from what is saved
-    bed.until(lambda: count(folder) > KILLED + EVERY, "no second start", 300)
+
+    def reached() -> bool:
+        return count(folder) > KILLED + EVERY or bed.state(job.number) == "FAILED"
+
+    bed.until(reached, "no second start", 300)
     assert "srun ended with 137 (restart 0 of 3)" in job.text()
     assert f"resumed at step {KILLED - EVERY} of {STEPS}" in job.text()
     bed.ask("scancel", "--signal=USR1", job.number)
-    bed.until(lambda: bed.state(job.number) == "PENDING", f"not queued again\n{job.text()}", 60)
+    bed.until(lambda: bed.state(job.number) == "PENDING", f"not queued again\n{job.text()}", 120)
     left = max(steps(checkpoints_of(folder)))
     assert KILLED + EVERY < left < STEPS and f"left at step {left}" in job.text()
     # Slurm lets a job that was queued again wait for two minutes
@@ -86,7 +90,7 @@ def test_who_is_asked_to_leave_by_the_run_folder_is_not_queued_again(bed, tmp_pa
     bed.until(lambda: count(folder) > 3, f"no step\n{job.text()}", 200)
     (folder / "control").mkdir(exist_ok=True)
     (folder / "control" / "stop").touch()
-    bed.until(lambda: bed.state(job.number) not in ("RUNNING", "COMPLETING"), "does not leave", 60)
+    bed.until(lambda: bed.state(job.number) not in ("RUNNING", "COMPLETING"), "does not leave", 120)
     assert bed.state(job.number) == "FAILED"
     assert bed.ask("scontrol", "show", "job", job.number).count("ExitCode=75:0") == 1
     assert 0 < max(steps(checkpoints_of(folder))) < STEPS
