@@ -57,7 +57,13 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "cifar10_igpt": ("objective.palette=cube", "objective.net.colours=512"),
 }
 
-CLOCK = ("time", "seconds", "samples_per_second", "data_wait")  # keys of rows that a clock decides
+CLOCK = (
+    "time",
+    "seconds",
+    "samples_per_second",
+    "data_wait",
+    "mfu",
+)  # keys of rows that a clock decides
 PATIENCE = 900.0  # seconds for one run
 PACKAGES = ("vtx_scale", "launch", "cluster", "data_pipeline")  # of the trees; older ones have four
 # Imported once a tree, before its runs are forked. What is not there is left out.

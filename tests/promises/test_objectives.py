@@ -74,7 +74,7 @@ def common(recipe):
 
 def logged(folder):
     """What a run logs of its learning, a dictionary a step."""
-    machine = ("time", "seconds", "samples_per_second", "data_wait")
+    machine = ("time", "seconds", "samples_per_second", "data_wait", "mfu")
     return [
         {k: v for k, v in row.items() if k not in machine}
         for row in lines(folder / "metrics.jsonl")
