@@ -17,7 +17,7 @@ import pytest
 
 from tests.cluster.head import head
 from tests.require import need
-from tests.runs import SMALL, assert_same_bits, environment, lines, losses, train_on_ranks, vtx
+from tests.runs import SMALL, assert_same_bits, environment, lines, losses, vtx
 from tests.s3 import free_ports
 from vtx_scale.launch.attempts import numbers
 
@@ -101,6 +101,14 @@ def recipe_in(folder: Path, hold: Path) -> str:
     shutil.copy(STRANGER, folder)
     (folder / "slow_colour.py").write_text(SLOW.format(hold=str(hold)))
     return f"{folder / 'slow_colour.py'}:slow_colour"
+
+
+def undisturbed(folder: Path, name: str, *keys: str) -> None:
+    """The same training without a cluster, in a process of its own: its modules have the names of
+    other tests'.
+    """
+    done = vtx("train", name, "--run", folder, *SMALL, *keys)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +243,7 @@ def test_resume_goes_on_once(story):
 def test_the_bits_are_those_of_the_undisturbed_run(story, tmp_path):
     name = recipe_in(tmp_path / "recipe", story.hold)
     keys = (f"steps={STEPS}", "checkpoint.every=60")
-    train_on_ranks(tmp_path / "calm", 1, "auto", *keys, recipe=name, small=False)
+    undisturbed(tmp_path / "calm", name, *keys)
     assert losses(story.run) == losses(tmp_path / "calm")
     assert_same_bits(story.run, tmp_path / "calm")
 
@@ -329,5 +337,5 @@ def test_a_supervisor_resumes_what_dies_without_a_word(tmp_path):
         assert "job colour-2 was submitted" in ended.stderr and numbers(run) == [1, 2]
         assert not cluster.end()
     keys = (f"steps={STEPS}", "checkpoint.every=60")
-    train_on_ranks(tmp_path / "calm", 1, "auto", *keys, recipe=name, small=False)
+    undisturbed(tmp_path / "calm", name, *keys)
     assert_same_bits(run, tmp_path / "calm")
