@@ -39,7 +39,8 @@ ENDS = {0: "finished", 2: "refused", 3: "not finite", 4: "out of memory", 75: "l
 @dataclass(frozen=True)
 class Attempt:
     """One job of a run. time: unix seconds; patience: minutes, None where it is endless; code: the
-    object with what it imports; paths: the folders of a stranger's recipe where it was submitted.
+    object with what it imports; paths: the folders of a stranger's recipe where it was submitted;
+    silent: [epoch, words] of a lease whose holder is known to be silent.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Attempt:
     patience: float | None = None
     debug: bool = False
     paths: list[str] = field(default_factory=list)
+    silent: list[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,13 @@ class End:
 
 @dataclass(frozen=True)
 class Holder:
-    """What the lease of a run says. who: the holder's name for people."""
+    """What the lease of a run says. who: the holder's name for people. words: its epoch, and all
+    that it says of itself.
+    """
 
     word: Word
     who: str = ""
+    words: lease.Words = field(default=(0, {}), compare=False)
 
 
 def state_of(word: Word, ray: str, end: End | None, stop: bool, age: float) -> State:
@@ -222,5 +227,5 @@ def holder_of(
         if first != (epoch, body):
             return Holder("held", who)
         if time.monotonic() - since > ttl:
-            return Holder("silent", who)
+            return Holder("silent", who, first)
         sleep(0.3)

@@ -103,8 +103,9 @@ class Driver:
         now = max(self.patiently(newest, self.folder) or 0, ended.kept)
         for held in ended.lost:
             self.forget(held)
-        if any(held.still for held in ended.lost):
-            # what a machine still writes that nobody can reach does not count from here on
+        if ended.lost:
+            # what a machine still writes that nobody can reach does not count from here on; of one
+            # that Ray gives up nobody knows whether it is dead or cut off
             self.patiently(self.lease.advance)
         if not moves and not ended.lost and tries.failed(now):
             raise GaveUp(

@@ -95,4 +95,5 @@ def driven(args: argparse.Namespace, attempt: Attempt) -> int:
         return 75
     recipe = recipe_at(folder, attempt)
     patience = float("inf") if attempt.patience is None else attempt.patience
-    return submit(recipe, folder, "auto", patience, args.debug or attempt.debug)
+    epoch, words = attempt.silent or (0, {})
+    return submit(recipe, folder, "auto", patience, args.debug or attempt.debug, (epoch, words))

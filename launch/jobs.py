@@ -14,7 +14,7 @@ from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.launch import attempts
 from vtx_scale.launch.address import WEB, web_address
 from vtx_scale.launch.attempts import FINAL, Attempt, End
-from vtx_scale.launch.follow import follow, look, on_stdout, row_of
+from vtx_scale.launch.follow import Look, follow, look, on_stdout, row_of
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at
 from vtx_scale.launch.submit_job import Wanted, alive, announce, begin
@@ -232,19 +232,19 @@ def supervise(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> in
             at = newest_step(folder)
             say(f"job {attempt.id}: {found.sentence()}; the run goes on from step {at}")
             time.sleep(attempts.pause(count))
-            attempt = resumed(folder, jobs, attempt)
+            attempt = resumed(folder, jobs, found)
         time.sleep(WATCH)
 
 
-def resumed(folder: AnyPath, jobs: Jobs, attempt: Attempt) -> Attempt:
+def resumed(folder: AnyPath, jobs: Jobs, found: Look) -> Attempt:
     """The attempt that goes on, by this process or by another that was quicker; the same one where
     the cluster was gone again.
     """
     try:
-        started = begin(folder, jobs, lambda: again(folder, attempt))
+        started = begin(folder, jobs, lambda: again(folder, found.attempt), found)
     except UserError as e:
         say(f"{e} Asking again.")
-        return attempts.newest(folder) or attempt
+        return attempts.newest(folder) or found.attempt
     if isinstance(started, Attempt):
         say(f"job {started.id} was submitted")
         return started

@@ -78,9 +78,11 @@ class Held:
         self.close()
 
 
-def acquire_lease(folder: AnyPath, say: Callable[[str], None] = say) -> Held:
+def acquire_lease(
+    folder: AnyPath, say: Callable[[str], None] = say, silent: lease.Words | None = None
+) -> Held:
     """The right to write in a folder. One whose holder on this host is gone is taken over at once;
-    of another host's, time must show.
+    of another host's, time must show. silent: see `lease.acquire`.
 
     Raises UserError, naming the holder, where another process has it.
     """
@@ -109,7 +111,7 @@ def acquire_lease(folder: AnyPath, say: Callable[[str], None] = say) -> Held:
         say(f"{folder} was left by {name} without a word: seeing for {lease.TTL:.0f} s if it lives")
 
     try:
-        held = lease.acquire(lease_of(folder), {"who": me, **here}, gone, wait)
+        held = lease.acquire(lease_of(folder), {"who": me, **here}, gone, wait, silent=silent)
     except lease.Lost as e:
         local.close()
         raise refusal(folder, str(e)) from None

@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 
+from vtx_scale.checkpoints.lease import Words
 from vtx_scale.cluster.job import GaveUp, Job, Limits
 from vtx_scale.cluster.ray_settings import settings
 from vtx_scale.data_pipeline.errors import UserError
@@ -28,13 +29,18 @@ SILENCE = 20.0  # seconds; less where collectives have less time
 
 
 def submit(
-    run: Run, folder: AnyPath, address: str, patience: float = math.inf, debug: bool = False
+    run: Run,
+    folder: AnyPath,
+    address: str,
+    patience: float = math.inf,
+    debug: bool = False,
+    silent: Words | None = None,
 ) -> int:
     """Train until the end, or until SIGTERM, SIGUSR1 or Ctrl-C asks to save and leave (75);
     a second one ends the run at once.
 
     address: "local" for a Ray of its own, "auto" or HOST:PORT to join one. patience: minutes to
-    wait for machines. Raises UserError for wrong input.
+    wait for machines. silent: see `lease.acquire`. Raises UserError for wrong input.
     """
     if not patience >= 0:
         raise UserError(f"--patience={patience:g}: give 0 or more minutes.")
@@ -43,13 +49,20 @@ def submit(
     requests.repeated = lambda number: None
     with guarded_stderr(), requests.listen():
         try:
-            return prepared(run, folder, address, patience, debug)
+            return prepared(run, folder, address, patience, debug, silent)
         except Leave:
             say("vtx: asked to leave before the first step: run the same command again.")
             return 75
 
 
-def prepared(run: Run, folder: AnyPath, address: str, patience: float, debug: bool) -> int:
+def prepared(
+    run: Run,
+    folder: AnyPath,
+    address: str,
+    patience: float,
+    debug: bool,
+    silent: Words | None,
+) -> int:
     """Prepare the folder, then train."""
     lease = None
     try:
@@ -57,7 +70,7 @@ def prepared(run: Run, folder: AnyPath, address: str, patience: float, debug: bo
             plain = absolute(run)  # every machine resolves it: toy data is made on each
             run = resolve_data(run, say, folder)
             data = refuse(run, folder, run.system.least)
-            lease = run_folder.acquire_lease(folder)
+            lease = run_folder.acquire_lease(folder, silent=silent)
             prepare_folder(run, folder, data)
         requests.stop_file = stop_file(folder)
         return on_ray(plain, folder, address, patience, debug, lease)

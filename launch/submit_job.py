@@ -60,15 +60,19 @@ class Wanted:
     debug: bool
 
 
-def begin(folder: AnyPath, jobs: Jobs, wanted: Callable[[], Wanted]) -> Attempt | Look:
+def begin(
+    folder: AnyPath, jobs: Jobs, wanted: Callable[[], Wanted], found: Look | None = None
+) -> Attempt | Look:
     """Submit the next attempt of a run; where one is alive that one is given, and nothing changes.
 
-    wanted: is asked for when nothing stands against it. Raises UserError where another process that
-    is no job has the folder.
+    wanted: is asked for when nothing stands against it. found: what has become of the newest
+    attempt, where that was looked at before. Raises UserError where another process that is no job
+    has the folder.
     """
     before = attempts.newest(folder)
     if before is not None:
-        found = look(folder, before, jobs)
+        if found is None or found.attempt != before:
+            found = look(folder, before, jobs)
         if found.alive:
             return found
     elif (holder := attempts.holder_of(folder)).word == "held":
@@ -88,6 +92,7 @@ def begin(folder: AnyPath, jobs: Jobs, wanted: Callable[[], Wanted]) -> Attempt 
         what.patience,
         what.debug,
         what.paths,
+        list(found.holder.words) if found is not None and found.holder.word == "silent" else None,
     )
     if not attempts.claim(folder, attempt):
         other = attempts.newest(folder)

@@ -816,8 +816,8 @@ MUTANTS = (
     Mutant(
         "an-epoch-for-ever",
         "vtx_scale/launch/driver.py",
-        "        if any(held.still for held in ended.lost):",
-        "        if not ended.lost:",
+        "        if ended.lost:\n            # what",
+        "        if not ended.lost:\n            # what",
         (f"{RAYLETS}::test_a_machine_that_falls_silent_is_lost_and_its_ranks_save_nothing_more",),
         "What a machine still saves that nobody can reach does not count.",
     ),
@@ -961,6 +961,22 @@ MUTANTS = (
         "elif False:",
         (f"{LEASE}::test_one_holds_it_and_the_next_is_refused_while_it_is_renewed",),
         "A lease that is renewed is its holder's.",
+    ),
+    Mutant(
+        "waits-twice-for-a-silent-holder",
+        "vtx_scale/checkpoints/lease.py",
+        "if seen == silent:",
+        "if False:",
+        (f"{LEASE}::test_a_silence_that_was_seen_is_not_waited_for_once_more[memory]",),
+        "A silence that somebody has seen is not waited for once more.",
+    ),
+    Mutant(
+        "takes-over-who-was-silent-once",
+        "vtx_scale/checkpoints/lease.py",
+        "if seen == silent:",
+        "if silent is not None:",
+        (f"{LEASE}::test_a_silence_that_was_seen_is_not_waited_for_once_more[memory]",),
+        "A lease that has changed since it was silent has a holder.",
     ),
     Mutant(
         "waits-for-a-dead-holder-of-this-host",

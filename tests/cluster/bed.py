@@ -77,6 +77,7 @@ class Bed:
             **RECONNECT,
         }
         self.keeper: dict[str, str] = {}  # where the head keeps its state
+        self.given: dict[str, str] = {}  # to the workers' environment
 
     @property
     def head(self) -> str:
@@ -136,7 +137,12 @@ class Bed:
             i,
             self.logs / f"n{i}.log",
             *("sh", "-c", f"while :; do {start}; sleep 2; done"),
-            env={**self.ray, **self.store, "RAY_NODE_IP": self.nodes.address(i)},
+            env={
+                **self.ray,
+                **self.store,
+                **self.given,
+                "RAY_NODE_IP": self.nodes.address(i),
+            },
         )
 
     def alive(self) -> set[str]:
@@ -168,9 +174,12 @@ def listens(address: str, port: int) -> bool:
 
 
 @contextlib.contextmanager
-def bed(folder: Path, workers: int = 2, more: int = 0, redis: bool = False) -> Iterator[Bed]:
+def bed(
+    folder: Path, workers: int = 2, more: int = 0, redis: bool = False, **given: str
+) -> Iterator[Bed]:
     """A cluster that is up, and a store with its data in `folder`. more: machines that stand beside
     it; redis: the head's state outlives it, on the last machine. None of them has a checkout.
+    given: to the workers' environment.
     """
     logs = folder / "logs"
     logs.mkdir(parents=True)
@@ -180,6 +189,7 @@ def bed(folder: Path, workers: int = 2, more: int = 0, redis: bool = False) -> I
         server = held.enter_context(seaweed(folder / "store", machines.host))
         proxy = held.enter_context(proxied(server))
         made = Bed(machines, tuple(range(1, 1 + workers)), server, proxy, logs)
+        made.given = given
         if redis:
             made.with_redis(machines.count - 1)
         made.start_head()

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tests.cluster.bed import Bed, until
 from tests.runs import environment
+from vtx_scale.launch.follow import last_line
 from vtx_scale.launch.places import place_at
 from vtx_scale.launch.warm import PROGRAM
-from vtx_scale.trainer.lines import written
 
 NEW_STEPS = 3  # between two faults, at least
 PATIENCE = 240.0  # seconds until a run goes on
@@ -62,6 +62,25 @@ class Watcher(threading.Thread):
         return [epoch for _, (epoch, _) in sorted(self.seen.items())]
 
 
+@dataclass(frozen=True)
+class Past:
+    """A fault that was: at which step, and from when until when, in Unix time; then there were
+    steps that were finished behind it.
+    """
+
+    name: str
+    step: int
+    begun: float
+    done: float
+
+    def stood(self, times: list[float]) -> float:
+        """For how long no step was finished meanwhile. times: of all steps that count, in order;
+        where some were done again, from the last one that was not.
+        """
+        pairs = zip(times, times[1:], strict=False)
+        return max((b - a for a, b in pairs if b > self.begun and a < self.done), default=0.0)
+
+
 @dataclass
 class Chaos:
     """A run on a cluster, which `vtx jobs supervise` goes on with wherever a job of it is gone.
@@ -74,7 +93,7 @@ class Chaos:
     run: str
     logs: Path
     seed: int
-    past: list[tuple[str, int, float]] = field(default_factory=list)  # fault, step, recovered in s
+    past: list[Past] = field(default_factory=list)
     supervisor: subprocess.Popen | None = None
 
     def __post_init__(self) -> None:
@@ -95,12 +114,30 @@ class Chaos:
         assert self.vtx(*words, "--address", self.bed.dashboard).wait(120) == 0, self.logs
         self.supervisor = self.vtx("jobs", "supervise", self.run)
 
-    def step(self) -> int:
-        """The newest finished one, as far as the bucket has been told."""
+    def end(self) -> None:
+        """Have the run save and leave."""
+        assert self.vtx("jobs", "stop", self.run).wait(PATIENCE) == 0, self.logs
+        assert self.supervisor is not None
+        assert self.supervisor.wait(PATIENCE) == 75, (self.past, self.logs)
+
+    def newest(self) -> tuple[int, float]:
+        """The newest finished step and when it was, as far as the bucket has been told."""
         with contextlib.suppress(OSError):
-            rows = written(place_at(self.run) / "metrics.jsonl")
-            return rows[-1]["step"] if rows else 0
-        return 0
+            row = last_line(place_at(self.run))
+            return row.get("step", 0), row.get("time", 0.0)
+        return 0, 0.0
+
+    def step(self) -> int:
+        """The newest finished step."""
+        return self.newest()[0]
+
+    def goes_on(self, since: float) -> None:
+        """Wait until a step is finished that ended after a moment, in Unix time."""
+        until(
+            lambda: self.newest()[1] > since or self.ended(),
+            PATIENCE,
+            f"steps after {self.past}, see {self.logs}",
+        )
 
     def ended(self) -> bool:
         """Whether nobody sees to the run any more."""
@@ -120,13 +157,13 @@ class Chaos:
         """
         before = self.step()
         self.more(before + NEW_STEPS - 1)
-        time.sleep(self.random.uniform(0, 2))
-        assert not self.ended(), f"the run ended before {name}: {self.past}, see {self.logs}"
-        at, begun = self.step(), time.monotonic()
+        time.sleep(self.random.uniform(0, 1))
+        at, begun = self.step(), time.time()
         after = FAULTS[name](self)
-        self.more(at)
-        self.past.append((name, at, time.monotonic() - begun))
-        print(f"{name}: at step {at}, more steps after {self.past[-1][2]:.1f} s", flush=True)
+        self.goes_on(time.time())
+        assert not self.ended(), f"the run ended at {name}: {self.past}, see {self.logs}"
+        self.past.append(Past(name, at, begun, time.time()))
+        print(f"{name}: at step {at}, over after {time.time() - begun:.1f} s", flush=True)
         if after is not None:
             after()
 
@@ -229,11 +266,22 @@ def node_crashed(chaos: Chaos) -> After:
 
 
 def power_cut(chaos: Chaos) -> After:
-    i, _ = chaos.some_rank()
+    return without_power(chaos, chaos.some_rank()[0])
+
+
+def without_power(chaos: Chaos, i: int) -> After:
     chaos.bed.nodes.power_cut(i)
     time.sleep(AWAY)
     chaos.boot(i)
     return None
+
+
+def power_cut_of_the_driver(chaos: Chaos) -> After:
+    """Of its machine, which has a rank too."""
+    until(chaos.driver, PATIENCE, "a driver")
+    driver = chaos.driver()
+    assert driver is not None
+    return without_power(chaos, driver[0])
 
 
 def head_crashed(chaos: Chaos) -> After:
@@ -284,8 +332,18 @@ FAULTS: dict[str, Callable[[Chaos], After]] = {
     "a node cut for 40 s": cut_for(LONG),
     "a node crashed": node_crashed,
     "a power cut": power_cut,
+    "a power cut of the driver's machine": power_cut_of_the_driver,
     "the head crashed": head_crashed,
     "the driver killed": driver_killed,
     "store errors": store_errors,
     "a full disk": disk_full,
 }
+
+# which no rank is to notice: nothing starts again
+HARMLESS = (
+    "a worker stopped for 3 s",
+    "a node cut for 3 s",
+    "the head crashed",
+    "store errors",
+    "a full disk",
+)

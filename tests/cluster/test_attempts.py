@@ -116,9 +116,12 @@ def test_a_lease_is_held_while_it_is_renewed(tmp_path):
     assert attempts.holder_of(tmp_path).word == "free"
     held = lease.acquire(lease_of(tmp_path), {"who": "process 7 on n1"}, ttl=0.3)
     assert attempts.holder_of(tmp_path, ttl=30) == attempts.Holder("held", "process 7 on n1")
-    held._rests.set()  # it dies without a word
+    held._ended.set()  # it dies without a word
     held._thread.join()
-    assert attempts.holder_of(tmp_path, ttl=0.5) == attempts.Holder("silent", "process 7 on n1")
+    found = attempts.holder_of(tmp_path, ttl=0.5)
+    assert found == attempts.Holder("silent", "process 7 on n1")
+    assert found.words == (1, lease.holder(lease_of(tmp_path), 1))
+    held._ended.clear()
     held.close()
     assert attempts.holder_of(tmp_path).word == "free"
 

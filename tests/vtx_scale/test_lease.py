@@ -79,6 +79,23 @@ def test_one_that_is_known_to_be_gone_is_taken_over_at_once(storage):
         assert second.epoch == 2
 
 
+def test_a_silence_that_was_seen_is_not_waited_for_once_more(storage):
+    first = take(storage, ttl=60)
+    before = (1, lease.holder(storage, 1))
+    first.renew()
+    seen = (1, lease.holder(storage, 1))
+    stop(first)
+    began = time.monotonic()
+    with take(storage, "two", ttl=60, silent=seen) as second:
+        assert second.epoch == 2 and time.monotonic() - began < 30
+        stop(second)
+        for another in (before, seen, (1, lease.holder(storage, 2))):  # it has changed since
+            began = time.monotonic()
+            with take(storage, "three", ttl=0.3, silent=another) as third:
+                assert time.monotonic() - began >= 0.3
+                stop(third)
+
+
 def test_a_holder_renews_nothing_that_is_another_ones(storage):
     held = take(storage, ttl=0.15)
     storage.put("00000002", json.dumps({"who": "two", "state": "held"}).encode())

@@ -21,6 +21,8 @@ TTL = 30.0  # seconds without renewal after which a holder counts as gone
 KEPT = 4  # epochs before the newest that stay, for people who look
 NAME = re.compile(r"\d{8}")
 
+Words = tuple[int, dict[str, Any]]  # an epoch, and what its holder says of itself
+
 
 class Lost(Exception):
     """Another job writes here; the text names it."""
@@ -164,12 +166,15 @@ def acquire(
     wait: Callable[[str], None] = lambda holder: None,
     ttl: float = TTL,
     poll: float = 0.2,
+    *,
+    silent: Words | None = None,
 ) -> Lease:
     """The lease, as soon as no other job holds it.
 
     who: "who" for people, and what `gone` looks at, which says of a holder's own words whether it
     is known to be gone. wait: is called once, with the holder's name, where it may have died and
-    time must show. ttl, poll: in seconds.
+    time must show. ttl, poll: in seconds. silent: what somebody has found unchanged for `ttl`
+    seconds already: where it still stands nobody waits once more.
 
     Raises Lost where another job holds it and renews it.
     """
@@ -180,6 +185,8 @@ def acquire(
         name, state = str(body.get("who", "another job")), body.get("state")
         if seen is None:
             seen, since = (epoch, body), time.monotonic()
+            if seen == silent:
+                since -= ttl
         elif seen != (epoch, body) and state == "held":
             raise Lost(name)
         free = state == "released" or gone(body)
