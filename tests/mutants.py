@@ -933,10 +933,21 @@ MUTANTS = (
     Mutant(
         "advances-into-anothers",
         "vtx_scale/checkpoints/lease.py",
-        "if not stored and holder(self.storage, self.epoch + 1) != mine:",
-        "if False:",
+        "            if said(self.storage, self.epoch + 1) == self._next:\n",
+        "            if True:\n",
         (f"{LEASE}::test_a_holder_may_go_on_under_a_newer_epoch[memory]",),
         "Nobody gets a newer epoch that another has.",
+    ),
+    Mutant(
+        "loses-the-run-to-itself",
+        "vtx_scale/checkpoints/lease.py",
+        "            self._settle()\n            check(",
+        "            check(",
+        (
+            f"{LEASE}::test_a_newer_epoch_that_is_found_stored_later_is_renewed_and_given_back"
+            "[memory]",
+        ),
+        "A newer epoch whose answer was lost is its holder's.",
     ),
     Mutant(
         "commits-without-its-lease",

@@ -133,6 +133,60 @@ def test_a_newer_epoch_whose_answer_was_lost_is_the_holders(storage, monkeypatch
         assert held.advance() == 2
 
 
+def test_a_newer_epoch_that_is_found_stored_later_is_renewed_and_given_back(storage, monkeypatch):
+    """The put is stored and its answer lost; before the next try the holder renews."""
+    put, answers = storage.put_if_absent, [False]
+
+    def put_if_absent(name, body):
+        stored = put(name, body)
+        if not answers[0]:
+            raise OSError("no answer")
+        return stored
+
+    held = take(storage, ttl=0.3)
+    with held:
+        monkeypatch.setattr(storage, "put_if_absent", put_if_absent)
+        with pytest.raises(OSError):
+            held.advance()
+        answers[0] = True
+        until = time.monotonic() + 20
+        while lease.holder(storage, 2)["beat"] < 3 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert lease.holder(storage, 2)["beat"] >= 3, "nobody renews it"
+        assert held.advance() == 3 and held.taken == "" and held._thread.is_alive()
+    assert lease.holder(storage, 3)["state"] == "released"
+
+
+def test_a_put_that_lands_late_is_the_holders(storage, monkeypatch):
+    """No answer came, the holder renewed, then the put was stored after all."""
+    put, late = storage.put_if_absent, []
+
+    def lost(name, body):
+        late.append((name, body))
+        raise OSError("no answer")
+
+    with take(storage, ttl=60) as held:
+        monkeypatch.setattr(storage, "put_if_absent", lost)
+        with pytest.raises(OSError):
+            held.advance()
+        held.renew()
+        monkeypatch.setattr(storage, "put_if_absent", put)
+        put(*late[0])
+        assert held.advance() == 2
+
+
+def test_a_holder_that_cannot_read_the_newer_epoch_asks_again(storage, monkeypatch):
+    def silent(name):
+        raise OSError("no answer")
+
+    with take(storage, ttl=60) as held:
+        with monkeypatch.context() as away:
+            away.setattr(storage, "open", silent)
+            with pytest.raises(OSError):
+                held.advance()
+        assert held.advance() == 2
+
+
 def test_it_is_renewed_again_after_a_rest(storage):
     """For a fork, during which its process must have no thread."""
     threads = threading.active_count()

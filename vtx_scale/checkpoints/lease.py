@@ -38,6 +38,7 @@ class Lease:
     def __init__(self, storage: Storage, epoch: int, body: dict[str, Any], ttl: float) -> None:
         self.storage, self.epoch, self.body = storage, epoch, body
         self.taken, self._turn = "", threading.Lock()
+        self._next: dict[str, Any] = {}  # the body of a newer epoch that may be stored
         self._pause = ttl / 3
         self._start(None)
 
@@ -64,6 +65,7 @@ class Lease:
         storage does not answer.
         """
         with self._turn:
+            self._settle()
             check(self.storage, self.epoch)
             self.body["beat"] += 1
             name, body = name_of(self.epoch), json.dumps(self.body).encode()
@@ -80,15 +82,25 @@ class Lease:
         Raises Lost where another has the run, OSError where the storage does not answer.
         """
         with self._turn:
-            mine = {**self.body, "beat": self.body["beat"] + 1, "after": self.epoch}
-            stored = self.storage.put_if_absent(name_of(self.epoch + 1), json.dumps(mine).encode())
-            # an answer that was lost may hide that it was stored
-            if not stored and holder(self.storage, self.epoch + 1) != mine:
-                raise Lost(f"epoch {self.epoch + 1} is another job's")
-            self.epoch, self.body = self.epoch + 1, mine
+            before = self.epoch
+            if not self._next:
+                self._next = {**self.body, "beat": self.body["beat"] + 1, "after": before}
+            name, body = name_of(before + 1), json.dumps(self._next).encode()
+            self.storage.put_if_absent(name, body)
+            self._settle()
+            if self.epoch == before:
+                raise Lost(f"epoch {before + 1} is another job's")
             check(self.storage, self.epoch)
             clear(self.storage, self.epoch - 1 - KEPT)
             return self.epoch
+
+    def _settle(self) -> None:
+        """Hold the newer epoch that was put, where it is stored: an answer that was lost hides it.
+        Raises OSError where the storage does not answer.
+        """
+        if self._next and newest(self.storage) > self.epoch:
+            if said(self.storage, self.epoch + 1) == self._next:
+                self.epoch, self.body, self._next = self.epoch + 1, self._next, {}
 
     def close(self) -> None:
         """Give it back; a second time is no error."""
@@ -133,11 +145,18 @@ def newest(storage: Storage) -> int:
 def holder(storage: Storage, epoch: int) -> dict[str, Any]:
     """What the holder of an epoch says of itself; nothing where that cannot be read."""
     try:
-        with storage.open(name_of(epoch)) as file:
-            body = json.loads(file.read(0, file.size))
-            return dict(body)
-    except (OSError, ValueError, TypeError):
+        return said(storage, epoch)
+    except OSError:
         return {}
+
+
+def said(storage: Storage, epoch: int) -> dict[str, Any]:
+    """The same; nothing where it is no JSON. Raises OSError where it cannot be read."""
+    with storage.open(name_of(epoch)) as file:
+        try:
+            return dict(json.loads(file.read(0, file.size)))
+        except (ValueError, TypeError):
+            return {}
 
 
 def check(storage: Storage, epoch: int) -> None:
