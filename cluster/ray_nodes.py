@@ -29,6 +29,7 @@ from vtx_scale.cluster.keeper import Keeper
 from vtx_scale.cluster.ray_settings import DRIVER_CPUS
 from vtx_scale.data_pipeline.errors import UserError
 
+CLOSE = 2.0  # seconds for an actor to remove what it has
 CALLS = 8  # of one actor at once: a question is answered while the ranks are started
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # Ray says no types of these
@@ -148,7 +149,7 @@ class Cluster:
         closing = [h for h in self.held.values() if not h.lost]
         self.everywhere(closing, "close", limit=5.0)
         for held in list(self.held.values()):
-            self.drop(held)
+            self._kill(held)
         for thread in self._threads:
             thread.join(self.limits.look)
 
@@ -174,18 +175,25 @@ class Cluster:
                 found.append(Machine(key, name_of(row), row["NodeManagerAddress"], slots))
         return sorted(found, key=lambda m: (m.key not in self.held, -m.slots, m.name))
 
-    def hold(self, machine: Machine, ranks: int) -> Held:
-        """The actor on a machine with room for so many ranks, started unless it is there."""
+    def check(self) -> None:
+        """Raises GaveUp where nobody asks after the machines any more."""
+        if not all(thread.is_alive() for thread in self._threads):
+            raise GaveUp("a thread that asks after the machines has ended")
+
+    def hold(self, machine: Machine, ranks: int, room: int) -> Held:
+        """The actor on a machine, started with this room unless there is one with room for so many
+        ranks.
+        """
         held = self.held.get(machine.key)
-        if held is not None and held.room == ranks and not held.lost:
+        if held is not None and ranks <= held.room and not held.lost:
             return held
         if held is not None:
             self.drop(held)
         gpu = self.kind == "GPU"
         options = ray.remote(Keeper).options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(machine.key, soft=False),
-            num_cpus=0 if gpu else ranks - DRIVER_CPUS,
-            num_gpus=ranks if gpu else 0,
+            num_cpus=0 if gpu else room - DRIVER_CPUS,
+            num_gpus=room if gpu else 0,
             max_concurrency=CALLS,
             max_restarts=0,
         )
@@ -193,14 +201,19 @@ class Cluster:
         actor = options.remote(
             self.job.start, self.job.payload, machine.address, self.limits.ttl, home
         )
-        held = Held(machine, ranks, actor)
+        held = Held(machine, room, actor)
         held.preparing = self._call(held, "prepare")
         self.held[machine.key] = held
         return held
 
     def drop(self, held: Held) -> None:
-        """End an actor; its machine may be used again."""
+        """End an actor, and remove what it has on its machine, which may be used again."""
+        if held.answered and not held.lost:
+            self.everywhere([held], "close", limit=CLOSE)
         self.held.pop(held.machine.key, None)
+        self._kill(held)
+
+    def _kill(self, held: Held) -> None:
         with contextlib.suppress(Exception):  # it is gone already, or Ray is
             ray.kill(held.actor, no_restart=True)
 
@@ -268,25 +281,32 @@ class Cluster:
         before = time.monotonic()
         while not self._ended.is_set():
             everyone = [held for held in list(self.held.values()) if not held.lost]
-            for held in everyone:
-                if held.asked is None:
-                    held.asked, held.asked_in = self._call(held, "poll"), held.round
-                if held.fault is None:
-                    self._prepared(held)
-            refs = {held.asked: held for held in everyone}
-            done: list[Any] = []
-            if refs:
-                done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=self.limits.poll)
+            answered: set[int] = set()
+            with contextlib.suppress(Exception):  # of Ray's: who is not heard falls silent
+                answered = self._ask(everyone)
             self._ended.wait(max(0.0, before + self.limits.poll - time.monotonic()))
             now = time.monotonic()
             passed, before = min(1.0, now - before), now  # a process that was stopped heard nobody
-            for ref, held in refs.items():
+            for held in everyone:
                 held.silent += passed
-                if ref in done:
-                    self._answered(held, ref)
+                if id(held) in answered:
+                    self._answered(held, held.asked)
                 limit = self.limits.silence if held.answered else self.limits.start
                 if held.silent > limit and not held.lost:
                     self._lose(held, f"has been silent for {limit:.0f} s")
+
+    def _ask(self, everyone: Sequence[Held]) -> set[int]:
+        """Ask each of them that has answered; the ids of those whose answer is there by now."""
+        for held in everyone:
+            if held.asked is None:
+                held.asked, held.asked_in = self._call(held, "poll"), held.round
+            if held.fault is None:
+                self._prepared(held)
+        refs = {held.asked: held for held in everyone}
+        if not refs:
+            return set()
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=self.limits.poll)
+        return {id(refs[ref]) for ref in done}
 
     def _prepared(self, held: Held) -> None:
         if ray.wait([held.preparing], timeout=0)[0]:

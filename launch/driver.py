@@ -8,34 +8,29 @@ checkpoint.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
 from vtx_scale.cluster.job import GaveUp, Machine, State
 from vtx_scale.cluster.policy import EXCLUDED, admit, layout
 from vtx_scale.cluster.ray_nodes import Cluster, Held
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath
 from vtx_scale.launch import run_folder
 from vtx_scale.launch.beats import Watcher
 from vtx_scale.launch.faults import Faults
 from vtx_scale.launch.fitness import unfit
 from vtx_scale.launch.judged import Ended, codes_of, judge
 from vtx_scale.launch.node import Round
-from vtx_scale.launch.rounds import HUNG, Tries, Watch, left, newest, start_of
+from vtx_scale.launch.rounds import AGAIN, HUNG, Tries, Watch, left, newest, patiently, start_of
 from vtx_scale.specs.run import System
 from vtx_scale.trainer.goodput import attempt_name
 from vtx_scale.trainer.goodput import ended as ended_at
 from vtx_scale.trainer.leave import requests
-from vtx_scale.trainer.output import Ledger, say, silent, why
+from vtx_scale.trainer.output import Ledger, say, silent
 
 LOOK = 0.2  # seconds between two looks at the ranks
 STACKS = 60.0  # seconds for all machines to tell what their ranks are doing
-AGAIN = 60.0  # seconds between two sentences on what is waited for
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,9 @@ def world_of(system: System, cluster: Cluster) -> World:
 class Driver:
     """Runs rounds until the run has ended.
 
-    lease: on the run folder. patience: minutes to wait for machines. news: shows what the ranks
-    tell, and is called often.
+    lease: on the run folder. patience: minutes to wait for machines. memory: whether the run keeps
+    snapshots there, which go with a machine's actor. news: shows what the ranks tell, and is called
+    often.
     """
 
     cluster: Cluster
@@ -69,10 +65,12 @@ class Driver:
     folder: AnyPath
     lease: run_folder.Held
     patience: float = math.inf
+    memory: bool = False
     news: Callable[[], None] = lambda: None
     number: int = 0
     ranks: int = 0  # of the round
     began: float = 0.0  # when the round did
+    idle: list[Held] = field(default_factory=list)  # machines that it does without
     known: set[str] = field(default_factory=set)  # machines between which the network is fit
     heard: dict[str, float] = field(default_factory=dict)  # what was said, and when
 
@@ -100,30 +98,19 @@ class Driver:
             if ended.words and code:
                 say(f"vtx: {ended.words}")
             return code
-        now = max(self.patiently(newest, self.folder) or 0, ended.kept)
+        now = max(patiently(self.folder, newest, self.folder) or 0, ended.kept)
         for held in ended.lost:
             self.forget(held)
+        again = tries.lost_again({held.machine.name for held in ended.lost}, now)
         if ended.lost:
             # what a machine still writes that nobody can reach does not count from here on; of one
             # that Ray gives up nobody knows whether it is dead or cut off
-            self.patiently(self.lease.advance)
-        if not moves and not ended.lost and tries.failed(now):
+            patiently(self.folder, self.lease.advance)
+        if not moves and (again or not ended.lost) and tries.failed(now):
             raise GaveUp(
                 f"the workers failed {tries.failures} times without a new checkpoint: {ended.why}"
             )
         self.tell(ended, now)
-        return None
-
-    def patiently(self, ask: Callable[..., T], *about: Any) -> T | None:
-        """What a storage answers, as soon as it does; None where the run is asked to leave before.
-        Raises whatever is no OSError.
-        """
-        while not requests.wanted():
-            try:
-                return ask(*about)
-            except OSError as e:
-                self.say_now_and_then(f"{self.folder} does not answer ({why(e)}): waiting for it")
-                time.sleep(1)
         return None
 
     def tell(self, ended: Ended, now: int) -> None:
@@ -183,36 +170,37 @@ class Driver:
 
         Raises GaveUp where there are none for longer than the patience.
         """
-        began = time.monotonic()
+        before, waited = time.monotonic(), 0.0
         while not requests.wanted():
             self.check_lease()
             self.forget_lost()
             plan = self.plan()
             if plan and (ready := self.ready(plan)):
                 return ready
+            now = time.monotonic()
             if not plan:
+                waited += (now - before) / 60  # not while machines that there are prepare
                 here = sum(machine.slots for machine in self.cluster.machines())
                 self.say_now_and_then(f"waiting for machines: {here} of {self.world.low} slots")
-            waited = (time.monotonic() - began) / 60
+            before = now
             if waited > self.patience:
                 raise GaveUp(f"no room for the workers for {waited:.0f} minutes (--patience)")
             self.news()
             time.sleep(LOOK)
         return None
 
-    def forget_lost(self) -> None:
-        """Machines that were lost while they had no ranks."""
-        for held in [held for held in self.cluster.held.values() if held.lost]:
+    def forget_lost(self, used: Sequence[Held] = ()) -> None:
+        """Machines that were lost while they had no ranks. used: those that have some."""
+        for held in [h for h in self.cluster.held.values() if h.lost and h not in used]:
             self.say_now_and_then(f"{held.machine.name} {held.lost}: left out for now")
-            self.forget(held)
+            self.faults.add(held.machine.name, held.lost)
+            self.cluster.put_aside(held)
 
     def ready(self, plan: dict[Machine, int]) -> list[tuple[Held, int]]:
         """The machines of a plan, [] where one of them is not ready or not fit. Raises UserError
         where one lacks what the run needs.
         """
-        for key in set(self.cluster.held) - {machine.key for machine in plan}:
-            self.cluster.drop(self.cluster.held[key])
-        held = [self.cluster.hold(machine, ranks) for machine, ranks in plan.items()]
+        held = [self.hold(machine, ranks) for machine, ranks in plan.items()]
         if not all(self.prepared(one) for one in held):
             return []
         together = {machine.key for machine in plan}
@@ -227,6 +215,12 @@ class Driver:
         self.known = together
         return [(one, plan[one.machine]) for one in held]
 
+    def hold(self, machine: Machine, ranks: int) -> Held:
+        """A machine's actor. What it has in memory must outlive a round in which it gets more
+        ranks.
+        """
+        return self.cluster.hold(machine, ranks, machine.slots if self.memory else ranks)
+
     def prepared(self, held: Held) -> bool:
         """Whether a machine is ready. Raises UserError where it lacks what the run needs."""
         if held.fault:
@@ -234,7 +228,10 @@ class Driver:
         return held.fault is not None and not held.lost
 
     def check_lease(self) -> None:
-        """Raises UserError where another job has taken the run over."""
+        """Raises UserError where another job has taken the run over, GaveUp where nobody asks after
+        the machines any more.
+        """
+        self.cluster.check()
         if self.lease.taken:
             raise run_folder.refusal(self.folder, self.lease.taken)
 
@@ -244,12 +241,13 @@ class Driver:
         """One start of all ranks, to its end."""
         held, self.number, self.began = [h for h, _ in placed], self.number + 1, time.monotonic()
         attempt = attempt_name(self.lease.epoch, self.number)
+        self.idle = [one for one in self.cluster.held.values() if one not in held]
         self.watcher = Watcher(self.folder, attempt, self.system.timeout, silent)
         try:
             if self.begin(placed):
                 moves, watch = self.follow(held)
             else:
-                moves, watch = "", Watch()
+                moves, watch = "", self.watch()
         finally:
             codes = codes_of(held)
             self.cluster.everywhere(held, "end")
@@ -290,10 +288,11 @@ class Driver:
         """Until the round is over: (why its ranks were asked to make place for the next one, "" if
         they were not; what was seen of them).
         """
-        watch, announced, moves = Watch(), False, ""
+        watch, announced, moves = self.watch(), False, ""
         while not any(one.lost for one in held) and requests.count < 2:
             self.news()
             self.check_lease()
+            self.release(held)
             if not moves and not requests.asked:
                 moves = self.wants_another(held)
                 if moves:
@@ -310,6 +309,20 @@ class Driver:
                 break
             time.sleep(LOOK)
         return moves, watch
+
+    def watch(self) -> Watch:
+        """On the exit codes of a round."""
+        return Watch(isinstance(self.folder, ObjectPath))
+
+    def release(self, held: list[Held]) -> None:
+        """Let go of machines that the round does without, once its ranks train: until then another
+        round may need what those have in memory.
+        """
+        phases = [beat.phase for one in held for beat in one.state.beats]
+        if len(phases) == self.ranks and not any(phase.startswith("start") for phase in phases):
+            while self.idle:
+                if self.cluster.held.get((one := self.idle.pop()).machine.key) is one:
+                    self.cluster.drop(one)
 
     def hangs(self, held: list[Held], watch: Watch) -> bool:
         """Whether the ranks come no further; what they are doing is kept then."""
@@ -332,11 +345,10 @@ class Driver:
             return ""
         if time.monotonic() - self.began < self.cluster.limits.settle:
             return ""
-        for one in [o for o in self.cluster.held.values() if o.lost and o not in held]:
-            self.forget(one)
+        self.forget_lost(held)
         plan, mine = self.plan(), {one.machine.key for one in held}
         world = sum(plan.values())
         if world <= self.ranks or not mine <= {machine.key for machine in plan}:
             return ""
-        new = [self.cluster.hold(m, ranks) for m, ranks in plan.items() if m.key not in mine]
+        new = [self.hold(m, ranks) for m, ranks in plan.items() if m.key not in mine]
         return f"room for {world} workers" if all(self.prepared(one) for one in new) else ""

@@ -73,8 +73,10 @@ def limit(beat: Beat, timeout: float, waits: bool) -> float:
     """Seconds that a rank may show no progress where it stands. timeout: of a collective. waits:
     whether it is in one.
     """
-    if waits or beat.still:
+    if beat.inside or beat.still:
         return timeout
+    if waits:  # by their number: it may as well be computing
+        return timeout + beat.usual
     floor = FLOORS.get(beat.phase, math.inf if beat.silent <= SILENT * timeout else SILENT)
     return max(floor * timeout, USUAL * beat.usual)
 

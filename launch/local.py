@@ -10,10 +10,19 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath
 from vtx_scale.launch.beats import Watcher
 from vtx_scale.launch.node import Node, Round
-from vtx_scale.launch.rounds import HUNG, Tries, Watch, left, newest, reason, start_of
+from vtx_scale.launch.rounds import (
+    HUNG,
+    Tries,
+    Watch,
+    left,
+    newest,
+    patiently,
+    reason,
+    start_of,
+)
 from vtx_scale.launch.warm import Warm
 from vtx_scale.trainer.goodput import attempt_name
 from vtx_scale.trainer.goodput import ended as ended_at
@@ -44,12 +53,12 @@ def launch(
     # rank 0 announces, the ranks lose patience, and a second request is followed below
     requests.announces, requests.patience = False, math.inf
     requests.repeated = lambda number: None
-    tries, number = Tries(newest(folder)), 0
+    tries, number = Tries(patiently(folder, newest, folder) or 0), 0
     with requests.listen(), closing(Node(request, environment, warm)) as node:
         while True:
             number += 1
             watcher = Watcher(folder, attempt_name(epoch, number), timeout, say)
-            code = once(node, number, world, watcher)
+            code = once(node, number, world, watcher, Watch(isinstance(folder, ObjectPath)))
             ended_at(folder, watcher.attempt, code, watcher.since)
             if requests.count > 1:
                 say("vtx: ended at once: steps after the newest checkpoint are lost.")
@@ -57,7 +66,11 @@ def launch(
                 if code == -signal.SIGTERM and end == 75:
                     say("vtx: asked to leave, no step is lost by it: run the same command again.")
                 return end
-            now = max(newest(folder), node.kept())
+            stored = patiently(folder, newest, folder)
+            if stored is None:
+                say("vtx: asked to leave while nothing ran: run the same command again.")
+                return 75
+            now = max(stored, node.kept())
             if tries.failed(now):
                 say(
                     f"the workers failed {tries.failures} times without a new checkpoint: "
@@ -69,21 +82,21 @@ def launch(
             say(f"{why}: starting again from {start_of(now)}")
 
 
-def once(node: Node, number: int, world: int, watcher: Watcher) -> int:
+def once(node: Node, number: int, world: int, watcher: Watcher, watch: Watch) -> int:
     """One start of all ranks; the first code that is not 0, or 0."""
     with tempfile.TemporaryDirectory(prefix="vtx-") as meeting:
         node.begin(Round(number, world, 0, world, 0, f"file://{meeting}/store"))
         try:
-            return ended(node, watcher)
+            return ended(node, watcher, watch)
         finally:
             node.end()
 
 
-def ended(node: Node, watcher: Watcher) -> int:
+def ended(node: Node, watcher: Watcher, watch: Watch) -> int:
     """Wait for the ranks of a round, and pass a request to leave on to them; the first code that
     is not 0, or 0, and HUNG where they come no further.
     """
-    announced, watch = False, Watch()
+    announced = False
     while not watch.over(codes := node.codes()):
         if requests.count > 1:
             return 130 if requests.last == signal.SIGINT else 1

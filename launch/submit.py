@@ -8,6 +8,7 @@ the folder's log.txt.
 import contextlib
 import math
 import os
+import time
 
 from vtx_scale.checkpoints.lease import Words
 from vtx_scale.cluster.job import GaveUp, Job, Limits
@@ -75,7 +76,7 @@ def prepared(
         requests.stop_file = stop_file(folder)
         return on_ray(plain, folder, address, patience, debug, lease)
     except GaveUp as e:
-        Ledger(folder).write(kind="gave_up", reason=str(e), step=newest(folder))
+        Ledger(folder).write(kind="gave_up", reason=str(e), step=newest(folder), time=time.time())
         say(f"vtx: {e}")
         return 1
     finally:
@@ -120,7 +121,8 @@ def on_ray(
                     "lower it, or add system.device=cpu."
                 )
             news = News(folder / "log.txt", debug)
-            return Driver(cluster, system, folder, lease, patience, news.show).drive()
+            memory = run.checkpoint.memory != 0
+            return Driver(cluster, system, folder, lease, patience, memory, news.show).drive()
 
 
 class News:

@@ -119,6 +119,7 @@ STAGING = "vtx_scale/checkpoints/staging.py"
 CUT_LAYERS = "vtx_scale/strategies/cut_layers.py"
 TP = "vtx_scale/strategies/tp.py"
 CUT = "tests/vtx_scale/test_tp.py"
+DRIVER = "tests/cluster/test_driver.py"
 LEASE = "tests/vtx_scale/test_lease.py"
 POLICY = "tests/cluster/test_policy.py"
 KEEPER = "tests/cluster/test_keeper.py"
@@ -759,8 +760,8 @@ MUTANTS = (
     Mutant(
         "memory-is-no-progress",
         "launch/local.py",
-        "now = max(newest(folder), node.kept())",
-        "now = newest(folder)",
+        "now = max(stored, node.kept())",
+        "now = stored",
         (f"{MEMORY}::test_the_launcher_goes_on_from_memory_and_leaves_none",),
         "Faults that each cost a few steps do not end a run.",
     ),
@@ -836,6 +837,78 @@ MUTANTS = (
         "        if world >= self.ranks or not",
         (f"{RAYLETS}::test_a_run_shrinks_grows_and_leaves_a_machine_that_is_taken_away",),
         "A run grows where machines come back.",
+    ),
+    Mutant(
+        "memory-goes-with-more-ranks",
+        "vtx_scale/launch/driver.py",
+        "machine.slots if self.memory else ranks",
+        "ranks",
+        (f"{DRIVER}::test_what_a_machine_has_in_memory_outlives_other_ranks_on_it[True]",),
+        "What a machine has in memory outlives a round with more ranks on it.",
+    ),
+    Mutant(
+        "memory-goes-with-fewer-ranks",
+        "vtx_scale/cluster/ray_nodes.py",
+        "ranks <= held.room and",
+        "ranks == held.room and",
+        (f"{DRIVER}::test_what_a_machine_has_in_memory_outlives_other_ranks_on_it[False]",),
+        "What a machine has in memory outlives a round with fewer ranks on it.",
+    ),
+    Mutant(
+        "lets-go-before-the-next-round-trains",
+        "vtx_scale/launch/driver.py",
+        "if len(phases) == self.ranks and not any(",
+        "if phases or not any(",
+        (f"{DRIVER}::test_a_machine_outside_the_plan_stays_until_the_next_round_trains",),
+        "A machine without ranks is let go when the next round trains.",
+    ),
+    Mutant(
+        "leaves-its-files",
+        "vtx_scale/cluster/ray_nodes.py",
+        '            self.everywhere([held], "close", limit=CLOSE)\n',
+        "            pass\n",
+        (f"{DRIVER}::test_an_actor_that_goes_removes_what_it_has_on_its_machine",),
+        "An actor that goes leaves no file on its machine.",
+    ),
+    Mutant(
+        "tries-a-broken-machine-at-once",
+        "vtx_scale/launch/driver.py",
+        "held.lost)\n            self.cluster.put_aside(held)\n",
+        "held.lost)\n            self.cluster.drop(held)\n",
+        (f"{DRIVER}::test_a_machine_that_cannot_prepare_is_left_alone_for_a_while",),
+        "A machine that cannot prepare is left alone for a while.",
+    ),
+    Mutant(
+        "preparation-counts-as-waiting",
+        "vtx_scale/launch/driver.py",
+        "            if not plan:\n                waited",
+        "            if True:\n                waited",
+        (f"{DRIVER}::test_preparation_is_no_wait_for_machines",),
+        "Patience is for machines that are not there.",
+    ),
+    Mutant(
+        "lost-machines-count-never",
+        "vtx_scale/launch/driver.py",
+        "(again or not ended.lost)",
+        "not ended.lost",
+        (f"{DRIVER}::test_a_machine_that_ends_every_round_is_given_up",),
+        "A machine that ends every round does not do so for ever.",
+    ),
+    Mutant(
+        "one-error-ends-the-questions",
+        "vtx_scale/cluster/ray_nodes.py",
+        "with contextlib.suppress(Exception):  # of Ray's: who",
+        "if True:  # of Ray's: who",
+        (f"{DRIVER}::test_the_machines_are_asked_on_after_an_error_of_rays",),
+        "Machines are asked on after an error of Ray's.",
+    ),
+    Mutant(
+        "last-lines-have-no-time",
+        "vtx_scale/launch/rounds.py",
+        "if self.bucket and any(",
+        "if False and any(",
+        (f"{POLICY}::test_ranks_that_decided_have_time_to_send_their_last_lines",),
+        "Ranks have time to send their last lines to a bucket.",
     ),
     # --- checkpoints, logs, the lease
     Mutant(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -9,9 +10,9 @@ from hypothesis import strategies as st
 
 from vtx_scale.cluster.policy import DAY, admit, admitted, layout, score, slow
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.launch import override, recipes
+from vtx_scale.launch import override, recipes, rounds
 from vtx_scale.launch.cli import main
-from vtx_scale.launch.rounds import DECIDED, HUNG, PEER_LOST, Tries, Watch
+from vtx_scale.launch.rounds import DECIDED, HUNG, SENDING, Tries, Watch, patiently
 
 slots = st.lists(st.integers(0, 16), max_size=12)
 axes = st.sampled_from([1, 2, 4, 8])
@@ -60,7 +61,7 @@ def test_one_slow_machine_of_a_ring_is_known_and_a_slow_pair_is_nobodys(machines
 
 
 codes = st.dictionaries(
-    st.integers(0, 7), st.sampled_from([None, 0, 1, -9, -11, HUNG, PEER_LOST, *DECIDED]), min_size=1
+    st.integers(0, 7), st.sampled_from([None, 0, 1, -9, -11, HUNG, *DECIDED]), min_size=1
 )
 
 
@@ -80,14 +81,25 @@ def test_a_rank_that_ended_by_decision_is_believed(codes):
 
 
 def test_a_lost_rank_is_named_before_those_that_it_took_along():
-    for codes in ({0: 1, 1: -9}, {0: PEER_LOST, 1: -9, 2: PEER_LOST}, {0: PEER_LOST, 1: 1}):
+    for codes in ({0: 1, 1: -9}, {0: 1, 1: -9, 2: 1}):
         watch = Watch()
         assert watch.over(codes)
         assert watch.verdict(codes) == (1, codes[1])
     watch = Watch()
-    assert not watch.over({0: None, 1: PEER_LOST})
-    assert watch.over({0: -9, 1: PEER_LOST})
-    assert watch.verdict({0: -9, 1: PEER_LOST}) == (0, -9), "the end of a peer was seen first"
+    assert not watch.over({0: None, 1: 1})
+    assert watch.over({0: -9, 1: 1})
+    assert watch.verdict({0: -9, 1: 1}) == (0, -9), "the end of a peer was seen first"
+
+
+@given(st.sampled_from([1, -9, HUNG, *DECIDED]), st.booleans())
+def test_ranks_that_decided_have_time_to_send_their_last_lines(code, bucket):
+    watch, began = Watch(bucket), time.monotonic()
+    assert not watch.over({0: code, 1: None})
+    left = watch.deadline - began
+    if bucket and code in DECIDED:
+        assert left >= SENDING >= 25
+    else:
+        assert left < 11
 
 
 def test_a_run_that_gets_nowhere_is_given_up():
@@ -96,6 +108,34 @@ def test_a_run_that_gets_nowhere_is_given_up():
     tries = Tries(last=0)
     assert not any(tries.failed(step) for step in (10, 10, 10, 20, 20, 20, 10, 10, 10))
     assert tries.failed(10)
+
+
+def test_a_machine_that_is_lost_again_counts_where_nothing_was_saved():
+    tries = Tries(last=0)
+    assert not tries.lost_again({"a"}, 10) and not tries.lost_again(set(), 10)
+    assert not tries.lost_again({"b"}, 10), "another one"
+    assert tries.lost_again({"a", "c"}, 10)
+    assert not tries.lost_again({"a"}, 20), "something was saved since"
+    assert tries.lost_again({"a"}, 20)
+
+
+def test_a_storage_that_does_not_answer_is_waited_for(monkeypatch, capsys):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    answers = iter([OSError("away"), OSError("away"), 7])
+
+    def ask(about):
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer + about
+
+    assert patiently("s3://b/run", ask, 1) == 8
+    assert capsys.readouterr().err.count("s3://b/run does not answer (away): waiting") == 1
+    monkeypatch.setattr(rounds.requests, "asked", True)
+    assert patiently("s3://b/run", ask, 1) is None
+    with pytest.raises(ValueError):
+        monkeypatch.setattr(rounds.requests, "asked", False)
+        patiently("s3://b/run", int, "no number")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,19 @@ def launched(tmp_path, monkeypatch, starts):
     return local.launch(tmp_path / "request", tmp_path, 2, lambda line: None)
 
 
+def test_a_bucket_that_is_away_at_a_restart_is_waited_for(tmp_path, monkeypatch):
+    answers, known = iter([0, OSError("away"), 10]), local.newest
+
+    def newest(folder):
+        answer = next(answers, 20)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer or known(folder)
+
+    monkeypatch.setattr(local, "newest", newest)
+    assert launched(tmp_path, monkeypatch, [10, 20]) == 0
+
+
 @pytest.mark.parametrize(
     ("starts", "code"),
     [

@@ -59,6 +59,7 @@ class Phases:
         self.counter: Callable[[], int] | None = None
         self._phase, self._entered, self._depth = "start.import", 0, 0
         self._turned = self._since = self.began
+        self._count = 0  # of collectives at the last look
         self._seconds: dict[str, float] = defaultdict(float)
         self._stretches: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
         self._lock = threading.Lock()
@@ -106,10 +107,13 @@ class Phases:
 
     def state(self) -> State:
         """Where the process stands now. For any thread."""
+        count = self._entered if self.counter is None else self.counter()
         with self._lock:
+            if self.counter is not None and count > self._count:  # torch's own: progress
+                self._since = time.monotonic()
+            self._count = count
             phase, since = self._phase, self._since
             stretches = list(self._stretches.get(phase, ()))
-        count = self._entered if self.counter is None else self.counter()
         usual = sorted(stretches)[len(stretches) * 99 // 100] if stretches else 0.0
         return State(phase, self.step, since, self._depth > 0, count, usual)
 
