@@ -71,13 +71,14 @@ def waits(beat: Beat, beats: Sequence[Beat]) -> bool:
 
 def limit(beat: Beat, timeout: float, waits: bool) -> float:
     """Seconds that a rank may show no progress where it stands. timeout: of a collective. waits:
-    whether it is in one.
+    whether it is in one; one that has only entered more of them may be computing.
     """
     if beat.inside or beat.still:
         return timeout
-    if waits:  # by their number: it may as well be computing
+    if waits and beat.usual:
         return timeout + beat.usual
-    floor = FLOORS.get(beat.phase, math.inf if beat.silent <= SILENT * timeout else SILENT)
+    phase = "start.compile" if beat.phase == "step" and not beat.usual else beat.phase
+    floor = FLOORS.get(phase, math.inf if beat.silent <= SILENT * timeout else SILENT)
     return max(floor * timeout, USUAL * beat.usual)
 
 

@@ -3323,6 +3323,22 @@ MUTANTS = (
         "A rank that waits for its data is not stuck.",
     ),
     Mutant(
+        "torchs-collectives-are-no-progress",
+        "vtx_scale/distributed/phases.py",
+        "            if count > self._count and self.counter is not None:\n",
+        "            if False:\n",
+        (f"{HANGS}::test_ranks_that_come_on_are_never_found_to_hang",),
+        "Ranks whose counts differ and that come on do not hang.",
+    ),
+    Mutant(
+        "first-steps-have-the-limit-of-any",
+        "vtx_scale/launch/hangs.py",
+        'if beat.phase == "step" and not beat.usual else beat.phase',
+        "if False else beat.phase",
+        (f"{HANGS}::test_the_stuck_one_is_named",),
+        "A step may take long before it is known what is usual.",
+    ),
+    Mutant(
         "evaluations-have-the-limit-of-a-step",
         "vtx_scale/launch/hangs.py",
         '"evaluate": 10.0',

@@ -11,6 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.vtx_scale.test_phases import Clock
+from vtx_scale.distributed import phases
+from vtx_scale.distributed.phases import Phases
 from vtx_scale.launch.beats import Beats
 from vtx_scale.launch.hangs import DATA, FLOORS, Beat, judge, limit, waits
 
@@ -19,7 +22,7 @@ PHASES = (*FLOORS, *DATA, "start.import", "start.rendezvous")
 
 
 def rank(number: int, phase: str = "step", idle: float = 0.1, **more) -> Beat:
-    return Beat(number, phase, **{"step": 7, "idle": idle, "collectives": 100} | more)
+    return Beat(number, phase, **{"step": 7, "idle": idle, "collectives": 100, "usual": 0.1} | more)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,12 @@ def rank(number: int, phase: str = "step", idle: float = 0.1, **more) -> Beat:
         ([rank(0, idle=11), rank(1, idle=11)], None),
         ([rank(0, idle=11), rank(1, idle=11, collectives=99)], 1),
         ([rank(0, idle=11, step=8, collectives=0), rank(1, idle=9)], 1),
+        # but it may compute as long as it usually does, and waits from then on
+        ([rank(0, idle=12, usual=13.0), rank(1, idle=12, usual=13.0, collectives=98)], None),
+        ([rank(0, idle=24, usual=13.0), rank(1, idle=24, usual=13.0, collectives=98)], 1),
+        # of first steps nobody knows yet what is usual
+        ([rank(0, idle=290, usual=0), rank(1, idle=290, usual=0, collectives=98)], None),
+        ([rank(0, idle=301, usual=0), rank(1, idle=9, usual=0)], 0),
         # a first step compiles, a load loads
         ([rank(0, "start.compile", idle=200), rank(1, "start.compile", idle=290)], None),
         ([rank(0, "start.load", idle=90)], None),
@@ -122,6 +131,51 @@ def test_what_holds_of_every_verdict(beats, random):
     # time alone makes no rank come on
     longer = [replace(b, idle=b.idle + 5, silent=b.silent + 5) for b in beats]
     assert judge(longer, TIMEOUT) is not None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_ranks_that_come_on_are_never_found_to_hang(data):
+    """Each computes, for longer than the limit too, between collectives of torch's own; beats are
+    of different moments, so that their counts differ.
+    """
+    longest = data.draw(st.floats(0.5, 5 * TIMEOUT))  # between two collectives
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "time", clock)
+        ranks = [Rank(clock) for _ in range(2)]
+        for _ in range(data.draw(st.integers(1, 6))):
+            for r in ranks:
+                r.phases.turn("step")
+            for _ in range(data.draw(st.integers(1, 4))):
+                left = longest
+                while left > 0:
+                    clock.now, left = clock.now + min(1.0, left), left - 1
+                    ahead = data.draw(st.integers(0, 1)) if left <= 0 else -1
+                    for k, r in enumerate(ranks):
+                        r.entered += k == ahead
+                        r.beat()
+                    beats = [r.as_read(k) for k, r in enumerate(ranks)]
+                    assert judge(beats, TIMEOUT) is None
+                    if left <= 0:
+                        ranks[1 - ahead].entered += 1
+
+
+class Rank:
+    """A rank that counts torch's collectives, and its last beat."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.phases, self.entered = clock, Phases(), 0
+        self.phases.reset(clock.now)
+        self.phases.counter = lambda: self.entered
+
+    def beat(self) -> None:
+        self.last = self.phases.state(), self.clock.now
+
+    def as_read(self, number: int) -> Beat:
+        (s, at), now = self.last, self.clock.now
+        about = (s.step, now - s.since, now - at, s.inside, s.collectives, s.usual)
+        return Beat(number, s.phase, *about)
 
 
 RANK = """

@@ -110,6 +110,38 @@ def test_the_usual_stretch_is_that_of_its_own_phase(clock):
         assert found.state().usual == 50
 
 
+def test_a_collective_of_torchs_own_is_a_sign_of_progress(clock):
+    """As of the look that shows it; what was computed before it is what is usual."""
+    found = Phases()
+    count = iter([0, 1, 1, 1, 1, *[9] * 90])
+    found.counter = lambda: next(count)
+    with found.within("step"):
+        since = found.state().since
+        clock.now += 30
+        assert found.state().since == clock.now != since
+        clock.now += 3
+        assert found.state().since == clock.now - 3
+    for _ in range(3):
+        assert found.state().usual == 0, "too few steps to know"
+        with found.within("step"):
+            clock.now += 30
+            with found.collective():
+                clock.now += 500
+    with found.within("step"):
+        assert found.state().usual == 30
+
+
+def test_a_mark_of_another_thread_is_none(clock):
+    found = Phases()
+    clock.now += 5
+    beside = threading.Thread(target=found.mark)
+    beside.start()
+    beside.join()
+    before = found.state().since
+    found.mark()
+    assert found.state().since == clock.now > before
+
+
 def test_the_time_before_the_first_line_counts_as_import():
     """From the start of the process on; a process that was forked off begins anew."""
     script = (

@@ -24,7 +24,8 @@ CAUSES = (
     *("data_wait", "step", "evaluate", "save_stall", "lost", "detect", "down", "stopped"),
 )
 OLDEST = 300.0  # seconds: a process that is older did something else before
-KEPT = 512  # of a phase's stretches without a sign of progress, from which its usual one is known
+KEPT = 512  # visits of a phase, from which its usual stretch without a sign of progress is known
+FEW = {"step": 4}  # visits of a phase that say nothing yet: the first steps are not like the others
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class State:
     """Where a process stands.
 
     step: finished steps. since: of the last sign of progress, in seconds of the monotonic clock.
-    inside: whether in a collective. collectives: entered so far. usual: 99 of 100 stretches of this
-    phase without a sign of progress are shorter, in seconds; 0 where there was none yet.
+    inside: whether in a collective. collectives: entered so far. usual: of 99 in 100 visits of this
+    phase the longest stretch without a sign of progress was shorter, in seconds; 0 where there were
+    too few yet.
     """
 
     phase: str
@@ -59,6 +61,7 @@ class Phases:
         self.counter: Callable[[], int] | None = None
         self._phase, self._entered, self._depth = "start.import", 0, 0
         self._turned = self._since = self.began
+        self._longest = 0.0  # stretch of this visit that has ended, in seconds
         self._count = 0  # of collectives at the last look
         self._seconds: dict[str, float] = defaultdict(float)
         self._stretches: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
@@ -78,15 +81,20 @@ class Phases:
         with self._lock:
             before = self._phase
             self._seconds[before] += now - self._turned
-            self._stretches[before].append(now - self._since)
+            self._stretches[before].append(max(self._longest, now - self._since))
+            self._longest = 0.0
             self._turned = self._since = now
             self._phase = phase
         return before
 
     def mark(self) -> None:
-        """A sign of progress within a phase."""
-        now = time.monotonic()
-        self._stretches[self._phase].append(now - self._since)
+        """A sign of progress within a phase; one of the main thread, where another calls it too."""
+        if threading.current_thread() is threading.main_thread():
+            with self._lock:
+                self._progress(time.monotonic())
+
+    def _progress(self, now: float) -> None:
+        self._longest = max(self._longest, now - self._since)
         self._since = now
 
     def enter(self) -> float:
@@ -94,6 +102,7 @@ class Phases:
         now = time.monotonic()
         self._entered += 1
         self._depth += 1
+        self._longest = max(self._longest, now - self._since)
         self._since = now
         return now
 
@@ -106,15 +115,18 @@ class Phases:
         self._since = now
 
     def state(self) -> State:
-        """Where the process stands now. For any thread."""
+        """Where the process stands now. For any thread. A collective of torch's own that began
+        since the last call is a sign of progress, as of now.
+        """
         count = self._entered if self.counter is None else self.counter()
         with self._lock:
-            if self.counter is not None and count > self._count:  # torch's own: progress
-                self._since = time.monotonic()
+            if count > self._count and self.counter is not None:
+                self._progress(time.monotonic())
             self._count = count
             phase, since = self._phase, self._since
             stretches = list(self._stretches.get(phase, ()))
-        usual = sorted(stretches)[len(stretches) * 99 // 100] if stretches else 0.0
+        enough = len(stretches) >= FEW.get(phase, 1)
+        usual = sorted(stretches)[len(stretches) * 99 // 100] if enough else 0.0
         return State(phase, self.step, since, self._depth > 0, count, usual)
 
     def seconds(self) -> tuple[float, dict[str, float]]:
