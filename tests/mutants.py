@@ -3291,6 +3291,14 @@ MUTANTS = (
         "A bucket that does not answer is said, and asked again.",
     ),
     Mutant(
+        "an-earlier-end-is-this-ones",
+        "vtx_scale/trainer/goodput.py",
+        "start - 1.0 <= m[0] and m[2] == last.attempt]",
+        "start - 1.0 <= m[0]]",
+        (f"{GOODPUT}::test_the_end_of_an_attempt_says_nothing_of_the_one_right_behind_it",),
+        "Of two hangs one behind the other both are detection.",
+    ),
+    Mutant(
         "an-inner-phase-counts-twice",
         "vtx_scale/distributed/phases.py",
         "            self._turned = self._since = now\n",

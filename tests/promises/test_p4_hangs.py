@@ -49,7 +49,7 @@ def test_which_of_three_hangs(tmp_path):
         assert at == {str(row["rank"])}
     found = read(folder)
     assert sum(found.seconds.values()) == pytest.approx(found.wall, rel=0.01)
-    assert found.seconds["detect"] >= 5
+    assert found.seconds["detect"] >= 10
     train_on_ranks(tmp_path / "one", 3, "ddp", "checkpoint.every=4")
     assert losses(folder) == losses(tmp_path / "one")
     assert_same_bits(folder, tmp_path / "one")

@@ -86,6 +86,13 @@ def test_what_is_between_two_attempts(marks, wanted):
     assert {c: s for c, s in found.items() if c not in ("step", "lost")} == pytest.approx(wanted)
 
 
+def test_the_end_of_an_attempt_says_nothing_of_the_one_right_behind_it():
+    rows = [line(0, 10, 5), end(16, 70), line(16.1, 16.3, 5, "b"), end(22, 70, "b")]
+    found = tally([*rows, line(22.1, 23, 6, "c")])
+    assert found.seconds["detect"] == pytest.approx(6 + 5.7)
+    assert found.seconds["down"] == pytest.approx(0.2)
+
+
 def test_what_a_rank_did_while_another_hung_is_detection():
     rows = [
         line(0, 10, 5, behind=0),

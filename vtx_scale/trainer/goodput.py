@@ -318,7 +318,9 @@ def gap(last: Line, stop: float, marks: list[Mark]) -> dict[str, float]:
     """
     found: dict[str, float] = defaultdict(float)
     start = last.stop
-    seen = [m for m in marks if start - 1.0 <= m[0] and (m[0] <= stop or m[2] == last.attempt)]
+    # the end of an attempt before this one, which may be an instant ago, says nothing of this one's
+    seen = [m for m in marks if start - 1.0 <= m[0] and m[2] == last.attempt]
+    seen = sorted(seen + [m for m in marks if start <= m[0] <= stop and m[2] != last.attempt])
     if not seen:
         return {"down": stop - start}
     at, cause = start, "stopped" if seen[0][1] else "detect"
