@@ -3291,6 +3291,14 @@ MUTANTS = (
         "A bucket that does not answer is said, and asked again.",
     ),
     Mutant(
+        "a-listing-is-believed-at-once",
+        "vtx_scale/checkpoints/read.py",
+        "if (listed and not missing) or",
+        "if not missing or",
+        ("tests/vtx_scale/test_living_run.py::test_a_listing_that_misses_both_is_made_once_more",),
+        "A living run has always a checkpoint for its readers.",
+    ),
+    Mutant(
         "an-earlier-end-is-this-ones",
         "vtx_scale/trainer/goodput.py",
         "start - 1.0 <= m[0] and m[2] == last.attempt]",

@@ -176,6 +176,17 @@ def test_one_that_goes_away_under_its_reader_gives_place_to_the_next(tmp_path):
     assert tried == [newer, older] and not said
 
 
+def test_a_listing_that_misses_both_is_made_once_more(tmp_path, monkeypatch):
+    """The one goes before it is seen, and the next comes behind."""
+    storage = checkpoints_of(tmp_path)
+    publish(tmp_path, 1, 1)
+    listings = iter([[]])
+    monkeypatch.setattr(
+        "vtx_scale.checkpoints.read.steps", lambda storage: next(listings, steps(storage))
+    )
+    assert read_newest(storage, lambda c: c.manifest["step"]) == 1
+
+
 def test_a_folder_that_never_holds_still_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("vtx_scale.checkpoints.read.PAUSES", (0.0, 0.0, 0.0))
     storage, step = Folder(tmp_path), [1]

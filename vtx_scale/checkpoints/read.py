@@ -174,7 +174,9 @@ def read_newest(
                 if checkpoint is None or not checkpoint.gone():
                     raise
                 missing = True
-        if not missing or (pause and steps(storage) == listed):
+        # a listing takes its time: while it does, one may go before it is seen and the next come
+        # behind, so that of none there is a second look
+        if (listed and not missing) or (pause and steps(storage) == listed):
             return None
     raise UserError(
         "The run loses its checkpoints faster than they can be read: "
