@@ -28,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0  # seconds until a machine has booted or has gone
 TMP = "2g"  # what a machine can hold in /tmp
+HOME = "/tmp/home"  # in a machine, whose /tmp is its own
 
 # The switch: names of networks and the bridge exist within its namespaces alone.
 SWITCH = """
@@ -58,9 +59,9 @@ for where in ("/tmp", "/var/tmp", "/dev/shm", *at["hidden"]):
 for path, there in kept:
     os.makedirs(path)
     mount("-c", "--bind", f"/proc/self/fd/{there}", path, pass_fds=[there])
-os.makedirs("/tmp/home")
+os.makedirs(at["home"])
 for target, lines in at["files"].items():
-    source = "/tmp/home/" + os.path.basename(target)
+    source = at["home"] + "/" + os.path.basename(target)
     with open(source, "w") as f:
         f.write(lines)
     mount("--bind", source, os.path.realpath(target))
@@ -175,6 +176,7 @@ class Nodes:
         about = {
             "name": f"n{i}",
             "size": TMP,
+            "home": HOME,
             "kept": sorted(p for p in kept if p.startswith(private)),
             "hidden": sorted(self.hidden),
             "files": {
@@ -194,7 +196,7 @@ class Nodes:
         goes there.
         """
         path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-        own = {"PATH": path, "HOME": "/tmp/home", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+        own = {"PATH": path, "HOME": HOME, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
         own |= {
             "PYTHONUNBUFFERED": "1",
             **({} if self.hidden else {"PYTHONPATH": str(ROOT)}),
@@ -202,7 +204,7 @@ class Nodes:
         }
         return [
             *("nsenter", "-t", str(self.first[i][1]), "--net", "--mount", "--pid", "--ipc"),
-            *("--uts", "--wd=/tmp/home", "--", "env", "-i"),
+            *("--uts", f"--wd={HOME}", "--", "env", "-i"),
             *(f"{k}={v}" for k, v in {**own, **env}.items()),
             *map(str, words),
         ]

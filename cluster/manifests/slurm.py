@@ -75,7 +75,7 @@ def with_ray(job: Batch) -> str:
             "export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0",
             "RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')",
             "export RAY_AUTH_TOKEN",
-            "here=$(mktemp -d /tmp/vtx-ray-XXXXXX)",
+            "here=$(mktemp -d -t vtx-ray-XXXXXX)",
             "trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf \"$here\"' EXIT",
             "",
             "# One Ray a machine; a machine's Ray that ends is started again.",

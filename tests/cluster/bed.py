@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import Nodes, nodes
+from tests.nodes import HOME, Nodes, nodes
 from tests.runs import vtx
 from tests.s3 import Proxy, Server, proxied, seaweed
 from vtx_scale.data_pipeline.tools.toy import make_toy
 
-TOKEN = "/tmp/home/.config/vtx-scale/ray-token"
+TOKEN = f"{HOME}/.config/vtx-scale/ray-token"
 # how soon a head gives a node up: a second's silence is seen, five end it
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "3000",
@@ -100,7 +100,7 @@ class Bed:
         self.nodes.start(
             i,
             self.logs / "redis.log",
-            *("redis-server", "--bind", address, "--port", "6380", "--save", "", "--dir", "/tmp"),
+            *("redis-server", "--bind", address, "--port", "6380", "--save", "", "--dir", HOME),
             *("--requirepass", self.redis),
         )
         self.keeper = {

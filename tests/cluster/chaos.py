@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.cluster.bed import Bed, until
+from tests.nodes import HOME
 from tests.runs import environment
 from vtx_scale.launch.follow import last_line
 from vtx_scale.launch.places import place_at
@@ -316,10 +317,10 @@ def store_errors(chaos: Chaos) -> After:
 
 def disk_full(chaos: Chaos) -> After:
     i, _ = chaos.some_rank()
-    words = "dd if=/dev/zero of=/tmp/full bs=1M 2>/dev/null; true"
+    words = f"dd if=/dev/zero of={HOME}/full bs=1M 2>/dev/null; true"
     chaos.bed.nodes.run(i, "sh", "-c", words)
     time.sleep(SHORT)
-    chaos.bed.nodes.run(i, "rm", "-f", "/tmp/full")
+    chaos.bed.nodes.run(i, "rm", "-f", f"{HOME}/full")
     return None
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.cluster.bed import bed, filled, until
-from tests.nodes import ROOT
+from tests.nodes import HOME, ROOT
 from tests.require import need
 from tests.runs import train_on_ranks
 from vtx_scale.checkpoints.read import Tensors, newest
@@ -34,10 +34,10 @@ def cluster(tmp_path_factory):
             patch.setenv(name, value)
         url = filled(up.server, at)
         up.own(LAPTOP)
-        up.nodes.put(LAPTOP, ROOT / "vtx_scale", "/tmp/home/site/vtx_scale")
+        up.nodes.put(LAPTOP, ROOT / "vtx_scale", f"{HOME}/site/vtx_scale")
 
         def typed(*words, timeout=200, **env):
-            env = {"PYTHONPATH": "/tmp/home/site", **up.store, **env}
+            env = {"PYTHONPATH": f"{HOME}/site", **up.store, **env}
             words = ("python", "-m", "vtx_scale", *words)
             return up.nodes.run(LAPTOP, *words, env=env, timeout=timeout)
 

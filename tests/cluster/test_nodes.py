@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.bed import listens, until
-from tests.nodes import ROOT, nodes
+from tests.nodes import HOME, ROOT, nodes
 from tests.require import need
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -33,7 +33,7 @@ def test_they_share_nothing_that_can_be_written(machines):
         assert "Read-only" in machines.run(0, "touch", f"{where}/mine").stderr
     assert machines.run(0, "hostname").stdout == "n0\n"
     env = machines.run(0, "env").stdout
-    assert "HOME=/tmp/home\n" in env and os.environ["XDG_CACHE_HOME"] not in env
+    assert f"HOME={HOME}\n" in env and os.environ["XDG_CACHE_HOME"] not in env
     one = machines.start(0, Path(os.devnull), "sleep", "50")
     assert len(machines.processes(0, "sleep 50")) == 1 and not machines.processes(1)
     assert "sleep 50" not in machines.run(1, "ps", "-ef").stdout
