@@ -156,6 +156,18 @@ def newest(folder: AnyPath) -> Attempt | None:
     return read(folder, there[-1]) if there else None
 
 
+def current(folder: AnyPath) -> Attempt | None:
+    """The last attempt of a run that was not refused: what was submitted by mistake is nothing to
+    go on with. The first where all were, None of a run that was never submitted.
+    """
+    attempt = None
+    for number in reversed(numbers(folder)):
+        attempt, end = read(folder, number), end_of(folder, number)
+        if end is None or end.code != 2:
+            break
+    return attempt
+
+
 def read(folder: AnyPath, number: int) -> Attempt:
     """An attempt. Raises UserError where it is no longer what was written."""
     body = load(folder, f"{number:08d}.json")

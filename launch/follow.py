@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.cluster.jobs import Jobs, Silent
@@ -15,9 +15,10 @@ from vtx_scale.launch import attempts
 from vtx_scale.launch.attempts import ALIVE, ENDS, Attempt, End, Holder, State
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.tail import Lines
-from vtx_scale.trainer.output import say
+from vtx_scale.trainer.output import say, why
 from vtx_scale.trainer.segments import segments
 
+T = TypeVar("T")
 POLL = 1.0  # seconds between two looks at the run folder
 ASK_RAY = 10.0  # seconds between two questions to Ray
 LEFT = 5.0  # seconds that a job's last word may come later than Ray's
@@ -48,8 +49,9 @@ class Look:
             told = ENDS.get(self.end.code, f"ended with {self.end.code}")
             return f"{told} at step {self.end.step}{f': {self.end.text}' if self.end.text else ''}"
         if self.state == "lost":
-            why = f" ({self.message})" if self.message else ""
-            return f"lost without a word{why}"
+            # Ray puts the end of the driver's log behind it
+            cause = self.message.partition(", last available logs")[0].strip()
+            return f"lost without a word{f' ({cause.splitlines()[0]})' if cause else ''}"
         if self.state == "waiting":
             return "waiting for a node with room for its driver"
         return f"{self.state}{who}"
@@ -137,11 +139,11 @@ def follow(
     """Write the lines of an attempt as they come, until it has ended; its exit code, and 1 where it
     is gone without one. whole: from the first line of the run on; wait: False for what is there.
     """
-    news, stream = Lines(folder / "log.txt", whole), Stream(jobs, attempt.id)
+    news, stream = patient(lambda: Lines(folder / "log.txt", whole)), Stream(jobs, attempt.id)
     first, asked, gone = True, time.monotonic(), 0.0
     while True:
-        end = attempts.end_of(folder, attempt.number)
-        for line in news.new():
+        end = patient(lambda: attempts.end_of(folder, attempt.number))
+        for line in patient(news.new):
             first = False
             write(line)
         now = time.monotonic()
@@ -157,15 +159,30 @@ def follow(
         if now > asked + ASK_RAY:
             asked = now
             # the lease is asked where Ray calls it over, or cannot be asked
-            if is_over(jobs, attempt) and not look(folder, attempt, jobs).alive:
+            if is_over(jobs, attempt) and not patient(lambda: look(folder, attempt, jobs)).alive:
                 gone += 1
-                if attempts.end_of(folder, attempt.number) is None and gone > 1:
+                if patient(lambda: attempts.end_of(folder, attempt.number)) is None and gone > 1:
                     say(
                         f"vtx: job {attempt.id} is gone without a word: "
                         f"'vtx jobs resume {folder}' goes on from its newest checkpoint."
                     )
                     return 1
         time.sleep(POLL)
+
+
+def patient(ask: Callable[[], T]) -> T:
+    """What a run folder says, as soon as it answers: the job does not end with a bucket that is
+    away for a while.
+    """
+    told = False
+    while True:
+        try:
+            return ask()
+        except OSError as e:
+            if not told:
+                told = True
+                say(f"the run folder does not answer ({why(e)}): asking again")
+            time.sleep(POLL)
 
 
 def is_over(jobs: Jobs | None, attempt: Attempt) -> bool:

@@ -21,6 +21,7 @@ from vtx_scale.launch.submit import submit
 from vtx_scale.launch.tail import Lines
 from vtx_scale.launch.train import train
 from vtx_scale.specs.run import Run
+from vtx_scale.trainer.lines import parsed
 from vtx_scale.trainer.output import code_of, say, sentence
 
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     end = End(1, "the job's driver was ended")
     try:
         code = driven(args, attempt)
-        end = End(code, given_up(folder) if code == 1 else "")
+        end = End(code, given_up(folder, attempt.time) if code == 1 else "")
         return code
     except UserError as e:
         end = End(2, str(e))
@@ -52,11 +53,16 @@ def run(args: argparse.Namespace) -> int:
             attempts.write_end(folder, attempt.number, End(end.code, end.text, at, time.time()))
 
 
-def given_up(folder: AnyPath) -> str:
-    """Why the driver gave the run up, as its ledger has it; "" where it has not."""
-    entries = map(json.loads, Lines(folder / "ledger.jsonl", whole=True).new())
-    reasons = [str(e.get("reason", "")) for e in entries if e.get("kind") == "gave_up"]
-    return reasons[-1] if reasons else ""
+def given_up(folder: AnyPath, since: float) -> str:
+    """Why the driver gave the run up, as its ledger has it; "" where it has not, since then, or a
+    bucket does not answer. since: unix seconds.
+    """
+    with contextlib.suppress(OSError):
+        lines = Lines(folder / "ledger.jsonl", whole=True).new()
+        for entry in filter(None, (parsed(line.encode()) for line in reversed(lines))):
+            if entry.get("kind") == "gave_up" and entry.get("time", 0.0) >= since:
+                return str(entry.get("reason", ""))
+    return ""
 
 
 def mine(newest: Attempt | None) -> Attempt | None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from vtx_scale.checkpoints.format import steps
@@ -19,7 +20,7 @@ from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at
 from vtx_scale.launch.submit_job import Wanted, alive, announce, begin
 from vtx_scale.launch.tables import print_table
-from vtx_scale.trainer.output import say
+from vtx_scale.trainer.output import say, why
 
 BY_RAY = 60.0  # seconds for a job to leave by itself, before Ray ends it
 AGAIN = 5.0  # seconds between two requests to leave: one that came before the start is cleared away
@@ -64,12 +65,12 @@ def target(args: argparse.Namespace, given: str) -> tuple[AnyPath, Attempt]:
     Raises UserError where there is none.
     """
     folder = place_at(given).absolute()
-    attempt = attempts.newest(folder)
+    attempt = attempts.current(folder)
     if attempt is None and "/" not in given and address_of(args):
         about = dict(cluster(args).look(given).metadata)
         if "vtx_run" in about:
             folder = place_at(about["vtx_run"])
-            attempt = attempts.newest(folder)
+            attempt = attempts.current(folder)
     if attempt is None:
         raise UserError(
             f"{given} is neither a run that was submitted nor the id of a job: 'vtx jobs "
@@ -79,7 +80,15 @@ def target(args: argparse.Namespace, given: str) -> tuple[AnyPath, Attempt]:
 
 
 def asked(args: argparse.Namespace, attempt: Attempt) -> Jobs:
-    """The cluster of an attempt, by --address, the environment, or as it was submitted."""
+    """The cluster of an attempt, by --address, the environment, or as it was submitted.
+
+    Raises UserError for one of a scheduler's file, which its scheduler starts.
+    """
+    if not attempt.code:
+        raise UserError(
+            f"{attempt.id} is of a file for Kubernetes, where it is shown, ended and begun again "
+            "(kubectl get, delete or apply -f FILE)."
+        )
     return Jobs(address_of(args) or attempt.address)
 
 
@@ -209,31 +218,70 @@ def resume(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
 
 def supervise(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
     """Resume a run whenever none of its jobs is alive, until it has ended for good or somebody
-    stopped it; the exit code of its last job, and 1 where several in a row saved nothing new.
+    stopped it; the exit code of its last job, and 1 where several in a row saved nothing new. A
+    cluster or a bucket that is away is waited for.
     """
-    saved, silent = {0: newest_step(folder)}, ""  # by attempt: the newest checkpoint at its end
-    while True:
-        jobs: Jobs | None = None
+    supervisor = Supervisor(args, folder, attempt)
+    while (code := supervisor.turn()) is None:
+        time.sleep(WATCH)
+    return code
+
+
+@dataclass
+class Supervisor:
+    """attempt: that is watched. saved: by attempt, the newest checkpoint at its end. away: what was
+    said of a cluster or a bucket that does not answer, "" while they do.
+    """
+
+    args: argparse.Namespace
+    folder: AnyPath
+    attempt: Attempt
+    saved: dict[int, int] = field(default_factory=dict)
+    away: str = ""
+
+    def turn(self) -> int | None:
+        """One look, and what comes of it; the exit code where nobody is to go on."""
         try:
-            jobs, silent = asked(args, attempt), ""
+            if not self.saved:
+                self.saved[0] = newest_step(self.folder)
+            jobs = self.cluster()
+            found = look(self.folder, self.attempt, jobs)
+            if jobs is not None:
+                self.away = ""
+            return self.decide(found, jobs)
+        except OSError as e:
+            self.say_once(f"{self.folder} does not answer ({why(e)}).")
+        return None
+
+    def cluster(self) -> Jobs | None:
+        """Where the run's jobs are, None while nobody answers there. Raises UserError."""
+        try:
+            return asked(self.args, self.attempt)
         except Silent as e:
-            if not silent:
-                silent = str(e)
-                say(f"{e} Asking again.")
-        found = look(folder, attempt, jobs)
+            self.say_once(str(e))
+        return None
+
+    def say_once(self, sentence: str) -> None:
+        if not self.away:
+            self.away = sentence
+            say(f"{sentence} Asking again.")
+
+    def decide(self, found: Look, jobs: Jobs | None) -> int | None:
+        """As `turn`, of what was found. Raises OSError."""
+        folder, attempt = self.folder, self.attempt
         if not found.alive:
-            saved.setdefault(attempt.number, newest_step(folder))
-        count = attempts.barren(list(saved.values()))
+            self.saved.setdefault(attempt.number, newest_step(folder))
+        count = attempts.barren(list(self.saved.values()))
         stopped = attempts.stop_asked(folder, attempt.number)
         what = attempts.should(found.state, found.end, stopped, count)
         if what == "end":
-            return last_word(folder, found.sentence(), found.end.code if found.end else 1)
+            return last_word(folder, found, stopped)
         if what == "resume" and jobs is not None:
             at = newest_step(folder)
             say(f"job {attempt.id}: {found.sentence()}; the run goes on from step {at}")
             time.sleep(attempts.pause(count))
-            attempt = resumed(folder, jobs, found)
-        time.sleep(WATCH)
+            self.attempt = resumed(folder, jobs, found)
+        return None
 
 
 def resumed(folder: AnyPath, jobs: Jobs, found: Look) -> Attempt:
@@ -251,15 +299,17 @@ def resumed(folder: AnyPath, jobs: Jobs, found: Look) -> Attempt:
     return started.attempt
 
 
-def last_word(folder: AnyPath, sentence: str, code: int) -> int:
-    """Why nobody is to go on with a run."""
-    if code not in (*FINAL, 75):
+def last_word(folder: AnyPath, found: Look, stopped: bool) -> int:
+    """Why nobody is to go on with a run; the exit code. stopped: somebody asked it to leave."""
+    code = found.end.code if found.end is not None else 75 if stopped else 1
+    if not stopped and code not in (*FINAL, 75):
         say(
             f"{folder}: {attempts.BARREN} jobs in a row saved nothing new, the last one "
-            f"{sentence}: see 'vtx jobs logs {folder}'."
+            f"{found.sentence()}: see 'vtx jobs logs {folder}'."
         )
         return 1
-    say(f"{folder}: {sentence}")
+    asked_to = "asked to leave: " if stopped else ""
+    say(f"{folder}: {asked_to}{found.sentence()}")
     return code
 
 

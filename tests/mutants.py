@@ -2784,7 +2784,7 @@ MUTANTS = (
     Mutant(
         "end_says_why",
         "launch/job.py",
-        '        end = End(code, given_up(folder) if code == 1 else "")\n',
+        '        end = End(code, given_up(folder, attempt.time) if code == 1 else "")\n',
         "        end = End(code)\n",
         (f"{ATTEMPTS}::test_a_job_says_how_it_ended",),
         "A job that gave up says why in its run folder.",

@@ -254,8 +254,10 @@ def test_a_job_says_how_it_ended(tmp_path, monkeypatch, code):
     def driver(run, folder, *rest):
         if code == 2:
             raise UserError("No such thing.")
-        Ledger(folder).write(kind="gave_up", reason="failed 4 times", step=0)
+        Ledger(folder).write(kind="gave_up", reason="failed 4 times", step=0, time=200.0)
         return code
+
+    (tmp_path / "ledger.jsonl").write_text('{"kind": "gave_up", "time": 1, "reason": "old"}\n{"k\n')
 
     monkeypatch.setattr(job, "submit", driver)
     recipe = override.to_dict(recipes.find("clip_vit_b32", smoke=True))
@@ -272,6 +274,75 @@ def test_a_job_says_how_it_ended(tmp_path, monkeypatch, code):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"vtx_attempt": "2"}}')
     with pytest.raises(UserError, match="This is attempt 2, and run-1 has been submitted since"):
         job.run(args)
+
+
+def test_what_an_earlier_attempt_gave_up_for_is_not_said_again(tmp_path):
+    from vtx_scale.launch.job import given_up
+
+    Ledger(tmp_path).write(kind="gave_up", reason="failed 4 times", step=0, time=200.0)
+    assert given_up(tmp_path, 100.0) == "failed 4 times"
+    assert given_up(tmp_path, 300.0) == ""
+
+
+def test_what_was_refused_is_nothing_to_go_on_with(tmp_path):
+    """A recipe that was submitted by mistake to a folder that holds another run."""
+    assert attempts.current(tmp_path) is None
+    for number, code in ((1, 0), (2, 2), (3, 2)):
+        attempts.claim(tmp_path, attempt(number))
+        attempts.write_end(tmp_path, number, End(code))
+    assert attempts.current(tmp_path).number == 1 and attempts.newest(tmp_path).number == 3
+    attempts.claim(tmp_path, attempt(4))
+    assert attempts.current(tmp_path).number == 4
+
+
+def test_a_run_that_was_refused_from_the_start_is_that(tmp_path):
+    attempts.claim(tmp_path, attempt(1))
+    attempts.write_end(tmp_path, 1, End(2, "No such thing."))
+    assert attempts.current(tmp_path).number == 1
+
+
+def test_a_supervisor_and_who_looks_on_wait_for_a_bucket(tmp_path, monkeypatch, capsys):
+    """It is away for three looks; then the run turns out to have been stopped by somebody."""
+    from vtx_scale.launch import follow, jobs
+
+    attempts.claim(tmp_path, replace(attempt(1), code="code-1.zip"))
+    attempts.write_end(tmp_path, 1, End(75, "", 40))
+    attempts.ask_to_stop(tmp_path, 1)
+    away = iter([True] * 3)
+    real = attempts.end_of
+
+    def end_of(folder, number):
+        if next(away, False):
+            raise OSError(5, "Input/output error")
+        return real(folder, number)
+
+    monkeypatch.setattr(attempts, "end_of", end_of)
+    monkeypatch.setattr(jobs, "WATCH", 0.0)
+    monkeypatch.setattr(jobs, "asked", lambda args, attempt: None)
+    given = argparse.Namespace(address="")
+    assert jobs.supervise(given, tmp_path, attempts.read(tmp_path, 1)) == 75
+    said = capsys.readouterr().err
+    assert said.count("does not answer") == 1 and "asked to leave: left, saved at step 40" in said
+    away = iter([True] * 2)
+    monkeypatch.setattr(follow, "POLL", 0.0)
+    assert follow.follow(tmp_path, attempts.read(tmp_path, 1), None, print) == 75
+    assert capsys.readouterr().err.count("asking again") == 1
+
+
+def test_a_job_of_a_file_for_kubernetes_is_kubernetes_business(tmp_path):
+    from vtx_scale.launch import jobs
+
+    attempts.claim(tmp_path, replace(attempt(1), address="", code=""))
+    with pytest.raises(UserError, match="kubectl"):
+        jobs.asked(argparse.Namespace(address=""), attempts.read(tmp_path, 1))
+
+
+def test_of_rays_message_the_cause_alone_is_said():
+    from vtx_scale.launch import follow
+
+    long = "exit code 137, last available logs (truncated to 20,000 chars):\nstep 1\nKilled\n)"
+    found = follow.Look(attempt(1), "lost", attempts.Holder("silent"), None, "FAILED", long)
+    assert found.sentence() == "lost without a word (exit code 137)"
 
 
 @pytest.mark.parametrize(
