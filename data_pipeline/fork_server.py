@@ -13,6 +13,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -63,6 +64,15 @@ def begin() -> bool:
     record._forkserver_alive_fd = ends_w
     record._forkserver_pid = pid
     return True
+
+
+def clear() -> None:
+    """Before a process ends at once: remove the folder of its server's socket, which an orderly end
+    of Python would.
+    """
+    folder = getattr(multiprocessing.current_process(), "_config", {}).get("tempdir")
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _serve(listener: int, ends: int, parent: int) -> None:

@@ -8,6 +8,7 @@ judges; here are the files, the signals and the stacks. Standard library alone.
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,21 +18,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.distributed.phases import PHASES, Phases
 from vtx_scale.launch.hangs import Beat, Verdict, judge
+from vtx_scale.launch.memory import MEMORY, owned
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.trainer.output import Ledger, append_text, why
 
 BEATS = "VTX_BEATS"  # the folder of this machine's beats, for its ranks
-PREFIX = "vtx-beats-"
-OLD = 3600.0  # seconds without a beat, after which nobody writes in a folder
+NEEDED = 1 << 16  # bytes that a folder must have room for
 BEGAN = "VTX_BEGAN"  # when this attempt began, by this machine's monotonic clock
 EVERY = 1.0  # seconds from one beat to the next
 ROOM = 512  # bytes of a beat
+PAUSE = 3.0  # seconds that a watcher may be late, before it counts as stopped itself
 STACKS = 3.0  # seconds for ranks to write their stacks
 NATIVE = 15.0  # seconds for py-spy
 
@@ -73,10 +76,7 @@ class Beats:
     """Where the ranks of one machine write their beats, and what they say now."""
 
     def __init__(self) -> None:
-        memory = Path("/dev/shm")  # a disk that is busy would hold beats up
-        home = memory if os.access(memory, os.W_OK) else None
-        sweep(home or Path(tempfile.gettempdir()))
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=home))
+        self.folder = folder_for()
         self.host, self.rounds = socket.gethostname(), -1
         self.begin()
 
@@ -84,27 +84,32 @@ class Beats:
     def environment(self) -> dict[str, str]:
         """What the ranks must know. An attempt begins with this process, where it is the first."""
         began = self.began if self.rounds > 1 else PHASES.began
-        return {BEATS: str(self.folder), BEGAN: str(began)}
+        return {BEGAN: str(began), **({BEATS: str(self.folder)} if self.folder else {})}
 
     def begin(self) -> None:
         """A round begins: what ranks of the one before have left is gone."""
         self.began, self.rounds = time.monotonic(), self.rounds + 1
         self.last: dict[int, list[object]] = {}
-        self.folder.mkdir(0o700, exist_ok=True)  # who waited long between rounds was swept
-        for path in self.folder.iterdir():
-            path.unlink(missing_ok=True)
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                self.folder.mkdir(0o700, exist_ok=True)
+                for path in self.folder.iterdir():
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """The folder goes away."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def read(self, ranks: Iterable[int]) -> list[Beat]:
-        """Of each of these ranks; of one that has not begun, that it starts."""
-        return [self._of(rank) for rank in ranks]
+        """Of each of these ranks; of one that has not begun, that it starts. None where there is no
+        folder for them.
+        """
+        return [self._of(rank, self.folder) for rank in ranks if self.folder is not None]
 
-    def _of(self, rank: int) -> Beat:
+    def _of(self, rank: int, folder: Path) -> Beat:
         with contextlib.suppress(OSError, ValueError):  # torn: the one before
-            self.last[rank] = json.loads((self.folder / str(rank)).read_text())
+            self.last[rank] = json.loads((folder / str(rank)).read_text())
         now = time.monotonic()
         if rank not in self.last:
             age = now - self.began
@@ -153,24 +158,31 @@ class Beats:
 
     def _size(self, rank: int) -> int:
         with contextlib.suppress(OSError):
-            return (self.folder / f"{rank}.stacks").stat().st_size
+            if self.folder is not None:
+                return (self.folder / f"{rank}.stacks").stat().st_size
         return 0
 
     def _stack(self, rank: int, before: dict[int, int]) -> str:
         with contextlib.suppress(OSError):
-            body = (self.folder / f"{rank}.stacks").read_bytes()[before[rank] :]
-            if body:
+            path = self.folder / f"{rank}.stacks" if self.folder is not None else None
+            if path is not None and (body := path.read_bytes()[before[rank] :]):
                 return body.decode(errors="replace")
         return "it did not answer: no handler, or the signal is blocked\n"
 
 
-def sweep(home: Path) -> None:
-    """Remove what launchers left that were killed."""
-    for folder in home.glob(f"{PREFIX}*"):
+def folder_for() -> Path | None:
+    """In memory, since a disk that is busy would hold beats up; in the temporary folder where that
+    is full, None where both are: ranks are not watched then.
+    """
+    for home in (MEMORY, Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
-            newest = max(p.stat().st_mtime for p in (folder, *folder.iterdir()))
-            if time.time() - newest > OLD:
-                shutil.rmtree(folder, ignore_errors=True)
+            path = owned("beats", home)
+            try:
+                (path / "room").write_bytes(bytes(NEEDED))
+                return path
+            except OSError:
+                shutil.rmtree(path, ignore_errors=True)
+    return None
 
 
 def is_still(pid: int) -> bool:
@@ -230,6 +242,7 @@ class Watcher:
         self.folder, self.attempt, self.timeout, self.say = folder, attempt, timeout, say
         self.still: dict[int, float] = {}  # ranks that are stopped, since when
         self.next = 0.0
+        self.awake = -math.inf  # since when: this process was stopped itself, perhaps the ranks too
         self.since: float | None = None  # in Unix time: when the run has come no further
 
     @property
@@ -238,6 +251,8 @@ class Watcher:
         now = time.monotonic()
         if now < self.next:
             return False
+        if self.next and now - self.next > max(PAUSE, self.timeout / 4):
+            self.awake = now
         self.next = now + EVERY
         return True
 
@@ -250,7 +265,9 @@ class Watcher:
                 self._note(kind="stopped", rank=beat.rank, host=beat.host)
             elif not beat.still and (since := self.still.pop(beat.rank, None)) is not None:
                 self._tell(f"rank {beat.rank} goes on after {time.monotonic() - since:.0f} s")
-        return judge(beats, self.timeout)
+        age = time.monotonic() - self.awake
+        heard = [replace(b, idle=min(b.idle, age), silent=min(b.silent, age)) for b in beats]
+        return judge(heard, self.timeout)
 
     def keep(self, verdict: Verdict, stacks: dict[int, str]) -> None:
         """Say which rank is stuck, and keep what all of them are doing in the run's folder."""

@@ -21,6 +21,7 @@ from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vtx_scale.data_pipeline import fork_server
 from vtx_scale.data_pipeline.parent import die_with_parent, signalled
 from vtx_scale.distributed.phases import PHASES
 from vtx_scale.trainer.output import open_missing_descriptors
@@ -152,6 +153,7 @@ def begin(
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        fork_server.clear()
         os._exit(code)
 
 

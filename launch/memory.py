@@ -18,7 +18,8 @@ from vtx_scale.data_pipeline.storage import Folder
 
 VARIABLE = "VTX_MEMORY"
 MEMORY = Path("/dev/shm")
-NAME = re.compile(r"vtx-memory-(\d+)-(\d+)-(\d+)-(\d+)-\d+")  # user, namespace, process, its start
+# what it is for, user, namespace, process, its start
+NAME = re.compile(r"vtx-(?:memory|beats)-(\d+)-(\d+)-(\d+)-(\d+)-\d+")
 SERIAL = itertools.count()
 
 
@@ -26,10 +27,7 @@ class Room:
     """The folder of a launcher. Raises OSError where it cannot be made."""
 
     def __init__(self) -> None:
-        sweep()
-        here = [os.getuid(), namespace(), os.getpid(), started(os.getpid()), next(SERIAL)]
-        self.path = MEMORY / ("vtx-memory-" + "-".join(map(str, here)))
-        self.path.mkdir(mode=0o700)
+        self.path = owned("memory", MEMORY)
         self._end = subprocess.Popen(
             ["/bin/sh", "-c", 'read _; rm -rf "$1"', "sh", str(self.path)],
             stdin=subprocess.PIPE,
@@ -70,9 +68,20 @@ def room_for(request: Path) -> Room | None:
         return None
 
 
-def sweep() -> None:
+def owned(purpose: str, home: Path) -> Path:
+    """A new folder of this process, after those of launchers that are gone were removed there.
+    purpose: "memory" or "beats". Raises OSError where it cannot be made.
+    """
+    sweep(home)
+    here = [os.getuid(), namespace(), os.getpid(), started(os.getpid()), next(SERIAL)]
+    path = home / (f"vtx-{purpose}-" + "-".join(map(str, here)))
+    path.mkdir(mode=0o700)
+    return path
+
+
+def sweep(home: Path = MEMORY) -> None:
     """Remove the folders of this user's launchers that are gone."""
-    for path in MEMORY.glob("vtx-memory-*") if MEMORY.is_dir() else []:
+    for path in home.glob("vtx-*-*") if home.is_dir() else []:
         if not (found := NAME.fullmatch(path.name)):
             continue
         user, space, process, start = map(int, found.groups())

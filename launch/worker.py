@@ -631,4 +631,5 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     open_missing_descriptors()
     code = main(sys.argv[1:])
+    fork_server.clear()
     os._exit(code)  # daemon threads of libraries must not hold up the end

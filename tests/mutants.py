@@ -3299,6 +3299,33 @@ MUTANTS = (
         "A living run has always a checkpoint for its readers.",
     ),
     Mutant(
+        "sockets-of-servers-stay",
+        "data_pipeline/fork_server.py",
+        "    if folder:\n        shutil.rmtree",
+        "    if not folder:\n        shutil.rmtree",
+        ("tests/surfaces/test_warm.py::test_a_run_leaves_nothing_in_the_temporary_folder[auto]",),
+        "A run leaves nothing in the temporary folder.",
+    ),
+    Mutant(
+        "a-watcher-never-sleeps",
+        "vtx_scale/launch/beats.py",
+        "            self.awake = now\n",
+        "            pass\n",
+        (
+            "tests/vtx_scale/test_hangs.py"
+            "::test_a_watcher_that_was_stopped_itself_gives_the_ranks_their_time_again",
+        ),
+        "A run that was suspended as a whole goes on.",
+    ),
+    Mutant(
+        "a-refused-attempt-goes-on",
+        "launch/attempts.py",
+        "        if end is None or end.code != 2:\n            break",
+        "        if True:\n            break",
+        (f"{ATTEMPTS}::test_what_was_refused_is_nothing_to_go_on_with",),
+        "A mistaken submission does not become the run.",
+    ),
+    Mutant(
         "an-earlier-end-is-this-ones",
         "vtx_scale/trainer/goodput.py",
         "start - 1.0 <= m[0] and m[2] == last.attempt]",

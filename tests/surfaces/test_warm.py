@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs import vtx
+from tests.runs import train, vtx
 from tests.survivors import mentioning
 from vtx_scale.launch import fork_ranks
 from vtx_scale.launch.node import Node, Round
@@ -229,3 +229,14 @@ def test_nobody_outlives_the_launcher(tmp_path):
     launcher.kill()
     launcher.wait()
     wait(lambda: not mentioning(str(tmp_path)), 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spare", ["auto", "0"])
+def test_a_run_leaves_nothing_in_the_temporary_folder(tmp_path, spare):
+    """Ranks end at once, without the end of Python that clears up behind multiprocessing."""
+    (tmp_path / "tmp").mkdir()
+    keys = ("system.world=2", "system.workers=1", "steps=2", f"system.spare={spare}")
+    train(tmp_path / "run", *keys, env={"TMPDIR": str(tmp_path / "tmp")})
+    left = [p.name for p in (tmp_path / "tmp").iterdir()]
+    assert not [name for name in left if not name.startswith("torchinductor_")]  # torch's own

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.vtx_scale.test_phases import Clock
 from vtx_scale.distributed import phases
 from vtx_scale.distributed.phases import Phases
-from vtx_scale.launch.beats import Beats
+from vtx_scale.launch import beats as beats_module
+from vtx_scale.launch.beats import BEATS, Beats, Watcher
 from vtx_scale.launch.hangs import DATA, FLOORS, Beat, judge, limit, waits
 
 TIMEOUT = 10.0
@@ -224,3 +225,48 @@ def test_a_process_shows_where_it_stands(how):
         rank.wait()
         beats.close()
     assert not beats.folder.exists()
+
+
+def test_beats_have_a_folder_where_there_is_room(tmp_path, monkeypatch):
+    """A full memory costs the watching at most, and no run."""
+    full, home = tmp_path / "full", tmp_path / "home"
+    full.mkdir()
+    home.mkdir()
+    monkeypatch.setattr(beats_module, "MEMORY", full)
+    monkeypatch.setattr(beats_module.tempfile, "gettempdir", lambda: str(home))
+    write = beats_module.Path.write_bytes
+
+    def no_room(path, body):
+        if path.is_relative_to(full):
+            raise OSError(28, "No space left on device")
+        return write(path, body)
+
+    monkeypatch.setattr(beats_module.Path, "write_bytes", no_room)
+    beats = Beats()
+    assert beats.folder.parent == home and not list(full.iterdir())
+    beats.close()
+    monkeypatch.setattr(beats_module.tempfile, "gettempdir", lambda: str(full))
+    beats = Beats()
+    assert beats.folder is None and BEATS not in beats.environment
+    beats.begin()
+    assert beats.read([0, 1]) == [] and beats.stacks([0, 1]) == {}
+    beats.close()
+
+
+def test_a_watcher_that_was_stopped_itself_gives_the_ranks_their_time_again(tmp_path, monkeypatch):
+    """As where a container is paused: all beats are old when it goes on."""
+    clock = Clock()
+    monkeypatch.setattr(beats_module.time, "monotonic", lambda: clock.now)
+    clock.now = 1000.0
+    watcher = Watcher(tmp_path, "one", 10.0, lambda line: None)
+    old = [Beat(rank, "step", 5, idle=600, silent=600, usual=0.1, pid=1) for rank in (0, 1)]
+    assert watcher.due and watcher.see(old) is not None
+    watcher = Watcher(tmp_path, "one", 10.0, lambda line: None)
+    assert watcher.due and watcher.see([]) is None
+    clock.now += 600
+    assert watcher.due and watcher.see(old) is None
+    for _ in range(60):
+        clock.now += 1.01
+        assert watcher.due
+        verdict = watcher.see([replace(b, idle=b.idle + 70, silent=b.silent + 70) for b in old])
+    assert verdict is not None, "ranks that hang behind the pause are found"

@@ -272,17 +272,19 @@ def test_the_folder_goes_with_its_launcher(number):
     assert not path.exists()
 
 
-def test_the_next_launcher_removes_what_a_dead_one_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "MEMORY", tmp_path)
+@pytest.mark.parametrize("purpose", ["memory", "beats"])
+def test_the_next_launcher_removes_what_a_dead_one_left(tmp_path, purpose):
     me, space = os.getuid(), memory.namespace()
     begun = memory.started(os.getpid())
-    mine = f"vtx-memory-{me}-{space}-{os.getpid()}-{begun}-99"
-    gone = f"vtx-memory-{me}-{space}-{os.getpid()}-{begun + 1}-0"  # its number was given again
-    other = f"vtx-memory-{me}-{space + 1}-1-1-0"  # of another container
+    mine = f"vtx-{purpose}-{me}-{space}-{os.getpid()}-{begun}-99"
+    gone = f"vtx-{purpose}-{me}-{space}-{os.getpid()}-{begun + 1}-0"  # its number was given again
+    other = f"vtx-{purpose}-{me}-{space + 1}-1-1-0"  # of another container
     for name in (mine, gone, other, "vtx-memory-x"):
         (tmp_path / name).mkdir()
-    memory.sweep()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mine, other, "vtx-memory-x"])
+    new = memory.owned(purpose, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [mine, other, "vtx-memory-x", new.name]
+    )
 
 
 def test_a_run_without_snapshots_has_no_folder(tmp_path):

@@ -26,6 +26,7 @@ from vtx_scale.checkpoints.format import (
 from vtx_scale.checkpoints.tensor_file import CHUNK, TensorFile, dtype_of
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.storage import Object, Storage
+from vtx_scale.distributed.phases import PHASES
 from vtx_scale.distributed.sharding import Box, Slice
 
 T = TypeVar("T")
@@ -132,6 +133,7 @@ def digest_of(file: Object) -> str:
     digest = hashlib.sha256()
     for start in range(0, file.size, CHUNK):
         digest.update(file.read(start, min(CHUNK, file.size - start)))
+        PHASES.mark()  # a large file on a slow disk is no hang
     return digest.hexdigest()
 
 
@@ -324,6 +326,7 @@ class Tensors:
 
         Raises Damaged where the parts do not cover it.
         """
+        PHASES.mark()
         self._check(key)
         copied = 0
         for part in self._parts.get(key, ()):
