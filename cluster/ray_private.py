@@ -1,4 +1,6 @@
-"""Every name of Ray that is not stable API, in one place; tests/cluster imports and calls each."""
+"""What is imported of Ray that is not stable API; tests/cluster imports and calls each name. `jobs`
+overrides one method of Ray's client beside it, and reads texts of its errors.
+"""
 
 from typing import Any
 

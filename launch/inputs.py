@@ -17,10 +17,8 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath, storage_of
 from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.data_pipeline.publish import whole
-from vtx_scale.launch.outside import held
 from vtx_scale.launch.paths import absolute, changed, checkpoints_of, given
 from vtx_scale.launch.places import cache_folder
-from vtx_scale.launch.run_folder import outside_of
 from vtx_scale.launch.toy_data import VERSION, toy_run, toy_shards
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import silent
@@ -105,13 +103,6 @@ def files_of(path: Path) -> Iterator[tuple[str, Path]]:
 def here(run: Run, folder: AnyPath) -> Run:
     """A recipe with the paths of this machine. Raises OSError where an input cannot be read."""
     return changed(run, partial(local, folder), local_shards)
-
-
-def here_as_kept(run: Run, folder: AnyPath) -> Run:
-    """The same of a run that has been prepared, by another machine perhaps: with the tokenizer that
-    it keeps. Raises UserError where that is not what it was.
-    """
-    return held(here(run, folder), folder, outside_of(folder))
 
 
 def local(folder: AnyPath, path: str) -> str:

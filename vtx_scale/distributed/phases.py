@@ -17,7 +17,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 CAUSES = (
     *("start.import", "start.rendezvous", "start.load", "start.compile"),
@@ -161,12 +160,7 @@ class Within:
     def __enter__(self) -> None:
         self.before = self.phases.turn(self.phase)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.phases.turn(self.before)
 
 
@@ -181,12 +175,7 @@ class Collective:
     def __enter__(self) -> None:
         self.began = self.phases.enter()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.phases.leave(self.began)
 
 
