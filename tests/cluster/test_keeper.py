@@ -12,12 +12,15 @@ from tests.cluster.sleepers import TTL
 from tests.survivors import mentioning
 from vtx_scale.cluster.keeper import Keeper, interface_of, unfit
 
+ROOT = Path(__file__).parents[2]
+
 
 def kept(tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
     arguments = (f"mark-{tmp_path}", str(tmp_path), seconds)
     return subprocess.Popen(
         [sys.executable, "-c", f"from tests.cluster.sleepers import keep; keep(*{arguments})"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # it leaves the folder that it was started in
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         text=True,
         stdout=subprocess.PIPE,
     )

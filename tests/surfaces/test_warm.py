@@ -196,7 +196,9 @@ def test_nothing_is_forked_where_there_are_threads(tmp_path, capfd):
 
 
 def test_what_may_not_be_forked(monkeypatch):
+    # those that other tests have left here are none of it
     monkeypatch.setattr(fork_ranks.threading, "active_count", lambda: 1)
+    monkeypatch.setattr(fork_ranks.threading, "enumerate", lambda: [threading.main_thread()])
     monkeypatch.setattr(fork_ranks.os, "listdir", lambda path: ["1"])
     assert fork_ranks.unfit() == ""
     monkeypatch.setattr(fork_ranks.os, "listdir", lambda path: ["1", "2"])
