@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 
+from tests.processes import loader_workers_of
 from tests.runs import environment, lines, losses, norms, tensors, train, vtx
 from tests.s3 import free_ports, proxied
-from tests.survivors import mentioning
 from vtx_scale.data_pipeline.tools.toy import make_toy
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -153,7 +153,7 @@ def test_the_run_is_that_from_disk_under_faults_and_kills(places, from_disk, tmp
     run = tmp_path / "run"
     with proxied(server) as proxy:
         proxy.share, proxy.kinds = 0.05, FAULTS
-        env = environment({**server.environment(proxy.port), "VTX_TEST": str(tmp_path)})
+        env = environment(server.environment(proxy.port))
         keys = (f"data.shards={url}", "system.world=2", "system.workers=1", *CACHES[kept], *SHORT)
         command = ["train", "clip_vit_b32", "--smoke", "--run", str(run), *keys]
         words = [sys.executable, "-m", "vtx_scale.launch.cli", *command]
@@ -163,9 +163,8 @@ def test_the_run_is_that_from_disk_under_faults_and_kills(places, from_disk, tmp
         started.wait()
         started = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
         try:
-            found = []
-            wait_for(lambda: found.extend(loaders(str(tmp_path))) or found, started)
-            os.kill(found[0], signal.SIGKILL)
+            wait_for(lambda: loader_workers_of(started.pid), started)
+            os.kill(loader_workers_of(started.pid)[0], signal.SIGKILL)
             _, errors = started.communicate(timeout=180)
         finally:
             started.kill()
@@ -186,17 +185,3 @@ def wait_for(what, process):
     while not what():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def loaders(mark):
-    """The loader processes with this word in their environment: children of a fork server."""
-    found = {pid for pid, command in mentioning(mark) if "forkserver" in command}
-    return sorted(pid for pid in found if parent(pid) in found)
-
-
-def parent(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import about, children, loaders_of, rank_of, server_of
 from tests.runs import environment, lines, losses, train
 from tests.survivors import mentioning
 
@@ -28,41 +29,6 @@ def started(folder: Path, *keys: str, world: int = 2) -> subprocess.Popen:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-
-
-def about(pid: int) -> tuple[int, str, str]:
-    """(parent, command line, name) of a process."""
-    at = Path(f"/proc/{pid}")
-    parent = int((at / "stat").read_text().rpartition(")")[2].split()[1])
-    return parent, (at / "cmdline").read_text(), (at / "comm").read_text().strip()
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and about(int(entry.name))[0] == pid:
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return sorted(found)
-
-
-def server_of(launcher: int) -> int:
-    (server,) = [p for p in children(launcher) if "fork_ranks" in about(p)[1]]
-    return server
-
-
-def rank_of(launcher: int, rank: int) -> int:
-    (found,) = [p for p in children(server_of(launcher)) if about(p)[2] == f"vtx-rank-{rank}"]
-    return found
-
-
-def loaders_of(launcher: int, rank: int = 0) -> int:
-    """The process from which a rank's loader workers are forked."""
-    parent = rank_of(launcher, rank)
-    (found,) = [p for p in children(parent) if "resource_tracker" not in about(p)[1]]
-    return found
 
 
 def wait(until, seconds: float = 150) -> None:

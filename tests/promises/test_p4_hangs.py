@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.promises.test_p3_recovery import rank_of
+from tests.processes import rank_of
 from tests.runs import (
     COLOUR,
     assert_same_bits,

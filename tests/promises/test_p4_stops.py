@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises.test_p3_recovery import rank_of
+from tests.processes import rank_of
 from tests.ranks import on_ranks
 from tests.runs import COLOUR, environment, lines, log_of, losses, smoke, train, train_on_ranks
 from tests.survivors import assert_none_survives
