@@ -55,6 +55,7 @@ for line in open("/proc/self/mountinfo"):
     if kind in ("ext4", "xfs", "btrfs", "overlay", "zfs", "nfs", "nfs4", "9p", "virtiofs"):
         subprocess.run(["mount", "-o", "remount,bind,ro", fields[4]], check=False)
 for where in ("/tmp", "/var/tmp", "/dev/shm", *at["hidden"]):
+    os.makedirs(where, exist_ok=True)  # a checkout in the /tmp that is hidden by now
     mount("-t", "tmpfs", "-o", f"size={at['size']},mode=1777", "own", where)
 for path, there in kept:
     os.makedirs(path)
