@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "1 of 2: torch 2.13.0 and what it needs, the largest part by far"
 	$(PIP) torch==2.13.0
 	@echo "2 of 2: vtx-scale and what it is tested with: ray, transformers, timm, open_clip"
-	$(PIP) -e '.[demo,dev,interop]'
+	$(PIP) -e '.[cluster,demo,dev,interop,s3]'
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall -q -y torchvision
 	@touch $(STAMP)
 

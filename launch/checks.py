@@ -5,10 +5,10 @@ Standard library and specs alone.
 
 import fnmatch
 from dataclasses import fields
-from importlib.util import find_spec
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.evaluators import NAMES
+from vtx_scale.launch.extras import need
 from vtx_scale.launch.paths import check_paths
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.objective import objective_fault
@@ -77,12 +77,8 @@ def check(run: Run) -> None:
 
 def check_package(run: Run) -> None:
     """Raises UserError where the strategy's package is not installed."""
-    package = run.system.package
-    if package is not None and find_spec(package) is None:
-        raise UserError(
-            f"system.strategy={run.system.strategy} needs {package}, which is not installed: "
-            f"pip install 'vtx-scale[{package}]'."
-        )
+    if run.system.package is not None:
+        need(run.system.package, f"system.strategy={run.system.strategy}")
 
 
 def check_specs(run: Run) -> None:

@@ -22,11 +22,11 @@ NEEDED = (
     "safetensors",
     "tokenizers",
     "webdataset",
-    "ray",
-    "boto3",
     "tensorboard",
 )
 EXTRA = {
+    "ray": "cluster",
+    "boto3": "s3",
     "transformers": "interop",
     "timm": "interop",
     "open_clip_torch": "interop",

@@ -9,6 +9,7 @@ from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath
 from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.data_pipeline.shards import Shards, bucket_shards, in_bucket, local_shards
 from vtx_scale.data_pipeline.storage import Folder, Storage
+from vtx_scale.launch.extras import need
 
 
 def storage_at(uri: str | Path) -> Storage:
@@ -24,6 +25,7 @@ def storage_at(uri: str | Path) -> Storage:
         raise UserError(
             f"{scheme[1]}: is no place for files: give a local folder, or s3://bucket/prefix."
         )
+    need("boto3", "A place in a bucket (s3://)")
     from vtx_scale.cluster.storage.s3 import S3  # boto3, for those who name a bucket
 
     try:

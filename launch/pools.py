@@ -13,6 +13,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.tools.parallel import processors
 from vtx_scale.launch import recipes
+from vtx_scale.launch.extras import need
 from vtx_scale.trainer.output import say
 
 
@@ -23,6 +24,7 @@ def pool_of(args: argparse.Namespace) -> Iterator[Pool | None]:
     if not address:
         yield None
         return
+    need("ray", f"--address={address}")
     with settings(address):
         from vtx_scale.cluster.ray_tasks import tasks  # Ray reads its settings when it is imported
 

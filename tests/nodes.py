@@ -58,7 +58,7 @@ for where in ("/tmp", "/var/tmp", "/dev/shm", *at["hidden"]):
     os.makedirs(where, exist_ok=True)  # a checkout in the /tmp that is hidden by now
     mount("-t", "tmpfs", "-o", f"size={at['size']},mode=1777", "own", where)
 for path, there in kept:
-    os.makedirs(path)
+    os.makedirs(path, exist_ok=True)  # an environment within a checkout
     mount("-c", "--bind", f"/proc/self/fd/{there}", path, pass_fds=[there])
 os.makedirs(at["home"])
 for target, lines in at["files"].items():

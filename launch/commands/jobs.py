@@ -4,6 +4,7 @@ import argparse
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch.address import WEB
+from vtx_scale.launch.extras import need
 
 HELP = "the jobs of a cluster: list, status, logs, stop, resume, supervise"
 ACTIONS = {
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"vtx jobs {args.action} needs a run folder, or the id of a job.")
     if args.address and not args.address.startswith(WEB):
         raise UserError(f"--address={args.address}: give the dashboard's, http://HOST:8265.")
+    need("ray", "'vtx jobs'")
     from vtx_scale.launch.jobs import run
 
     return run(args)

@@ -6,6 +6,7 @@ import math
 from vtx_scale.launch import checks
 from vtx_scale.launch.address import check_submission
 from vtx_scale.launch.commands import folder_of, recipe_arguments, run_of
+from vtx_scale.launch.extras import need
 
 HELP = "train a recipe on a Ray cluster; a worker that dies is started again"
 
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     recipe, folder = run_of(args), folder_of(args)
     checks.refuse_required(recipe, args.recipe)
     if not args.to:
+        need("ray", "'vtx submit'")
         check_submission(args, folder)
     from vtx_scale.launch.submission import submission
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from vtx_scale.launch.extras import need
+
 HELP = "what a job runs on its node: the run that was submitted to a run folder"
 
 
@@ -12,6 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    need("ray", "'vtx worker'")
     from vtx_scale.launch.job import run
 
     return run(args)

@@ -75,23 +75,65 @@ def test_without_the_token_nobody_is_let_in(cluster):
     assert not place_at(f"{cluster.url}/no/run.json").exists()
 
 
-def test_a_job_from_a_place_beside_is_stopped_and_goes_on_to_the_same_bits(cluster):
+def readme(cluster, run) -> list[str]:
+    """The commands of README's "On a cluster", with this cluster's names and a smoke size."""
+    text = (ROOT / "README.md").read_text().partition("## On a cluster")[2].split("```")[1]
+    export, *rest = (line.partition("  #")[0].strip() for line in text.strip().splitlines())
+    assert len(rest) <= 6 and export.startswith("export RAY_API_SERVER_ADDRESS=")
+    changed = (
+        ("clip_vit_l14 ", "clip_vit_b32 --smoke "),
+        ("'s3://bucket/{00000..41454}.tar'", f"{cluster.url}/toy"),
+        ("system.world=32", " ".join((*KEYS, f"steps={STEPS}"))),
+    )
+    for old, new in changed:
+        assert "\n".join(rest).count(old) == 1, old
+        rest = [line.replace(old, new) for line in rest]
+    first = 'vtx() { python -m vtx_scale "$@"; }; '
+    first += f"export RAY_API_SERVER_ADDRESS={cluster.bed.dashboard} RUN={run} COLUMNS=100"
+    return [f"{first}; {line}" for line in rest]
+
+
+def test_from_submission_to_report_a_machine_lost_between_them(cluster):
+    """README's commands, in its order, and the bits of a run that nothing happened to."""
     run, more = f"{cluster.url}/clip", (f"steps={STEPS}",)
-    done = submit(cluster, "clip_vit_b32", run, "--detach", *more)
-    assert done.returncode == 0, done.stderr
+    submitted, supervise, watch, stop, resume, report = readme(cluster, run)
+    env, bed = {"PYTHONPATH": f"{HOME}/site", **cluster.bed.store}, cluster.bed
+    log, above = cluster.at / "submit.log", cluster.at / "supervise.log"
+    attached = bed.nodes.start(LAPTOP, log, "bash", "-c", submitted, env=env)
+    shown = {}
+
+    def typed(command):
+        done = bed.nodes.run(LAPTOP, "bash", "-c", command, env=env, timeout=200)
+        shown[command] = done.stdout + done.stderr
+        return done
+
     until(lambda: steps(run) > 3, 120, "the first steps")
     again = submit(cluster, "clip_vit_b32", run, "--detach", *more)
     assert again.returncode == 0 and "alive" in again.stderr, again.stderr
-    stopped = cluster.vtx("jobs", "stop", run)
+    supervisor = bed.nodes.start(LAPTOP, above, "bash", "-c", supervise, env=env)
+    driver = [i for i in bed.workers if bed.nodes.processes(i, "vtx_scale worker --run")]
+    (lost,) = set(bed.workers) - set(driver)
+    bed.nodes.crash(lost)
+    bed.nodes.up(lost)
+    bed.start_worker(lost)
+    until(lambda: "resumed at step" in log.read_text(), 120, "the machine's return")
+    before = steps(run)
+    until(lambda: steps(run) > before + 3, 60, "steps with it")
+    assert typed(watch).returncode == 0
+    stopped = typed(stop)
     assert stopped.returncode in (0, 75), (stopped.stdout, stopped.stderr)
-    until(lambda: newest(checkpoints_of(place_at(run))), 60, "the save")
+    assert attached.wait(60) == 75 and supervisor.wait(60) == 75, log.read_text()
     at = newest(checkpoints_of(place_at(run)))["step"]
     assert 0 < at < STEPS
-    resumed = cluster.vtx("jobs", "resume", run)
+    resumed = typed(resume)
     assert resumed.returncode == 0, resumed.stderr
     followed = cluster.vtx("jobs", "logs", "-f", run)
     assert followed.returncode == 0, followed.stderr
     assert f"resumed at step {at} of {STEPS}" in followed.stdout + followed.stderr
+    assert typed(report).returncode == 0
+    shown = {submitted: log.read_text(), supervise: above.read_text(), **shown}
+    for command, output in shown.items():
+        print("$", command.partition("; vtx")[2], output, sep="\n")
     train_on_ranks(cluster.at / "clip", 2, "fsdp", f"data.shards={cluster.toy}", *KEYS, *more)
     assert_same(run, cluster.at / "clip")
 
