@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
+from vtx_scale.interop.files import PixelForm, read_foreign, spec_json, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
-from vtx_scale.interop.resnet import COUNT, STAGES, batch_norm, with_counts
+from vtx_scale.interop.resnet import STAGES, batch_norm, with_counts, without_counts
 from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.specs.clip import ClipConfig
 from vtx_scale.specs.resnet import ClipResNetConfig
@@ -356,11 +356,7 @@ def import_clip(path: Path) -> dict[str, Tensor]:
 
     Which one it is shows in the names. Raises UserError where it is none of them.
     """
-    state = {
-        k: v
-        for k, v in read_weights(path, FILES).items()
-        if k not in CONSTANTS and not k.endswith(COUNT)
-    }
+    state = {k: v for k, v in without_counts(read_foreign(path)).items() if k not in CONSTANTS}
     if "image.patch.weight" in state or "image.pool.c.weight" in state:
         return state
     if "vision_model.embeddings.patch_embedding.weight" in state:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import OPEN_CLIP_BLOCK, TRANSFORMERS_BLOCK
-from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
+from vtx_scale.interop.files import PixelForm, read_foreign, spec_json, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.interop.vit import ACTIVATIONS, SIGLIP, TIMM, export_vit, joined, parted
 from vtx_scale.specs.siglip import SiglipConfig
@@ -136,7 +136,7 @@ def import_siglip(path: Path) -> dict[str, Tensor]:
 
     Which one it is shows in the names. Raises UserError where it is none of them.
     """
-    state = {k: v for k, v in read_weights(path, FILES).items() if not k.endswith("position_ids")}
+    state = {k: v for k, v in read_foreign(path).items() if not k.endswith("position_ids")}
     if "image.patch.weight" in state:
         return state
     if "vision_model.head.probe" in state:

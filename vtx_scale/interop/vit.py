@@ -15,7 +15,7 @@ from torch import Tensor
 from vtx_scale.blocks.position import sincos2d
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import TRANSFORMERS_BLOCK, mlp_ratio
-from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
+from vtx_scale.interop.files import PixelForm, read_foreign, spec_json, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.specs.vit import ViTConfig
 
@@ -339,7 +339,7 @@ def import_vit(path: Path) -> dict[str, Tensor]:
 
     Which one it is shows in the names. Raises UserError where it is none of them.
     """
-    state = read_weights(path, FILES)
+    state = read_foreign(path)
     if "patch.weight" in state:
         return state
     if "patch_embed.proj.weight" in state:
