@@ -19,7 +19,8 @@ from vtx_scale.launch.resolve import resolve_foreign
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.specs.clip import ClipConfig, TextTowerConfig, image_tower
 from vtx_scale.specs.foreign import field, open_clip, timm, timm_names, transformers
-from vtx_scale.specs.resnet import ClipResNetConfig, ResNetConfig
+from vtx_scale.specs.foreign.compare import applied
+from vtx_scale.specs.resnet import ResNetConfig
 from vtx_scale.specs.run import Init, Run
 from vtx_scale.specs.siglip import SiglipConfig, SiglipTextConfig
 from vtx_scale.specs.supervised import SupervisedConfig
@@ -156,7 +157,6 @@ REFUSED = [
     ("clip", {"text": {"eos_token_id": 5}}, "eos_token_id=5"),
     ("clip", {"text": {"layer_norm_eps": 1e-3}}, "layer_norm_eps=0.001"),
     ("clip", {"image": {"hidden_act": "silu"}}, "hidden_act=silu"),
-    ("clip", {"image": {"image_size": (16, 64)}}, "image_size="),
     ("clip", {"projection_dim": 16}, "in the recipe and"),
     ("clip", {"text": {"vocab_size": 44, "eos_token_id": 43}}, "in the recipe and"),
     ("clip", {"text": {"max_position_embeddings": 20}}, "in the recipe and"),
@@ -253,7 +253,6 @@ TIMM_REFUSED = [
     (BASE, {"pre_norm": True}, "norm_pre"),
     ("vit_base_patch16_rpn_224", {}, "architecture=vit_base_patch16_rpn_224"),
     ("resnetblur18", None, "architecture=resnetblur18"),
-    ("resnet18", {"aa_layer": "blurpool"}, "aa_layer=blurpool"),
     ("resnet18", {"norm_layer": "groupnorm"}, "norm_layer=groupnorm"),
     ("resnet18", {"act_layer": "silu"}, "act_layer=silu"),
     ("resnet18", {"avg_down": True}, "avg_down=True"),
@@ -290,6 +289,23 @@ def test_timm_is_refused(libraries, architecture, args, words, tmp_path):
     timm_saved(libraries, tmp_path, architecture, args)
     refusal, _ = started(RESNET if resnet else NET, tmp_path)
     assert isinstance(refusal, str) and words in refusal, refusal
+
+
+def test_a_blur_pool_and_a_grid_of_equal_count_show_in_the_config_alone(libraries, tmp_path):
+    """No tensor has another name or shape."""
+    plain = timm_saved(libraries, tmp_path, "resnet18", {"num_classes": 12}).state_dict()
+    blurred = timm_saved(libraries, tmp_path, "resnetblur18", {"num_classes": 12}).state_dict()
+    assert {k: v.shape for k, v in plain.items()} == {k: v.shape for k, v in blurred.items()}
+    assert "architecture=resnetblur18" in started(RESNET, tmp_path)[0]
+    args = {"num_classes": 12, "aa_layer": "blurpool"}
+    body = {"architecture": "resnet18", "model_args": args}
+    (tmp_path / "config.json").write_text(json.dumps(body))
+    assert "aa_layer=blurpool" in started(RESNET, tmp_path)[0]
+    hf(libraries, "clip", clip_config()).save_pretrained(tmp_path)
+    body = json.loads((tmp_path / "config.json").read_text())
+    body["vision_config"]["image_size"] = [16, 64]
+    (tmp_path / "config.json").write_text(json.dumps(body))
+    assert "vision_config.image_size=[16, 64]" in started(CLIP, tmp_path)[0]
 
 
 def test_timm_says_pooling_twice(libraries, tmp_path):
@@ -379,9 +395,262 @@ def test_open_clip_is_set(libraries, vision, text, top, tmp_path):
     same(objective, there, "open_clip")
 
 
+def siglip_saved(libraries, folder, **changes):
+    """A SigLIP in open_clip's form of the published B/16, at our small size; its towers."""
+    tower = libraries.timm.create_model(
+        "vit_base_patch16_siglip_224", **{**TIMM_VIT, "num_classes": 0}
+    )
+    config = {"context_length": 16, "vocab_size": 40, "width": 64, "heads": 2, "layers": 2}
+    words = libraries.open_clip.transformer.TextTransformer(
+        **config,
+        mlp_ratio=2.0,
+        output_dim=64,
+        no_causal_mask=True,
+        pool_type="last",
+        proj_bias=True,
+        norm_layer=lambda width: torch.nn.LayerNorm(width, eps=1e-6),
+    )
+    towers = randomise(tower).eval(), randomise(words).eval()
+    state = {f"visual.trunk.{k}": v for k, v in tower.state_dict().items()}
+    state |= {f"text.{k}": v for k, v in words.state_dict().items()}
+    state |= {"logit_scale": torch.tensor(2.0), "logit_bias": torch.tensor(-9.0)}
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "open_clip_model.safetensors")
+    text = {**config, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+    text |= {"norm_kwargs": {"eps": 1e-6}, "mlp_ratio": 2.0, **changes.pop("text", {})}
+    image = {"image_size": 32, "timm_model_name": "vit_base_patch16_siglip_224"}
+    image |= {"timm_pool": "map", "timm_proj": "none", **changes}
+    body = {"embed_dim": 64, "vision_cfg": image, "text_cfg": text, "custom_text": True}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": body}))
+    return towers
+
+
+def test_open_clips_siglip_is_set(libraries, tmp_path):
+    """Version 1 has exact GELUs there, where the recipe has tanh; its image tower has 12 heads."""
+    towers = siglip_saved(libraries, tmp_path)
+    body = json.loads((tmp_path / "open_clip_config.json").read_text())
+    spec = replace(SIGLIP, image=replace(SIGLIP.image, heads=4))
+    refusal, _ = started(SIGLIP, tmp_path, resolve=False)
+    assert isinstance(refusal, str)
+    text, told = applied(tmp_path, spec, True)
+    assert (text.image.heads, text.image.activation, text.text.activation) == (12, "gelu", "gelu")
+    assert len(told) == 3 and body["model_cfg"]["custom_text"]
+    x = normalised(PIXELS, "half", torch.float32)
+    with torch.no_grad():
+        there = torch.nn.functional.normalize(towers[1](TOKENS), dim=-1)
+        assert towers[0](x).shape == (3, 64)
+    # the published tower has heads of 64 channels, this one is too narrow for twelve
+    (tmp_path / "open_clip_config.json").unlink()
+    exact = replace(
+        SIGLIP,
+        image=replace(SIGLIP.image, activation="gelu"),
+        text=replace(SIGLIP.text, activation="gelu"),
+    )
+    objective, _ = started(exact, tmp_path)
+    close(there, features_here(objective)[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"timm_pool": "avg"}, "global_pool=avg"),
+        ({"timm_proj": "linear"}, "timm_proj=linear"),
+        ({"timm_model_name": "vit_base_patch16_rope_reg1_gap_256"}, "architecture=vit_base"),
+        ({"text": {"no_causal_mask": False}}, "no_causal_mask=False"),
+        ({"text": {"pool_type": "argmax"}}, "pool_type=argmax"),
+        ({"text": {"hf_model_name": "bert"}}, "hf_model_name=bert"),
+    ],
+)
+def test_open_clips_siglip_is_refused(libraries, changes, words, tmp_path):
+    siglip_saved(libraries, tmp_path, **changes)
+    refusal, _ = started(SIGLIP, tmp_path)
+    assert isinstance(refusal, str) and words in refusal, refusal
+
+
 @pytest.mark.parametrize(("vision", "text", "words"), OPEN_REFUSED)
 def test_open_clip_is_refused(libraries, vision, text, words, tmp_path):
     top = {"custom_text": True} if text else {}
     open_clip_saved(libraries, tmp_path, vision, text, top)
     refusal, _ = started(CLIP, tmp_path)
     assert isinstance(refusal, str) and words in refusal, refusal
+
+
+# every field of every config has a decision
+
+
+def fields_of(cls):
+    return {f.name: f.default for f in dataclasses.fields(cls)}
+
+
+def parameters_of(function):
+    names = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in names if p.name not in ("self", "args", "kwargs")}
+
+
+def config_classes(libraries):
+    """(table, its class) of transformers."""
+    t = libraries.transformers
+    from transformers.models.flava.configuration_flava import FlavaImageCodebookConfig
+
+    classes = {
+        "clip": (t.CLIPConfig, t.CLIPVisionConfig, t.CLIPTextConfig),
+        "siglip": (t.SiglipConfig, t.SiglipVisionConfig, t.SiglipTextConfig),
+        "siglip_vision_model": (t.SiglipVisionConfig,),
+        "vit": (t.ViTConfig,),
+        "deit": (t.DeiTConfig,),
+        "imagegpt": (t.ImageGPTConfig,),
+        "flava_image_codebook": (FlavaImageCodebookConfig,),
+    }
+    assert classes.keys() == transformers.SECTIONS.keys()
+    for model, found in classes.items():
+        for (_, _, table), cls in zip(transformers.SECTIONS[model], found, strict=True):
+            yield table, cls
+
+
+def test_every_field_of_transformers_is_decided(libraries):
+    """A field that a new version adds has no decision, one that it drops may stay; and what a
+    config means by leaving a field out is what the library means.
+    """
+    for table, cls in config_classes(libraries):
+        there = {**fields_of(cls), **dict.fromkeys(cls().to_dict())}
+        assert not there.keys() - table.keys(), cls
+        for name, entry in table.items():
+            default = fields_of(cls).get(name)
+            if entry.decision in ("set", "refused") and default is not None:
+                assert entry.default == default, (cls, name)
+
+
+def test_every_field_of_open_clip_is_decided(libraries):
+    kinds = libraries.open_clip
+    from open_clip.transform import PreprocessCfg
+
+    built = {**parameters_of(kinds.CLIP.__init__), **parameters_of(kinds.CustomTextCLIP.__init__)}
+    for table, there in (
+        (open_clip.VISION, fields_of(kinds.model.CLIPVisionCfg)),
+        (open_clip.TEXT, fields_of(kinds.model.CLIPTextCfg)),
+        (open_clip.MODEL, built),
+        (open_clip.PREPROCESS, fields_of(PreprocessCfg)),
+    ):
+        assert not there.keys() - table.keys(), there
+        for name, entry in table.items():
+            default = there.get(name, inspect.Parameter.empty)
+            if entry.decision in ("set", "refused") and default is not inspect.Parameter.empty:
+                tower = table in (open_clip.VISION, open_clip.TEXT)
+                assert not tower or entry.default == default, name
+    for name in kinds.list_models():
+        assert set(kinds.get_model_config(name)) - {"multimodal_cfg"} <= open_clip.MODEL.keys()
+
+
+def test_every_argument_of_timm_is_decided(libraries):
+    models = libraries.timm.models
+    vit = parameters_of(models.vision_transformer.VisionTransformer.__init__)
+    assert not vit.keys() - timm.VIT.keys()
+    resnet = parameters_of(models.resnet.ResNet.__init__)
+    assert not resnet.keys() - timm.RESNET.keys()
+    from timm.models import PretrainedCfg
+
+    assert not fields_of(PretrainedCfg).keys() - timm.CFG.keys()
+    plain = (str, int, float, bool, type(None))
+    for table, there in ((timm.VIT, vit), (timm.RESNET, resnet)):
+        for name, entry in table.items():
+            if entry.decision == "refused" and isinstance(there.get(name, timm), plain):
+                assert entry.fits(there[name]), name
+
+
+def test_timms_architectures_are_what_their_names_say(libraries, monkeypatch):
+    """Each that is known here, by the arguments with which timm builds it; each other is refused,
+    and would not fit.
+    """
+    models, calls = libraries.timm.models, {}
+
+    def note(name, pretrained=False, **arguments):
+        calls[name] = arguments
+
+    for module, maker in (
+        (models.vision_transformer, "_create_vision_transformer"),
+        (models.deit, "_create_deit"),
+    ):
+        monkeypatch.setattr(
+            module, maker, lambda name, pretrained=False, **k: calls.update({name: k})
+        )
+    known = [name for names, _ in timm_names.FORMS for name in names]
+    assert len(known) == len(set(known))
+    for name in known:
+        models.model_entrypoint(name)()
+        args = dict(calls[name])
+        norm = args.pop("norm_layer", None)
+        eps = 1e-6 if norm is None else norm.keywords["eps"]
+        said = timm_names.vit_arguments(name)
+        assert (said.pop("eps"), said.pop("num_heads")) == (eps, args.pop("num_heads")), name
+        shape = {"patch_size", "embed_dim", "depth", "mlp_ratio", "img_size", "distilled"}
+        rest = {
+            k: v for k, v in args.items() if k not in {*shape, "dynamic_img_size", "weight_init"}
+        }
+        assert rest == said, name
+
+
+def test_a_field_that_nobody_knows_is_said_or_refused(libraries, tmp_path):
+    theirs = hf(libraries, "vit", vit_config())
+    theirs.save_pretrained(tmp_path)
+    body = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**body, "attention_sinks": 4}))
+    _, told = started(NET, tmp_path)
+    assert any("fields that are not known here: attention_sinks" in line for line in told)
+    timm_saved(libraries, tmp_path, BASE, TIMM_VIT)
+    args = {**TIMM_VIT, "attention_sinks": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": BASE, "model_args": args}))
+    assert "model_args.attention_sinks, which is not known" in started(NET, tmp_path)[0]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_named_and_left_out(libraries, prefix, tmp_path):
+    theirs = hf(libraries, "clip", clip_config(image={"num_attention_heads": 8}))
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / FILE)
+    save_file({prefix + k: v for k, v in state.items()}, tmp_path / FILE)
+    objective, told = started(CLIP, tmp_path)
+    same(objective, features_there(theirs, "clip", "clip"), prefix)
+    assert any(f"its names begin with {prefix}, which is left out" in line for line in told)
+
+
+def test_what_is_assumed_without_a_config_is_said(libraries, tmp_path):
+    hf(libraries, "clip", clip_config()).save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    _, told = started(CLIP, tmp_path)
+    (line,) = told
+    assert "no config.json of transformers lies beside it" in line
+    for words in ("objective.image.heads=2", "objective.text.activation=quick_gelu", "pool=tok"):
+        assert words in line
+    # a config of another library is none
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": BASE}))
+    assert started(CLIP, tmp_path)[1] == told
+
+
+def test_a_headless_start_says_another_pooling(libraries, tmp_path):
+    """With a classifier that starts anew, pooling is the recipe's own."""
+    hf(libraries, "vit", vit_config()).save_pretrained(tmp_path)
+    spec = replace(NET, net=replace(VIT, pool="gap"))
+    objective, told = started(spec, tmp_path, head="new")
+    assert not isinstance(objective, str)
+    assert any("objective.net.pool is gap here, and model_type=vit there" in t for t in told)
+    objective, told = started(spec, tmp_path)
+    assert objective.net.spec.pool == "tok" and "objective.net.pool=tok" in told[0]
+
+
+def test_pixels_follow_the_processor(libraries, tmp_path):
+    hf(libraries, "vit", vit_config()).save_pretrained(tmp_path)
+    body = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(body))
+    objective, told = started(NET, tmp_path)
+    assert objective.spec.pixels == "imagenet" and "in place of half" in told[0]
+    hf(libraries, "clip", clip_config()).save_pretrained(tmp_path)
+    objective, told = started(CLIP, tmp_path)
+    assert told[-1].endswith("objective.pixels is clip here, and imagenet there")
+
+
+def test_every_decision_has_its_reason():
+    tables = [t for sections in transformers.SECTIONS.values() for _, _, t in sections]
+    tables += [timm.VIT, timm.RESNET, timm.TOP, timm.CFG]
+    tables += [open_clip.VISION, open_clip.TEXT, open_clip.MODEL, open_clip.PREPROCESS]
+    for table in tables:
+        assert all(isinstance(entry, field.Field) for entry in table.values())
+        assert all(e.why for e in table.values() if e.decision in ("harmless", "shown"))

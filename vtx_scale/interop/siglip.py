@@ -141,7 +141,7 @@ def import_siglip(path: Path) -> dict[str, Tensor]:
         return state
     if "vision_model.head.probe" in state:
         return parted(from_foreign(TRANSFORMERS, state))
-    if "visual.trunk.patch_embed.proj.weight" in state:
+    if "visual.trunk.patch_embed.proj.weight" in state and "visual.trunk.head.weight" not in state:
         return from_foreign(OPEN_CLIP, state)
     raise UserError(
         f"{path} holds no SigLIP that is known here (its first tensor is "

@@ -114,7 +114,11 @@ def look(path: Path) -> Beside:
         if "architecture" not in body or "model_type" in body:
             return found
         if "pretrained_cfg" not in body:  # timm's older form, in one piece
-            body = {"architecture": body["architecture"], "pretrained_cfg": body}
+            kept: dict[str, Any] = {
+                k: body[k] for k in ("architecture", "model_args", "global_pool") if k in body
+            }
+            rest = {k: v for k, v in body.items() if k not in kept and k != "num_features"}
+            body = {**kept, "pretrained_cfg": rest}
         about = body["pretrained_cfg"] or {}
         return Beside(library, kind, str(file), body, prefix, statistics(about, "mean", "std"))
     if "model_type" not in body:

@@ -50,7 +50,8 @@ def compare(path: Path) -> Found:
         return Found(beside, facts, refused, [])
     if beside.library == "timm":
         facts, refused = timm.facts_of(body, beside.kind)
-        return Found(beside, facts, refused, unknown(timm.TOP, body))
+        cfg = unknown(timm.CFG, body.get("pretrained_cfg") or {}, "pretrained_cfg.")
+        return Found(beside, facts, refused, [*unknown(timm.TOP, body), *cfg])
     return from_transformers(beside, body)
 
 

@@ -54,7 +54,7 @@ VISION: Table = {
     "timm_model_name": sets(),
     "timm_model_pretrained": ABOUT,
     "timm_pool": sets("avg"),
-    "timm_proj": only("none", None, why="and SigLIP's image tower has no projection here"),
+    "timm_proj": Field("refused", default="linear"),  # beside a name: see `facts_of`
     "timm_proj_bias": shown(),
     "timm_drop": TRAINING,
     "timm_drop_path": TRAINING,
@@ -162,6 +162,8 @@ def facts_of(body: Mapping[str, Any], siglip: bool) -> tuple[Facts, list[str]]:
             "model_args": {"global_pool": vision.get("timm_pool", "avg")},
         }
         more, clauses = timm_facts(trunk, "vit", "vision_cfg.", "image")
+        if (proj := value_of(VISION, vision, "timm_proj")) != "none":
+            clauses.append(f"vision_cfg.timm_proj={proj}, and the image tower has none here")
         return {**facts, **more}, [*refused, *clauses]
     return {**facts, **image_facts(vision, quick)}, refused
 

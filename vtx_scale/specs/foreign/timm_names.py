@@ -10,7 +10,7 @@ HEADS = {
     "test_vit": 2,
     "vit_base_patch16_gap_224": 16,
     "tiny": 3,
-    "xsmall": 6,
+    "xsmall": 4,
     "small": 6,
     "medium": 8,
     "betwixt": 10,

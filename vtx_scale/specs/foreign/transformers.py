@@ -62,6 +62,7 @@ WORDS: Table = {
 }
 CLIP_IMAGE: Table = {
     **IMAGE,
+    "patch_size": square(32),
     "hidden_act": sets("quick_gelu"),
     "layer_norm_eps": sets(1e-5),
     "projection_dim": shown(),
