@@ -24,7 +24,7 @@ from vtx_scale.launch.places import place_at
 from vtx_scale.launch.pretrained import LEFT_OPEN, held, spec_at, wanted
 from vtx_scale.launch.run_folder import outside_of, recipe_of
 from vtx_scale.launch.toy_data import toy_run, toy_shards
-from vtx_scale.specs.foreign.compare import DECIDED, applied
+from vtx_scale.specs.foreign.compare import DECIDED, applied, refuse, target
 from vtx_scale.specs.objective import ObjectiveSpec, Pretrained
 from vtx_scale.specs.palette import read_palette
 from vtx_scale.specs.run import Run
@@ -81,7 +81,8 @@ def resolve_foreign(run: Run, say: Say, begun: AnyPath | None) -> Run:
     """What no shape shows of foreign weights, such as heads and activations, is what the config
     beside `init.from` says. A run that has begun keeps it where the weights are gone.
 
-    Raises UserError for a config that cannot be read.
+    Raises UserError for a config that cannot be read, and for one of weights that no field of the
+    recipe makes the same.
     """
     source = run.init.from_
     path = place_at(source) if source else None
@@ -92,9 +93,13 @@ def resolve_foreign(run: Run, say: Say, begun: AnyPath | None) -> Run:
         before = recipe_of(begun)
         same = before.init.from_ == absolute_path(source)
         return replace(run, objective=as_begun(run.objective, before.objective)) if same else run
-    objective, lines = applied(path, run.objective, run.init.head == "kept")
-    for line in [] if started else lines:
-        say(f"init.from={source}: {line}")
+    kept, label = run.init.head == "kept", f"init.from={source}"
+    objective, lines = applied(path, run.objective, kept)
+    spec, at = target(objective)
+    if spec is not None and not started:
+        refuse(path, spec, label, at, kept)
+        for line in lines:
+            say(f"{label}: {line}")
     return replace(run, objective=objective)
 
 

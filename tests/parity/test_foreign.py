@@ -12,15 +12,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.parity.alike import close, randomise
+from tests.runs import smoke, train
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.interop import export
+from vtx_scale.interop.weights import import_network
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.initial import load_source
 from vtx_scale.launch.resolve import resolve_foreign
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.specs.clip import ClipConfig, TextTowerConfig, image_tower
+from vtx_scale.specs.dvae import CodecConfig
 from vtx_scale.specs.foreign import field, open_clip, timm, timm_names, transformers
 from vtx_scale.specs.foreign.compare import applied
-from vtx_scale.specs.resnet import ResNetConfig
+from vtx_scale.specs.igpt import IgptConfig, PixelGPTConfig
+from vtx_scale.specs.resnet import ClipResNetConfig, ResNetConfig
 from vtx_scale.specs.run import Init, Run
 from vtx_scale.specs.siglip import SiglipConfig, SiglipTextConfig
 from vtx_scale.specs.supervised import SupervisedConfig
@@ -472,6 +477,97 @@ def test_open_clip_is_refused(libraries, vision, text, words, tmp_path):
     open_clip_saved(libraries, tmp_path, vision, text, top)
     refusal, _ = started(CLIP, tmp_path)
     assert isinstance(refusal, str) and words in refusal, refusal
+
+
+# iGPT, the codec, CLIP's ResNet
+
+IGPT = IgptConfig(net=PixelGPTConfig(width=48, depth=2, heads=4, side=6, colours=512))
+IGPT_THERE = {"vocab_size": 513, "n_positions": 36, "n_embd": 48, "n_layer": 2, "n_head": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_head": 8}, ""),
+        ({"attn_pdrop": 0.5, "reorder_and_upcast_attn": True}, ""),
+        ({"activation_function": "gelu"}, "activation_function=gelu"),
+        ({"layer_norm_epsilon": 1e-2}, "layer_norm_epsilon=0.01"),
+        ({"scale_attn_weights": False}, "scale_attn_weights=False"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings=True"),
+        ({"n_inner": 96}, "in the recipe and"),
+    ],
+)
+def test_igpt(libraries, changes, words, tmp_path):
+    t = libraries.transformers
+    theirs = t.ImageGPTForCausalImageModeling(t.ImageGPTConfig(**{**IGPT_THERE, **changes})).eval()
+    randomise(theirs)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if name.endswith("bias"):
+                p.zero_()
+    theirs.save_pretrained(tmp_path)
+    objective, _ = started(IGPT, tmp_path)
+    if words:
+        assert isinstance(objective, str) and words in objective, objective
+        return
+    assert not isinstance(objective, str), objective
+    tokens = torch.randint(0, 512, (2, 36), generator=torch.Generator().manual_seed(2))
+    start = torch.full((2, 1), 512)
+    with torch.no_grad():
+        there = theirs(input_ids=torch.cat([start, tokens[:, :-1]], 1)).logits
+        close(there, objective.net(tokens))
+
+
+def test_a_codec_that_counts_its_paths_otherwise_is_refused(libraries, tmp_path):
+    """The number of groups is in its gains alone: tensors have the names and shapes of four."""
+    t, spec = libraries.transformers, CodecConfig(width=8, vocab=40, stem=12, resolution=32)
+    settings = t.models.flava.configuration_flava.FlavaImageCodebookConfig
+    for groups in (4, 8):
+        config = settings(num_groups=groups, hidden_size=8, vocab_size=40)
+        randomise(t.FlavaImageCodebook(config)).save_pretrained(tmp_path / str(groups))
+    assert import_network(tmp_path / "4", spec)
+    with pytest.raises(UserError, match="num_groups=8"):
+        import_network(tmp_path / "8", spec)
+    with pytest.raises(UserError, match="leave objective.net.gain out"):
+        import_network(tmp_path / "4", replace(spec, gain=1.0))
+
+
+def test_heads_of_a_resnets_pool(libraries, tmp_path):
+    vision = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 8, "patch_size": None}
+    theirs = open_clip_saved(libraries, tmp_path, {**vision, "head_width": 32}, {}, {})
+    image = ClipResNetConfig(blocks=(1, 2, 1, 1), stem=8, heads=4, resolution=64, embed=32)
+    objective, told = started(replace(CLIP, image=image), tmp_path)
+    assert objective.spec.image.heads == 8 and "objective.image.heads=8" in told[0]
+    pixels = PIXELS.repeat(1, 2, 2, 1)
+    with torch.no_grad():
+        there = theirs.encode_image(normalised(pixels, "clip", torch.float32), normalize=True)
+    close(there, objective.probes["encode_image"](pixels))
+
+
+@pytest.mark.slow
+def test_a_run_keeps_what_the_config_said(tmp_path):
+    """It is in run.json, and stays where the weights are gone; a refusal leaves no folder."""
+    objective = build_objective(smoke(), torch.float32)
+    strategy = Single(torch.device("cpu"))
+    strategy.prepare(objective)
+    randomise(objective)
+    weights = tmp_path / "weights"
+    export(objective, "transformers", weights)
+    body = json.loads((weights / "config.json").read_text())
+    body["vision_config"]["hidden_act"] = "gelu"
+    (weights / "config.json").write_text(json.dumps(body))
+    keys = (f"init.from={weights}", "steps=1")
+    done = train(tmp_path / "run", *keys)
+    line = "objective.image.activation=gelu in place of quick_gelu"
+    assert line in done.stderr + done.stdout
+    weights.rename(tmp_path / "gone")
+    assert "finished already" in (d := train(tmp_path / "run", *keys)).stderr + d.stdout
+    (tmp_path / "gone").rename(weights)
+    body["vision_config"]["hidden_act"] = "silu"
+    (weights / "config.json").write_text(json.dumps(body))
+    assert "hidden_act=silu" in train(tmp_path / "refused", *keys, code=2).stderr
+    assert not (tmp_path / "refused").exists()
 
 
 # every field of every config has a decision

@@ -8,7 +8,8 @@ Reading order: rename, files, resnet, clip, vit, siglip, igpt, dvae, dalle, weig
                                                      `init.from` takes them
 
 Weights travel as safetensors; a pickle is never read. Shapes are checked when a recipe takes
-weights; what shapes do not show (heads, activation, eps) is the recipe's to say. Tokenizers are not
+weights; what shapes do not show (heads, activation, eps) is checked by the config that lies beside
+them (`vtx_scale.specs.foreign`). Tokenizers are not
 written: transformers finds CLIP's under "openai/clip-vit-base-patch32", open_clip carries it, and a
 tokenizer of one's own is the file one gave.
 """

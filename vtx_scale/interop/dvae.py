@@ -70,10 +70,17 @@ def export_codec(spec: CodecConfig, state: dict[str, Tensor], to: str, out: Path
 
 
 def import_codec(path: Path, spec: CodecConfig) -> dict[str, Tensor]:
-    """Weights under our names: of ours whole, of transformers the encoder."""
+    """Weights under our names: of ours whole, of transformers the encoder.
+
+    Raises UserError where the spec's residual paths count otherwise than theirs.
+    """
     state = read_foreign(path)
     if "encoder.input.weight" in state:
         return state
+    if spec.gain is not None:
+        raise UserError(
+            f"{path} counts a residual path 1 / (groups blocks)^2: leave objective.net.gain out."
+        )
     state = {k.removeprefix("image_codebook."): v for k, v in state.items()}
     return from_foreign(table(spec), state)
 

@@ -139,7 +139,7 @@ IMAGEGPT: Table = {
 }
 CODEBOOK: Table = {
     **COMMON,
-    "num_groups": shown("a group more has names of its own", 4),
+    "num_groups": only(4, why="and a residual path counts 1 / (groups blocks)^2 of four groups"),
     "input_channels": shown(),
     "num_blocks_per_group": shown("a block more has names of its own", 2),
     "hidden_size": shown(),
