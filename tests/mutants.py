@@ -72,6 +72,7 @@ AMENDMENTS = "tests/promises/test_p2_amendments.py"
 DATA = "tests/promises/test_p1_data.py"
 STEP = "tests/promises/test_p2_step.py"
 DROPS = "tests/vtx_scale/test_drops.py"
+FOREIGN = "tests/parity/test_foreign.py"
 EVALUATORS = "tests/vtx_scale/test_evaluators.py"
 DALLE = "tests/vtx_scale/test_dalle.py"
 TRAINER = "tests/vtx_scale/test_trainer.py"
@@ -1987,6 +1988,65 @@ MUTANTS = (
         "not name",
         ("tests/vtx_scale/test_weight_files.py::test_an_index_names_no_file_elsewhere",),
         "Weights are read from the folder that was named, and from no other.",
+    ),
+    Mutant(
+        "foreign-config-not-compared",
+        "vtx_scale/specs/foreign/compare.py",
+        "if not hasattr(owner, last) or (have := getattr(owner, last)) == want:",
+        "if hasattr(owner, last) and (have := getattr(owner, last)) != 0:",
+        (f"{FOREIGN}::test_what_a_config_decides_is_set",),
+        "What a config beside foreign weights decides is set in the recipe's stead.",
+    ),
+    Mutant(
+        "foreign-config-not-refused",
+        "vtx_scale/specs/foreign/compare.py",
+        "    for clause in found.refused:",
+        "    for clause in found.refused[:0]:",
+        (
+            f"{FOREIGN}::test_what_cannot_be_is_refused",
+            f"{FOREIGN}::test_a_blur_pool_and_a_grid_of_equal_count_show_in_the_config_alone",
+        ),
+        "Foreign weights that compute otherwise are refused, field by field.",
+    ),
+    Mutant(
+        "foreign-end-of-text-anywhere",
+        "vtx_scale/specs/foreign/transformers.py",
+        "    if end in (2, last):",
+        "    if end >= 0:",
+        (f"{FOREIGN}::test_what_cannot_be_is_refused",),
+        "A CLIP whose texts end at another id than the largest is refused.",
+    ),
+    Mutant(
+        "foreign-assumptions-in-silence",
+        "vtx_scale/specs/foreign/compare.py",
+        "    if beside.body is None:\n        told.append(",
+        "    if beside.body is None:\n        str(",
+        (f"{FOREIGN}::test_what_is_assumed_without_a_config_is_said",),
+        "Without a config one line says what was assumed.",
+    ),
+    Mutant(
+        "foreign-prefix-kept",
+        "vtx_scale/interop/files.py",
+        "    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}",
+        "    return {name.removesuffix(prefix): tensor for name, tensor in state.items()}",
+        (f"{FOREIGN}::test_prefixes_of_wrappers_are_named_and_left_out",),
+        "Prefixes of wrappers are left out.",
+    ),
+    Mutant(
+        "timm-heads-mistaken",
+        "vtx_scale/specs/foreign/timm_names.py",
+        '    "xsmall": 4,',
+        '    "xsmall": 6,',
+        ("tests/parity/test_foreign_fields.py::test_timms_architectures_are_what_their_names_say",),
+        "timm's names of architectures mean here what they mean there.",
+    ),
+    Mutant(
+        "group-norm-taken-for-batch-norm",
+        "vtx_scale/interop/resnet.py",
+        '        if ours and f"{norm}.running_mean" not in state:',
+        '        if ours and f"{norm}.weight" not in state:',
+        (f"{FOREIGN}::test_a_plain_resnet_is_taken_and_a_group_norm_shows_without_a_config",),
+        "A ResNet of other norms is refused, with a config and without.",
     ),
     # --- P1: the same samples
     Mutant(
