@@ -91,6 +91,7 @@ def timm_config(
                 "input_size": side,
                 "interpolation": "bicubic" if bicubic else "bilinear",
                 "crop_pct": centre,
+                "crop_mode": "center",
                 "mean": mean,
                 "std": std,
                 "num_classes": spec.classes,
