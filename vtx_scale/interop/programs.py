@@ -84,30 +84,52 @@ def export_programs(objective: Objective, to: str, out: Path) -> dict[str, Takes
     if to == "onnx":
         need_onnx()
     files: dict[str, Takes] = {}
-    for name, (shape, kind) in wanted.items():
-        with asked_here(objective), torch.no_grad():
+    with asked_here(objective), torch.no_grad():
+        for name, (shape, kind) in wanted.items():
             program = traced(Probe(objective, name).eval(), shape, getattr(torch, kind))
-        file = f"{name}.{'pt2' if to == 'torch_export' else 'onnx'}"
-        if to == "torch_export":
-            torch.export.save(program, out / file)
-        else:
-            write_onnx(program, name, out / file)
-        files[file] = (shape, kind)
+            file = f"{name}.{'pt2' if to == 'torch_export' else 'onnx'}"
+            if to == "torch_export":
+                torch.export.save(program, out / file)
+            else:
+                write_onnx(program, name, out / file)
+            files[file] = (shape, kind)
     return files
 
 
 def traced(
     probe: Probe, shape: tuple[int, ...], dtype: torch.dtype
 ) -> torch.export.ExportedProgram:
-    """The program of a probe for any batch, with the tensors that it uses alone."""
+    """The program of a probe for any batch, with the tensors that it uses alone. Raises UserError
+    where it cannot be followed.
+    """
     rows = torch.zeros(BATCH, *shape, dtype=dtype, device=device_of(probe))
     size = torch.export.Dim("n", min=1)
-    program = torch.export.export(probe, (rows,), dynamic_shapes={"rows": {0: size}})
+    try:
+        program = torch.export.export(probe, (rows,), dynamic_shapes={"rows": {0: size}})
+    except Exception as e:  # of many kinds, long
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(
+            f"{probe.objective.spec.title()}'s probe {probe.name} cannot be made a program "
+            f"({reason[:200]}): export to another library, or to safetensors."
+        ) from e
     program.example_inputs = None  # they would stand in the file as a pickle
-    signature = program.graph_signature
-    used = {*signature.inputs_to_parameters.values(), *signature.inputs_to_buffers.values()}
-    for name in [name for name in program.state_dict if name not in used]:
-        del program.state_dict[name]
+    return pruned(program)
+
+
+def pruned(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without the tensors that nothing in it reads: of the other tower."""
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    specs = program.graph_signature.input_specs
+    idle = [
+        (node, spec)
+        for node, spec in zip(nodes, specs, strict=True)
+        if spec.target in program.state_dict and not node.users
+    ]
+    for node, spec in idle:
+        program.graph.erase_node(node)
+        specs.remove(spec)
+        del program.state_dict[spec.target]
+    program.graph_module.recompile()
     return program
 
 
