@@ -136,10 +136,11 @@ def add_page(
     about = json.loads(redact(json.dumps(run_folder.read(opened.folder))))
     kept = {key: about[key] for key in ("recipe", "hash", "data", "versions") if key in about}
     beside.write_json(part / "recipe.json", {**kept, "step": opened.step})
-    name, options = beside.model_of(part) if to == "transformers" else ("", "")
+    opens = beside.opens(part, to)
+    name, options = beside.model_of(part) if opens and to == "transformers" else ("", "")
     page = Card(
         title=opened.recipe.objective.title(),
-        to=to,
+        to=to if opens else f"the names of {to}",
         where=where,
         model=name,
         options=options,

@@ -23,6 +23,8 @@ def answers(space):
     if "image" in space:
         return {"image": space["image"], "text": space["text"]}
     output = space["output"]
+    if "colours" in space:
+        return {"colours": space["colours"], "image": output.logits}
     if torch.is_tensor(output):
         return {"image": output}
     if "image_embeds" in output:

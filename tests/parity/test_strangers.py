@@ -130,6 +130,10 @@ def found(tmp_path_factory):
         for to in libraries:
             folders.append(at / f"{name}-{to}")
             write(run, to, folders[-1])
+    run = opened(at / "igpt", "igpt_s")
+    folders.append(at / "igpt-transformers")
+    write(run, "transformers", folders[-1])
+    ours["igpt"] = run.model.palette.tokens(rows(run.recipe, jpegs)).flatten(1)
     plan = {"folders": [*map(str, folders)], "pictures": [*map(str, paths)], "captions": CAPTIONS}
     (at / "plan.json").write_text(json.dumps(plan))
     done = subprocess.run(
@@ -157,6 +161,15 @@ def test_the_same_features(found, name, to):
     if "text" in want and to != "timm":
         text = want["cleaned" if to == "open_clip" else "text"]
         assert least(text, torch.from_numpy(have["text"])) >= 1 - 1e-6
+
+
+def test_an_igpt_sees_the_same_colours(found):
+    """Cut on the card, for the library squashes: then at most half of them are the same. A pixel
+    between two colours of the palette "cube" may fall on either side.
+    """
+    ours, theirs, _ = found
+    same = ours["igpt"].numpy() == theirs["igpt-transformers"]["colours"]
+    assert same.mean() > 0.9
 
 
 def test_another_rule_would_show(found, tmp_path):

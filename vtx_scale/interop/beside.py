@@ -17,7 +17,9 @@ OPEN_CLIP = "open_clip_config.json"
 
 
 def changed(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Rewrite a file of JSON."""
+    """Rewrite a file of JSON; a stranger's name tables may write none."""
+    if not file.is_file():
+        return
     body = json.loads(file.read_text())
     change(body)
     write_json(file, body)
@@ -71,9 +73,17 @@ def add_classes(folder: Path, to: str, names: Sequence[str]) -> None:
         changed(folder / CONFIG, lambda body: body.update(labels))
 
 
+def opens(folder: Path, to: str) -> bool:
+    """Whether a library finds in a folder what it needs to build the model."""
+    needed = {"transformers": CONFIG, "timm": CONFIG, "open_clip": OPEN_CLIP}
+    return to not in needed or (folder / needed[to]).is_file()
+
+
 def model_of(folder: Path) -> tuple[str, str]:
     """The class that opens a folder of transformers, and what it is to be told beside the place."""
-    (name,) = json.loads((folder / CONFIG).read_text())["architectures"]
+    name = str(*json.loads((folder / CONFIG).read_text()).get("architectures", ["AutoModel"]))
+    if not (folder / "model.safetensors").is_file():
+        return name, ""
     with safe_open(str(folder / "model.safetensors"), "pt") as file:
         pooled = any("pooler" in key for key in file.keys())
     plain = name in ("ViTModel", "DeiTModel") and not pooled

@@ -15,6 +15,15 @@ from PIL import Image
 
 pictures = [Image.open("photo.jpg").convert("RGB")]
 """
+MIDDLE = """\
+
+def middle(picture):
+    side, (w, h) = min(picture.size), picture.size
+    left, top = (w - side) // 2, (h - side) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+"""
 CAPTIONS = """\
 captions = ["a photo of a cat", "a photo of a dog"]
 """
@@ -138,10 +147,10 @@ def of_pairs(about: Card) -> str:
 def of_colours(about: Card) -> str:
     """The middle square is cut out first: the library squashes what is none."""
     return (
-        "import torch\nfrom PIL import Image, ImageOps\n"
+        "import torch\nfrom PIL import Image\n"
         f"from transformers import AutoImageProcessor, {about.model}\n\n"
-        f"{PICTURE.splitlines()[2]}\n"
-        "squares = [ImageOps.fit(p, (min(p.size), min(p.size))) for p in pictures]\n"
+        f"{PICTURE.splitlines()[2]}\n{MIDDLE}"
+        "squares = [middle(p) for p in pictures]\n"
         f"model = {about.model}.from_pretrained({about.where!r}).eval()\n"
         f"process = AutoImageProcessor.from_pretrained({about.where!r})\n"
         'colours = process(squares, return_tensors="pt")["input_ids"]\n'
@@ -153,11 +162,11 @@ def of_colours(about: Card) -> str:
 
 def of_codes(about: Card) -> str:
     return (
-        "import numpy as np\nimport torch\nfrom PIL import Image, ImageOps\n"
+        "import numpy as np\nimport torch\nfrom PIL import Image\n"
         f"from transformers import {about.model}\n\n"
-        f"{PICTURE.splitlines()[2]}\n"
+        f"{PICTURE.splitlines()[2]}\n{MIDDLE}"
         "side = 256  # of the squares that it is to see, a multiple of 8\n"
-        "squares = [np.asarray(ImageOps.fit(p, (side, side))) for p in pictures]\n"
+        "squares = [np.asarray(middle(p).resize((side, side))) for p in pictures]\n"
         "pixels = 0.1 + 0.8 * torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2) / 255\n"
         f"model = {about.model}.from_pretrained({about.where!r}).eval()\n"
         "with torch.no_grad():\n"
