@@ -97,6 +97,7 @@ SEGMENTS = "vtx_scale/trainer/segments.py"
 STORAGE = "tests/data_pipeline/test_storage.py"
 CODES = "tests/data_pipeline/test_codes.py"
 READER = "tests/surfaces/test_run_reader.py"
+TYPED = "tests/surfaces/test_typed.py"
 REPORT = "tests/surfaces/test_report.py"
 WATCH = "tests/surfaces/test_watch.py"
 VIDEO = "tests/data_pipeline/test_video.py"
@@ -3590,6 +3591,38 @@ MUTANTS = (
         '"vtx_attempt": "1"',
         (f"{MANIFESTS}::test_the_recipe_goes_into_the_run_folder_and_a_second_one_is_the_next",),
         "A RayJob that is no longer the newest attempt at its run says so and leaves.",
+    ),
+    Mutant(
+        "synonym-not-looked-up",
+        "launch/nearest.py",
+        'template = KEYS.get(name) or KEYS.get(last, "")',
+        'template = ""',
+        (f"{TYPED}::test_a_wrong_line_is_led_home",),
+        "A key of another trainer's is led home.",
+    ),
+    Mutant(
+        "recipe-taken-for-a-value",
+        "launch/typed.py",
+        'return word.lower() in ("true", "false") if flag else not is_recipe(word)',
+        "return not is_recipe(word)",
+        (f"{TYPED}::test_an_option_without_a_value_leaves_the_next_word_alone",),
+        "A flag of another trainer's does not swallow the word behind it.",
+    ),
+    Mutant(
+        "dashes-blame-the-neighbour",
+        "launch/cli.py",
+        "        typed.check(line)\n",
+        "        pass\n",
+        (f"{TYPED}::test_a_wrong_line_is_led_home",),
+        "An option that is none is answered itself, not the word beside it.",
+    ),
+    Mutant(
+        "cells-are-markup",
+        "launch/tables.py",
+        "markup=False, emoji=False",
+        "emoji=False",
+        (f"{TYPED}::test_what_stands_in_a_table_is_no_markup",),
+        "Captions and [extras] are printed as they are.",
     ),
 )
 
