@@ -97,6 +97,7 @@ SEGMENTS = "vtx_scale/trainer/segments.py"
 STORAGE = "tests/data_pipeline/test_storage.py"
 CODES = "tests/data_pipeline/test_codes.py"
 READER = "tests/surfaces/test_run_reader.py"
+BANNER = "tests/surfaces/test_banner.py"
 TYPED = "tests/surfaces/test_typed.py"
 REPORT = "tests/surfaces/test_report.py"
 WATCH = "tests/surfaces/test_watch.py"
@@ -3623,6 +3624,38 @@ MUTANTS = (
         "emoji=False",
         (f"{TYPED}::test_what_stands_in_a_table_is_no_markup",),
         "Captions and [extras] are printed as they are.",
+    ),
+    Mutant(
+        "epochs-short-of-a-step",
+        "launch/banner.py",
+        "return max(1, math.ceil(epochs * samples / batch - 1e-9))",
+        "return max(1, int(epochs * samples / batch))",
+        (f"{BANNER}::test_epochs_become_steps_and_the_same_run",),
+        "Every sample is seen as often as epochs say.",
+    ),
+    Mutant(
+        "epochs-in-the-run-folder",
+        "launch/datasets.py",
+        "return replace(run, steps=steps, epochs=None)",
+        "return replace(run, steps=steps)",
+        (f"{BANNER}::test_epochs_become_steps_and_the_same_run",),
+        "A run of epochs is the run of their steps.",
+    ),
+    Mutant(
+        "batch-beyond-the-data-unsaid",
+        "launch/banner.py",
+        "if batch > samples:",
+        "if batch > 100 * samples:",
+        (f"{BANNER}::test_numbers_that_do_not_go_together_are_said_in_a_line_each",),
+        "A batch of several epochs is said.",
+    ),
+    Mutant(
+        "signs-without-an-end",
+        "launch/signs.py",
+        "if self.first is not None and PHASES.step > self.first:",
+        "if self.first is not None and PHASES.step < self.first:",
+        (f"{BANNER}::test_signs_of_life_come_until_the_first_step",),
+        "Signs of life end with the first step.",
     ),
 )
 
