@@ -27,9 +27,10 @@ from vtx_scale.specs.run import System
 from vtx_scale.trainer.goodput import attempt_name
 from vtx_scale.trainer.goodput import ended as ended_at
 from vtx_scale.trainer.leave import requests
-from vtx_scale.trainer.output import Ledger, say, silent
+from vtx_scale.trainer.output import Ledger, append_text, say, send, silent
 
 LOOK = 0.2  # seconds between two looks at the ranks
+AT_ONCE = 1.0  # seconds that a bucket may take for what happened
 STACKS = 60.0  # seconds for all machines to tell what their ranks are doing
 
 
@@ -124,7 +125,10 @@ class Driver:
         if ended.bad is not None and not ended.lost:
             self.faults.add(ended.bad.name, ended.why)
         ledger.write(kind="restart", reason=ended.why, step=now, time=time.time())
-        say(f"{ended.why}: starting again from {start_of(now)}")
+        line = f"{ended.why}: starting again from {start_of(now)}"
+        say(line)
+        append_text(self.folder, line)
+        send(AT_ONCE)  # who looks on is told before the ranks are there again
 
     def forget(self, held: Held) -> None:
         """Let a lost machine go; one that may be there still is not tried again at once."""

@@ -27,7 +27,7 @@ from vtx_scale.launch.warm import Warm
 from vtx_scale.trainer.goodput import attempt_name
 from vtx_scale.trainer.goodput import ended as ended_at
 from vtx_scale.trainer.leave import requests
-from vtx_scale.trainer.output import Ledger
+from vtx_scale.trainer.output import Ledger, append_text
 
 
 def launch(
@@ -79,7 +79,9 @@ def launch(
                 return 1
             why = "the ranks hang" if code == HUNG else f"a worker ended with {reason(code)}"
             Ledger(folder).write(kind="restart", reason=why, step=now, time=time.time())
-            say(f"{why}: starting again from {start_of(now)}")
+            line = f"{why}: starting again from {start_of(now)}"
+            say(line)
+            append_text(folder, line)
 
 
 def once(node: Node, number: int, world: int, watcher: Watcher, watch: Watch) -> int:

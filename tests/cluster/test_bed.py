@@ -2,6 +2,7 @@
 it that has this package installed and no checkout, watched, stopped and gone on with.
 """
 
+import re
 import urllib.error
 from types import SimpleNamespace
 
@@ -93,6 +94,23 @@ def readme(cluster, run) -> list[str]:
     return [f"{first}; {line}" for line in rest]
 
 
+def assert_as_documented(outputs: list[str], url: str) -> None:
+    """Each line of docs/cluster.md's session stands in its command's output, in that order; numbers
+    may be others.
+    """
+    text = (ROOT / "docs" / "cluster.md").read_text().partition("```console\n")[2]
+    _, *parts = re.split(r"^\$ .*\n", text.partition("```")[0], flags=re.M)
+    assert len(parts) == len(outputs)
+    for part, output in zip(parts, outputs, strict=True):
+        at = 0
+        for line in part.replace("s3://bucket", url).splitlines():
+            if line != "...":
+                words = (re.sub(r"\d+", r"\\d+", re.escape(word)) for word in line.split())
+                found = re.compile(" +".join(words)).search(output, at)
+                assert found, (line, output)
+                at = found.end()
+
+
 def test_from_submission_to_report_a_machine_lost_between_them(cluster):
     """README's commands, in its order, and the bits of a run that nothing happened to."""
     run, more = f"{cluster.url}/clip", (f"steps={STEPS}",)
@@ -132,8 +150,7 @@ def test_from_submission_to_report_a_machine_lost_between_them(cluster):
     assert f"resumed at step {at} of {STEPS}" in followed.stdout + followed.stderr
     assert typed(report).returncode == 0
     shown = {submitted: log.read_text(), supervise: above.read_text(), **shown}
-    for command, output in shown.items():
-        print("$", command.partition("; vtx")[2], output, sep="\n")
+    assert_as_documented(list(shown.values()), cluster.url)
     train_on_ranks(cluster.at / "clip", 2, "fsdp", f"data.shards={cluster.toy}", *KEYS, *more)
     assert_same(run, cluster.at / "clip")
 
