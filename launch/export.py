@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from vtx_scale.launch.reading import reading_of
 from vtx_scale.launch.redact import redact
 from vtx_scale.launch.run_reader import RunReader
 from vtx_scale.specs.run import Run
+from vtx_scale.trainer.output import say
 
 # the type of the numbers that are written; None: as they were trained
 WRITTEN = {
@@ -104,10 +104,7 @@ def class_names(run: Run) -> list[str]:
         names = listed(shards) if shards else None
         if names is not None and len(names) == max(counts) == len(set(names)):
             return names
-    print(
-        f"vtx: no classes.txt with {max(counts)} names beside the shards: classes have numbers",
-        file=sys.stderr,
-    )
+    say(f"vtx: no classes.txt with {max(counts)} names beside the shards: classes have numbers")
     return []
 
 
