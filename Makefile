@@ -38,16 +38,16 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not services"
 
-# What needs more than an installation has: DeepSpeed, fairscale, an S3 server and PyAV, which come
-# from the extras, and jpegtran (apt-get install libjpeg-turbo-progs), without which its tests are
+# What needs more than an installation has: DeepSpeed, fairscale, an S3 server, PyAV and onnxruntime,
+# which come from the extras, and jpegtran (apt-get install libjpeg-turbo-progs), without which its tests are
 # skipped.
 # Under twelve minutes.
 test-services: $(SERVICES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m services
 
 $(SERVICES): $(STAMP)
-	@echo "Installing DeepSpeed, fairscale, SeaweedFS, PyAV and pyarrow into $(VENV)/, once"
-	$(PIP) -q -e '.[deepspeed,fairscale,parquet,services,video]'
+	@echo "Installing DeepSpeed, fairscale, SeaweedFS, PyAV, pyarrow and onnxruntime into $(VENV)/, once"
+	$(PIP) -q -e '.[deepspeed,fairscale,onnx,parquet,services,video]'
 	@touch $@
 
 # The long forms: hours. One of them: make test-full T="tests/promises -k every_step"

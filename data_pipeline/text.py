@@ -111,11 +111,9 @@ def byte_letters() -> dict[str, int]:
     return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-def of_merges(path: Path) -> Tokenizer:
-    """CLIP's vocabulary: 256 bytes, 256 bytes that end a word, 48,894 merges, start, end.
-
-    Departs from open_clip's tokenizer in one thing: a caption that spells the name of the start or
-    end token gets ordinary tokens, so that it cannot end itself early.
+def merges_engine(path: Path) -> tuple[Any, list[str], str]:
+    """A `tokenizers.Tokenizer` that gives the ids of cleaned text, without a frame; the names of
+    all ids; the text of the file. Raises UserError for what is no merges file.
     """
     from tokenizers import Regex, pre_tokenizers
     from tokenizers import Tokenizer as Engine
@@ -144,7 +142,17 @@ def of_merges(path: Path) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    return engine, names, text.decode()
 
+
+def of_merges(path: Path) -> Tokenizer:
+    """CLIP's vocabulary: 256 bytes, 256 bytes that end a word, 48,894 merges, start, end.
+
+    Departs from open_clip's tokenizer in one thing: a caption that spells the name of the start or
+    end token gets ordinary tokens, so that it cannot end itself early.
+    """
+    engine, names, text = merges_engine(path)
+    letters = byte_letters()
     rougher = with_dropout(engine)
     assert rougher is not None
 
@@ -158,7 +166,7 @@ def of_merges(path: Path) -> Tokenizer:
         len(names),
         len(names) - 2,
         len(names) - 1,
-        hashlib.sha256(text).hexdigest()[:16],
+        hashlib.sha256(text.encode()).hexdigest()[:16],
         lambda t: engine.encode(clean(t), add_special_tokens=False).ids,
         words,
         lambda t, share, generator: rougher(clean(t), share, generator),

@@ -27,6 +27,7 @@ def check(run: Run) -> None:
         "system.timeout": run.system.timeout,
         "system.replicas": run.system.replicas,
         "checkpoint.fault_rate": run.checkpoint.fault_rate,
+        "epochs": run.epochs if run.epochs is not None else 1,
     }
     for key, value in positive.items():
         if value <= 0:

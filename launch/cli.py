@@ -6,11 +6,14 @@ import errno
 import importlib
 import io
 import os
+import platform
 import sys
 import traceback
+from importlib import metadata
 from typing import NoReturn
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch import typed
 from vtx_scale.trainer.output import code_of, open_missing_descriptors, say, sentence, why
 
 COMMANDS = (
@@ -37,13 +40,25 @@ TRAINING = (
     "worker",
     "demo",
 )  # what they print is no result: to be read by nobody is no end
+# what a line looks like that has the word which is missing
+EXAMPLES = {
+    "recipe": ", as in '{} clip_vit_b32 --smoke' ('vtx show recipes' lists them)",
+    "WHAT": ", as in '{} recipes'",
+    "RUN": ", as in '{} runs/first'",
+}
+VERSION = ("version", "-V", "--version")
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence and leaves with 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].upper()}{message[1:]}: '{self.prog} --help' shows how.")
+        message = typed.no_choice(message).replace(", key=value", "")  # which may be left out
+        hint = EXAMPLES.get(message.rpartition(": ")[2].split(",")[0], "")
+        raise UserError(
+            f"{message[0].upper()}{message[1:]}{hint.format(self.prog)}: "
+            f"'{self.prog} --help' shows how."
+        )
 
 
 def parser() -> Parser:
@@ -54,6 +69,7 @@ def parser() -> Parser:
         "75 asked to leave and saved, 130 ended at once, 1 anything else",
     )
     top.add_argument("--debug", action="store_true", help="show the traceback behind an error")
+    top.add_argument("--version", action="store_true", help="print what is installed, and end")
     commands = top.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=Parser
     )
@@ -74,6 +90,9 @@ def parser() -> Parser:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Options, key=value and names in any order."""
     top = parser()
+    line = typed.line_of(top, argv)
+    if "-h" not in line.rest and "--help" not in line.rest:
+        typed.check(line)
     args, rest = top.parse_known_args(argv)
     keys = [x for x in rest if not x.startswith("-")]
     if isinstance(getattr(args, "names", None), list):  # in others a word of its own
@@ -87,10 +106,41 @@ def parse(argv: list[str]) -> argparse.Namespace:
         )
     if hasattr(args, "keys"):
         args.keys = [*args.keys, *keys]
-        odd = [x for x in args.keys if "=" not in x]
-        if odd:
-            raise UserError(f"{odd[0]!r} is not key=value: 'vtx show keys' lists the keys.")
+        odd = next((i for i, x in enumerate(args.keys) if "=" not in x), None)
+        if odd is not None:
+            raise UserError(typed.no_equals(args.keys[odd:], typed.recipe_in(line)))
     return args
+
+
+def answer(argv: list[str]) -> bool:
+    """Whether it was a question for help or for the version, which is answered then.
+
+    Raises UserError for a word that is no command, and, behind the help, where none is given.
+    """
+    words = [word for word in argv if word != "--debug"]
+    if words and words[0] in VERSION:
+        print(versions())
+        return True
+    asked = words[:1] == ["help"]
+    line = typed.line_of(parser(), words[asked:])
+    if not asked and (line.rest or not line.commands):
+        return False
+    line.parser.print_help()
+    if not asked:
+        sys.stdout.flush()
+        raise UserError(f"Give a command: '{line.parser.prog} --help' lists them.")
+    return True
+
+
+def versions() -> str:
+    """What is installed, on one line."""
+    found = {}
+    for name in ("vtx-scale", "torch", "ray"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    own = found.pop("vtx-scale", "not installed")
+    beside = [f"Python {platform.python_version()}", *(f"{k} {v}" for k, v in found.items())]
+    return f"vtx-scale {own} ({', '.join(beside)})"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,6 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     command = ""
     caught: Exception | None = None
     try:
+        if answer(arguments):
+            return 0
         args = parse(arguments)
         command, args.words = args.command, arguments
         return int(args.run(args) or 0)

@@ -13,6 +13,7 @@ from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.shards import Shards
 from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.data_pipeline.weights import shares
+from vtx_scale.launch.banner import steps_of
 from vtx_scale.launch.opened import coding as coding_at
 from vtx_scale.launch.opened import opened
 from vtx_scale.launch.override import recipe_hash
@@ -91,6 +92,14 @@ def training_data(run: Run, say: Callable[[str], None] = silent) -> DataSet:
     data = open_data(run, True, say)
     assert data is not None
     return data
+
+
+def resolve_epochs(run: Run, say: Callable[[str], None] = silent) -> Run:
+    """A run of so many steps in place of epochs, as many as its training samples need."""
+    if run.epochs is None:
+        return run
+    steps = steps_of(run.epochs, training_data(run, say).n, run.global_batch)
+    return replace(run, steps=steps, epochs=None)
 
 
 def coding(run: Run, data: DataSet | None) -> Coding | None:

@@ -20,6 +20,7 @@ from vtx_scale.launch.pretrained import held
 from vtx_scale.launch.restore import read_common
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.specs import walk
+from vtx_scale.specs.foreign.compare import lines
 from vtx_scale.specs.objective import ObjectiveSpec, Pretrained
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.base import Base
@@ -60,17 +61,20 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     path = place_at(source)
     if not path.exists():
         raise UserError(f"init.from={source}: there is no such file or folder.")
-    here = (path / "run.json").exists()
+    here, label, new_heads = (
+        (path / "run.json").exists(),
+        f"init.from={source}",
+        run.init.head == "new",
+    )
     state = (
         stored(path, strategy, say)
         if here
-        else import_weights(weights_at(path, f"init.from={source}"), run.objective)
+        else import_weights(weights_at(path, label), run.objective, label, not new_heads)
     )
     resized = resize_positions(state, run.objective)
     if resized is not state and strategy.all.rank == 0:
-        say(f"init.from={source}: its position embeddings are resized to the recipe's resolution")
+        say(f"{label}: its position embeddings are resized to the recipe's resolution")
     elsewhere = tuple(f"{part.part}." for part in run.objective.pretrained)
-    new_heads = run.init.head == "new"
     if new_heads and not any(rule.group == "head" for rule in strategy.rules.values()):
         raise UserError(
             f"init.head=new: {run.objective.title()} has no head that could start anew, "
@@ -80,11 +84,12 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     def wanted(name: str) -> bool:
         return not (name.startswith(elsewhere) or (new_heads and is_head(strategy, name)))
 
-    if here and strategy.all.rank == 0:
-        for line in differences(path, run):
-            say(f"init.from={source}: {line}")
-    refuse_rest(resized, strategy, wanted, f"init.from={source}")
-    fill(strategy, resized, lambda name: (name, f"teacher.{name}"), wanted, f"init.from={source}")
+    if strategy.all.rank == 0:
+        there = lines(weights_at(path, label), run.objective, not new_heads) if not here else []
+        for line in differences(path, run) if here else there:
+            say(f"{label}: {line}")
+    refuse_rest(resized, strategy, wanted, label)
+    fill(strategy, resized, lambda name: (name, f"teacher.{name}"), wanted, label)
 
 
 def weights_at(path: AnyPath, source: str) -> Path:
@@ -130,7 +135,7 @@ def refuse_rest(
     state: dict[str, Tensor], strategy: Base, wanted: Callable[[str], bool], source: str
 ) -> None:
     """Raises UserError where a part that the recipe has holds more there:
-    blocks that would be left out in silence.
+    blocks that would be left out in silence, or a norm before them.
     """
     here = {s.key.partition("/")[2] for s in strategy.slices()}
     lists = {m[1] for name in here if (m := LIST.match(name))}
@@ -141,6 +146,11 @@ def refuse_rest(
             raise UserError(
                 f"{source}: it has {name}, which the recipe's network has not: "
                 "make the recipe as deep."
+            )
+        if name.endswith("norm_pre.weight") and here.isdisjoint(both) and wanted(name):
+            raise UserError(
+                f"{source}: it has {name}, a norm before the blocks, which the recipe's network "
+                "has not: set its pre_norm=true."
             )
         layer = name.removesuffix("bias") + "weight"
         if name.endswith(".bias") and name not in here and layer in here and wanted(name):
@@ -168,7 +178,8 @@ def load_part(
         raise UserError(f"objective.{part.source}={source}: there is no such file or folder.")
     there = held(path, objective, part)
     if there is None:
-        state = import_network(weights_at(path, source), getattr(objective, part.part))
+        network, at = getattr(objective, part.part), f"objective.{part.part}."
+        state = import_network(weights_at(path, source), network, source, at)
     elif (path / "run.json").exists():
         state = stored(path, strategy, say)
     else:

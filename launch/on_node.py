@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtx_scale.launch import inputs, override, recipes, run_folder
+from vtx_scale.launch.datasets import resolve_epochs
 from vtx_scale.launch.hangs import Beat
 from vtx_scale.launch.node import WORDS, Node, Round, keeps_warm
 from vtx_scale.launch.outside import held
@@ -84,7 +85,7 @@ def start(payload: dict[str, Any], folder: Path) -> NodeRanks:
     recipes.let_import(payload["paths"])
     place = place_at(payload["folder"])
     run = inputs.here(override.from_dict(payload["recipe"]), place)
-    resolved = replace(resolve_data(run, folder=place), system=run.system)
+    resolved = replace(resolve_epochs(resolve_data(run, folder=place)), system=run.system)
     body = {
         "recipe": override.to_dict(held(resolved, place, run_folder.outside_of(place))),
         "folder": payload["folder"],

@@ -4,7 +4,6 @@ Standard library only.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -16,10 +15,15 @@ from typing import Any, Literal, Union, get_args, get_origin
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.weights import named_weights, shares
 from vtx_scale.launch.checks import check
+from vtx_scale.launch.nearest import no_key, part_of, value_of
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import DECODE, Guard, Run
 from vtx_scale.specs.spec import Spec
 from vtx_scale.specs.walk import hints, shown
+
+
+class NoField(UserError):
+    """A key that is none; `override` says what could be meant."""
 
 
 def parse(key: str, text: str, kind: Any) -> Any:
@@ -38,7 +42,8 @@ def parse(key: str, text: str, kind: Any) -> Any:
         return parse(key, text, next(plain, args[0]))
     if origin is Literal:
         if text not in args:
-            raise UserError(f"{key}: {text!r} is none of {', '.join(args)}.")
+            near = value_of(key, text, kind)
+            raise UserError(f"{key}: {text!r} is none of {', '.join(args)}{near}.")
         return text
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
@@ -48,7 +53,8 @@ def parse(key: str, text: str, kind: Any) -> Any:
         try:
             value = kind(text.replace("_", ""))
         except ValueError:
-            raise UserError(f"{key}: {text!r} is not {kind.__name__}.") from None
+            near = value_of(key, text, kind)
+            raise UserError(f"{key}: {text!r} is not {kind.__name__}{near}.") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}: {text!r} is not a finite number.")
         return value
@@ -69,9 +75,7 @@ def set_key(spec: Any, path: list[str], text: str, whole: str) -> Any:
     kinds = hints(spec)
     head = path[0]
     if head not in kinds:
-        near = difflib.get_close_matches(head, kinds, 1)
-        nearest = f"; nearest: {near[0]}" if near else f"; it has {', '.join(kinds)}"
-        raise UserError(f"{whole}: {spec.title()} has no {head!r}{nearest}.")
+        raise NoField(f"{whole}: {spec.title()} has no {head!r}.")
     name = next(f.name for f in fields(spec) if shown(f.name) == head)
     now = getattr(spec, name)
     if len(path) > 1:
@@ -85,11 +89,12 @@ def set_key(spec: Any, path: list[str], text: str, whole: str) -> Any:
             changed = (*now[:k], set_key(now[k], path[2:], text, whole), *now[k + 1 :])
             return replace(spec, **{name: changed})
         if not is_dataclass(now):
-            raise UserError(f"{whole}: {head} has no fields.")
+            raise NoField(f"{whole}: {head} has no fields.")
         return replace(spec, **{name: set_key(now, path[1:], text, whole)})
     if is_dataclass(now) or (isinstance(now, tuple) and now and is_dataclass(now[0])):
         raise UserError(
-            f"{whole} is a whole part of the recipe: set its fields, or name another recipe."
+            f"{whole} is a whole part of the recipe: set its fields{part_of(whole, text)} or name "
+            "another recipe."
         )
     if get_origin(kinds[head]) is tuple and any(is_dataclass(a) for a in get_args(kinds[head])):
         raise UserError(f"{whole} is a whole part of the recipe: name another recipe.")
@@ -99,6 +104,12 @@ def set_key(spec: Any, path: list[str], text: str, whole: str) -> Any:
 
 def override(run: Run, changes: Iterable[str]) -> Run:
     """Apply `key=value` strings. Raises UserError for a wrong key, type or value."""
+    changes = list(changes)
+    given = {change.partition("=")[0] for change in changes}
+    if {"steps", "epochs"} <= given:
+        raise UserError("steps and epochs say the same: give one of them.")
+    if "steps" in given:  # in place of a recipe's epochs
+        run = replace(run, epochs=None)
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
@@ -106,7 +117,10 @@ def override(run: Run, changes: Iterable[str]) -> Run:
         if key == WEIGHTS:
             run = with_weights(run, text)
         else:
-            run = set_key(run, key.split("."), text, key)
+            try:
+                run = set_key(run, key.split("."), text, key)
+            except NoField:
+                raise UserError(no_key(run, key, text)) from None
     check(run)
     return run
 

@@ -11,6 +11,8 @@ from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch import override
 from vtx_scale.launch.build import build_objective, reader_of
 from vtx_scale.launch.commands import run_of
+from vtx_scale.launch.datasets import resolve_epochs
+from vtx_scale.launch.resolve import resolve_shards
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.objectives.base import Objective
 from vtx_scale.planner.hardware import SOURCES, Assumed, gpu_of
@@ -50,7 +52,7 @@ def recipe_of(args: argparse.Namespace) -> Run:
         raise UserError(
             f"system.world={recipe.system.world}: --gpus {args.gpus} says how many; leave it out."
         )
-    return recipe
+    return recipe if recipe.epochs is None else resolve_epochs(resolve_shards(recipe))
 
 
 def planner_of(recipe: Run, gpus: int, gpu: str, assumed: Assumed | None = None) -> Planner:

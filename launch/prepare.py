@@ -4,6 +4,7 @@ run.json is written.
 No torch.
 """
 
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 
@@ -25,18 +26,21 @@ from vtx_scale.launch.datasets import (
 from vtx_scale.launch.decided import read
 from vtx_scale.launch.outside import TOKENIZER, Entry, copy_of, held
 from vtx_scale.launch.paths import checkpoints_of
-from vtx_scale.launch.places import place_at
+from vtx_scale.launch.places import place_at, shards_at
 from vtx_scale.specs.network import networks_of
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
 
 
-def refuse(run: Run, folder: AnyPath, world: int) -> DataSet:
+def refuse(
+    run: Run, folder: AnyPath, world: int, before: Callable[[], None] = lambda: None
+) -> DataSet:
     """The training samples of a run that can be.
 
     Raises UserError for one that cannot; nothing has been written then.
 
-    run: resolved, so that a teacher's run or a palette's file has said what it knows.
+    run: resolved, so that a teacher's run or a palette's file has said what it knows. before: is
+    called when nothing stands against it as far as that is known without its samples.
     """
     checks.check(run)
     checks.check_strategy(run, world)
@@ -61,6 +65,9 @@ def refuse(run: Run, folder: AnyPath, world: int) -> DataSet:
         from vtx_scale.launch.build import check_cuts
 
         check_cuts(run, axis, say)
+    for shards in [s.shards for s in run.data.sources] or [run.data.shards]:
+        shards_at(shards)
+    before()
     data = training_data(run, say)
     for sentence in thin_sources(run, data):
         say(sentence)

@@ -11,6 +11,7 @@ palette's file becomes its colours.
 import os
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
@@ -23,7 +24,8 @@ from vtx_scale.launch.places import place_at
 from vtx_scale.launch.pretrained import LEFT_OPEN, held, spec_at, wanted
 from vtx_scale.launch.run_folder import outside_of, recipe_of
 from vtx_scale.launch.toy_data import toy_run, toy_shards
-from vtx_scale.specs.objective import Pretrained
+from vtx_scale.specs.foreign.compare import DECIDED, applied, refuse, target
+from vtx_scale.specs.objective import ObjectiveSpec, Pretrained
 from vtx_scale.specs.palette import read_palette
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import silent
@@ -36,7 +38,8 @@ def resolve_data(run: Run, say: Say = silent, folder: AnyPath | None = None) -> 
     run = resolve_tokenizer(absolute(run), folder)
     for part in run.objective.pretrained:
         run = resolve_pretrained(run, part, say, folder)
-    return absolute(resolve_shards(resolve_palette(resolve_start(run, say)), say))
+    run = resolve_foreign(resolve_start(run, say), say, folder)
+    return absolute(resolve_shards(resolve_palette(run), say))
 
 
 def resolve_tokenizer(run: Run, folder: AnyPath | None) -> Run:
@@ -72,6 +75,46 @@ def resolve_start(run: Run, say: Say) -> Run:
     if kind != "smoke" or not recipe:
         return run
     return replace(run, init=replace(run.init, from_=str(toy_run(recipe, say))))
+
+
+def resolve_foreign(run: Run, say: Say, begun: AnyPath | None) -> Run:
+    """What no shape shows of foreign weights, such as heads and activations, is what the config
+    beside `init.from` says. A run that has begun keeps it where the weights are gone.
+
+    Raises UserError for a config that cannot be read, and for one of weights that no field of the
+    recipe makes the same.
+    """
+    source = run.init.from_
+    path = place_at(source) if source else None
+    if not isinstance(path, Path) or (path / "run.json").is_file():
+        return run
+    started = begun is not None and (begun / "run.json").exists()
+    if begun is not None and started and not path.exists():
+        before = recipe_of(begun)
+        same = before.init.from_ == absolute_path(source)
+        return replace(run, objective=as_begun(run.objective, before.objective)) if same else run
+    kept, label = run.init.head == "kept", f"init.from={source}"
+    objective, lines = applied(path, run.objective, kept)
+    spec, at = target(objective)
+    if spec is not None and not started:
+        refuse(path, spec, label, at, kept)
+        for line in lines:
+            say(f"{label}: {line}")
+    return replace(run, objective=objective)
+
+
+def as_begun(objective: ObjectiveSpec, before: ObjectiveSpec) -> ObjectiveSpec:
+    """An objective with what a config beside weights had decided when its run began."""
+    if type(before) is not type(objective):
+        return objective
+    changes: dict[str, object] = {}
+    for name, network in objective.networks().items():
+        there = before.networks().get(name)
+        same = {f: getattr(there, f) for f in DECIDED if hasattr(there, f) and hasattr(network, f)}
+        changes[name] = replace(network, **same)
+    if "pixels" in {f.name for f in fields(objective)}:
+        changes["pixels"] = before.pixels
+    return replace(objective, **changes)
 
 
 def resolve_pretrained(run: Run, part: Pretrained, say: Say, begun: AnyPath | None) -> Run:

@@ -22,12 +22,13 @@ from vtx_scale.checkpoints.format import steps
 from vtx_scale.checkpoints.lease import Lease
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath, storage_of
+from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.data_pipeline.publish import machine
 from vtx_scale.launch import decided, outside, override, recipes
 from vtx_scale.launch.amendments import check_fork
 from vtx_scale.launch.outside import Entry, Outside
 from vtx_scale.launch.paths import absolute, checkpoints_of, lease_of
-from vtx_scale.launch.places import cache_folder
+from vtx_scale.launch.places import cache_folder, place_at
 from vtx_scale.specs import walk
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import Ledger, say
@@ -169,14 +170,25 @@ def versions() -> dict[str, str]:
     return out
 
 
+def named(word: str) -> AnyPath | None:
+    """The run folder that a word means in place of a recipe, by itself or by its run.json; None of
+    a recipe, and where no run is.
+    """
+    if SCHEME.match(word) and (not word.startswith("s3://") or ".py" in word):
+        return None
+    place = place_at(word.removesuffix("/run.json") if word != "run.json" else ".")
+    there = (place / "run.json").is_file()
+    return place if there and word not in [name for name, _ in recipes.named()] else None
+
+
 def read(folder: AnyPath) -> dict[str, Any]:
     """run.json. Raises UserError where the folder is no run folder."""
     try:
         body = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} is no run folder (no run.json in it): give the folder of 'vtx train --run'."
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        above = [at for at in Path(str(folder)).parents if (at / "run.json").is_file()]
+        hint = f"give {above[0]}" if above else "give the folder of 'vtx train --run'"
+        raise UserError(f"{folder} is no run folder (no run.json in it): {hint}.") from None
     except ValueError:
         raise UserError(
             f"{folder}/run.json is not JSON: restore it, or train in another folder."

@@ -2,18 +2,17 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.cluster.policy import admitted
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.paths import SCHEME, local_path
+from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch import decided, override, recipes, run_folder
 from vtx_scale.launch.amendments import plan
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.paths import checkpoints_of
-from vtx_scale.launch.places import place_at
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.planner.stored import stored_counts
 from vtx_scale.specs import walk
@@ -22,10 +21,10 @@ from vtx_scale.specs.run import Run
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.recipe.endswith(".py"):
+    if args.recipe.endswith(".py") and not (args.keys or args.smoke):
         return show_file(args)
-    if is_run(args.recipe):
-        return show_folder(args)
+    if (folder := run_folder.named(args.recipe)) is not None:
+        return show_folder(args, folder)
     if args.recipe in LISTS:
         rows = LISTS[args.recipe]()
         if args.json:
@@ -66,21 +65,8 @@ def admitted_worlds(run: Run) -> list[int]:
     return admitted(*system.worlds, system.unit)
 
 
-def is_run(name: str) -> bool:
-    """Whether it is a run folder, and no recipe."""
-    if SCHEME.match(name):
-        return (
-            name.startswith("s3://")
-            and ".py" not in name
-            and (place_at(name) / "run.json").is_file()
-        )
-    here = (Path(name) / "run.json").is_file()
-    return here and name not in [recipe for recipe, _ in recipes.named()]
-
-
-def show_folder(args: argparse.Namespace) -> int:
+def show_folder(args: argparse.Namespace, folder: AnyPath) -> int:
     """The recipe of a run folder, and what was decided in it."""
-    folder = place_at(args.recipe)
     if args.keys or args.smoke:
         raise UserError(f"{folder} is a run: key=value and --smoke are of a recipe.")
     spec, made = run_folder.recipe_of(folder), decided.read(folder)

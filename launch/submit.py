@@ -16,6 +16,8 @@ from vtx_scale.cluster.ray_settings import settings
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import on_node, override, recipes, run_folder
+from vtx_scale.launch.banner import Banner
+from vtx_scale.launch.datasets import resolve_epochs
 from vtx_scale.launch.paths import absolute
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
@@ -69,10 +71,12 @@ def prepared(
     try:
         with requests.at_once():
             plain = absolute(run)  # every machine resolves it: toy data is made on each
-            run = resolve_data(run, say, folder)
-            data = refuse(run, folder, run.system.least)
+            run, banner = resolve_epochs(resolve_data(run, say, folder), say), Banner("", say)
+            data = refuse(run, folder, run.system.least, lambda: banner.recipe(run))
+            banner.data(run, data.n)
             lease = run_folder.acquire_lease(folder, silent=silent)
             prepare_folder(run, folder, data)
+            banner.keep(folder)
         requests.stop_file = stop_file(folder)
         return on_ray(plain, folder, address, patience, debug, lease)
     except GaveUp as e:

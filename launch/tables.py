@@ -23,8 +23,9 @@ def print_table(rows: list[dict[str, Any]], columns: list[str] | None = None) ->
         table.add_column(c, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row[c]) for c in columns))
-    # a pipe has no width to wrap at
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+    # a pipe has no width to wrap at; what stands in a cell, [extras] or a caption, is no markup
+    width = None if sys.stdout.isatty() else 10_000
+    Console(width=width, markup=False, emoji=False).print(table)
 
 
 def cell(value: Any) -> str:

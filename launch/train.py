@@ -14,47 +14,65 @@ from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.signals import INTERRUPTION
 from vtx_scale.distributed.phases import PHASES
 from vtx_scale.launch import opened, override, recipes, run_folder
+from vtx_scale.launch.banner import Banner
+from vtx_scale.launch.datasets import resolve_epochs
 from vtx_scale.launch.local import launch
 from vtx_scale.launch.node import keeps_warm
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
+from vtx_scale.launch.signs import Signs
 from vtx_scale.launch.warm import Warm
 from vtx_scale.specs.run import Run, System
 from vtx_scale.trainer.leave import Leave, requests
-from vtx_scale.trainer.output import guarded_stderr, say, send_rest
+from vtx_scale.trainer.output import guarded_stderr, say, send_rest, silent
 
 
-def train(run: Run, folder: AnyPath, fork: bool = False, debug: bool = False) -> int:
+def train(
+    run: Run, folder: AnyPath, fork: bool = False, debug: bool = False, name: str = ""
+) -> int:
     """Train until the end, or go on with the run that is in the folder; the exit code.
+
+    name: of the recipe, for people.
 
     Raises UserError for wrong input that is seen before a rank starts.
     """
-    with guarded_stderr(), requests.listen():
+    words = say if os.environ.get("RANK", "0") == "0" else silent
+    with guarded_stderr(), requests.listen(), contextlib.closing(Signs(words)) as signs:
         try:
-            return prepared(run, folder.resolve(), fork, debug)
+            return prepared(run, folder.resolve(), fork, debug, Banner(name, words), signs)
         except Leave:
             say("vtx: asked to leave before the first step: run the same command again.")
             return 75
 
 
-def prepared(run: Run, folder: AnyPath, fork: bool, debug: bool) -> int:
+def prepared(
+    run: Run, folder: AnyPath, fork: bool, debug: bool, banner: Banner, signs: Signs
+) -> int:
     """Prepare the folder, then train."""
     opened.forget()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return in_this_process(run, folder, fork, debug, None)
+        banner.recipe(run)
+        return in_this_process(run, folder, fork, debug, None, signs)
+    signs.doing = "opening the data"
     lease = warm = None
     try:
         with PHASES.within("start.load"), requests.at_once():
             run = resolve_data(run, say, folder)
+            if run.epochs is not None:
+                banner.recipe(run)
+                run = resolve_epochs(run, say)
             world = world_of(run.system)
             if world > 1 and keeps_warm(run.system.spare):
                 with INTERRUPTION.held():
                     warm = Warm()  # it imports while the data is looked at
-            data = refuse(run, folder, world)
+            data = refuse(run, folder, world, lambda: banner.recipe(run))
+            banner.data(run, data.n)
             lease = run_folder.acquire_lease(folder)
             run = prepare_folder(run, folder, data, fork)
+            banner.keep(folder)
         if world == 1:
-            return in_this_process(run, folder, False, debug, lease)
+            return in_this_process(run, folder, False, debug, lease, signs)
+        signs.close()  # the first rank has its own
         return in_processes(run, folder, world, debug, lease.epoch, warm)
     finally:
         if warm is not None:
@@ -65,12 +83,19 @@ def prepared(run: Run, folder: AnyPath, fork: bool, debug: bool) -> int:
 
 
 def in_this_process(
-    run: Run, folder: AnyPath, fork: bool, debug: bool, lease: run_folder.Held | None
+    run: Run,
+    folder: AnyPath,
+    fork: bool,
+    debug: bool,
+    lease: run_folder.Held | None,
+    signs: Signs,
 ) -> int:
     """This process is a rank; lease: None where another launcher started it."""
+    signs.doing = "importing torch"
     # torch: a launcher of many ranks and a refusal do without
     from vtx_scale.launch.worker import begin_loaders, work
 
+    signs.close()  # a thread of its own, which no fork may meet
     with contextlib.nullcontext() if lease is None else lease.lease.without_thread():
         begin_loaders(run)
     epoch = 0 if lease is None else lease.epoch

@@ -44,10 +44,12 @@ from vtx_scale.launch import (
     torchrun,
 )
 from vtx_scale.launch.amendments import Plan
+from vtx_scale.launch.banner import Banner
 from vtx_scale.launch.beats import BEGAN, Heart
 from vtx_scale.launch.build import build_objective, train_batches
-from vtx_scale.launch.datasets import training_data
+from vtx_scale.launch.datasets import resolve_epochs, training_data
 from vtx_scale.launch.decided import Decision
+from vtx_scale.launch.estimate import system_line
 from vtx_scale.launch.evaluate import each
 from vtx_scale.launch.initial import load_initial
 from vtx_scale.launch.outside import check_weights, held
@@ -70,6 +72,7 @@ from vtx_scale.launch.restore import overdue, restore
 from vtx_scale.launch.retention import stays
 from vtx_scale.launch.room import check_room
 from vtx_scale.launch.sharing import let_go, share_opened
+from vtx_scale.launch.signs import Signs, of_batch
 from vtx_scale.launch.snapshots import snapshots_of
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
@@ -88,6 +91,7 @@ from vtx_scale.trainer.optim import optimizer_of
 from vtx_scale.trainer.output import (
     PLACE,
     Ledger,
+    append_text,
     code_of,
     guarded_stderr,
     open_missing_descriptors,
@@ -180,7 +184,7 @@ def train(run: Run, folder: AnyPath, fork: bool, prepare: bool, epoch: int) -> i
         torchrun.watch(run.system.timeout)
     rank, world = rank_and_world()
     control = Control(folder, rank, run.system.skip_limit)
-    lease = shared = None
+    lease = shared = signs = None
     try:
         with control.at_once():
             device = device_of(run.system)
@@ -190,12 +194,21 @@ def train(run: Run, folder: AnyPath, fork: bool, prepare: bool, epoch: int) -> i
                     run, lease, epoch = join(run, folder, fork, rank, world)
                 shared = share_opened(run, device) if world > 1 else None
             run_folder.send_while_held(folder, epoch)
-        while (code := attempt(run, folder, device, world, control, epoch)) is None:
+        if rank == 0:
+            tell = partial(tell_people, folder)
+            with (
+                control.at_once()
+            ):  # the objective runs on the meta device, for as long as it takes
+                tell(system_line(run, device, world))
+            signs = Signs(tell)
+        while (code := attempt(run, folder, device, world, control, epoch, signs)) is None:
             requests.unsaved = lambda: False  # what was computed is abandoned, and let go
             control.skipped = 0
             gc.collect()
         return code
     finally:
+        if signs is not None:
+            signs.close()
         if shared is not None:
             let_go(shared)
         if lease is not None:
@@ -203,15 +216,27 @@ def train(run: Run, folder: AnyPath, fork: bool, prepare: bool, epoch: int) -> i
         leave_process_group(well=sys.exc_info()[0] is None)
 
 
+def tell_people(folder: AnyPath, line: str) -> None:
+    """A line of rank 0, before there is a `Log`."""
+    say(line)
+    append_text(folder, line)
+
+
 def attempt(
-    run: Run, folder: AnyPath, device: torch.device, world: int, control: Control, epoch: int
+    run: Run,
+    folder: AnyPath,
+    device: torch.device,
+    world: int,
+    control: Control,
+    epoch: int,
+    signs: Signs | None,
 ) -> int | None:
     """From the newest checkpoint on; the exit code, None where it was decided to go back."""
     with PHASES.within("start.load"), control.at_once():
         parts = assemble(run, folder, device, world, control)
         parts.epoch = epoch
         restored = restore_or_initialise(parts)
-    code = fit(parts, restored)
+    code = fit(parts, restored, signs)
     parts.strategy.close()  # not after an error: it waits for the device, and a peer may be gone
     return code
 
@@ -226,8 +251,11 @@ def join(
     with contextlib.ExitStack() as taken:  # whatever ends this gives the lease back
         if rank == 0:
             try:
-                run = resolve_data(run, say, folder)
+                banner = Banner("", say)
+                banner.lines.append("")  # its first line was said before torch was imported
+                run = resolve_epochs(resolve_data(run, say, folder), say)
                 data = refuse(run, folder, world)
+                banner.data(run, data.n)
                 lease = taken.enter_context(run_folder.acquire_lease(folder))
                 prepare_folder(run, folder, data, fork)
             except (UserError, OSError) as e:
@@ -244,7 +272,7 @@ def join(
             raise UserError(sentence(fault)) from fault
         if fault is not None:
             raise fault
-        resolved = replace(resolve_data(run, folder=folder), system=run.system)
+        resolved = replace(resolve_epochs(resolve_data(run, folder=folder)), system=run.system)
         run = held(resolved, folder, run_folder.outside_of(folder))
         taken.pop_all()
     return run, lease, epoch
@@ -426,7 +454,7 @@ def roll_back(parts: Parts, log: Log) -> None:
         raise Elsewhere(3 if often else 1)
 
 
-def fit(parts: Parts, restored: bool) -> int | None:
+def fit(parts: Parts, restored: bool, signs: Signs | None = None) -> int | None:
     """The loop and what surrounds it; 0 where it came to the end,
     75 where it was asked to leave, None where it goes back.
     """
@@ -446,6 +474,8 @@ def fit(parts: Parts, restored: bool) -> int | None:
             parts.batches, start=progress.step, stop=run.steps, workers=workers, device=device
         )
         trainer = trainer_of(parts, loader, log)
+        if progress.step < run.steps:
+            of_batch(signs, progress.step)
     how = "left"
     try:
         with PHASES.within("start.load"), parts.control.at_once():

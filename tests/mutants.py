@@ -72,6 +72,7 @@ AMENDMENTS = "tests/promises/test_p2_amendments.py"
 DATA = "tests/promises/test_p1_data.py"
 STEP = "tests/promises/test_p2_step.py"
 DROPS = "tests/vtx_scale/test_drops.py"
+FOREIGN = "tests/parity/test_foreign.py"
 EVALUATORS = "tests/vtx_scale/test_evaluators.py"
 DALLE = "tests/vtx_scale/test_dalle.py"
 TRAINER = "tests/vtx_scale/test_trainer.py"
@@ -96,6 +97,8 @@ SEGMENTS = "vtx_scale/trainer/segments.py"
 STORAGE = "tests/data_pipeline/test_storage.py"
 CODES = "tests/data_pipeline/test_codes.py"
 READER = "tests/surfaces/test_run_reader.py"
+BANNER = "tests/surfaces/test_banner.py"
+TYPED = "tests/surfaces/test_typed.py"
 REPORT = "tests/surfaces/test_report.py"
 WATCH = "tests/surfaces/test_watch.py"
 VIDEO = "tests/data_pipeline/test_video.py"
@@ -1943,14 +1946,76 @@ MUTANTS = (
         "vtx_scale/interop/clip.py",
         """        "mean": MEAN,
         "std": STD,
-        "interpolation": "bicubic",
-        "resize_mode""",
+        "interpolation": "bicubic" if""",
         """        "mean": STD,
         "std": MEAN,
-        "interpolation": "bicubic",
-        "resize_mode""",
+        "interpolation": "bicubic" if""",
         ("tests/parity/test_clip.py::test_pixels_are_said_to_be_the_librarys[open_clip]",),
         "open_clip prepares pixels as the run did.",
+    ),
+    Mutant(
+        "siglip-is-cut-by-timm",
+        "vtx_scale/interop/vit.py",
+        '"crop_mode": "squash" if squash else "center"',
+        '"crop_mode": "center"',
+        ("tests/parity/test_strangers.py::test_the_same_features[siglip-timm]",),
+        "timm looks at pictures as the run did: SigLIP's are squashed.",
+    ),
+    Mutant(
+        "exported-captions-filled-otherwise",
+        "vtx_scale/interop/tokens.py",
+        "    fill = words.end if form.canonical else 0\n",
+        "    fill = words.end\n",
+        ("tests/parity/test_exported_tokenizer.py::test_by_tokenizers_alone[bytes]",),
+        "An exported tokenizer gives the ids that the run reads.",
+    ),
+    Mutant(
+        "exported-specials-can-be-spelled",
+        "vtx_scale/interop/tokens.py",
+        '"split_special_tokens": True',
+        '"split_special_tokens": False',
+        ("tests/parity/test_exported_tokenizer.py::test_the_ids_are_ours[bytes-clip]",),
+        "A caption that spells the end token does not end itself, in an export neither.",
+    ),
+    Mutant(
+        "a-program-holds-a-pickle",
+        "vtx_scale/interop/programs.py",
+        "    program.example_inputs = None",
+        "    program.example_inputs = ((rows,), {})",
+        ("tests/parity/test_programs.py::test_torch_export[clip_vit_b32]",),
+        "No pickle is in a program.",
+    ),
+    Mutant(
+        "a-program-holds-both-towers",
+        "vtx_scale/interop/programs.py",
+        "    return pruned(program)",
+        "    return program",
+        ("tests/parity/test_programs.py::test_its_page_and_what_it_does_not_use",),
+        "A program has the tensors that it uses alone.",
+    ),
+    Mutant(
+        "pushed-in-public",
+        "launch/hub.py",
+        "private=True",
+        "private=False",
+        ("tests/parity/test_push.py::test_every_file_arrives",),
+        "A repository that an export makes is private.",
+    ),
+    Mutant(
+        "pushed-by-nobody",
+        "launch/export.py",
+        "        check_hub(args.push)",
+        "        pass",
+        ("tests/parity/test_push.py::test_nobody_logged_in_is_refused_first",),
+        "Who is not logged in is told before anything is written.",
+    ),
+    Mutant(
+        "timm-classes-are-numbers",
+        "vtx_scale/interop/beside.py",
+        "body.update(label_names=list(names))",
+        "body.update(label_names=[str(k) for k in range(len(names))])",
+        ("tests/parity/test_strangers.py::test_classes_have_their_names[timm]",),
+        "Classes keep their names in an export.",
     ),
     Mutant(
         "timm-statistics-exchanged",
@@ -1987,6 +2052,65 @@ MUTANTS = (
         "not name",
         ("tests/vtx_scale/test_weight_files.py::test_an_index_names_no_file_elsewhere",),
         "Weights are read from the folder that was named, and from no other.",
+    ),
+    Mutant(
+        "foreign-config-not-compared",
+        "vtx_scale/specs/foreign/compare.py",
+        "if not hasattr(owner, last) or (have := getattr(owner, last)) == want:",
+        "if hasattr(owner, last) and (have := getattr(owner, last)) != 0:",
+        (f"{FOREIGN}::test_what_a_config_decides_is_set",),
+        "What a config beside foreign weights decides is set in the recipe's stead.",
+    ),
+    Mutant(
+        "foreign-config-not-refused",
+        "vtx_scale/specs/foreign/compare.py",
+        "    for clause in found.refused:",
+        "    for clause in found.refused[:0]:",
+        (
+            f"{FOREIGN}::test_what_cannot_be_is_refused",
+            f"{FOREIGN}::test_a_blur_pool_and_a_grid_of_equal_count_show_in_the_config_alone",
+        ),
+        "Foreign weights that compute otherwise are refused, field by field.",
+    ),
+    Mutant(
+        "foreign-end-of-text-anywhere",
+        "vtx_scale/specs/foreign/transformers.py",
+        "    if end in (2, last):",
+        "    if end >= 0:",
+        (f"{FOREIGN}::test_what_cannot_be_is_refused",),
+        "A CLIP whose texts end at another id than the largest is refused.",
+    ),
+    Mutant(
+        "foreign-assumptions-in-silence",
+        "vtx_scale/specs/foreign/compare.py",
+        "    if beside.body is None:\n        told.append(",
+        "    if beside.body is None:\n        str(",
+        (f"{FOREIGN}::test_what_is_assumed_without_a_config_is_said",),
+        "Without a config one line says what was assumed.",
+    ),
+    Mutant(
+        "foreign-prefix-kept",
+        "vtx_scale/interop/files.py",
+        "    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}",
+        "    return {name.removesuffix(prefix): tensor for name, tensor in state.items()}",
+        (f"{FOREIGN}::test_prefixes_of_wrappers_are_named_and_left_out",),
+        "Prefixes of wrappers are left out.",
+    ),
+    Mutant(
+        "timm-heads-mistaken",
+        "vtx_scale/specs/foreign/timm_names.py",
+        '    "xsmall": 4,',
+        '    "xsmall": 6,',
+        ("tests/parity/test_foreign_fields.py::test_timms_architectures_are_what_their_names_say",),
+        "timm's names of architectures mean here what they mean there.",
+    ),
+    Mutant(
+        "group-norm-taken-for-batch-norm",
+        "vtx_scale/interop/resnet.py",
+        '        if ours and f"{norm}.running_mean" not in state:',
+        '        if ours and f"{norm}.weight" not in state:',
+        (f"{FOREIGN}::test_a_plain_resnet_is_taken_and_a_group_norm_shows_without_a_config",),
+        "A ResNet of other norms is refused, with a config and without.",
     ),
     # --- P1: the same samples
     Mutant(
@@ -3468,6 +3592,70 @@ MUTANTS = (
         '"vtx_attempt": "1"',
         (f"{MANIFESTS}::test_the_recipe_goes_into_the_run_folder_and_a_second_one_is_the_next",),
         "A RayJob that is no longer the newest attempt at its run says so and leaves.",
+    ),
+    Mutant(
+        "synonym-not-looked-up",
+        "launch/nearest.py",
+        'template = KEYS.get(name) or KEYS.get(last, "")',
+        'template = ""',
+        (f"{TYPED}::test_a_wrong_line_is_led_home",),
+        "A key of another trainer's is led home.",
+    ),
+    Mutant(
+        "recipe-taken-for-a-value",
+        "launch/typed.py",
+        'return word.lower() in ("true", "false") if flag else not is_recipe(word)',
+        "return not is_recipe(word)",
+        (f"{TYPED}::test_an_option_without_a_value_leaves_the_next_word_alone",),
+        "A flag of another trainer's does not swallow the word behind it.",
+    ),
+    Mutant(
+        "dashes-blame-the-neighbour",
+        "launch/cli.py",
+        "        typed.check(line)\n",
+        "        pass\n",
+        (f"{TYPED}::test_a_wrong_line_is_led_home",),
+        "An option that is none is answered itself, not the word beside it.",
+    ),
+    Mutant(
+        "cells-are-markup",
+        "launch/tables.py",
+        "markup=False, emoji=False",
+        "emoji=False",
+        (f"{TYPED}::test_what_stands_in_a_table_is_no_markup",),
+        "Captions and [extras] are printed as they are.",
+    ),
+    Mutant(
+        "epochs-short-of-a-step",
+        "launch/banner.py",
+        "return max(1, math.ceil(epochs * samples / batch - 1e-9))",
+        "return max(1, int(epochs * samples / batch))",
+        (f"{BANNER}::test_epochs_become_steps_and_the_same_run",),
+        "Every sample is seen as often as epochs say.",
+    ),
+    Mutant(
+        "epochs-in-the-run-folder",
+        "launch/datasets.py",
+        "return replace(run, steps=steps, epochs=None)",
+        "return replace(run, steps=steps)",
+        (f"{BANNER}::test_epochs_become_steps_and_the_same_run",),
+        "A run of epochs is the run of their steps.",
+    ),
+    Mutant(
+        "batch-beyond-the-data-unsaid",
+        "launch/banner.py",
+        "if batch > samples:",
+        "if batch > 100 * samples:",
+        (f"{BANNER}::test_numbers_that_do_not_go_together_are_said_in_a_line_each",),
+        "A batch of several epochs is said.",
+    ),
+    Mutant(
+        "signs-without-an-end",
+        "launch/signs.py",
+        "if self.first is not None and PHASES.step > self.first:",
+        "if self.first is not None and PHASES.step < self.first:",
+        (f"{BANNER}::test_signs_of_life_come_until_the_first_step",),
+        "Signs of life end with the first step.",
     ),
 )
 

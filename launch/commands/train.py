@@ -25,4 +25,5 @@ def run(args: argparse.Namespace) -> int:
     checks.refuse_required(recipe, args.recipe)
     from vtx_scale.launch.train import train
 
-    return train(recipe, folder, fork=args.fork, debug=args.debug)
+    name = f"{args.recipe} --smoke" if args.smoke else args.recipe
+    return train(recipe, folder, fork=args.fork, debug=args.debug, name=name)

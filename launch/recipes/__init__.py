@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -83,6 +84,31 @@ def functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[[], Run]]]:
                 yield name, value
 
 
+def only_function(path: Path) -> str:
+    """The one recipe of a stranger's file that names no function, as `path.py:function`.
+
+    Raises UserError where there are several or none, naming them.
+    """
+    module = module_of(path)
+    found = [
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+        and not name.endswith("_smoke")
+        and name != "published"
+        and not inspect.signature(value).parameters
+        and inspect.signature(value).return_annotation in (Run, "Run", inspect.Signature.empty)
+    ]
+    if len(found) == 1:
+        return f"{path}:{found[0]}"
+    listed = f", one of {', '.join(f'{path}:{name}' for name in found)}" if found else ""
+    raise UserError(
+        f"{path} is a file: give {path}:FUNCTION{listed}; 'vtx show {path}' lists them."
+    )
+
+
 def from_file(path: Path, function: str) -> Callable[[], Run]:
     """A stranger's recipe. Raises UserError where there is none."""
     module = module_of(path)
@@ -98,7 +124,10 @@ def from_file(path: Path, function: str) -> Callable[[], Run]:
             for n, v in vars(module).items()
             if callable(v) and getattr(v, "__module__", "") == path.stem
         ]
-        raise UserError(f"{path} has no function {function!r}; it has {', '.join(have) or 'none'}.")
+        near = difflib.get_close_matches(plain, have, 1)
+        hint = f": did you mean {path}:{near[0]}?" if near else "."
+        listed = ", ".join(have) or "none"
+        raise UserError(f"{path} has no function {function!r}; it has {listed}{hint}")
     return recipe
 
 
@@ -121,24 +150,49 @@ def find(recipe: str, smoke: bool = False, also: Iterable[str] = ()) -> Run:
 
     Raises UserError, naming the nearest recipe. also: other words that could have been meant.
     """
+    if recipe.endswith(".py"):
+        recipe = only_function(Path(recipe))
     path, colon, function = recipe.rpartition(":")
     if colon and path.endswith(".py"):
         return call_recipe(
             from_file(Path(path), f"{function}_smoke" if smoke else function), recipe
-        )
-    if recipe.endswith(".py"):
-        raise UserError(
-            f"{recipe} is a file: give {recipe}:FUNCTION; 'vtx show {recipe}' lists them."
         )
     have = dict(named())
     wanted = f"{recipe}_smoke" if smoke else recipe
     if wanted not in have:
         if recipe in have:
             raise UserError(f"{recipe} has no smoke size: run it without --smoke.")
-        near = difflib.get_close_matches(recipe, [*names(), *also], 1)
-        hint = f"did you mean {near[0]}?" if near else "'vtx show recipes' lists them."
+        near = nearest(recipe, also)
+        hint = f"did you mean {' or '.join(near)}?" if near else "'vtx show recipes' lists them."
         raise UserError(f"There is no recipe {recipe!r}: {hint}")
     return have[wanted]()
+
+
+# how others write sizes and patches: vit_base_patch16_224, ViT-B/16, dinov2_vits14
+SPELT = (
+    (r"_?(base|small|large|huge|giant)\b", lambda m: f"_{m[1][0]}"),
+    (r"_?(base|small|large|huge|giant)_", lambda m: f"_{m[1][0]}_"),
+    (r"_?tiny_", lambda m: "_ti_"),
+    (r"_patch(\d+)", lambda m: m[1]),
+    (r"_(224|in1k|in21k|quickgelu|openai).*", lambda m: ""),
+    (r"_([a-z]{1,2})_(\d+)", lambda m: f"_{m[1]}{m[2]}"),
+    (r"\bvit([bslh])(\d+)", lambda m: f"vit_{m[1]}{m[2]}"),
+)
+
+
+def nearest(word: str, also: Iterable[str] = ()) -> list[str]:
+    """Up to three recipes that could be meant by a word, or one of other words."""
+    have = [*names(), *also]
+    if near := difflib.get_close_matches(word, have, 1, 0.8):
+        return near
+    ours = re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")
+    for pattern, to in SPELT:
+        ours = re.sub(pattern, to, ours).replace("__", "_").strip("_")
+    inside = [name for name in have if ours in name] if len(ours) > 2 else []
+    begins = [name for name in inside if name.startswith(ours)]
+    return [*begins, *(n for n in inside if n not in begins)][:3] or difflib.get_close_matches(
+        ours, have, 1
+    )
 
 
 def summary(function: Callable[[], Run]) -> str:

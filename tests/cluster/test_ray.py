@@ -133,6 +133,10 @@ def test_the_curve_and_every_tensor_are_those_of_the_undisturbed_run(story):
 
 def test_the_terminal_shows_the_run_and_not_ray(story):
     known = (
+        "Clip, ",
+        "256 samples: ",
+        "2 ranks on cpu",
+        "reading the first batch",
         "making toy shards",
         "index ",
         "starting",

@@ -2,16 +2,26 @@
 absent or broken.
 
 open_clip and timm import torchvision at their top, though their models do without. While they are
-imported it is a package of empty classes; transformers comes first and keeps its own, true answer.
+imported it is a package of empty classes, but for the five transforms that prepare pictures;
+transformers comes first and keeps its own, true answer.
 """
 
 import sys
-from enum import Enum
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 import transformers
+
+from tests.parity.transforms import (
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    Resize,
+    ToTensor,
+    to_tensor,
+)
 
 NAMES = (
     "torchvision",
@@ -21,26 +31,19 @@ NAMES = (
     "torchvision.ops",
     "torchvision.ops.misc",
 )
-Modes = Enum(
-    "Modes",
-    {
-        x.upper(): x
-        for x in ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
-    },
-)
 
 
 class Empty(ModuleType):
-    """Every name in it is an empty class."""
+    """Every name in it is an empty class, which takes anything."""
 
     __path__: list[str] = []
     __version__ = "0"
-    InterpolationMode = Modes
+    InterpolationMode = InterpolationMode
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return type(name, (), {"__init__": lambda self, *args, **keys: None})
 
 
 def works() -> bool:
@@ -56,6 +59,10 @@ def works() -> bool:
 transformers.utils.is_torchvision_available()  # remembered from here on
 transformers.logging.set_verbosity_error()
 stand_ins = {} if works() else {name: Empty(name) for name in NAMES}
+if stand_ins:
+    for transform in (Compose, Resize, CenterCrop, ToTensor, Normalize):
+        setattr(stand_ins["torchvision.transforms"], transform.__name__, transform)
+    stand_ins["torchvision.transforms.functional"].to_tensor = to_tensor
 for name, module in stand_ins.items():
     module.__spec__ = ModuleSpec(name, None, is_package=True)
     parent, _, leaf = name.rpartition(".")

@@ -62,6 +62,7 @@ LAZY = {
     "vtx_scale/__init__.py": "`import vtx_scale` is light: its door is opened when it is used",
     "launch/train.py": "a launcher of many ranks, and a refusal, do without torch",
     "launch/prepare.py": "what a stranger wrote, ranks share, or an evaluator says, needs torch",
+    "launch/hub.py": "huggingface_hub is an extra",
     "launch/places.py": "boto3 is for those who name a bucket",
     "launch/pools.py": "Ray reads its settings when it is imported",
     "launch/submission.py": "Ray reads its settings when it is imported; a job needs no torch",

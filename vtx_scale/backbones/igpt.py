@@ -74,7 +74,7 @@ class PixelGPT(nn.Module):
         if hidden_BN is not None:
             x = x.masked_fill(hidden_BN[..., None], 0)
         if self.start is not None:
-            x = torch.cat([self.start.expand(len(x), -1, -1).to(x.dtype), x[:, :-1]], dim=1)
+            x = torch.cat([self.start.expand(x.shape[0], -1, -1).to(x.dtype), x[:, :-1]], dim=1)
         placed: Tensor = x + self.positions
         return placed
 

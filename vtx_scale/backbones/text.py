@@ -36,7 +36,7 @@ class Text(nn.Module):
         for block in self.blocks:
             x = block(x)
         end = tokens_BT.argmax(1)
-        pooled: Tensor = self.norm(x[torch.arange(len(x), device=x.device), end])
+        pooled: Tensor = self.norm(x[torch.arange(x.shape[0], device=x.device), end])
         return pooled
 
 

@@ -50,7 +50,7 @@ class MapHead(nn.Module):
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         q = self.q(self.probe).unflatten(2, (-1, self.head_width)).transpose(1, 2)
-        q = q.expand(len(x_BNC), -1, -1, -1)
+        q = q.expand(x_BNC.shape[0], -1, -1, -1)
         k, v = self.kv(x_BNC).unflatten(2, (2, -1, self.head_width)).permute(2, 0, 3, 1, 4)
         y = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
         out: Tensor = y + self.mlp(self.norm(y))
@@ -126,7 +126,7 @@ class ViT(nn.Module):
         """
         grid = math.isqrt(x.shape[1])
         front = [
-            t.expand(len(x), -1, -1).to(x.dtype)
+            t.expand(x.shape[0], -1, -1).to(x.dtype)
             for t in (self.cls_token, self.dist_token)
             if t is not None
         ]

@@ -1,6 +1,7 @@
 """Weights to and from transformers, open_clip, timm and torchvision.
 
-Reading order: rename, files, resnet, clip, vit, siglip, igpt, dvae, dalle, weights.
+Reading order: rename, files, tokens, resnet, clip, vit, siglip, igpt, dvae, dalle, weights,
+programs, beside, card.
 
     export(objective, "transformers", Path("out"))   a folder that the other library opens with
                                                      its own code
@@ -8,9 +9,9 @@ Reading order: rename, files, resnet, clip, vit, siglip, igpt, dvae, dalle, weig
                                                      `init.from` takes them
 
 Weights travel as safetensors; a pickle is never read. Shapes are checked when a recipe takes
-weights; what shapes do not show (heads, activation, eps) is the recipe's to say. Tokenizers are not
-written: transformers finds CLIP's under "openai/clip-vit-base-patch32", open_clip carries it, and a
-tokenizer of one's own is the file one gave.
+weights; what shapes do not show (heads, activation, eps) is checked by the config that lies beside
+them (`vtx_scale.specs.foreign`). `vtx export` puts the tokenizer, the names of classes, the recipe
+and a page beside the weights (beside, card), and writes probes as programs (programs).
 """
 
 from vtx_scale.interop.clip import export_clip, import_clip

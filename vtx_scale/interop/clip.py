@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
+from vtx_scale.interop.files import PixelForm, read_foreign, spec_json, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
-from vtx_scale.interop.resnet import COUNT, STAGES, batch_norm, with_counts
+from vtx_scale.interop.resnet import STAGES, batch_norm, with_counts, without_counts
+from vtx_scale.interop.tokens import TextForm
 from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.specs.clip import ClipConfig
 from vtx_scale.specs.resnet import ClipResNetConfig
@@ -118,7 +119,9 @@ CONSTANTS = {
 }
 
 
-def transformers_config(spec: ClipConfig, dtype: torch.dtype) -> dict[str, Any]:
+def transformers_config(
+    spec: ClipConfig, dtype: torch.dtype, bicubic: bool = True
+) -> dict[str, Any]:
     """config.json and preprocessor_config.json.
 
     The end token is the last id, as in all our tokenizers.
@@ -162,7 +165,7 @@ def transformers_config(spec: ClipConfig, dtype: torch.dtype) -> dict[str, Any]:
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "resample": 3,
+        "resample": 3 if bicubic else 2,
         "size": {"shortest_edge": side},
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},
@@ -175,7 +178,7 @@ def transformers_config(spec: ClipConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {"config.json": config, "preprocessor_config.json": pixels}
 
 
-def open_clip_config(spec: ClipConfig) -> dict[str, Any]:
+def open_clip_config(spec: ClipConfig, bicubic: bool = True) -> dict[str, Any]:
     """open_clip_config.json."""
     text = spec.text
 
@@ -228,13 +231,13 @@ def open_clip_config(spec: ClipConfig) -> dict[str, Any]:
         "size": spec.image.resolution,
         "mean": MEAN,
         "std": STD,
-        "interpolation": "bicubic",
+        "interpolation": "bicubic" if bicubic else "bilinear",
         "resize_mode": "shortest",
     }
     return {"open_clip_config.json": {"model_cfg": model, "preprocess_cfg": pixels}}
 
 
-def timm_config(spec: ClipConfig) -> dict[str, Any]:
+def timm_config(spec: ClipConfig, bicubic: bool = True) -> dict[str, Any]:
     """config.json for timm's CLIP ViT at B/32, every size of which is then said anew."""
     image = cast(ViTConfig, spec.image)
     if image.eps != 1e-5:
@@ -262,8 +265,9 @@ def timm_config(spec: ClipConfig) -> dict[str, Any]:
             "pretrained_cfg": {
                 "input_size": side,
                 "fixed_input_size": True,
-                "interpolation": "bicubic",
+                "interpolation": "bicubic" if bicubic else "bilinear",
                 "crop_pct": 1.0,
+                "crop_mode": "center",
                 "mean": MEAN,
                 "std": STD,
                 "num_classes": spec.embed,
@@ -279,12 +283,14 @@ def mlp_ratio(width: int, mlp: int) -> float:
     return mlp / width if int(width * (mlp / width)) == mlp else (mlp + 0.5) / width
 
 
-def export_clip(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
+def export_clip(
+    spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path, bicubic: bool = True
+) -> list[Path]:
     """Write the weights of a CLIP where `to`, another library or "safetensors",
     opens them; the files.
 
-    timm gets the image tower, its projection as the classifier. Raises UserError where the library
-    cannot express the model or `out` is taken.
+    timm gets the image tower, its projection as the classifier. bicubic: how pictures are resized.
+    Raises UserError where the library cannot express the model or `out` is taken.
     """
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(spec)})
@@ -297,7 +303,7 @@ def export_clip(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path) 
             f"{to} has no CLIP with a {spec.image.title()}: export to safetensors instead."
         )
     if spec.image.clip_tower == "resnet":
-        return export_resnet_clip(spec, state, to, out)
+        return export_resnet_clip(spec, state, to, out, bicubic)
     image = cast(ViTConfig, spec.image)
     if (
         image.pool != "tok"
@@ -315,14 +321,14 @@ def export_clip(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path) 
                 "transformers' CLIPModel has no bias for the sigmoid loss: "
                 "export to open_clip instead."
             )
-        texts = transformers_config(spec, state["logit_scale"].dtype)
+        texts = transformers_config(spec, state["logit_scale"].dtype, bicubic)
         return write_folder(out, {"model.safetensors": to_foreign(TRANSFORMERS, state)}, texts)
     if to == "open_clip":
-        texts = open_clip_config(spec)
+        texts = open_clip_config(spec, bicubic)
         return write_folder(
             out, {"open_clip_model.safetensors": to_foreign(OPEN_CLIP, state)}, texts
         )
-    texts = timm_config(spec)
+    texts = timm_config(spec, bicubic)
     tower = to_foreign(
         TIMM, {k: v for k, v in state.items() if k.startswith(("image.", "image_proj"))}
     )
@@ -331,7 +337,7 @@ def export_clip(spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path) 
 
 
 def export_resnet_clip(
-    spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path
+    spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path, bicubic: bool = True
 ) -> list[Path]:
     """The same of one with a ResNet, which open_clip alone has."""
     blocks = len(spec.image.strides)
@@ -346,7 +352,7 @@ def export_resnet_clip(
     return write_folder(
         out,
         {"open_clip_model.safetensors": with_counts(to_foreign(OPEN_CLIP_RESNET, state))},
-        open_clip_config(spec),
+        open_clip_config(spec, bicubic),
     )
 
 
@@ -356,11 +362,7 @@ def import_clip(path: Path) -> dict[str, Tensor]:
 
     Which one it is shows in the names. Raises UserError where it is none of them.
     """
-    state = {
-        k: v
-        for k, v in read_weights(path, FILES).items()
-        if k not in CONSTANTS and not k.endswith(COUNT)
-    }
+    state = {k: v for k, v in without_counts(read_foreign(path)).items() if k not in CONSTANTS}
     if "image.patch.weight" in state or "image.pool.c.weight" in state:
         return state
     if "vision_model.embeddings.patch_embedding.weight" in state:
@@ -376,11 +378,16 @@ def import_clip(path: Path) -> dict[str, Tensor]:
     )
 
 
+def text_form(spec: ClipConfig) -> TextForm:
+    """How captions are given to it."""
+    return TextForm(spec.text.context)
+
+
 def export_network(
     spec: ClipConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm
 ) -> list[Path]:
     """`export_clip` as `vtx_scale.interop.weights` calls it."""
-    return export_clip(spec, state, to, out)
+    return export_clip(spec, state, to, out, pixels.bicubic)
 
 
 def import_network(path: Path, spec: ClipConfig) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
+from vtx_scale.interop.files import PixelForm, read_foreign, spec_json, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign
 from vtx_scale.specs.dvae import CodecConfig
 
@@ -70,10 +70,17 @@ def export_codec(spec: CodecConfig, state: dict[str, Tensor], to: str, out: Path
 
 
 def import_codec(path: Path, spec: CodecConfig) -> dict[str, Tensor]:
-    """Weights under our names: of ours whole, of transformers the encoder."""
-    state = read_weights(path, FILES)
+    """Weights under our names: of ours whole, of transformers the encoder.
+
+    Raises UserError where the spec's residual paths count otherwise than theirs.
+    """
+    state = read_foreign(path)
     if "encoder.input.weight" in state:
         return state
+    if spec.gain is not None:
+        raise UserError(
+            f"{path} counts a residual path 1 / (groups blocks)^2: leave objective.net.gain out."
+        )
     state = {k.removeprefix("image_codebook."): v for k, v in state.items()}
     return from_foreign(table(spec), state)
 

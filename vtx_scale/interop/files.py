@@ -12,13 +12,9 @@ from torch import Tensor
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.data_pipeline.publish import whole_folder
+from vtx_scale.specs.foreign.beside import FILES as FILES
+from vtx_scale.specs.foreign.beside import prefix_of
 
-FILES = (
-    "model.safetensors",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "model.safetensors.index.json",
-)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -91,6 +87,13 @@ def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
         raise UserError(
             f"{path} is no safetensors file ({e}): give one, or export it again."
         ) from None
+
+
+def read_foreign(path: Path) -> dict[str, Tensor]:
+    """As `read_weights`, with what wrappers of a model have put before every name left out."""
+    state = read_weights(path, FILES)
+    prefix = prefix_of(state)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def listed(index: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vtx_scale.backbones.igpt import EPS
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
+from vtx_scale.interop.files import PixelForm, read_foreign, spec_json, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.specs.igpt import IgptConfig
 from vtx_scale.specs.palette import KEY, clusters, read_palette
@@ -127,7 +127,7 @@ def import_igpt(path: Path) -> dict[str, Tensor]:
 
     Raises UserError for biases that are not zero: this network has none.
     """
-    state = read_weights(path, FILES)
+    state = read_foreign(path)
     if "net.embedding.weight" in state:
         return state
     biases = [k for k in state if k.endswith(BIASES)]

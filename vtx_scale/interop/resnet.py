@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.interop.files import FILES, PixelForm, read_weights, write_folder
+from vtx_scale.interop.files import PixelForm, read_foreign, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.objectives.pixels import STATISTICS
 from vtx_scale.specs.resnet import ResNetConfig
@@ -57,6 +57,15 @@ def with_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back of `with_counts`. Raises UserError for norms that are no batch norms."""
+    for name in state:
+        norm = name.removesuffix(".weight")
+        ours = norm != name and norm.rpartition(".")[2].startswith("bn")
+        if ours and f"{norm}.running_mean" not in state:
+            raise UserError(
+                f"The weights have {name} and no {norm}.running_mean: a ResNet here has batch "
+                "norms, give weights of one."
+            )
     return {k: v for k, v in state.items() if not k.endswith(COUNT)}
 
 
@@ -82,6 +91,7 @@ def timm_config(
                 "input_size": side,
                 "interpolation": "bicubic" if bicubic else "bilinear",
                 "crop_pct": centre,
+                "crop_mode": "center",
                 "mean": mean,
                 "std": std,
                 "num_classes": spec.classes,
@@ -125,7 +135,7 @@ def import_resnet(path: Path) -> dict[str, Tensor]:
     """Weights and running statistics under our names,
     from a folder or a safetensors file of timm or torchvision.
     """
-    return from_foreign(TABLE, without_counts(read_weights(path, ("model.safetensors",))))
+    return from_foreign(TABLE, without_counts(read_foreign(path)))
 
 
 def export_network(
@@ -139,5 +149,5 @@ def export_network(
 
 def import_network(path: Path, spec: ResNetConfig) -> dict[str, Tensor]:
     """Of ours, or of timm or torchvision."""
-    state = read_weights(path, FILES)
+    state = read_foreign(path)
     return state if "conv.weight" in state else from_foreign(TABLE, without_counts(state))

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import OPEN_CLIP_BLOCK, TRANSFORMERS_BLOCK
-from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
+from vtx_scale.interop.files import PixelForm, read_foreign, spec_json, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
+from vtx_scale.interop.tokens import TextForm
 from vtx_scale.interop.vit import ACTIVATIONS, SIGLIP, TIMM, export_vit, joined, parted
 from vtx_scale.specs.siglip import SiglipConfig
 
@@ -45,7 +46,9 @@ OPEN_CLIP = [
 ]
 
 
-def transformers_config(spec: SiglipConfig, dtype: torch.dtype) -> dict[str, Any]:
+def transformers_config(
+    spec: SiglipConfig, dtype: torch.dtype, bicubic: bool = True
+) -> dict[str, Any]:
     """config.json and preprocessor_config.json.
 
     End and padding token are the last id, as in all our tokenizers.
@@ -85,7 +88,7 @@ def transformers_config(spec: SiglipConfig, dtype: torch.dtype) -> dict[str, Any
         "image_processor_type": "SiglipImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "resample": 3,
+        "resample": 3 if bicubic else 2,
         "size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -96,12 +99,14 @@ def transformers_config(spec: SiglipConfig, dtype: torch.dtype) -> dict[str, Any
     return {"config.json": config, "preprocessor_config.json": pixels}
 
 
-def export_siglip(spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Path) -> list[Path]:
+def export_siglip(
+    spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Path, bicubic: bool = True
+) -> list[Path]:
     """Write the weights of a SigLIP where `to`, another library or "safetensors",
     opens them; the files.
 
-    timm gets the image tower. Raises UserError where the library cannot express the model or
-    `out` is taken.
+    timm gets the image tower. bicubic: how pictures are resized. Raises UserError where the library
+    cannot express the model or `out` is taken.
     """
     if to == "safetensors":
         return write_folder(out, {"model.safetensors": state}, {"spec.json": spec_json(spec)})
@@ -112,7 +117,7 @@ def export_siglip(spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Pa
     image = spec.image
     if to == "timm":
         tower = {k.removeprefix("image."): v for k, v in state.items() if k.startswith("image.")}
-        return export_vit(image, tower, to, out, HALF, HALF)
+        return export_vit(image, tower, to, out, HALF, HALF, bicubic=bicubic, squash=True)
     if (
         image.pool != "map"
         or image.class_token
@@ -126,7 +131,7 @@ def export_siglip(spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Pa
             "transformers has only SigLIP's own image tower (attention pooling, no class token, "
             "learned positions): export to safetensors instead."
         )
-    texts = transformers_config(spec, state["logit_scale"].dtype)
+    texts = transformers_config(spec, state["logit_scale"].dtype, bicubic)
     return write_folder(out, {"model.safetensors": to_foreign(TRANSFORMERS, joined(state))}, texts)
 
 
@@ -136,12 +141,12 @@ def import_siglip(path: Path) -> dict[str, Tensor]:
 
     Which one it is shows in the names. Raises UserError where it is none of them.
     """
-    state = {k: v for k, v in read_weights(path, FILES).items() if not k.endswith("position_ids")}
+    state = {k: v for k, v in read_foreign(path).items() if not k.endswith("position_ids")}
     if "image.patch.weight" in state:
         return state
     if "vision_model.head.probe" in state:
         return parted(from_foreign(TRANSFORMERS, state))
-    if "visual.trunk.patch_embed.proj.weight" in state:
+    if "visual.trunk.patch_embed.proj.weight" in state and "visual.trunk.head.weight" not in state:
         return from_foreign(OPEN_CLIP, state)
     raise UserError(
         f"{path} holds no SigLIP that is known here (its first tensor is "
@@ -150,11 +155,16 @@ def import_siglip(path: Path) -> dict[str, Tensor]:
     )
 
 
+def text_form(spec: SiglipConfig) -> TextForm:
+    """How captions are given to it."""
+    return TextForm(spec.text.context, canonical=True)
+
+
 def export_network(
     spec: SiglipConfig, state: dict[str, Tensor], to: str, out: Path, pixels: PixelForm
 ) -> list[Path]:
     """`export_siglip` as `vtx_scale.interop.weights` calls it."""
-    return export_siglip(spec, state, to, out)
+    return export_siglip(spec, state, to, out, pixels.bicubic)
 
 
 def import_network(path: Path, spec: SiglipConfig) -> dict[str, Tensor]:

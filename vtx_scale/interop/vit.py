@@ -15,7 +15,7 @@ from torch import Tensor
 from vtx_scale.blocks.position import sincos2d
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.clip import TRANSFORMERS_BLOCK, mlp_ratio
-from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
+from vtx_scale.interop.files import PixelForm, read_foreign, spec_json, write_folder
 from vtx_scale.interop.rename import Line, from_foreign, to_foreign, under
 from vtx_scale.specs.vit import ViTConfig
 
@@ -232,7 +232,7 @@ def transformers_config(spec: ViTConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def timm_config(
-    spec: ViTConfig, mean: Triple, std: Triple, centre: float, bicubic: bool
+    spec: ViTConfig, mean: Triple, std: Triple, centre: float, bicubic: bool, squash: bool = False
 ) -> dict[str, Any]:
     """config.json for timm's ViT whose norms have this eps; all its sizes are said anew."""
     args: dict[str, Any] = {
@@ -265,6 +265,7 @@ def timm_config(
             "fixed_input_size": True,
             "interpolation": "bicubic" if bicubic else "bilinear",
             "crop_pct": centre,
+            "crop_mode": "squash" if squash else "center",
             "mean": mean,
             "std": std,
             "num_classes": spec.classes,
@@ -295,11 +296,13 @@ def export_vit(
     std: Triple,
     centre: float = 1.0,
     bicubic: bool = True,
+    squash: bool = False,
 ) -> list[Path]:
     """Write a ViT's weights, `state` by its own names, where `to`,
     another library or "safetensors", opens them; the files.
 
-    mean, std: of pixels in [0, 1]. centre, bicubic: as `weights.export`. Without a classifier
+    mean, std: of pixels in [0, 1]. centre, bicubic: as `weights.export`; squash: to timm, the whole
+    picture is made a square instead. Without a classifier
     transformers opens it by ViTModel.from_pretrained(out, add_pooling_layer=False), with attention
     pooling by SiglipVisionModel. Raises UserError where the library cannot express the model or
     `out` is taken.
@@ -315,7 +318,9 @@ def export_vit(
         raise UserError(f"{to} has no {lacking}: export to safetensors instead{headless}.")
     state = with_positions(spec, state)
     if to == "timm":
-        texts: dict[str, Any] = {"config.json": timm_config(spec, mean, std, centre, bicubic)}
+        texts: dict[str, Any] = {
+            "config.json": timm_config(spec, mean, std, centre, bicubic, squash)
+        }
         return write_folder(out, {"model.safetensors": to_foreign(TIMM, state)}, texts)
     texts = {
         "config.json": transformers_config(spec, state["patch.weight"].dtype),
@@ -339,7 +344,7 @@ def import_vit(path: Path) -> dict[str, Tensor]:
 
     Which one it is shows in the names. Raises UserError where it is none of them.
     """
-    state = read_weights(path, FILES)
+    state = read_foreign(path)
     if "patch.weight" in state:
         return state
     if "patch_embed.proj.weight" in state:

@@ -14,6 +14,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.interop.files import FILES, PixelForm, read_weights, spec_json, write_folder
 from vtx_scale.objectives.base import Objective
 from vtx_scale.objectives.pixels import STATISTICS
+from vtx_scale.specs.foreign import compare as foreign
 from vtx_scale.specs.network import Backbone, Network, networks_of
 from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.spec import Spec
@@ -91,28 +92,40 @@ def tables(interop: str) -> Tables:
         ) from e
 
 
-def import_weights(path: Path, spec: ObjectiveSpec) -> dict[str, Tensor]:
+def import_weights(
+    path: Path, spec: ObjectiveSpec, label: str = "", kept: bool = True
+) -> dict[str, Tensor]:
     """Weights of exported or foreign files under the names of the objective that `spec` configures.
 
     A network's weights stand at every part of the objective that is this network, a student's and
-    its teacher's; without a known network the names are the files'. Raises UserError where there
-    are no such weights.
+    its teacher's; without a known network the names are the files'. label: what refusals begin
+    with, the path where none is given. kept: whether the classifier comes along. Raises UserError
+    where there are no such weights, or where the config beside them says that they compute
+    otherwise.
     """
+    label = label or str(path)
     if spec.interop:
+        foreign.refuse(path, spec, label)
         ours: dict[str, Tensor] = tables(spec.interop).import_network(path, spec)
         return ours
     network = spec.networks().get("net")
     if network is None or not network.interop:
         # names of its own, which are compared where they are taken
         return read_weights(path, FILES)
-    state = import_network(path, network)
+    state = import_network(path, network, label, "objective.net.", kept)
     return {f"{place}{k}": v for place in spec.places for k, v in state.items()}
 
 
-def import_network(path: Path, network: Network) -> dict[str, Tensor]:
-    """Weights of a network, of exported or foreign files, under its own names. Raises UserError."""
+def import_network(
+    path: Path, network: Network, label: str = "", at: str = "", kept: bool = True
+) -> dict[str, Tensor]:
+    """Weights of a network, of exported or foreign files, under its own names.
+
+    at: the key of the network. Raises UserError as `import_weights`.
+    """
     if not network.interop:
         return read_weights(path, FILES)
+    foreign.refuse(path, network, label or str(path), at, kept)
     state: dict[str, Tensor] = tables(network.interop).import_network(path, network)
     return state
 

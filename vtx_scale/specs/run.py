@@ -578,6 +578,8 @@ class Run(Spec):
     system: System = field(default_factory=System)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: tuple[Evaluation, ...] = ()
+    # in place of `steps`, which it becomes as soon as the samples are counted; not in the hash
+    epochs: float | None = None
 
     def strategy_fault(self, world: int) -> str | None:
         """Why the strategy cannot train this objective by this optimizer on so many ranks, a
