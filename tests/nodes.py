@@ -60,6 +60,7 @@ for where in ("/tmp", "/var/tmp", "/dev/shm", *at["hidden"]):
 for path, there in kept:
     os.makedirs(path, exist_ok=True)  # an environment within a checkout
     mount("-c", "--bind", f"/proc/self/fd/{there}", path, pass_fds=[there])
+    mount("-o", "remount,bind,ro", path)
 os.makedirs(at["home"])
 for target, lines in at["files"].items():
     source = at["home"] + "/" + os.path.basename(target)
