@@ -4,7 +4,13 @@ from importlib.util import find_spec
 
 from vtx_scale.data_pipeline.errors import UserError
 
-EXTRAS = {"ray": "cluster", "boto3": "s3", "deepspeed": "deepspeed", "fairscale": "fairscale"}
+EXTRAS = {
+    "ray": "cluster",
+    "boto3": "s3",
+    "deepspeed": "deepspeed",
+    "fairscale": "fairscale",
+    "huggingface_hub": "hub",
+}
 
 
 def need(package: str, for_this: str) -> None:

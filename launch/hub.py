@@ -1,17 +1,16 @@
 """An exported folder on the Hugging Face Hub, by huggingface_hub."""
 
-import importlib.util
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.launch.extras import need
 
 
 def check_hub(name: str) -> None:
     """Raises UserError where nothing could be pushed: a name that is none, no huggingface_hub, or
     nobody logged in.
     """
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError("--push needs huggingface_hub: pip install 'vtx-scale[hub]'.")
+    need("huggingface_hub", "--push")
     from huggingface_hub import HfApi
     from huggingface_hub.utils._validators import validate_repo_id
 

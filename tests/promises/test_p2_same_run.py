@@ -132,7 +132,9 @@ def killed_run(folder, points, world, strategy):
     )
     assert len(list(marks.iterdir())) == len(points), "a kill did not happen"
     assert done.stderr.count("starting again") >= 1
-    assert "starting again from" in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert "starting again from" in log
+    assert log.count("trained parameters") == 1, "estimated anew in a round behind a fault"
     assert_none_survives(folder)
     assert newest(checkpoints_of(folder))["epoch"] == 1, "one start of the launcher, one lease"
 
