@@ -23,6 +23,7 @@ import numpy as np
 
 from vtx_scale.cluster.job import Ranks, State
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.system import memory
 
 SIOCGIFADDR = 0x8915
 LEAST_FREE = 0.02  # of the memory
@@ -186,11 +187,9 @@ def state_of(ranks: Ranks) -> State:
 
 def unfit(folder: Path) -> str:
     """Why this machine should have no ranks, or ""; files are written in `folder`."""
-    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    memory = {row[0].rstrip(":"): int(row[1]) for row in rows}
-    free, all_of_it = memory["MemAvailable"], memory["MemTotal"]
+    free, all_of_it = memory() or (1, 1)
     if free < LEAST_FREE * all_of_it:
-        return f"has {free >> 10} MB of {all_of_it >> 10} MB of memory left"
+        return f"has {free >> 20} MB of {all_of_it >> 20} MB of memory left"
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             body = os.urandom(WRITTEN)

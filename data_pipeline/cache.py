@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from vtx_scale.data_pipeline.book import BLOCK, Table, cost, each_cost
 from vtx_scale.data_pipeline.publish import HELD
 from vtx_scale.data_pipeline.storage import File
+from vtx_scale.data_pipeline.system import reserve
 from vtx_scale.data_pipeline.users import Users, alive
 
 MARK = ".vtx-cache"  # a folder without this file is not ours: nothing is written or removed there
@@ -298,7 +299,7 @@ class NodeCache:
         done = False
         try:
             try:
-                os.posix_fallocate(fd, 0, length)  # a full disk says so before anything is fetched
+                reserve(fd, length)  # a full disk says so before anything is fetched
             except OSError as e:
                 if e.errno in FULL:
                     self._refused(e, cost(length))

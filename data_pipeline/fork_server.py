@@ -81,7 +81,7 @@ def _serve(listener: int, ends: int, parent: int) -> None:
         die_with_parent(parent)
         gc.freeze()  # nothing of the parent is finalised here
         # a lock on a file would be held here too
-        for fd in map(int, os.listdir("/proc/self/fd")):
+        for fd in map(int, os.listdir("/dev/fd")):
             if fd > 2 and fd not in (listener, ends):
                 with contextlib.suppress(OSError):
                     os.close(fd)
@@ -115,5 +115,5 @@ def settle() -> None:
     if pid is not None:
         with contextlib.suppress(OSError):  # it is nobody's any more
             # its memory goes first, then its workers hear of it, then it can be waited for
-            if not Path(f"/proc/{pid}/cmdline").read_bytes():
+            if not Path(f"/proc/{pid}/cmdline").read_bytes() and hasattr(os, "waitid"):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

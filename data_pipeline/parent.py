@@ -1,5 +1,6 @@
 """What the end of a parent does to its child. Standard library alone."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -8,8 +9,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def signalled(number: int) -> None:
-    """The kernel sends this signal when the thread that started this process ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
+    """The kernel sends this signal when the thread that started this process ends; only Linux's
+    can. Elsewhere a child outlives a parent that was killed.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
 
 
 def die_with_parent(parent: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 # where callers of the first version find them
+from vtx_scale.data_pipeline import system
 from vtx_scale.data_pipeline.lists import braces as braces
 from vtx_scale.data_pipeline.lists import expand as expand
 from vtx_scale.data_pipeline.publish import LOCK, PART, locked, sync, within
@@ -344,7 +345,7 @@ class File:
 
     def forget(self, offset: int, length: int) -> None:
         """Let the next read of this range come from the disk and not from the page cache."""
-        os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+        system.forget(self.fd, offset, length)
 
 
 def short_hash(text: str) -> str:

@@ -12,6 +12,7 @@ from importlib import metadata
 
 import torch
 
+from vtx_scale.data_pipeline.system import memory, processors
 from vtx_scale.launch.tables import print_json, print_table
 
 NEEDED = (
@@ -67,10 +68,13 @@ def run(args: argparse.Namespace) -> int:
     rows.append(
         {"what": "gpus", "value": ", ".join(gpus) or "none: runs use the CPU", "well": True}
     )
-    rows.append({"what": "processors", "value": str(len(os.sched_getaffinity(0))), "well": True})
-    free = memory_gib()
-    rows.append({"what": "memory free", "value": f"{free:.1f} GiB", "well": free > 1})
+    rows.append({"what": "processors", "value": str(processors()), "well": True})
+    if (found := memory()) is not None:
+        free = found[0] / 2**30
+        rows.append({"what": "memory free", "value": f"{free:.1f} GiB", "well": free > 1})
     for label, path in (("disk free here", "."), ("shared memory free", "/dev/shm")):
+        if not os.path.isdir(path):
+            continue
         gib = shutil.disk_usage(path).free / 2**30
         rows.append({"what": label, "value": f"{gib:.1f} GiB", "well": gib > 0.5})
     compiler = shutil.which("g++") or shutil.which("clang++")
@@ -94,12 +98,6 @@ def version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "present" if importlib.util.find_spec(name) else ""
-
-
-def memory_gib() -> float:
-    with open("/proc/meminfo") as f:
-        fields = dict(line.split(":") for line in f)
-    return int(fields["MemAvailable"].split()[0]) / 2**20
 
 
 def meeting() -> dict[str, object]:

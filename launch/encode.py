@@ -1,7 +1,6 @@
 """`vtx data encode`: shards of pictures to shards of the codes that a trained dVAE gives them."""
 
 import argparse
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.loader import Reader
 from vtx_scale.data_pipeline.members import Placed
 from vtx_scale.data_pipeline.paths import SCHEME
+from vtx_scale.data_pipeline.system import processors
 from vtx_scale.data_pipeline.tools.encode import encode
 from vtx_scale.launch.codec import CROP, codec_digest, codec_part, crop_of
 from vtx_scale.launch.commands import run_of
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     keep = tuple(place for place in (recipe.data.caption, recipe.data.label) if place)
     out = storage_at(args.out if SCHEME.match(args.out) else Path(args.out).absolute())
     reader = reader_of(recipe, codec.resolution, args.views)
-    workers = min(recipe.system.workers, len(os.sched_getaffinity(0)))
+    workers = min(recipe.system.workers, processors())
     encoded = encode(index, reader, coder, out, coding, keep, say, workers, args.pool)
     row = {
         "shards": encoded.wrote,

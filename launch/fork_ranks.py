@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from vtx_scale.data_pipeline import fork_server
 from vtx_scale.data_pipeline.parent import die_with_parent, signalled
+from vtx_scale.data_pipeline.system import threads, wake_pipe
 from vtx_scale.distributed.phases import PHASES
 from vtx_scale.trainer.output import open_missing_descriptors
 
@@ -42,7 +43,7 @@ class Server:
         self.ranks: dict[int, str] = {}  # process id -> rank, of those that live
         self.rest = b""
         # a byte for every signal, so that the end of a rank wakes the server
-        self.woken, self.wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.woken, self.wakes = wake_pipe()
 
     def tell(self, **what: Any) -> None:
         """One line to the launcher. Raises OSError where it is gone."""
@@ -114,7 +115,7 @@ class Server:
 def unfit() -> str:
     """Why nothing may be forked from this process, "" where it may."""
     torch = sys.modules.get("torch")
-    if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
+    if max(threading.active_count(), threads()) > 1:
         names = ", ".join(t.name for t in threading.enumerate()[1:]) or "of a library"
         return f"their server has threads ({names})"
     if torch is not None and torch.cuda.is_initialized():
@@ -136,7 +137,8 @@ def begin(
         os.environ.clear()
         os.environ.update(environment)
         os.environ["VTX_PARENT"] = str(parent)
-        Path("/proc/self/comm").write_text(f"vtx-rank-{os.environ['RANK']}")
+        with contextlib.suppress(OSError):  # a name for `ps`, which only Linux lets one give
+            Path("/proc/self/comm").write_text(f"vtx-rank-{os.environ['RANK']}")
         for number, answer in answers.items():
             signal.signal(number, answer)
         worker = sys.modules[WORKER]

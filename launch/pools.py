@@ -11,7 +11,7 @@ import torch
 from vtx_scale.cluster.ray_settings import settings
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.pool import Pool
-from vtx_scale.data_pipeline.tools.parallel import processors
+from vtx_scale.data_pipeline.system import processors
 from vtx_scale.launch import recipes
 from vtx_scale.launch.extras import need
 from vtx_scale.trainer.output import say

@@ -165,6 +165,10 @@ class Warm:
 def lives(pid: int) -> bool:
     """Whether there is such a process that has not ended."""
     with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        os.kill(pid, 0)
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:  # it ended just now, or the system keeps no such files
+            return not Path("/proc/self/stat").exists()
         return state not in "ZX"
     return False

@@ -10,7 +10,14 @@ backbones, objectives, strategies, checkpoints, trainer, evaluators, interop, pl
 the command, `data_pipeline` reads samples, `cluster` knows Ray.
 """
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
+
+if importlib.util.find_spec("fcntl") is None:
+    raise ImportError(
+        "vtx-scale runs on Linux (locks of files, forks and signals are that of a Unix); "
+        "on Windows install it in the Linux of WSL"
+    )
 
 if TYPE_CHECKING:
     from vtx_scale.launch.open_run import OpenRun, open_run

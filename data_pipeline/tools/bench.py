@@ -1,6 +1,5 @@
 """How fast samples come, and what bounds them: the work on each, or the bytes."""
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from vtx_scale.data_pipeline.cache import NodeCache
 from vtx_scale.data_pipeline.cached import whole_chunks
 from vtx_scale.data_pipeline.loader import Batches
+from vtx_scale.data_pipeline.system import processors
 
 FETCHES = 4  # at a time, as a prefetcher has
 CHUNKS = 32  # that are fetched to measure it
@@ -53,7 +53,7 @@ def bench(batches: Batches, cache: NodeCache | None) -> dict[str, Any]:
     if cache is not None:
         found["cache_mb_per_second"] = cache_rate(cache, index.chunk_bytes, chunks.tolist()) / 1e6
     samples = samples_rate(batches)
-    cores = len(os.sched_getaffinity(0))
+    cores = processors()
     by_cpu, by_fetch = samples * cores, total / wall / each
     return {
         "samples_per_cpu_second": samples,

@@ -1,7 +1,6 @@
 """The same work on many units in several processes; what comes out is in the order of the units."""
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,11 +17,6 @@ U = TypeVar("U")
 R = TypeVar("R")
 
 _work: Callable[[Any], Any] | None = None  # of this process
-
-
-def processors() -> int:
-    """How many processes may run at once here."""
-    return len(os.sched_getaffinity(0))
 
 
 def each(work: Callable[[U], R], units: Iterable[U], workers: int | Pool) -> Iterator[R]:

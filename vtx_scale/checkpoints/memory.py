@@ -43,6 +43,7 @@ from vtx_scale.checkpoints.placement import (
 from vtx_scale.checkpoints.staging import Staged, checksum, owner, stage
 from vtx_scale.checkpoints.tensor_file import save_file
 from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.system import memory
 from vtx_scale.distributed.exchange import all_json, move_files, part_of
 from vtx_scale.distributed.failpoint import failpoint
 from vtx_scale.distributed.ranks import Ranks
@@ -317,10 +318,8 @@ def available(folder: Path) -> int:
     """Bytes that may be written into a folder in memory."""
     status = os.statvfs(folder)
     found = status.f_bavail * status.f_frsize
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        line = next(x for x in lines if x.startswith("MemAvailable:"))
-        found = min(found, int(line.split()[1]) * 1024)
+    if (machine := memory()) is not None:
+        found = min(found, machine[0])
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
         found = min(found, int(LIMIT.read_text()) - int(CURRENT.read_text()))
     return found

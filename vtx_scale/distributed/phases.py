@@ -184,10 +184,12 @@ def began() -> float:
     say.
     """
     now = time.monotonic()
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return now
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, AttributeError):
+    except (OSError, ValueError, IndexError):
         return now
     return now - max(age, 0.0) if age < OLDEST else now
 

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from vtx_scale.data_pipeline.signals import INTERRUPTION, leaving
+from vtx_scale.data_pipeline.system import wake_pipe
 from vtx_scale.trainer.output import to_descriptor
 
 PATIENCE = 30.0  # seconds between a request and the end of the step or of the wait
@@ -70,7 +71,7 @@ class Requests:
         if self._listens or threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._pipe = reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pipe = reader, writer = wake_pipe()
         before: dict[int, Any] = {n: signal.signal(n, self._answer) for n in leaving()}
         wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._listens = True
