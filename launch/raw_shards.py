@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import NotShards, UserError
 from vtx_scale.data_pipeline.foreign import build_command
+from vtx_scale.data_pipeline.index import UNFINISHED
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.packing import CLASSES, DONE, Input, Line, pack
@@ -71,7 +72,7 @@ def made(source: str, say: Say) -> str:
         raise UserError(f"{source}: --yes takes what lies here: run '{build_command(source)}'.")
     found = sets[-1][1]
     folder = cache_folder() / "built" / f"{name_of(source)}-{digest(source, found)}"
-    if (folder / DONE).is_file():
+    if (folder / DONE).is_file() and not (folder / UNFINISHED).exists():
         say(f"{source}: its shards lie in {folder}")
         return str(folder)
     say(f"{source}: making shards in {folder}")
