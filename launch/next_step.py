@@ -4,12 +4,15 @@
 
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import NotShards, UserError
 from vtx_scale.data_pipeline.foreign import build_command
 from vtx_scale.launch.places import cache_folder
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
+
+CLASSES = "classes.txt"  # beside shards: the names of classes
 
 
 def next_step(*words: str) -> None:
@@ -32,6 +35,20 @@ def fitting(captions: bool, labels: bool, classes: int) -> list[str]:
         count = [f"objective.net.classes={classes}"] if classes else []
         return ["vit_s16_imagenet", "--smoke", *count]
     return ["dino_vit_s16", "--smoke"]
+
+
+def scoring(run: Run) -> list[str]:
+    """The words of the command that scores a run, its folder left out; none where the run has no
+    samples for it. Captions without names of classes are scored by `retrieval`, not `zero_shot`.
+    """
+    data, names = run.data, [evaluation.name for evaluation in run.evaluate]
+    if not names or not (data.val_shards or data.hold_out):
+        return []
+    place = Path(data.val_shards or data.shards)
+    if "zero_shot" in names and place.is_dir() and not (place / CLASSES).is_file():
+        others = [name for name in names if name not in ("zero_shot", "retrieval")]
+        return ["evaluate", "--with", ",".join(["retrieval", *others])]
+    return ["evaluate"]
 
 
 def offer(fault: NotShards, run: Run, words: Iterable[str]) -> UserError:

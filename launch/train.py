@@ -18,7 +18,7 @@ from vtx_scale.launch import opened, override, recipes, run_folder
 from vtx_scale.launch.banner import Banner
 from vtx_scale.launch.datasets import resolve_epochs
 from vtx_scale.launch.local import launch
-from vtx_scale.launch.next_step import next_step, offer
+from vtx_scale.launch.next_step import next_step, offer, scoring
 from vtx_scale.launch.node import keeps_warm
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
@@ -52,19 +52,14 @@ def train(
                 run = shards_here(run)  # it forks, and the signs are a thread
             with contextlib.closing(Signs(speak)) as signs:
                 code = prepared(run, folder.resolve(), fork, debug, Banner(name, speak), signs)
-            if not code and words and "RANK" not in os.environ and looks(run):
-                next_step("evaluate", str(folder))
+            if not code and words and "RANK" not in os.environ and (then := scoring(run)):
+                next_step(then[0], str(folder), *then[1:])
             return code
         except NotShards as fault:
             raise offer(fault, run, words) from None
         except Leave:
             say("vtx: asked to leave before the first step: run the same command again.")
             return 75
-
-
-def looks(run: Run) -> bool:
-    """Whether a run has samples to be scored on."""
-    return bool(run.evaluate and (run.data.val_shards or run.data.hold_out))
 
 
 def shards_here(run: Run) -> Run:
