@@ -159,7 +159,7 @@ MUTANTS = (
         "side_seeded",
         "data_pipeline/tools/sides.py",
         'word = int.from_bytes(hashlib.sha256(body).digest()[:8], "big") / 2.0**64',
-        "word = len(body) % 7 / 7",
+        "word = len(body) / 100",
         (f"{RAW}::test_a_share_is_a_share",),
         "--val holds the share that it names.",
     ),

@@ -203,6 +203,44 @@ def test_split_and_val_of_a_data_set(tmp_path, home, capfd):
     assert "has test, train" in text or "has train, test" in text
 
 
+@pytest.mark.services
+def test_data_sets_as_their_own_library_has_them(tmp_path, home, capfd, monkeypatch):
+    """Saved by it, and loaded by it: a name of the hub is a folder here, for want of the hub."""
+    need("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    kinds = datasets.Features(
+        {"photo": datasets.Image(decode=False), "what": datasets.ClassLabel(names=NAMES)}
+    )
+
+    def part(bodies):
+        cells = [{"bytes": body, "path": None} for body in bodies]
+        columns = {"photo": cells, "what": [i % 2 for i in range(len(bodies))]}
+        found = datasets.Dataset.from_dict(columns, features=kinds)
+        return found.cast_column("photo", datasets.Image())
+
+    bodies = [jpeg(i) for i in range(TEN)]
+    several = datasets.DatasetDict(train=part([*bodies, b"no picture"]), test=part([jpeg(50)]))
+    several.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "tables" / "data").mkdir(parents=True)
+    for name, rows in several.items():
+        rows.to_parquet(str(tmp_path / "tables" / "data" / f"{name}-00000-of-00001.parquet"))
+    for out, source in (("a", tmp_path / "saved"), ("b", f"hf:{tmp_path / 'tables'}")):
+        text = typed(capfd, f"vtx data build {source} {out}/train --workers 1 --val test")
+        assert f"row {TEN + 1}: image_format" in text
+        found = [members for _, members in samples_of(home / out / "train")]
+        assert [members["jpg"] for members in found] == bodies
+        assert [members["cls"] for members in found] == [b"0", b"1"] * (TEN // 2)
+        ((_, members),) = samples_of(home / out / "val")
+        assert members["jpg"] == jpeg(50)
+        assert (home / out / "train" / "classes.txt").read_text() == "zebra\nant\n"
+    text = typed(capfd, "vtx data build hf:no/such c", 2)
+    assert "hf:no/such cannot be had: " in text
+
+
 def test_the_hub_needs_its_library(capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     text = typed(capfd, "vtx train vit_s16_imagenet --smoke data.shards=hf:user/name", 2)
@@ -231,7 +269,7 @@ def test_each_picture_lies_on_one_side_whatever_is_beside_it(keys, share, rng):
     rng.shuffle(order)
     for key in order:
         assert train.takes(key) != val.takes(key)
-        cell = {"bytes": key, "path": None} if isinstance(key, bytes) else {"path": key}
+        cell = {"bytes": key, "path": "other"} if isinstance(key, bytes) else {"path": key}
         assert val.takes(cell) == val.takes(key), "as a cell of Hugging Face's"
         if val.takes(key):
             assert Side(min(1, share + 0.2), True).takes(key), "a greater share holds the smaller"
@@ -322,8 +360,8 @@ def test_a_build_that_was_killed_is_not_used_and_is_gone_on_with(tmp_path, monke
         code = os.waitstatus_to_exitcode(status)
         assert code in (0, -signal.SIGKILL)
         folder = Path(raw_shards.made(source, lambda line: None))
-        assert shards(folder) == whole and open_index(str(folder)).n == TEN
         assert (folder / DONE).is_file() and not (folder / UNFINISHED).exists()
+        assert shards(folder) == whole and open_index(str(folder)).n == TEN
         if not code:
             break
     assert 5 < places < 39
