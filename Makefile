@@ -46,8 +46,8 @@ test-services: $(SERVICES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m services
 
 $(SERVICES): $(STAMP)
-	@echo "Installing DeepSpeed, fairscale, SeaweedFS, PyAV, pyarrow and onnxruntime into $(VENV)/, once"
-	$(PIP) -q -e '.[deepspeed,fairscale,onnx,parquet,services,video]'
+	@echo "Installing DeepSpeed, fairscale, SeaweedFS, PyAV, pyarrow, datasets and onnxruntime into $(VENV)/, once"
+	$(PIP) -q -e '.[deepspeed,fairscale,huggingface,onnx,parquet,services,video]'
 	@touch $@
 
 # The long forms: hours. One of them: make test-full T="tests/promises -k every_step"

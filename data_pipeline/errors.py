@@ -19,6 +19,21 @@ class UserError(Exception):
     """
 
 
+class NotShards(UserError):
+    """What a user has are no shards, and shards can be made of it.
+
+    found: what it is, a clause. source: as `vtx data build` takes it. command: that makes shards of
+    it, to be pasted.
+    """
+
+    def __init__(self, found: str, source: str, command: str) -> None:
+        super().__init__(f"{found}: '{command}' makes shards of it.")
+        self.found, self.source, self.command = found, source, command
+
+    def __reduce__(self) -> tuple[type["NotShards"], tuple[str, str, str]]:
+        return NotShards, (self.found, self.source, self.command)
+
+
 class BadSample(Exception):
     """A sample that cannot be used: its slot is masked, and the ledger says why.
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.foreign import (
     PACKED,
+    TABLES,
+    buildable,
     counted,
     entries,
     inside,
@@ -102,6 +104,8 @@ def refuse_scheme(part: str) -> None:
         return
     if part[scheme.end() : scheme.end() + 2] != "//" and begins(Names(), scheme[0]):
         return
+    if scheme[1].lower() == "hf":
+        raise buildable(f"{part} is a data set of Hugging Face's hub and no tar", part)
     if scheme[1].lower() == "s3":
         raise UserError(
             f"{part}: shards in a bucket are given to the commands of vtx and to recipes alone: "
@@ -300,6 +304,8 @@ def files(part: str, looks: list[Look]) -> list[Path]:
             missing.append(os.path.join(head, name))
         elif MAGIC(name) and hits != [Path(head) / name]:
             looks.append(Look(hits, name.rpartition("/")[2]))
+        if len(hits) > 1 and all(hit.name.lower().endswith(TABLES) for hit in hits):
+            raise buildable(f"{part} means {len(hits):,} tables and no tar", str(hits[0].parent))
         for hit in hits:
             found += in_folder(hit, looks) if hit.is_dir() else [checked(hit)]
     if missing:
@@ -338,7 +344,7 @@ def in_folder(folder: Path, looks: list[Look]) -> list[Path]:
     names = [n for n in names if n.endswith(".tar") and not n.startswith(".")]
     found = [folder / n for n in names if os.path.isfile(folder / n)]
     if not found:
-        raise UserError(instead(folder, left_out(folder, Look([], "*.tar"), set())))
+        raise instead(folder, left_out(folder, Look([], "*.tar"), set()))
     looks.append(Look(found, "*.tar", deep=True))
     return found
 
@@ -423,5 +429,5 @@ def checked(path: Path) -> Path:
         with path.open("rb") as f:
             fault = not_a_tar(path, f.read(BLOCK))
         if fault:
-            raise UserError(fault)
+            raise fault
     return path

@@ -49,7 +49,7 @@ def open_shard(path: Path, url: str = "") -> File:
         raise UserError(f"{path} cannot be opened ({e.strerror}): look at its mode.") from None
     if fault := not_a_tar(path, shard[:BLOCK]):
         shard.close()
-        raise UserError(fault.replace(str(path), url) if url else fault)
+        raise UserError(str(fault).replace(str(path), url)) if url else fault
     return shard
 
 

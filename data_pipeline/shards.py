@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.foreign import PICTURES, TABLES, buildable
 from vtx_scale.data_pipeline.lists import braces, expand, separators
 from vtx_scale.data_pipeline.storage import Changed, Folder, Head, NoBucket, Storage
 
@@ -163,6 +164,8 @@ def bucket_shards(shards: str, storage_at: Callable[[str], Storage]) -> Shards:
     buckets = {url.split("/")[2] for url in urls}
     if len(buckets) > 1:
         raise UserError(f"{shards}: these shards lie in {len(buckets)} buckets: give one of them.")
+    if len(urls) == 1 and urls[0].lower().endswith(TABLES):
+        raise buildable(f"{urls[0]} is a table and no tar", urls[0])
     if len(urls) == 1 and not urls[0].endswith(".tar"):
         return Shards(storage_at(urls[0]), [], shards, "")
     if folders := [url for url in urls if url.endswith("/") or url.count("/") < 3]:
@@ -182,11 +185,14 @@ def listed(shards: Shards) -> Shards:
 
     Raises UserError where there are none.
     """
-    found = [
-        name
-        for name in shards.root.list("")
-        if name.endswith(".tar") and "/" not in name and not name.startswith(".")
-    ]
+    found, other = [], ""
+    for name in shards.root.list(""):
+        if name.endswith(".tar") and "/" not in name and not name.startswith("."):
+            found.append(name)
+        elif not other and name.lower().endswith((*PICTURES, *TABLES)):
+            other = name
+    if not found and other:
+        raise buildable(f"{shards.title} holds no *.tar but {other}", shards.title)
     if not found:
         raise UserError(f"{shards.title} holds no *.tar: look at the bucket and the folder.")
     return Shards(shards.root, sorted(found, key=encoded), shards.title, shards.folder)

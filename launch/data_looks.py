@@ -17,6 +17,7 @@ from vtx_scale.data_pipeline.tools.verify import verify as verify_shards
 from vtx_scale.launch.build import reader_of
 from vtx_scale.launch.checks import check
 from vtx_scale.launch.commands import run_of
+from vtx_scale.launch.next_step import next_step, recipe_words
 from vtx_scale.launch.override import to_dict
 from vtx_scale.launch.places import shards_at, storage_at
 from vtx_scale.launch.pools import workers_of
@@ -51,6 +52,9 @@ def verify(args: argparse.Namespace) -> int:
             )
         if not args.json:
             print(f"{bad} bad" if bad else "every sample is sound")
+            if recipe:
+                keys = [f"data.shards={args.shards}", *args.keys]
+                next_step("show", *recipe_words(args.recipe, args.smoke, keys))
     except BrokenPipeError:
         return 1  # a verdict that nobody has read to its end is no good one
     return int(bad > 0)

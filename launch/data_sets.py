@@ -1,50 +1,53 @@
 """`vtx data build` and `vtx data repack`: sets of shards from what a user has."""
 
 import argparse
-from pathlib import Path
 
 import PIL
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.foreign import PACKED, PICTURES
+from vtx_scale.data_pipeline.foreign import PACKED
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.data_pipeline.remote import index_remote
 from vtx_scale.data_pipeline.restarts import jpegtran, with_restarts
 from vtx_scale.data_pipeline.shards import Shards
+from vtx_scale.data_pipeline.tools.columns import Columns
 from vtx_scale.data_pipeline.tools.packing import Input, Line, pack
-from vtx_scale.data_pipeline.tools.pictures import pictures_of
 from vtx_scale.data_pipeline.tools.repack import archives, set_again, unpacked_set
 from vtx_scale.data_pipeline.tools.shrink import Edit
-from vtx_scale.data_pipeline.tools.tables import TABLES, Columns, tables
+from vtx_scale.launch.next_step import fitting, next_step
 from vtx_scale.launch.places import shards_at, storage_at
 from vtx_scale.launch.pools import workers_of
 from vtx_scale.launch.progress import progress
+from vtx_scale.launch.raw_sets import SAMPLES, Asked, beside, inputs, is_folder, parted
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.trainer.output import say
 
-SAMPLES = 5_000  # of a shard
-
 
 def build(args: argparse.Namespace) -> int:
-    """A set of a folder of pictures, of tables, or of what `repack` takes."""
-    each = samples_of(args)
+    """A set of a folder of pictures, of tables, of a data set of Hugging Face's, or of what
+    `repack` takes; with --val its validation set too.
+    """
     columns = Columns(args.image, args.caption, args.label)
-    root, name = parted(args.source, TABLES)
-    if name:
-        return written(args, tables(storage_at(root), [name], columns, each))
-    if not is_folder(args.source):
-        return written(args, shards_again(args, Edit(), {}))
-    storage = storage_at(args.source)
-    every = list(storage.list(""))
-    if any("/" not in x and x.endswith((".tar", *PACKED)) for x in every):
-        return written(args, shards_again(args, Edit(), {}))
-    found = sorted(x for x in every if x.lower().endswith(TABLES))
-    if found and not any(x.lower().endswith(PICTURES) for x in every):
-        return written(args, tables(storage, found, columns, each))
-    if found:
-        say(f"{args.source}: pictures are taken, {found[0]} is not: give it as SOURCE to use it.")
-    return written(args, pictures_of(storage, every, each))
+    asked = Asked(columns, args.split, args.val, samples_of(args))
+    sets = inputs(args.source, asked, say)
+    if sets is None:
+        if args.val or args.split:
+            raise UserError(
+                f"{args.source} are shards, which are not split: data.hold_out=0.05 keeps a share "
+                "for validation."
+            )
+        return written(args, shards_again(args, Edit(), {}), args.out)
+    places = {"train": args.out, "val": beside(args.out)}
+    if not args.json:
+        say(sets[-1][1].guess)
+    for name, source in sets:
+        written(args, source, places[name])
+    if not args.json:
+        keys = [f"data.val_shards={places['val']}"] if len(sets) > 1 else []
+        say(", ".join([f"data.shards={args.out}", *keys]))
+        next_step("data", "verify", args.out, "--for", *fitting(*sets[-1][1].holds), *keys)
+    return 0
 
 
 def repack(args: argparse.Namespace) -> int:
@@ -57,7 +60,7 @@ def repack(args: argparse.Namespace) -> int:
     if args.restarts:
         about |= {"restarts": jpegtran()}
     edit = Edit(args.short_side, with_restarts if args.restarts else None)
-    return written(args, shards_again(args, edit, about))
+    return written(args, shards_again(args, edit, about), args.out)
 
 
 def shards_again(args: argparse.Namespace, edit: Edit, about: dict[str, str | int]) -> Input:
@@ -75,21 +78,6 @@ def shards_again(args: argparse.Namespace, edit: Edit, about: dict[str, str | in
     return set_again(index, edit, about, samples_of(args))
 
 
-def is_folder(place: str) -> bool:
-    """Whether a place is a folder: in a bucket what has not the name of a file."""
-    if not SCHEME.match(place):
-        return Path(place).is_dir()
-    return not place.lower().endswith((".tar", *PACKED, *TABLES))
-
-
-def parted(place: str, endings: tuple[str, ...]) -> tuple[str, str]:
-    """(the folder, the last name) of a place whose name has such an ending, else ("", "")."""
-    root, slash, name = place.rpartition("/")
-    if not name.lower().endswith(endings) or is_folder(place):
-        return "", ""
-    return root or slash or ".", name
-
-
 def samples_of(args: argparse.Namespace) -> int:
     """--samples, at least 1."""
     if args.samples is not None and args.samples < 1:
@@ -97,9 +85,9 @@ def samples_of(args: argparse.Namespace) -> int:
     return args.samples or SAMPLES
 
 
-def written(args: argparse.Namespace, source: Input) -> int:
-    """Write a set, and print what is left out and what it holds."""
-    out = storage_at(args.out)
+def written(args: argparse.Namespace, source: Input, place: str) -> int:
+    """Write a set to a place, and print what is left out and what it holds."""
+    out = storage_at(place)
 
     def left_out(line: Line) -> None:
         if args.json:
@@ -108,16 +96,16 @@ def written(args: argparse.Namespace, source: Input) -> int:
             print(f"{line['row']}: {line['reason']} {line.get('detail', '')}".rstrip())
 
     def index() -> None:
-        if SCHEME.match(args.out):
-            index_remote(Shards(out, [], args.out, ""), say=say, pool=args.pool)
+        if SCHEME.match(place):
+            index_remote(Shards(out, [], place, ""), say=say, pool=args.pool)
         else:
-            open_index(args.out, say=say, pool=args.pool)
+            open_index(place, say=say, pool=args.pool)
 
     workers = workers_of(args, source.count)
     with progress("shards", source.count) as tick:
         summary = pack(out, source, workers, index, left_out, tick)
     if args.json:
-        print_json(summary)
+        print_json({"out": place, **summary})
     else:
-        print_table([{"": k, "value": v} for k, v in summary.items()])
+        print_table([{"": k, "value": v} for k, v in {"out": place, **summary}.items()])
     return 0

@@ -6,13 +6,15 @@ from typing import Any, get_args
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.cluster.policy import admitted
-from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import NotShards, UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.paths import local_path
 from vtx_scale.launch import decided, override, recipes, run_folder
 from vtx_scale.launch.amendments import plan
 from vtx_scale.launch.commands import run_of
+from vtx_scale.launch.next_step import next_step, recipe_words
 from vtx_scale.launch.paths import checkpoints_of
+from vtx_scale.launch.places import shards_at
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.planner.stored import stored_counts
 from vtx_scale.specs import walk
@@ -34,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     spec = run_of(args, LISTS)
+    refuse_raw(args.keys)
     changed = walk.differences(recipes.find(args.recipe, args.smoke), spec)
     worlds = admitted_worlds(spec)
     if args.json:
@@ -54,7 +57,22 @@ def run(args: argparse.Namespace) -> int:
     )
     if worlds:
         print(f"admitted worlds: {', '.join(map(str, worlds))}")
+    if any(key.startswith("data.shards=") for key in args.keys):
+        next_step("train", *recipe_words(args.recipe, args.smoke, args.keys))
     return 0
+
+
+def refuse_raw(keys: list[str]) -> None:
+    """Raises UserError where a key gives, in the place of shards, what is there and are none."""
+    for key in keys:
+        name, _, value = key.partition("=")
+        if name in ("data.shards", "data.val_shards"):
+            try:
+                shards_at(value)
+            except NotShards:
+                raise
+            except UserError:
+                continue  # it may be made yet, or lie on another machine
 
 
 def admitted_worlds(run: Run) -> list[int]:

@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from vtx_scale.cluster.policy import admit
-from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import NotShards, UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.signals import INTERRUPTION
 from vtx_scale.distributed.phases import PHASES
@@ -17,6 +18,7 @@ from vtx_scale.launch import opened, override, recipes, run_folder
 from vtx_scale.launch.banner import Banner
 from vtx_scale.launch.datasets import resolve_epochs
 from vtx_scale.launch.local import launch
+from vtx_scale.launch.next_step import next_step, offer, scoring
 from vtx_scale.launch.node import keeps_warm
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
@@ -28,21 +30,48 @@ from vtx_scale.trainer.output import guarded_stderr, say, send_rest, silent
 
 
 def train(
-    run: Run, folder: AnyPath, fork: bool = False, debug: bool = False, name: str = ""
+    run: Run,
+    folder: AnyPath,
+    fork: bool = False,
+    debug: bool = False,
+    name: str = "",
+    words: Sequence[str] = (),
+    yes: bool = False,
 ) -> int:
     """Train until the end, or go on with the run that is in the folder; the exit code.
 
-    name: of the recipe, for people.
+    name: of the recipe, for people. words: of the command line, for what a refusal offers. yes:
+    shards are made of what are none.
 
     Raises UserError for wrong input that is seen before a rank starts.
     """
-    words = say if os.environ.get("RANK", "0") == "0" else silent
-    with guarded_stderr(), requests.listen(), contextlib.closing(Signs(words)) as signs:
+    speak = say if os.environ.get("RANK", "0") == "0" else silent
+    with guarded_stderr(), requests.listen():
         try:
-            return prepared(run, folder.resolve(), fork, debug, Banner(name, words), signs)
+            if yes:
+                run = shards_here(run)  # it forks, and the signs are a thread
+            with contextlib.closing(Signs(speak)) as signs:
+                code = prepared(run, folder.resolve(), fork, debug, Banner(name, speak), signs)
+            if not code and words and "RANK" not in os.environ and (then := scoring(run)):
+                next_step(then[0], str(folder), *then[1:])
+            return code
+        except NotShards as fault:
+            raise offer(fault, run, words) from None
         except Leave:
             say("vtx: asked to leave before the first step: run the same command again.")
             return 75
+
+
+def shards_here(run: Run) -> Run:
+    """The run on shards that this process makes of its data. Raises UserError in one of the
+    processes of another launcher.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        raise UserError("--yes makes shards in one process: leave it out, and 'vtx data build'.")
+    from vtx_scale.launch.raw_shards import shards_made  # it decodes pictures
+
+    with requests.at_once():
+        return shards_made(run, say)
 
 
 def prepared(

@@ -104,6 +104,7 @@ WATCH = "tests/surfaces/test_watch.py"
 VIDEO = "tests/data_pipeline/test_video.py"
 ENCODE = "tests/surfaces/test_encode.py"
 BUILD = "tests/data_pipeline/test_build.py"
+RAW = "tests/surfaces/test_raw_sets.py"
 REPACK = "tests/data_pipeline/test_repack.py"
 PAGE = "tests/data_pipeline/test_page.py"
 QUARANTINE = "tests/data_pipeline/test_quarantine.py"
@@ -137,6 +138,79 @@ DAMAGE = (
 MANIFESTS = "tests/cluster/test_manifests.py"
 
 MUTANTS = (
+    # --- what are no shards yet
+    Mutant(
+        "side_of_all",
+        "data_pipeline/tools/sides.py",
+        "return (word < self.share) == self.held",
+        "return word < self.share or not self.held",
+        (f"{RAW}::test_each_picture_lies_on_one_side_whatever_is_beside_it",),
+        "No picture is trained on and held for validation.",
+    ),
+    Mutant(
+        "side_of_cells",
+        "data_pipeline/tools/sides.py",
+        'picture = picture.get("bytes") or picture.get("path")',
+        "picture = repr(picture)",
+        (f"{RAW}::test_each_picture_lies_on_one_side_whatever_is_beside_it",),
+        "Equal pictures of a data set lie on one side, whatever their names are.",
+    ),
+    Mutant(
+        "side_seeded",
+        "data_pipeline/tools/sides.py",
+        'word = int.from_bytes(hashlib.sha256(body).digest()[:8], "big") / 2.0**64',
+        "word = len(body) / 100",
+        (f"{RAW}::test_a_share_is_a_share",),
+        "--val holds the share that it names.",
+    ),
+    Mutant(
+        "classes_unnamed",
+        "data_pipeline/tools/columns.py",
+        "return [str(name) for name in names] if isinstance(names, list) else []",
+        "return []",
+        (f"{RAW}::test_each_command_is_pasted_from_the_sentence_before_it",),
+        "The names of a data set's classes are kept.",
+    ),
+    Mutant(
+        "built_half",
+        "launch/raw_shards.py",
+        "if (folder / DONE).is_file() and not (folder / UNFINISHED).exists():",
+        "if (folder / DONE).is_file():",
+        (f"{RAW}::test_a_build_that_was_killed_is_not_used_and_is_gone_on_with",),
+        "A set of the cache that was killed before its end is gone on with.",
+    ),
+    Mutant(
+        "built_anything",
+        "launch/raw_shards.py",
+        "if (folder / DONE).is_file() and not (folder / UNFINISHED).exists():",
+        "if folder.is_dir():",
+        (f"{RAW}::test_a_build_that_was_killed_is_not_used_and_is_gone_on_with",),
+        "Half a set of the cache is not trained on.",
+    ),
+    Mutant(
+        "built_stale",
+        "launch/raw_shards.py",
+        'return f"{status.st_mtime_ns:x}-{status.st_ino:x}-{status.st_size:x}"',
+        'return ""',
+        (f"{RAW}::test_shards_of_the_cache_are_made_once_and_anew_where_the_source_changed",),
+        "Shards of the cache are made anew where a picture was written anew.",
+    ),
+    Mutant(
+        "command_unquoted",
+        "data_pipeline/foreign.py",
+        'return shlex.join(["vtx", "data", "build", source, out, *more])',
+        'return " ".join(["vtx", "data", "build", source, out, *more])',
+        (f"{RAW}::test_each_command_is_pasted_from_the_sentence_before_it",),
+        "The command that a refusal names can be pasted, whatever the folder is called.",
+    ),
+    Mutant(
+        "scored_by_no_names",
+        "launch/next_step.py",
+        'if "zero_shot" in names and place.is_dir() and not (place / CLASSES).is_file():',
+        "if False:",
+        (f"{RAW}::test_the_road_to_the_end",),
+        "The command that a training ends with can be pasted for captions without classes.",
+    ),
     # --- tools that write sets and look at them
     Mutant(
         "packed_again",

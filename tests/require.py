@@ -23,6 +23,7 @@ PACKAGES = {
     "s3": ("boto3",),
     "video": ("av",),
     "parquet": ("pyarrow",),
+    "datasets": ("datasets",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
 }
 CEPH = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool")

@@ -49,7 +49,8 @@ class Input:
     about: all that decides its bytes, as JSON. units: parts that each make a shard, in order;
     `read` gives the samples of one, and what is left out; both are picklable. count: of units.
     beside: other files of the set, such as `classes.txt`. split: the most samples of a shard where
-    a unit may make several, else 0.
+    a unit may make several, else 0. guess: a sentence on what was taken for what, "" where nothing
+    was guessed. holds: whether there are captions, whether labels, and of how many named classes.
     """
 
     about: dict[str, Any]
@@ -58,6 +59,8 @@ class Input:
     read: Callable[[Any], Iterator[Sample | Left]]
     beside: dict[str, bytes] = field(default_factory=dict)
     split: int = 0
+    guess: str = ""
+    holds: tuple[bool, bool, int] = (False, False, 0)
 
 
 def named(classes: Iterable[str]) -> dict[str, bytes]:
@@ -190,6 +193,11 @@ def pack(
             left_out(line)
         lines += len(packed.left)
         tick(done)
+    if not total.shards and not lines and "side" in source.about:
+        forget(out)
+        raise UserError(
+            f"--val {source.about['side'][0]} leaves one side without a row: give another share."
+        )
     if not total.shards:
         forget(out)
         raise UserError(

@@ -10,6 +10,7 @@ from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.data_pipeline.tools.packing import Input, Left, named
 from vtx_scale.data_pipeline.tools.rows import sample_of
 from vtx_scale.data_pipeline.tools.shards import Sample
+from vtx_scale.data_pipeline.tools.sides import ALL, Side
 
 HIDDEN = re.compile(r"(?:^|/)[._]")  # also what a Mac keeps beside a file
 FIRST = 1 << 16  # bytes of a caption that count
@@ -21,11 +22,14 @@ class Files:
 
     storage: Storage
     classes: dict[str, int]
+    side: Side = ALL
 
     def __call__(self, unit: tuple[int, list[str], list[str]]) -> Iterator[Sample | Left]:
         """A sample a file, or why it is left out."""
         first, names, captions = unit
         for i, name in enumerate(names):
+            if not self.side.takes(name):
+                continue
             label = name.partition("/")[0] if self.classes else None
             caption = None
             if captions[i]:
@@ -34,8 +38,9 @@ class Files:
             yield sample_of(self.storage, first + i, name, name, caption, label, self.classes)
 
 
-def pictures_of(storage: Storage, every: list[str], each: int) -> Input:
-    """The pictures of a folder and below it, by the bytes of their names, `each` in a shard.
+def pictures_of(storage: Storage, every: list[str], each: int, side: Side = ALL) -> Input:
+    """The pictures of a folder and below it that lie on a side, by the bytes of their names, of
+    `each` a shard.
 
     every: the names of all files. Where no picture lies in the folder itself its subfolders are
     classes, numbered by their names. A `.txt` of the same name beside a picture is its caption.
@@ -47,9 +52,9 @@ def pictures_of(storage: Storage, every: list[str], each: int) -> Input:
     names.sort(key=lambda name: name.encode("utf-8", "surrogateescape"))
     if not names:
         raise UserError(f"{storage} holds neither pictures nor tars nor tables: look at the path.")
-    texts = {name[:-4] for name in every if name.endswith(".txt")}
+    written = {name[:-4] for name in every if name.endswith(".txt")}
     beside = [name.rpartition(".")[0] for name in names]
-    captions = [f"{stem}.txt" if stem in texts else "" for stem in beside]
+    captions = [f"{stem}.txt" if stem in written else "" for stem in beside]
     found: set[str] = set()
     loose = [name for name in names if "/" not in name]
     if 0 < len(loose) < len(names) and not all(captions):
@@ -61,5 +66,10 @@ def pictures_of(storage: Storage, every: list[str], each: int) -> Input:
         found = {name.partition("/")[0] for name in names}
     classes = {name: i for i, name in enumerate(sorted(found))}
     units = [(a, names[a : a + each], captions[a : a + each]) for a in range(0, len(names), each)]
-    about = {"pictures": names, "captions": captions, "each": each}
-    return Input(about, units, len(units), Files(storage, classes), named(classes))
+    about = {"pictures": names, "captions": captions, "each": each, **side.about()}
+    labels = f"labels from {len(classes):,} folders" if classes else "no labels"
+    texts = f"captions from {len(names) - captions.count(''):,} .txt" if any(captions) else ""
+    guess = f"{storage}: {len(names):,} pictures, {texts or 'no captions'}, {labels}."
+    read = Files(storage, classes, side)
+    holds = any(captions), bool(classes), len(classes)
+    return Input(about, units, len(units), read, named(classes), guess=guess, holds=holds)

@@ -39,13 +39,19 @@ def sample_of(
         body = body_of(storage, picture)
         kind = next((kind for magic, kind in KINDS.items() if body.startswith(magic)), "jpg")
         members[kind] = body
-        if caption is not None:
+        about: dict[str, Any] = {}
+        if isinstance(caption, list):  # several of one picture
+            about["caption"] = [str(text) for text in caption if text]
+            if not about["caption"]:
+                raise BadSample("text")
+        elif caption is not None:
             members["txt"] = str(caption).encode("utf-8", "replace")
         if label is not None:
             members["cls"] = class_of(label, classes)
-        path = path_of(picture)
-        if path:
-            members["json"] = json.dumps({"path": shown(path, 4096)}).encode()
+        if path := path_of(picture):
+            about["path"] = shown(path, 4096)
+        if about:
+            members["json"] = json.dumps(about).encode()
         reason, member = looked_at(members)
         if reason:
             raise BadSample(reason, "" if member == kind else member)

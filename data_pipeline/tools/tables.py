@@ -1,64 +1,25 @@
-"""`vtx data build` of tables: CSV, TSV and parquet with a column of pictures and one of captions or
-labels.
+"""`vtx data build` of tables: CSV, TSV, parquet, and Arrow as Hugging Face's `save_to_disk` has it,
+with a column of pictures and one of captions or labels.
 """
 
 import csv
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.storage import Storage
+from vtx_scale.data_pipeline.storage import Folder, Storage
+from vtx_scale.data_pipeline.tools.columns import Columns, kinds_of, names_of
 from vtx_scale.data_pipeline.tools.packing import Input, Left, named
 from vtx_scale.data_pipeline.tools.rows import sample_of, word_of
 from vtx_scale.data_pipeline.tools.shards import Sample
+from vtx_scale.data_pipeline.tools.sides import ALL, Side
 from vtx_scale.data_pipeline.tools.stream import arrow, file_of
 
-TABLES = (".csv", ".tsv", ".parquet")
-IMAGE = (
-    *("image", "img", "picture", "path", "image_path", "file", "file_name", "filename"),
-    *("filepath", "file_path", "url", "jpg", "png", "bytes"),
-)
-CAPTION = ("caption", "text", "txt", "title")
-LABEL = ("label", "cls", "class", "class_name")
 CELL = 64 << 20  # bytes of a cell
 ROWS = 64  # of a parquet table that are held at a time
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The names of the columns that count; "" where there is none."""
-
-    image: str = ""
-    caption: str = ""
-    label: str = ""
-
-    def of(self, table: str, names: list[str]) -> "Columns":
-        """Those of a table with these columns, found by usual names where none is given.
-
-        Raises UserError where there is no column of pictures, or neither captions nor labels.
-        """
-        for name in (self.image, self.caption, self.label):
-            if name and name not in names:
-                raise UserError(f"{table} has no column {name!r}: it has {', '.join(names)[:200]}.")
-        known = {name.lower(): name for name in reversed(names)}
-
-        def usual(several: tuple[str, ...]) -> str:
-            return next((known[name] for name in several if name in known), "")
-
-        image = self.image or usual(IMAGE)
-        caption, label = self.caption, self.label
-        if not caption and not label:
-            caption, label = usual(CAPTION), usual(LABEL)
-        if not image or not (caption or label):
-            lacks = (
-                "pictures (--image)" if not image else "captions (--caption) or labels (--label)"
-            )
-            raise UserError(
-                f"{table}: name the column of {lacks}: it has {', '.join(names)[:200]}."
-            )
-        return Columns(image, caption, label)
 
 
 @dataclass(frozen=True)
@@ -82,44 +43,80 @@ class Rows:
 
     storage: Storage
     classes: dict[str, int]
+    side: Side = ALL
 
     def __call__(self, part: Part) -> Iterator[Sample | Left]:
         """A sample a row, or why it is left out."""
         for i, cells in enumerate(self.cells(part)):
             row = f"{part.table} row {part.row + i}"
             if cells is None:
-                yield Left(row, "columns")
+                if not self.side.held:
+                    yield Left(row, "columns")
                 continue
             image, caption, label = cells
+            if not self.side.takes(image):
+                continue
             number = part.number + i
             yield sample_of(self.storage, number, row, image, caption, label, self.classes)
 
     def cells(self, part: Part) -> Iterator[tuple[Any, Any, Any] | None]:
         """(image, caption, label) a row, None of one that has not as many cells as columns."""
-        read = parquet_cells if part.table.lower().endswith(".parquet") else text_cells
-        yield from read(self.storage, part)
+        yield from reading(part.table)[1](self.storage, part)
 
 
-def tables(storage: Storage, names: list[str], columns: Columns, each: int) -> Input:
-    """The rows of tables, one behind the other, `each` in a shard.
+@dataclass
+class Labels:
+    """What tables say of their classes: the names of numbers, else the words that stand there."""
+
+    names: list[str] = field(default_factory=list)
+    words: set[str] = field(default_factory=set)
+
+    def listed(self) -> list[str]:
+        """The names of classes in the order of their numbers, [] where numbers have none."""
+        words = self.words - {""}
+        if self.names:
+            return self.names
+        return [] if all(word.isdecimal() for word in words) else sorted(words)
+
+
+def tables(
+    storage: Storage, names: list[str], columns: Columns, each: int, side: Side = ALL
+) -> Input:
+    """The rows of tables that lie on a side, one behind the other, of `each` rows a shard.
 
     columns: as a user gave them. Labels that are no numbers are names of classes, numbered in
-    order. Raises UserError where a table cannot be read or lacks a column, or pyarrow is missing.
+    order; what a data set of Hugging Face's says of its classes counts. Raises UserError where a
+    table cannot be read or lacks a column, or pyarrow is missing.
     """
     parts: list[Part] = []
-    words: set[str] = set()
+    labels = Labels()
     tags = []
     for name in names:
         head = storage.head(name)
         tags.append([name, head.tag if head else ""])
-        look = parquet_parts if name.lower().endswith(".parquet") else text_parts
         first = parts[-1].number + parts[-1].rows if parts else 0
-        parts += look(storage, name, columns, each, first, words)
-    words.discard("")
-    known = sorted(words) if not all(word.isdecimal() for word in words) else []
-    classes = {word: i for i, word in enumerate(known)}
-    about = {"tables": tags, "columns": repr(columns), "each": each}
-    return Input(about, parts, len(parts), Rows(storage, classes), named(classes))
+        parts += reading(name)[0](storage, name, columns, each, first, labels)
+    listed = labels.listed()
+    classes = {} if labels.names else {word: i for i, word in enumerate(listed)}
+    about = {"tables": tags, "columns": repr(columns), "each": each, **side.about()}
+    found = parts[0].columns if parts else columns
+    guess = found.guess(names[0] if len(names) == 1 else "the tables", len(listed))
+    holds = bool(found.caption), bool(found.label), len(listed)
+    read = Rows(storage, classes, side)
+    return Input(about, parts, len(parts), read, named(listed), guess=guess, holds=holds)
+
+
+Look = Callable[[Storage, str, Columns, int, int, Labels], list[Part]]
+Cells = Callable[[Storage, Part], Iterator[tuple[Any, Any, Any] | None]]
+
+
+def reading(table: str) -> tuple[Look, Cells]:
+    """How the parts of a table are found, and how their cells are read, by its name."""
+    if table.lower().endswith(".parquet"):
+        return parquet_parts, parquet_cells
+    if table.lower().endswith(".arrow"):
+        return arrow_parts, arrow_cells
+    return text_parts, text_cells
 
 
 def lines_of(file: io.BufferedReader) -> Iterator[str]:
@@ -143,9 +140,9 @@ def header_of(file: io.BufferedReader, table: str) -> tuple[list[str], str, int]
 
 
 def text_parts(
-    storage: Storage, table: str, columns: Columns, each: int, first: int, words: set[str]
+    storage: Storage, table: str, columns: Columns, each: int, first: int, labels: Labels
 ) -> list[Part]:
-    """The parts of a CSV or TSV table; the words of its labels go to `words`."""
+    """The parts of a CSV or TSV table; what its labels say goes to `labels`."""
     parts: list[Part] = []
     with storage.open(table) as source, file_of(source) as file:
         names, delimiter, start = header_of(file, table)
@@ -155,7 +152,7 @@ def text_parts(
         try:
             for cells in filter(None, csv.reader(lines_of(file), delimiter=delimiter)):
                 if label >= 0 and len(cells) == len(names):
-                    words.add(cells[label].strip())
+                    labels.words.add(cells[label].strip())
                 rows += 1
                 if rows == each:
                     parts.append(Part(table, chosen, begin, first + number, number + 1, rows))
@@ -197,15 +194,17 @@ def parquet_file(source: Any, table: str) -> Any:
 
 
 def parquet_parts(
-    storage: Storage, table: str, columns: Columns, each: int, first: int, words: set[str]
+    storage: Storage, table: str, columns: Columns, each: int, first: int, labels: Labels
 ) -> list[Part]:
-    """The parts of a parquet table; the words of its labels go to `words`."""
+    """The parts of a parquet table; what its labels say goes to `labels`."""
     with storage.open(table) as source, file_of(source) as file:
         opened = parquet_file(file, table)
-        chosen = columns.of(table, list(opened.schema_arrow.names))
-        if chosen.label:
+        schema = opened.schema_arrow
+        chosen = columns.of(table, list(schema.names), kinds_of(schema))
+        labels.names = labels.names or names_of(schema, chosen.label)
+        if chosen.label and not labels.names:
             for batch in opened.iter_batches(1 << 16, columns=[chosen.label]):
-                words.update(word_of(x) for x in set(batch.column(0).to_pylist()))
+                labels.words.update(word_of(x) for x in set(batch.column(0).to_pylist()))
         rows = opened.metadata.num_rows
     return [
         Part(table, chosen, a, first + a, a + 1, min(each, rows - a)) for a in range(0, rows, each)
@@ -228,6 +227,55 @@ def parquet_cells(storage: Storage, part: Part) -> Iterator[tuple[Any, Any, Any]
                 a, b = max(part.at - at, 0), min(part.at + part.rows - at, len(batch))
                 at += len(batch)
                 for row in batch.slice(a, b - a).to_pylist() if b > a else ():
+                    yield row[of.image], cell(row, of.caption), cell(row, of.label)
+
+
+@contextmanager
+def arrow_stream(storage: Storage, table: str) -> Iterator[Any]:
+    """A stream of record batches. Raises UserError without pyarrow, where it is none, and where it
+    does not lie on this machine.
+    """
+    pyarrow = arrow()
+    if not isinstance(storage, Folder):
+        raise UserError(f"{storage}/{table}: Arrow tables are read on this machine: copy it here.")
+    try:
+        with pyarrow.memory_map(str(storage.root / table)) as source:
+            with pyarrow.ipc.open_stream(source) as stream:
+                yield stream
+    except (pyarrow.ArrowException, OSError) as e:
+        raise UserError(f"{table} is no Arrow stream that can be read ({e}).") from None
+
+
+def arrow_parts(
+    storage: Storage, table: str, columns: Columns, each: int, first: int, labels: Labels
+) -> list[Part]:
+    """The parts of an Arrow table; what its labels say goes to `labels`."""
+    with arrow_stream(storage, table) as stream:
+        chosen = columns.of(table, list(stream.schema.names), kinds_of(stream.schema))
+        labels.names = labels.names or names_of(stream.schema, chosen.label)
+        rows = 0
+        for batch in stream:
+            if chosen.label and not labels.names:
+                labels.words.update(word_of(x) for x in set(batch[chosen.label].to_pylist()))
+            rows += len(batch)
+    return [
+        Part(table, chosen, a, first + a, a + 1, min(each, rows - a)) for a in range(0, rows, each)
+    ]
+
+
+def arrow_cells(storage: Storage, part: Part) -> Iterator[tuple[Any, Any, Any] | None]:
+    """The cells that count of the rows of a part; of the mapped file no others are read."""
+    of, at = part.columns, 0
+    wanted = [x for x in (of.image, of.caption, of.label) if x]
+    with arrow_stream(storage, part.table) as stream:
+        for batch in stream:
+            a, b = max(part.at - at, 0), min(part.at + part.rows - at, len(batch))
+            at += len(batch)
+            if at - len(batch) >= part.at + part.rows:
+                return
+            for begin in range(a, b, ROWS):
+                few = batch.select(wanted).slice(begin, min(ROWS, b - begin))
+                for row in few.to_pylist():
                     yield row[of.image], cell(row, of.caption), cell(row, of.label)
 
 

@@ -65,12 +65,25 @@ def looking(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def packing(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Commands that make a set of another thing, or mask a part of it."""
-    p = command("build", "shards of a folder of pictures, a table or a set")
-    p.add_argument("source", metavar="SOURCE", help="a folder, a .csv, .tsv or .parquet, or shards")
+    p = command("build", "shards of pictures, a table, a data set of Hugging Face's or shards")
+    p.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder of pictures, of tables or of save_to_disk, a .csv, .tsv or .parquet, "
+        "hf:NAME of the hub, or shards",
+    )
     writing_arguments(p)
     p.add_argument("--image", metavar="COLUMN", default="", help="of paths, file URLs or bytes")
     p.add_argument("--caption", metavar="COLUMN", default="")
     p.add_argument("--label", metavar="COLUMN", default="")
+    p.add_argument("--split", metavar="NAME", default="", help="of a data set (train)")
+    p.add_argument(
+        "--val",
+        metavar="SHARE",
+        default="",
+        help="0.05: so many of the rows, by a hash of the picture, or a split: to a folder beside "
+        "OUT",
+    )
     p = command("repack", "shards, or compressed ones, as others")
     p.add_argument("source", metavar="SHARDS")
     writing_arguments(p)

@@ -18,6 +18,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on from the folder's checkpoint under another recipe",
     )
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="make shards of a folder of pictures, a table or a data set, in this user's cache",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,4 +31,4 @@ def run(args: argparse.Namespace) -> int:
     from vtx_scale.launch.train import train
 
     name = f"{args.recipe} --smoke" if args.smoke else args.recipe
-    return train(recipe, folder, fork=args.fork, debug=args.debug, name=name)
+    return train(recipe, folder, args.fork, args.debug, name, args.words, args.yes)

@@ -25,9 +25,10 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import UNFINISHED
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.tools.columns import Columns
 from vtx_scale.data_pipeline.tools.packing import pack
 from vtx_scale.data_pipeline.tools.pictures import pictures_of
-from vtx_scale.data_pipeline.tools.tables import Columns, tables
+from vtx_scale.data_pipeline.tools.tables import tables
 from vtx_scale.data_pipeline.tools.verify import verify
 
 
