@@ -50,5 +50,5 @@ def reserve(fd: int, length: int) -> None:
 
 def forget(fd: int, offset: int, length: int) -> None:
     """Let the next read of these bytes come from the disk, where the system can be asked to."""
-    if hasattr(os, "posix_fadvise") and hasattr(os, "POSIX_FADV_DONTNEED"):
-        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, length, getattr(os, "POSIX_FADV_DONTNEED", 4))

@@ -15,8 +15,8 @@ from vtx_scale.data_pipeline.foreign import build_command
 from vtx_scale.data_pipeline.index import UNFINISHED
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.storage import Folder
+from vtx_scale.data_pipeline.system import processors
 from vtx_scale.data_pipeline.tools.packing import CLASSES, DONE, Input, Line, pack
-from vtx_scale.data_pipeline.tools.parallel import processors
 from vtx_scale.launch.places import cache_folder, shards_at
 from vtx_scale.launch.progress import progress
 from vtx_scale.launch.raw_sets import Asked, inputs
