@@ -257,7 +257,7 @@ def test_auto_is_as_often_as_costs_one_hundredth(seconds, stall, written, beside
     assert cost <= 0.01 * asked.interval * seconds * 1.000001
     assert asked.interval * seconds * 1.000001 >= written, "one is there before the next begins"
     one_less = (asked.interval - 1) * seconds
-    assert asked.interval == 1 or one_less < max(cost / 0.01, written)
+    assert asked.interval == 1 or one_less < max(cost / 0.01, written) * 1.000001
 
 
 @pytest.mark.full
