@@ -85,6 +85,8 @@ def _serve(listener: int, ends: int, parent: int) -> None:
             if fd > 2 and fd not in (listener, ends):
                 with contextlib.suppress(OSError):
                     os.close(fd)
+        # those of a notebook or a test lie on descriptors that are closed now
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         multiprocessing.forkserver.main(listener, ends, [])
     except SystemExit:  # its parent and all workers are gone
         code = 0

@@ -33,7 +33,7 @@ def memory() -> tuple[int, int] | None:
         rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
         kib = {row[0].rstrip(":"): int(row[1]) for row in rows}
         return kib["MemAvailable"] * 1024, kib["MemTotal"] * 1024
-    except (OSError, KeyError):
+    except (OSError, KeyError, ValueError, IndexError):
         return None
 
 

@@ -3381,6 +3381,14 @@ MUTANTS = (
         "A misspelt field of a manifest is refused.",
     ),
     Mutant(
+        "worker-keeps-a-closed-stderr",
+        "data_pipeline/fork_server.py",
+        "sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__",
+        "pass",
+        (f"{FORKS}::test_a_worker_of_who_has_a_stderr_of_its_own_is_heard",),
+        "What a loader worker says is heard, whatever stderr its parent has.",
+    ),
+    Mutant(
         "tracker-hears-the-warning",
         "data_pipeline/fork_server.py",
         "    with blocked():\n        multiprocessing.resource_tracker.ensure_running()",

@@ -60,6 +60,32 @@ if __name__ == "__main__":
 """
 
 
+SPEAKING = """
+import multiprocessing, sys
+from vtx_scale.data_pipeline import fork_server
+
+def speak():
+    print("heard", file=sys.stderr, flush=True)
+
+if __name__ == "__main__":
+    sys.stderr = open(sys.argv[1], "w")
+    assert fork_server.begin()
+    process = multiprocessing.get_context("forkserver").Process(target=speak)
+    process.start()
+    process.join(60)
+    sys.exit(process.exitcode)
+"""
+
+
+def test_a_worker_of_who_has_a_stderr_of_its_own_is_heard(tmp_path):
+    """As a notebook and a test have: the worker's goes to the descriptor that all share."""
+    program = tmp_path / "program.py"
+    program.write_text(SPEAKING)
+    words = [sys.executable, str(program), str(tmp_path / "own")]
+    done = subprocess.run(words, text=True, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 0 and done.stderr == "heard\n"
+
+
 def started(folder: Path, how: str = "") -> subprocess.Popen:
     program = folder / "program.py"
     program.write_text(PROGRAM)
