@@ -42,7 +42,7 @@ def build(args: argparse.Namespace) -> int:
     if not args.json:
         say(sets[-1][1].guess)
     for name, source in sets:
-        written(args, source, places[name])
+        written(args, source, places[name], named=len(sets) > 1)
     if not args.json:
         keys = [f"data.val_shards={places['val']}"] if len(sets) > 1 else []
         say(", ".join([f"data.shards={args.out}", *keys]))
@@ -85,8 +85,11 @@ def samples_of(args: argparse.Namespace) -> int:
     return args.samples or SAMPLES
 
 
-def written(args: argparse.Namespace, source: Input, place: str) -> int:
-    """Write a set to a place, and print what is left out and what it holds."""
+def written(args: argparse.Namespace, source: Input, place: str, named: bool = False) -> int:
+    """Write a set to a place, and print what is left out and what it holds.
+
+    named: the place too, where several are written.
+    """
     out = storage_at(place)
 
     def left_out(line: Line) -> None:
@@ -104,8 +107,10 @@ def written(args: argparse.Namespace, source: Input, place: str) -> int:
     workers = workers_of(args, source.count)
     with progress("shards", source.count) as tick:
         summary = pack(out, source, workers, index, left_out, tick)
+    if named:
+        summary = {"out": place, **summary}
     if args.json:
-        print_json({"out": place, **summary})
+        print_json(summary)
     else:
-        print_table([{"": k, "value": v} for k, v in {"out": place, **summary}.items()])
+        print_table([{"": k, "value": v} for k, v in summary.items()])
     return 0
