@@ -194,6 +194,24 @@ def sweep(folder: Path) -> None:
                     clear(Path(entry.path))
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a folder in which nothing stands, or what dead writers left alone.
+
+    Raises OSError where there is more in it.
+    """
+    try:
+        folder.rmdir()
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        with os.scandir(folder) as entries:
+            if not all(PART.match(entry.name) for entry in entries):  # ends at the first
+                raise
+        for part in list(folder.iterdir()):
+            clear(part)
+        folder.rmdir()
+
+
 def clear(part: Path) -> None:
     """Remove a folder of `part_of` whose writer is dead.
 

@@ -16,7 +16,7 @@ from typing import Protocol, Self
 from vtx_scale.data_pipeline import system
 from vtx_scale.data_pipeline.lists import braces as braces
 from vtx_scale.data_pipeline.lists import expand as expand
-from vtx_scale.data_pipeline.publish import LOCK, PART, locked, sync, within
+from vtx_scale.data_pipeline.publish import LOCK, PART, locked, remove_empty, sync, within
 from vtx_scale.data_pipeline.publish import whole as whole
 
 DIGESTED = 1 << 20  # bytes: the tag of a file up to this is of its content
@@ -244,14 +244,14 @@ class Folder:
         return Head(status.st_size, tag_of(status))
 
     def delete(self, name: str) -> None:
-        """Remove a file, and the folders that are empty without it, as objects have none; one that
-        is not there is no error.
+        """Remove a file, and the folders that are empty without it, as objects have none, or hold
+        only what a dead writer left; one that is not there is no error.
         """
         path = self.root / name
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty, or gone
             while (path := path.parent) != self.root:
-                path.rmdir()
+                remove_empty(path)
 
 
 def tag_of(status: os.stat_result) -> str:

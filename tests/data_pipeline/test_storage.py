@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from vtx_scale.data_pipeline import publish
-from vtx_scale.data_pipeline.publish import locked
+from vtx_scale.data_pipeline.publish import locked, machine, part_of
 from vtx_scale.data_pipeline.storage import Changed, File, Folder
 
 
@@ -83,6 +83,23 @@ def test_a_file_is_moved_in_with_its_mode(tmp_path):
     with pytest.raises(ZeroDivisionError), folder.scratch("deep/a/c"):
         raise ZeroDivisionError
     assert list(folder.list("")) == ["a/b"] and not (tmp_path / "root" / "deep").exists()
+
+
+def test_what_a_dead_writer_left_keeps_no_folder(tmp_path):
+    """Killed between its file and the end of its part, it leaves an empty one beside no file."""
+    folder = Folder(tmp_path)
+    folder.put("step/deep/a", b"a")
+    dead = tmp_path / "step" / "deep" / ".b.0123abcd.part"
+    dead.mkdir()
+    (dead / f"lock-{machine()}").touch()
+    with part_of(tmp_path / "step" / "c"):
+        folder.delete("step/deep/a")
+        assert not (tmp_path / "step" / "deep").exists()
+        folder.delete("step/none")
+        assert (tmp_path / "step").exists(), "its writer lives"
+    folder.put("step/d", b"d")
+    folder.delete("step/d")
+    assert not (tmp_path / "step").exists()
 
 
 def test_who_gives_up_takes_no_folder_from_under_another(tmp_path):
