@@ -206,7 +206,7 @@ class Nodes:
         }
         return [
             *("nsenter", "-t", str(self.first[i][1]), "--net", "--mount", "--pid", "--ipc"),
-            *("--uts", f"--wd={HOME}", "--", "env", "-i"),
+            *("--uts", "--", "env", "-i", "-C", HOME),  # nsenter's own --wd is the host's folder
             *(f"{k}={v}" for k, v in {**own, **env}.items()),
             *map(str, words),
         ]

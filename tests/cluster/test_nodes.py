@@ -32,6 +32,8 @@ def test_they_share_nothing_that_can_be_written(machines):
         inside = {p.relative_to(where).parts[0] for p in kept}
         assert set(found) == inside | ({"home"} if where == "/tmp" else set())
         assert not Path(where, "mine").exists()
+    assert machines.run(0, "touch", "mine").returncode == 0
+    assert "mine" in machines.run(0, "ls", HOME).stdout.split() and not Path(HOME, "mine").exists()
     for where in (ROOT, sys.prefix):
         assert "Read-only" in machines.run(0, "touch", f"{where}/mine").stderr
     assert machines.run(0, "hostname").stdout == "n0\n"
