@@ -153,6 +153,11 @@ def follow(
         if end is not None:
             if end.text:
                 write(f"vtx: {end.text}")
+            elif end.code == 75:
+                say(
+                    f"vtx: job {attempt.id} has saved and left at step {end.step}: "
+                    f"'vtx jobs resume {folder}' goes on from there."
+                )
             return end.code
         if not wait:
             return 0

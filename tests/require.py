@@ -63,6 +63,8 @@ def missing(name: str) -> str:
         return "" if shutil.which(name) else "no jpegtran on PATH (libjpeg-turbo-progs)"
     if name == "compile":
         return "" if shutil.which("g++") else "no g++ on PATH"
+    if name == "debootstrap":
+        return missing_nodes() or ("" if shutil.which(name) else f"no {name} on PATH")
     if name == "ceph":
         absent = [program for program in CEPH if not shutil.which(program)]
         return f"not on PATH: {', '.join(absent)}" if absent else ""

@@ -326,7 +326,9 @@ def test_a_supervisor_and_who_looks_on_wait_for_a_bucket(tmp_path, monkeypatch, 
     away = iter([True] * 2)
     monkeypatch.setattr(follow, "POLL", 0.0)
     assert follow.follow(tmp_path, attempts.read(tmp_path, 1), None, print) == 75
-    assert capsys.readouterr().err.count("asking again") == 1
+    said = capsys.readouterr().err
+    assert said.count("asking again") == 1
+    assert f"has saved and left at step 40: 'vtx jobs resume {tmp_path}'" in said
 
 
 def test_a_job_of_a_file_for_kubernetes_is_kubernetes_business(tmp_path):

@@ -143,6 +143,7 @@ def test_from_submission_to_report_a_machine_lost_between_them(cluster):
     assert attached.wait(60) == 75 and supervisor.wait(60) == 75, log.read_text()
     at = newest(checkpoints_of(place_at(run)))["step"]
     assert 0 < at < STEPS
+    assert f"has saved and left at step {at}: 'vtx jobs resume {run}'" in log.read_text()
     resumed = typed(resume)
     assert resumed.returncode == 0, resumed.stderr
     followed = cluster.vtx("jobs", "logs", "-f", run)
