@@ -68,6 +68,7 @@ def check(run: Run) -> None:
         if maybe is not None and maybe < 1:
             raise UserError(f"{key}={maybe}: give 1 or more, or leave it out.")
     check_data(run)
+    check_profile(run)
     if worlds:
         check_micro_batch(run, run.system.sharers(run.system.least))
     for evaluation in run.evaluate:
@@ -144,6 +145,16 @@ def check_micro_batch(run: Run, world: int) -> None:
             f"system.micro_batch={micro} is less than a rank's {share} slots, but this model's "
             "batch norms are over the whole batch: leave it out, use more ranks, or set "
             "system.recompute=full to save memory."
+        )
+
+
+def check_profile(run: Run) -> None:
+    """Raises UserError for a range of steps behind the end; those of epochs are not counted yet."""
+    profiled = run.system.profiled
+    if profiled and run.epochs is None and profiled[0] > run.steps:
+        raise UserError(
+            f"system.profile={run.system.profile}: the run has {run.steps} steps, give some of "
+            "them."
         )
 
 

@@ -103,6 +103,7 @@ from vtx_scale.trainer.output import (
     why,
 )
 from vtx_scale.trainer.precision import Precision, precision_of
+from vtx_scale.trainer.profile import Profile
 
 RUNS: list[str] = []  # that this process has worked on
 AT_SAVE = 5.0  # seconds for what grows in a bucket, before a checkpoint is there
@@ -504,6 +505,8 @@ def fit(parts: Parts, restored: bool, signs: Signs | None = None) -> int | None:
         if how == "left":
             loader.abandon()
         loader.close()
+        if trainer.profile is not None:
+            trainer.profile.close()
         log.close()
 
 
@@ -550,7 +553,16 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         evaluate=lambda names, step: evaluate(parts, log, names, step),
         roll_back=lambda: roll_back(parts, log),
         snapshots=memory,
+        profile=profile_of(parts, log) if run.system.profile else None,
     )
+
+
+def profile_of(parts: Parts, log: Log) -> Profile | None:
+    """What looks at the steps of `system.profile`, on rank 0."""
+    system, strategy = parts.run.system, parts.strategy
+    if strategy.all.rank:
+        return None
+    return Profile(parts.folder, system.profiled, strategy.device, log.message, system.scratch)
 
 
 def holds(parts: Parts) -> Callable[[], None]:

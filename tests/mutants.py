@@ -77,6 +77,7 @@ EVALUATORS = "tests/vtx_scale/test_evaluators.py"
 DALLE = "tests/vtx_scale/test_dalle.py"
 TRAINER = "tests/vtx_scale/test_trainer.py"
 COMMIT = "tests/promises/test_p3_commit.py"
+PROFILE = "tests/vtx_scale/test_profile.py"
 WATCHERS = "tests/promises/test_p4_watchers.py"
 WARM = "tests/surfaces/test_warm.py"
 FORKS = "tests/data_pipeline/test_fork_server.py"
@@ -3730,6 +3731,78 @@ MUTANTS = (
         "if batch > 100 * samples:",
         (f"{BANNER}::test_numbers_that_do_not_go_together_are_said_in_a_line_each",),
         "A batch of several epochs is said.",
+    ),
+    Mutant(
+        "profile-beyond-its-range",
+        "vtx_scale/trainer/profile.py",
+        "if step == self.steps[1]:",
+        "if step > self.steps[1]:",
+        (f"{PROFILE}::test_what_is_left_of_the_range_is_recorded",),
+        "The steps that were asked for are profiled, and no others.",
+    ),
+    Mutant(
+        "profile-forgotten-by-a-resume",
+        "vtx_scale/trainer/profile.py",
+        "if self.steps is None or not self.steps[0] <= step <= self.steps[1]:",
+        "if self.steps is None or not (self.tracer or step == self.steps[0]):",
+        (f"{PROFILE}::test_what_is_left_of_the_range_is_recorded",),
+        "A start within the range profiles what is left of it.",
+    ),
+    Mutant(
+        "profile-without-steps",
+        "vtx_scale/trainer/profile.py",
+        'record_function(f"step {step}")',
+        'record_function("a step")',
+        (f"{PROFILE}::test_what_is_left_of_the_range_is_recorded",),
+        "A trace says where each step is.",
+    ),
+    Mutant(
+        "profile-of-a-step-that-was-left",
+        "vtx_scale/trainer/profile.py",
+        "if self.done >= self.first:",
+        "if self.done >= self.first - 1:",
+        (f"{PROFILE}::test_a_step_that_was_left_is_no_part_of_it",),
+        "A step that was left within is no part of a profile.",
+    ),
+    Mutant(
+        "profile-lost-in-silence",
+        "vtx_scale/trainer/profile.py",
+        "            self.fault = e\n",
+        "            self.say(str(e))\n",
+        (f"{PROFILE}::test_what_cannot_be_written_is_said_and_counted",),
+        "A profile that cannot be written is counted.",
+    ),
+    Mutant(
+        "profile-waits-for-ever",
+        "vtx_scale/trainer/profile.py",
+        "self.thread.join(PATIENCE)",
+        "self.thread.join(2 * PATIENCE + 35)",
+        (f"{PROFILE}::test_a_bucket_without_an_answer_holds_nobody_up",),
+        "A bucket that does not answer holds no run up.",
+    ),
+    Mutant(
+        "profile-lost-by-leaving",
+        "launch/worker.py",
+        "if trainer.profile is not None:",
+        "if trainer.profile is not None and how == 'finished':",
+        (f"{PROFILE}::test_a_profiled_run_is_the_same_run",),
+        "A run that is left within the range keeps what was recorded.",
+    ),
+    Mutant(
+        "profile-backwards",
+        "vtx_scale/specs/run.py",
+        "if self.profile and (found is None or int(found[1]) > int(found[2])):",
+        "if self.profile and found is None:",
+        (f"{PROFILE}::test_a_wrong_range_is_refused",),
+        "A range that goes backwards is refused.",
+    ),
+    Mutant(
+        "profile-behind-the-end",
+        "launch/checks.py",
+        "if profiled and run.epochs is None and profiled[0] > run.steps:",
+        "if profiled and run.epochs is None and profiled[0] > run.steps + 1:",
+        (f"{PROFILE}::test_a_range_behind_the_end_is_refused",),
+        "A range behind the last step is refused.",
     ),
     Mutant(
         "signs-without-an-end",

@@ -364,6 +364,8 @@ class System(Spec):
     # steps after which this start saves and leaves with 75: for slots of a queue
     leave_after: int | None = None
     skip_limit: int = 10  # steps in a row that may be skipped for not being finite
+    # the first and the last step that torch.profiler looks at on rank 0, as in 20..25
+    profile: str = ""
 
     def __post_init__(self) -> None:
         word = str(self.recompute)
@@ -388,6 +390,12 @@ class System(Spec):
             return None
         low, _, high = str(self.world).partition("..")
         return int(low), int(high or low)
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The first and the last step that are profiled, counted from 1; None where none are."""
+        first, _, last = self.profile.partition("..")
+        return (int(first), int(last)) if self.profile else None
 
     @property
     def least(self) -> int:
@@ -422,6 +430,12 @@ class System(Spec):
         """As `Spec.faults`."""
         zero = self.package == "deepspeed"
         faults = self.range_faults() if isinstance(self.world, str) else []
+        found = re.fullmatch(r"([1-9]\d*)\.\.([1-9]\d*)", self.profile)
+        if self.profile and (found is None or int(found[1]) > int(found[2])):
+            faults.append(
+                f"profile={self.profile}: give the first and the last step, counted from 1, as in "
+                "20..25."
+            )
         takes = OFFLOADS.get(self.strategy, ())
         if self.offload != "none" and self.offload not in takes:
             choice = f"choose {' or '.join(takes)}" if takes else "leave it out"

@@ -32,6 +32,7 @@ from vtx_scale.trainer.log import Log
 from vtx_scale.trainer.optim import set_applied, set_rates
 from vtx_scale.trainer.output import Ledger
 from vtx_scale.trainer.precision import Precision
+from vtx_scale.trainer.profile import Profile
 from vtx_scale.trainer.sources import Sources
 from vtx_scale.trainer.stragglers import Stragglers
 
@@ -95,6 +96,7 @@ class Trainer:
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
     roll_back: Callable[[], None] = lambda: None  # decide to go back, on every rank
     snapshots: Snapshots | None = None  # in memory
+    profile: Profile | None = None  # of rank 0
     saved: int = -1  # the newest step handed to the writer
     first: int = 0  # the step that this start goes on from
     unevaluated: bool = False  # asked to leave while it evaluated
@@ -168,6 +170,8 @@ class Trainer:
 
     def next_batch(self) -> Batch | None:
         """The step's share, None where this rank is asked to leave before it came."""
+        if self.profile is not None:
+            self.profile.begin(self.progress.step + 1)
         failpoint(f"data-{self.progress.step + 1}")
         try:
             with self.control.at_once():
@@ -219,6 +223,8 @@ class Trainer:
         p.samples += int(valid)
         p.position = self.loader.end
 
+        if self.profile is not None:
+            self.profile.end(p.step)
         failpoint(f"step-{p.step}")
         seconds = time.perf_counter() - began
         values = {"loss": loss_value if valid else math.nan, "lr": rate, "grad_norm": norm}

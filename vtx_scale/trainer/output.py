@@ -34,6 +34,7 @@ PLACES = (
     "ledger.jsonl",
     "events.jsonl",
     "tensorboard",
+    "profile",
 )
 LINE_BYTES = 4000  # of a ledger line: what is up to a page is appended whole by one write
 LAST = 20.0  # seconds at the end of a process for what waits to be sent
