@@ -1,6 +1,8 @@
 """What only Linux has, and what takes its place elsewhere. Standard library alone."""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 
@@ -35,6 +37,16 @@ def memory() -> tuple[int, int] | None:
         return kib["MemAvailable"] * 1024, kib["MemTotal"] * 1024
     except (OSError, KeyError, ValueError, IndexError):
         return None
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had resident so far."""
+    try:
+        rows = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # what else there is also counts what a parent had before this process began
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    return next((int(row.split()[1]) * 1024 for row in rows if row.startswith("VmHWM:")), 0)
 
 
 def reserve(fd: int, length: int) -> None:

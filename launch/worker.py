@@ -620,6 +620,7 @@ def log_of(parts: Parts, restored: bool) -> Log:
         slot_share=slot_share(parts) if first else 0.0,
         resumed=parts.progress.step if restored else None,
         share=TIMES.share,
+        an_epoch=0 if parts.batches.more else parts.batches.index.n,
     )
 
 

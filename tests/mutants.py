@@ -112,6 +112,8 @@ QUARANTINE = "tests/data_pipeline/test_quarantine.py"
 LOOP = "vtx_scale/trainer/loop.py"
 OUTPUT = "vtx_scale/trainer/output.py"
 LINES = "vtx_scale/trainer/lines.py"
+STEP_LINE = "vtx_scale/trainer/step_line.py"
+STEP_LINES = "tests/vtx_scale/test_step_line.py"
 LEAVE = "vtx_scale/trainer/leave.py"
 CONTROL = "vtx_scale/trainer/control.py"
 RESTORE = "vtx_scale/launch/restore.py"
@@ -668,6 +670,39 @@ MUTANTS = (
         "return (slice(a, a + chunk) for a in range(0, n, chunk + 1))",
         (f"{RING}::test_a_ring_is_the_gathered_form_and_the_definition[1-False]",),
         "Every column is compared once, whatever the size of a chunk.",
+    ),
+    # --- watching
+    Mutant(
+        "step-line-too-wide",
+        STEP_LINE,
+        "        if len(line) <= width:",
+        "        if len(line) <= width + 8:",
+        (f"{STEP_LINES}::test_a_line_that_would_be_too_wide_is_closer_and_then_shorter",),
+        "The line of a step has at most 80 columns.",
+    ),
+    Mutant(
+        "eta-of-all-steps",
+        STEP_LINE,
+        "deque[tuple[int, float]](maxlen=RECENT)",
+        "deque[tuple[int, float]]()",
+        (f"{STEP_LINES}::test_the_time_that_is_left_is_that_of_the_newest_steps",),
+        "What is left is reckoned from the newest steps.",
+    ),
+    Mutant(
+        "epoch-of-samples",
+        "vtx_scale/trainer/log.py",
+        "position / self.an_epoch",
+        "values['samples'] / self.steps / self.an_epoch",
+        (f"{STEP_LINES}::test_lines_of_a_run_and_of_one_that_goes_on",),
+        "The epoch is how often the data was passed over.",
+    ),
+    Mutant(
+        "peak-of-now",
+        "data_pipeline/system.py",
+        'row.startswith("VmHWM:")',
+        'row.startswith("VmRSS:")',
+        (f"{STEP_LINES}::test_the_peak_is_of_this_process",),
+        "A line says the most memory that was held, not what is held now.",
     ),
     # --- memory
     Mutant(

@@ -264,10 +264,10 @@ def documented(folder):
     """A run of four ranks that lost a machine, as docs/watching.md shows it."""
     log = (
         "4 ranks on 2 nodes: a100-3, a100-7",
-        "step 1180/2000  loss 0.3021  lr 4.02e-04  norm 1.310  524 samples/s",
+        "step 1180/2000 loss 0.3021 lr 4.0e-04 norm 1.31 524/s ep 3.02 9.1G ETA 0:25",
         "resumed at step 1100 of 2000",
         "4 ranks on 2 nodes: a100-3, a100-9",
-        "step 1236/2000  loss 0.2877  lr 3.61e-04  norm 1.284  531 samples/s",
+        "step 1236/2000 loss 0.2877 lr 3.6e-04 norm 1.28 531/s ep 3.16 9.1G ETA 0:23",
     )
     ledger = (
         {"kind": "restart", "reason": "a100-7 is gone", "step": 1100, "time": 1.7e9},

@@ -2,21 +2,21 @@
 a live line for people and plain lines for logs.
 """
 
-import math
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.objects import AnyPath
+from vtx_scale.data_pipeline.system import peak_memory
 from vtx_scale.trainer.output import PLACE, append, append_text, json_line, say
+from vtx_scale.trainer.step_line import WIDTH, Pace, step_line
 
 if TYPE_CHECKING:
     from vtx_scale.trainer.events import Events
@@ -35,11 +35,14 @@ class Log:
         slot_share: float = 0.0,
         resumed: int | None = None,
         share: Callable[[], float | None] = lambda: None,
+        an_epoch: int = 0,
     ) -> None:
         """slot_share: of all devices' peak, what one sample a second uses;
         0 where it is not known. resumed: the step that this start goes on from, None at the
         beginning. share: of the time, in which the run did steps that count, where that is known.
+        an_epoch: samples of one, 0 where there is none.
         """
+        self.pace, self.an_epoch = Pace(steps), an_epoch
         self.resumed, self.share = resumed, share
         self.folder, self.steps, self.on, self.device, self.slot_share = (
             folder,
@@ -52,13 +55,16 @@ class Log:
         self.board: Events | None = None
         self.live: Progress | None = None
         if on and sys.stderr.isatty():
+            console = Console(file=sys.stderr)
+            count = len(f"step {steps}/{steps} ")
+            bar = max(0, min(40, console.width - count - WIDTH))  # the numbers come first
+            self.room = console.width - count - (bar + 1 if bar else 0)
             self.live = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-                console=Console(file=sys.stderr),
+                *([BarColumn(bar)] if bar else []),
+                TextColumn("{task.description}", markup=False),
+                console=console,
             )
             self.live.start()
             self.task = self.live.add_task("", total=steps)
@@ -70,8 +76,8 @@ class Log:
             say(line)
             append_text(self.folder, line)
 
-    def step(self, step: int, **values: float) -> None:
-        """One finished step (1..N)."""
+    def step(self, step: int, *, position: int = 0, **values: float) -> None:
+        """One finished step (1..N). position: slots that were handed out until then."""
         if not self.on:
             return
         used = {"mfu": values["samples_per_second"] * self.slot_share} if self.slot_share else {}
@@ -81,17 +87,36 @@ class Log:
         )
         if step % self.every == 0 or step == self.steps:
             self._board_step(step, values)
-        line = (
-            f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  norm {values['grad_norm']:.3f}  "
-            f"{values['samples_per_second']:.0f} samples/s"
-            if values["samples_per_second"] or math.isfinite(values["loss"])
-            else "no valid sample"
-        )
+        left = self.pace.left(step)
         if self.live is not None:
+            line = self._line(values, position, left, "", self.room)
             self.live.update(self.task, completed=step, description=line)
         elif time.monotonic() - self.last_line > 5 or step == self.steps:
             self.last_line = time.monotonic()
-            self.message(f"step {step}/{self.steps}  {line}")
+            self.message(self._line(values, position, left, f"step {step}/{self.steps}"))
+
+    def _line(
+        self,
+        values: dict[str, float],
+        position: int,
+        left: float | None,
+        start: str,
+        width: int = WIDTH,
+    ) -> str:
+        return step_line(
+            values,
+            start=start,
+            epoch=position / self.an_epoch if self.an_epoch else None,
+            memory=self._memory(),
+            left=left,
+            width=width,
+        )
+
+    def _memory(self) -> int:
+        """The most bytes that were held at once: of the device, else of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return peak_memory()
 
     def _writer(self) -> "Events":
         if self.board is None:
@@ -112,10 +137,7 @@ class Log:
             )
         if (share := self.share()) is not None:
             board.add_scalar("goodput/share", share, step)
-        if self.device.type == "cuda":
-            board.add_scalar("system/memory_gib", torch.cuda.max_memory_allocated() / 2**30, step)
-        else:
-            board.add_scalar("system/memory_gib", peak_kib() / 2**20, step)
+        board.add_scalar("system/memory_gib", self._memory() / 2**30, step)
 
     def scores(self, step: int, name: str, values: dict[str, Any]) -> None:
         """An evaluator's numbers, and its pictures: uint8 (H, W, 3), in TensorBoard alone."""
@@ -162,18 +184,6 @@ def short(value: Any) -> str:
         return f"{value:.4g}"
     except (TypeError, ValueError):
         return str(value)
-
-
-def peak_kib() -> int:
-    """The largest resident size of this process so far, in KiB; 0 where the system does not say.
-
-    getrusage's also counts what a parent had before this process began.
-    """
-    try:
-        rows = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(row.split()[1]) for row in rows if row.startswith("VmHWM:")), 0)
 
 
 def picture_grid(images: torch.Tensor, columns: int = 4) -> torch.Tensor | None:

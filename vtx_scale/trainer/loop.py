@@ -231,7 +231,7 @@ class Trainer:
         speed = {"samples_per_second": valid / seconds, "data_wait": waited, "seconds": seconds}
         if self.log.on:
             metrics |= self.sources.metrics(p.position)
-        self.log.step(p.step, samples=p.samples, **values, **speed, **metrics)
+        self.log.step(p.step, position=p.position, samples=p.samples, **values, **speed, **metrics)
         self.stragglers.add(p.step, seconds, waited)
         return leave
 
