@@ -44,14 +44,13 @@ FILES = ("objective.teacher_from=", "objective.palette=")
 CURVE = 12  # points of the training's curve that are kept
 
 
-def untrained(run):
-    """The network of the recipe and seed with its initial values, at the same readouts."""
+def untrained(run, names=None):
+    """The recipe's network and seed with initial values, at the same readouts or `names`."""
     objective = build.build_objective(run, torch.float32)
     Single(torch.device("cpu")).prepare(objective)
     initialise(objective, initial_values(objective), run.seed)
-    return scores(
-        run, objective, [e.name for e in run.evaluate if e.name not in ("accuracy", "completions")]
-    )
+    others = [e.name for e in run.evaluate if e.name not in ("accuracy", "completions")]
+    return scores(run, objective, names or others)
 
 
 def pixels(run):

@@ -99,6 +99,7 @@ STORAGE = "tests/data_pipeline/test_storage.py"
 CODES = "tests/data_pipeline/test_codes.py"
 READER = "tests/surfaces/test_run_reader.py"
 BANNER = "tests/surfaces/test_banner.py"
+SMALL_RECIPES = "tests/surfaces/test_small_recipes.py"
 TYPED = "tests/surfaces/test_typed.py"
 REPORT = "tests/surfaces/test_report.py"
 WATCH = "tests/surfaces/test_watch.py"
@@ -3846,6 +3847,30 @@ MUTANTS = (
         "if self.first is not None and PHASES.step < self.first:",
         (f"{BANNER}::test_signs_of_life_come_until_the_first_step",),
         "Signs of life end with the first step.",
+    ),
+    Mutant(
+        "small-recipes-of-two-backbones",
+        "launch/recipes/small.py",
+        "net=_net(),",
+        "net=_net(depth=6),",
+        (f"{SMALL_RECIPES}::test_vit_small_and_dino_small_have_one_backbone",),
+        "vit_small starts from what dino_small has learned.",
+    ),
+    Mutant(
+        "small-smoke-of-epochs",
+        "launch/recipes/small.py",
+        "        epochs=None,\n",
+        "",
+        (f"{SMALL_RECIPES}::test_they_count_epochs_and_have_a_smoke_size",),
+        "A smoke size of a recipe with epochs ends after its steps.",
+    ),
+    Mutant(
+        "small-recipe-of-steps",
+        "launch/recipes/small.py",
+        "        epochs=epochs,\n",
+        "        steps=int(1000 * epochs),\n",
+        (f"{SMALL_RECIPES}::test_they_count_epochs_and_have_a_smoke_size",),
+        "The small recipes see a set of any size equally often.",
     ),
 )
 
