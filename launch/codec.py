@@ -54,8 +54,9 @@ def codec_digest(path: AnyPath, objective: ObjectiveSpec) -> str:
 
         def under(checkpoint: Opened) -> dict[str, Tensor]:
             tensors = checkpoint.tensors()
-            wanted = [k for k in tensors.keys() if k.startswith(f"param/{prefix}")]
-            return {k.removeprefix("param/"): tensors.tensor(k) for k in wanted}
+            names = [k.removeprefix("param/") for k in tensors.keys() if k.startswith("param/")]
+            wanted = [name for name in names if name.startswith(prefix)]
+            return {name: tensors.tensor(tensors.weight(name)) for name in wanted}
 
         found = read_newest(checkpoints_of(path), under)
         if found is None:

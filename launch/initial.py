@@ -47,9 +47,11 @@ def stored(path: AnyPath, strategy: Base, say: Callable[[str], None]) -> dict[st
 
 
 def values(checkpoint: Opened) -> dict[str, Tensor]:
-    """Parameters and buffers by their names."""
+    """Parameters, averaged where the run keeps an average, and buffers by their names."""
     tensors = checkpoint.tensors()
-    return tensors.state("param") | tensors.state("buffer")
+    names = [k.partition("/")[2] for k in tensors.keys() if k.startswith("param/")]
+    used = {name: tensors.tensor(tensors.weight(name)) for name in names}
+    return used | tensors.state("buffer")
 
 
 def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None] = print) -> None:

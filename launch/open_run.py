@@ -78,15 +78,22 @@ def open_run(folder: str | AnyPath, device: str = "cpu", precision: str | None =
 
 def load_newest(folder: AnyPath, strategy: Base) -> int:
     """The newest whole checkpoint into the strategy's slices, the same on every rank; its step.
+    Where the run keeps an average of its weights, that.
 
     Raises UserError where there is none.
     """
-    wanted = {s.key for s in strategy.slices()}
 
     def take(checkpoint: Opened) -> int:
         tensors = checkpoint.tensors()
+        used = [
+            replace(s, key=tensors.weight(s.key.removeprefix("param/")))
+            if s.key.startswith("param/")
+            else s
+            for s in strategy.slices()
+        ]
+        wanted = {s.key for s in used}
         tensors.shapes = {k: v for k, v in tensors.shapes.items() if k in wanted}
-        load(strategy.slices(), tensors)
+        load(used, tensors)
         strategy.settled()
         return int(checkpoint.manifest["step"])
 

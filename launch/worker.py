@@ -78,6 +78,7 @@ from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.apply import apply, strategy_of
 from vtx_scale.strategies.base import Base
+from vtx_scale.trainer.average import Average, average_of
 from vtx_scale.trainer.control import Control, Elsewhere, NotFinite
 from vtx_scale.trainer.flops import peak_flops, training_flops
 from vtx_scale.trainer.goodput import TIMES, this_attempt
@@ -294,6 +295,7 @@ class Parts:
     precision: Precision
     ledger: Ledger
     guard: Window
+    average: Average
     progress: Progress = field(default_factory=Progress)
     decisions: list[Decision] = field(default_factory=list)
     plan: Plan | None = None  # what amendments make of the recipe
@@ -349,6 +351,7 @@ def assemble(
         precision=precision,
         ledger=Ledger(folder),
         guard=Window(run.guard),
+        average=average_of(optimizer, run.optim.average),
         hash=about["hash"],
     )
 
@@ -388,6 +391,7 @@ def restore_or_initialise(parts: Parts) -> bool:
         if strategy.all.rank == 0:
             check_weights(parts.run, run_folder.outside_of(folder))
         load_initial(parts.run, strategy, say)
+        parts.average.begin()
     else:
         decided.check_known(manifest, parts.decisions, folder)
         parts.guard.load(manifest.get("guard", []))
@@ -549,6 +553,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         state=parts.state,
         progress=parts.progress,
         guard=parts.guard,
+        average=parts.average,
         recipe_at=parts.plan.at if parts.plan is not None else None,
         evaluate=lambda names, step: evaluate(parts, log, names, step),
         roll_back=lambda: roll_back(parts, log),
@@ -581,7 +586,7 @@ def evaluate(parts: Parts, log: Log, names: list[str], step: int) -> None:
 
     alone = parts.control.at_once() if parts.world == 1 else contextlib.nullcontext()
     try:
-        with PHASES.within("evaluate"), alone:
+        with PHASES.within("evaluate"), parts.average.shown(parts.strategy), alone:
             failpoint(f"evaluate-{step}")
             evaluate_each(parts, log, names, step, note)
     finally:

@@ -78,6 +78,7 @@ DALLE = "tests/vtx_scale/test_dalle.py"
 TRAINER = "tests/vtx_scale/test_trainer.py"
 COMMIT = "tests/promises/test_p3_commit.py"
 PROFILE = "tests/vtx_scale/test_profile.py"
+AVERAGE = "tests/vtx_scale/test_average.py"
 WATCHERS = "tests/promises/test_p4_watchers.py"
 WARM = "tests/surfaces/test_warm.py"
 FORKS = "tests/data_pipeline/test_fork_server.py"
@@ -3839,6 +3840,86 @@ MUTANTS = (
         "if profiled and run.epochs is None and profiled[0] > run.steps + 1:",
         (f"{PROFILE}::test_a_range_behind_the_end_is_refused",),
         "A range behind the last step is refused.",
+    ),
+    Mutant(
+        "average-that-rests",
+        "vtx_scale/trainer/average.py",
+        "torch._foreach_lerp_(averages, tensors, 1 - self.keep)",
+        "torch._foreach_lerp_(averages, tensors, (1 - self.keep) ** 2)",
+        (f"{AVERAGE}::test_it_is_torchs_and_that_of_a_sum",),
+        "The average moves as torch's does.",
+    ),
+    Mutant(
+        "average-of-the-first-values",
+        "launch/worker.py",
+        "        parts.average.begin()\n",
+        "",
+        (f"{AVERAGE}::test_who_opens_a_run_has_the_average[single]",),
+        "The average starts from what init.from gave.",
+    ),
+    Mutant(
+        "average-not-moved",
+        "vtx_scale/trainer/loop.py",
+        "        self.average.move()\n",
+        "",
+        (f"{AVERAGE}::test_every_checkpoint_has_it[single]",),
+        "The average moves behind each step.",
+    ),
+    Mutant(
+        "average-not-evaluated",
+        "launch/worker.py",
+        "parts.average.shown(parts.strategy), alone:",
+        "alone:",
+        (f"{AVERAGE}::test_who_opens_a_run_has_the_average[single]",),
+        "Evaluators in the loop look at the average.",
+    ),
+    Mutant(
+        "average-stays-where-one-leaves",
+        "vtx_scale/trainer/average.py",
+        "        except Leave:\n            if self.pairs:",
+        "        except Leave:\n            if not self.pairs:",
+        (f"{AVERAGE}::test_it_is_shown_and_the_weights_come_back",),
+        "A run that is left while it evaluates saves its weights, not their average.",
+    ),
+    Mutant(
+        "average-not-opened",
+        "launch/open_run.py",
+        'replace(s, key=tensors.weight(s.key.removeprefix("param/")))',
+        "replace(s, key=s.key)",
+        (f"{AVERAGE}::test_who_opens_a_run_has_the_average[single]",),
+        "Who opens a run has the average of its weights.",
+    ),
+    Mutant(
+        "average-not-gone-on-from",
+        "launch/initial.py",
+        "tensors.tensor(tensors.weight(name))",
+        'tensors.tensor(f"param/{name}")',
+        (f"{AVERAGE}::test_who_opens_a_run_has_the_average[single]",),
+        "init.from takes the average of a run that has one.",
+    ),
+    Mutant(
+        "average-without-a-place",
+        "vtx_scale/trainer/adafactor.py",
+        'kind in ("exp_avg", "average")',
+        'kind in ("exp_avg",)',
+        (f"{AVERAGE}::test_it_is_torchs_and_that_of_a_sum",),
+        "The average lies where its weights do, under every optimizer.",
+    ),
+    Mutant(
+        "average-of-itself-alone",
+        "vtx_scale/specs/run.py",
+        "if not 0 <= self.average < 1:",
+        "if not 0 <= self.average <= 1:",
+        (f"{AVERAGE}::test_what_is_no_share_is_refused",),
+        "An average that would never move is refused.",
+    ),
+    Mutant(
+        "average-not-planned",
+        "vtx_scale/planner/memory.py",
+        "state = average + held(",
+        "state = held(",
+        ("tests/vtx_scale/test_planner.py::test_states_are_those_of_the_real_strategy",),
+        "A plan counts the memory of the average.",
     ),
     Mutant(
         "signs-without-an-end",

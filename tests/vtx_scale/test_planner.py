@@ -161,6 +161,8 @@ OPTIMIZERS = {
     "lookahead": Optimizer(kind="lookahead"),
     "adafactor": Optimizer(kind="adafactor"),
     "muon": Optimizer(kind="muon"),
+    "averaged": Optimizer(moments="bfloat16", average=0.999),
+    "averaged adafactor": Optimizer(kind="adafactor", average=0.999),
 }
 
 
@@ -178,6 +180,8 @@ CELLS = [
     ("clip_vit_b32", "fsdp", 3, "muon"),
     ("vit_g14_jft3b", "fsdp", 3, "adafactor"),
     ("vit_g14_jft3b", "tp_fsdp", 4, "adafactor"),
+    ("clip_vit_b32", "fsdp", 3, "averaged"),
+    ("vit_g14_jft3b", "tp_fsdp", 4, "averaged adafactor"),
     ("dalle_12b", "ddp", 2, "adamw"),
     ("dalle_12b", "fsdp", 5, "adamw"),
     packaged("clip_vit_b32", "fairscale", 3, "adamw bfloat16"),

@@ -368,6 +368,11 @@ class Tensors:
         self.fill(key, tuple((0, n) for n in shape), out)
         return out
 
+    def weight(self, name: str) -> str:
+        """The key under which a parameter is used: of its average, where the run keeps one."""
+        average = f"average/{name}"
+        return average if average in self.shapes else f"param/{name}"
+
     def state(self, kind: str = "param") -> dict[str, Tensor]:
         """All tensors of one kind by their names: param, buffer, exp_avg, exp_avg_sq."""
         head = f"{kind}/"

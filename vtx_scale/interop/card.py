@@ -70,6 +70,8 @@ def card(about: Card) -> str:
         f"* recipe: hash `{run['hash']}`, all of it in `recipe.json`",
         f"* data: fingerprint `{run['data']}`",
     ]
+    if average := run["recipe"].get("optim", {}).get("average"):
+        lines.append(f"* weights: their moving average, which kept {average} of itself at a step")
     if about.classes:
         lines.append(f"* classes: {len(about.classes)}, named in `classes.txt`")
     lines += ["", "## Figures", "", *figures(about.figures), "", "## Use", "", *use(about)]

@@ -101,7 +101,7 @@ def states(
 def state_bytes(
     trained: Sequence[Parameter], layout: Layout, optim: Optimizer, numbers: Numbers, index: int
 ) -> int:
-    """Of the optimizer's moments, masters aside.
+    """Of the optimizer's moments and of the average of the weights, masters aside.
 
     Raises LookupError for an optimizer that the planner does not know.
     """
@@ -123,15 +123,17 @@ def state_of(
     numbers: Numbers,
 ) -> int:
     """The same where part `index` of `ways` has its share of every tensor."""
+    average = held(trained, cut, ways, index, tp) * numbers.weight if optim.average else 0
     if optim.kind == "adafactor":
         if cut not in (None, "rows"):  # the moment alone: the strategy refuses the rest
-            return held(trained, cut, ways, index, tp) * 2
+            return average + held(trained, cut, ways, index, tp) * 2
         parts = ways if cut else 1
-        return sum(adafactor_bytes(p.under_tp(tp), parts, index, numbers) for p in trained)
+        factors = (adafactor_bytes(p.under_tp(tp), parts, index, numbers) for p in trained)
+        return average + sum(factors)
     if optim.kind not in STATE:
         raise LookupError(f"the planner does not know the state of optim.kind={optim.kind}")
     each = STATE[optim.kind] * numbers.weight // (8 if optim.moments == "bfloat16" else 4)
-    state = held(trained, cut, ways, index, tp) * each
+    state = average + held(trained, cut, ways, index, tp) * each
     if optim.kind == "muon":  # one moment of a matrix, not two
         state -= held([p for p in trained if p.matrix], cut, ways, index, tp) * (each // 2)
     return state

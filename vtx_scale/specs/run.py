@@ -208,6 +208,9 @@ class Optimizer(Spec):
     lookahead_share: float = 0.5  # ... the slow weights move so far to the fast ones
     clip: float | None = None
     clip_each: bool = False  # `clip` holds for each tensor's own norm
+    # of a moving average of the weights, the share of its own value that it keeps at a step, which
+    # evaluations and exports take in their place; 0 for none
+    average: float = 0.0
 
     def faults(self) -> list[str]:
         found = []
@@ -218,6 +221,8 @@ class Optimizer(Spec):
             found.append(f"betas={first:g},{second:g}: give two numbers from 0 to below 1.")
         if self.clip is not None and not self.clip > 0:
             found.append(f"clip={self.clip:g}: give a number above 0, or none for no clipping.")
+        if not 0 <= self.average < 1:
+            found.append(f"average={self.average:g}: give a share below 1, or 0 for no average.")
         return found
 
     def decay_at(self, step: int, steps: int) -> float:

@@ -103,7 +103,7 @@ class Adafactor(torch.optim.Optimizer):
         many more copies as ranks cut that.
         """
         dims = factored(leaf.shape)
-        if dims is None or kind == "exp_avg":
+        if dims is None or kind in ("exp_avg", "average"):
             return leaf.place
         gone = dims[1] if kind == "exp_avg_sq_row" else dims[0]
         copies, copy = leaf.copies, leaf.copy

@@ -23,6 +23,7 @@ from vtx_scale.distributed.ranks import gathered_json
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Guard, Run
 from vtx_scale.strategies.base import Base
+from vtx_scale.trainer.average import Average
 from vtx_scale.trainer.cadence import Cadence, MemoryCadence
 from vtx_scale.trainer.control import BadLimit, Control
 from vtx_scale.trainer.goodput import TIMES
@@ -91,6 +92,7 @@ class Trainer:
     state: Callable[[], dict[str, Any]]  # JSON that goes into the manifest
     progress: Progress = field(default_factory=Progress)
     guard: Window = field(default_factory=lambda: Window(Guard()))
+    average: Average = field(default_factory=Average)
     # the recipe behind so many finished steps, where something in it was amended
     recipe_at: Callable[[int], Run] | None = None
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
@@ -409,6 +411,7 @@ class Trainer:
         self.strategy.clamp()
         self.strategy.publish()
         self.strategy.follow(step)
+        self.average.move()
         return {name: value.item() for name, value in (self.objective.update_buffers(step)).items()}
 
     def save(self) -> None:

@@ -93,6 +93,9 @@ def optimizer_of(leaves: Iterable[Leaf], spec: Optimizer, seed: int = 0) -> torc
             optimizer = MuonAdamW(grouped, leaves, rest, rounding)
         else:
             optimizer = adamw_of(plain, spec, cuda, rounding)
+    if spec.average:  # see `vtx_scale.trainer.average`
+        for p in parameters(optimizer):
+            optimizer.state[p]["average"] = p.detach().clone(memory_format=torch.preserve_format)
     set_rates(optimizer, spec, spec.lr, 0, 1)
     return optimizer
 
