@@ -10,6 +10,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.evaluators import NAMES
 from vtx_scale.launch.extras import need
 from vtx_scale.launch.paths import check_paths
+from vtx_scale.launch.sinks import check_sink
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.objective import objective_fault
 from vtx_scale.specs.run import Run
@@ -75,6 +76,7 @@ def check(run: Run) -> None:
         check_evaluator(evaluation.name)
     if run.checkpoint.best:
         check_best(run)
+    check_sink(run.log.to)
 
 
 def check_package(run: Run) -> None:

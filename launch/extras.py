@@ -10,6 +10,8 @@ EXTRAS = {
     "deepspeed": "deepspeed",
     "fairscale": "fairscale",
     "huggingface_hub": "hub",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
 }
 
 

@@ -79,6 +79,7 @@ def changed(
             parts = tuple(changed(cast(Spec, part), path, shards) for part in value)
             changes[f.name] = value if parts == value else parts
     changes |= rewritten(spec, named(spec), path)
+    changes |= {n: path(v) for n in spec.functions if ".py:" in (v := getattr(spec, n))}
     changes |= rewritten(spec, spec.shard_lists, shards)
     changes = {k: v for k, v in changes.items() if v is not getattr(spec, k)}
     return replace(spec, **changes) if changes else spec

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import socket
 import tempfile
 from collections.abc import Callable
@@ -244,6 +245,7 @@ def prepare(
         now[outside.TOKENIZER] = tokenizer
     digest = hash_of(outside.by_digest(run, now), fingerprint)
     forks, batches = before.get("forks", []), before.get("batches", {})
+    same = before.get("hash") == digest
     if begun(folder) and before:
         old: Run = override.from_dict(before["recipe"])
         same = same_run(before, old, folder, run, now, fingerprint, hash_of)
@@ -265,8 +267,16 @@ def prepare(
         "outside": now,
         "paths": recipes.STRANGERS,
         "versions": versions(),
+        **name_of(run, before if same else {}),
     }
     write_whole(folder / "run.json", json.dumps(body, indent=1) + "\n")
+
+
+def name_of(run: Run, before: dict[str, Any]) -> dict[str, str]:
+    """What tells a run from all others elsewhere, where it is told of there: made once."""
+    if known := before.get("id"):
+        return {"id": known}
+    return {"id": secrets.token_hex(4)} if run.log.to else {}
 
 
 def same_run(
@@ -335,6 +345,6 @@ def counted(key: str) -> bool:
     if key.startswith("data.sources."):  # their samples count by the fingerprint
         return key.endswith(".weight")
     return (
-        key.split(".")[0] not in ("system", "checkpoint", "evaluate")
+        key.split(".")[0] not in ("system", "checkpoint", "evaluate", "log")
         and key not in override.UNCOUNTED
     )

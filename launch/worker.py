@@ -73,6 +73,7 @@ from vtx_scale.launch.retention import stays
 from vtx_scale.launch.room import check_room
 from vtx_scale.launch.sharing import let_go, share_opened
 from vtx_scale.launch.signs import Signs, of_batch
+from vtx_scale.launch.sinks import function_of
 from vtx_scale.launch.snapshots import snapshots_of
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
@@ -80,6 +81,7 @@ from vtx_scale.strategies.apply import apply, strategy_of
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.average import Average, average_of
 from vtx_scale.trainer.control import Control, Elsewhere, NotFinite
+from vtx_scale.trainer.feed import Feed
 from vtx_scale.trainer.flops import peak_flops, training_flops
 from vtx_scale.trainer.goodput import TIMES, this_attempt
 from vtx_scale.trainer.guard import Window
@@ -625,8 +627,16 @@ def log_of(parts: Parts, restored: bool) -> Log:
         slot_share=slot_share(parts) if first else 0.0,
         resumed=parts.progress.step if restored else None,
         share=TIMES.share,
+        feed=feed_of(parts) if first and parts.run.log.to else None,
         an_epoch=0 if parts.batches.more else parts.batches.index.n,
     )
+
+
+def feed_of(parts: Parts) -> Feed:
+    """To where `log.to` says; the sink is opened when there is something for it."""
+    run, begin = parts.run, parts.progress.step
+    name = f"{parts.folder.name}-{run_folder.read(parts.folder).get('id', '')}"
+    return Feed(lambda: function_of(run.log.to)(override.to_dict(run), name, begin))
 
 
 def slot_share(parts: Parts) -> float:

@@ -116,6 +116,8 @@ OUTPUT = "vtx_scale/trainer/output.py"
 LINES = "vtx_scale/trainer/lines.py"
 STEP_LINE = "vtx_scale/trainer/step_line.py"
 STEP_LINES = "tests/vtx_scale/test_step_line.py"
+FEED = "vtx_scale/trainer/feed.py"
+LOG_TO = "tests/vtx_scale/test_log_to.py"
 LEAVE = "vtx_scale/trainer/leave.py"
 CONTROL = "vtx_scale/trainer/control.py"
 RESTORE = "vtx_scale/launch/restore.py"
@@ -705,6 +707,62 @@ MUTANTS = (
         'row.startswith("VmRSS:")',
         (f"{STEP_LINES}::test_the_peak_is_of_this_process",),
         "A line says the most memory that was held, not what is held now.",
+    ),
+    Mutant(
+        "sink-holds-up",
+        FEED,
+        "self.waiting.put_nowait((step, numbers))",
+        "self.waiting.put((step, numbers), timeout=1)",
+        (f"{LOG_TO}::test_a_sink_that_hangs_holds_nobody_up",),
+        "A sink that never answers holds no step up.",
+    ),
+    Mutant(
+        "sink-writes-late",
+        FEED,
+        "(entry := self.waiting.get()) is not None and not self.ending.is_set()",
+        "(entry := self.waiting.get()) is not None",
+        (f"{LOG_TO}::test_a_sink_that_hangs_holds_nobody_up",),
+        "What was counted as dropped is not written later.",
+    ),
+    Mutant(
+        "sink-ends-its-thread",
+        FEED,
+        "except BaseException as e:  # of a library, sys.exit too",
+        "except OSError as e:",
+        (f"{LOG_TO}::test_a_sink_that_raises_is_counted_and_said_once",),
+        "Whatever a sink raises, the next write comes to it.",
+    ),
+    Mutant(
+        "sink-in-the-hash",
+        "launch/override.py",
+        'body["guard"] = compact(run.guard)\n',
+        'body["guard"] = compact(run.guard)\n    body["log"] = compact(run.log)\n',
+        (f"{LOG_TO}::test_where_numbers_go_is_no_part_of_what_is_learned",),
+        "Where numbers go is not in the recipe's hash.",
+    ),
+    Mutant(
+        "sink-begins-at-0",
+        "launch/worker.py",
+        "run, begin = parts.run, parts.progress.step",
+        "run, begin = parts.run, 0",
+        (f"{LOG_TO}::test_a_run_that_was_killed_logs_no_step_twice",),
+        "A sink hears from which step a run goes on.",
+    ),
+    Mutant(
+        "sink-path-relative",
+        "launch/paths.py",
+        'if ".py:" in (v := getattr(spec, n))',
+        'if ".pyc:" in (v := getattr(spec, n))',
+        (f"{LOG_TO}::test_a_run_that_was_killed_logs_no_step_twice",),
+        "The file of a sink is the one that was named, from anywhere.",
+    ),
+    Mutant(
+        "run-named-anew",
+        "launch/run_folder.py",
+        'if known := before.get("id"):',
+        'if known := before.get("name"):',
+        (f"{LOG_TO}::test_a_run_that_was_killed_logs_no_step_twice",),
+        "A run has one id at all of its starts.",
     ),
     # --- memory
     Mutant(

@@ -25,6 +25,8 @@ PACKAGES = {
     "parquet": ("pyarrow",),
     "datasets": ("datasets",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
 }
 CEPH = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool")
 SLURM = ("slurmctld", "slurmd", "munged", "srun", "sbatch")

@@ -24,7 +24,8 @@ class Without(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
-ABSENT = "ray boto3 botocore pyarrow av deepspeed fairscale transformers timm open_clip sklearn"
+ABSENT = "ray boto3 botocore pyarrow av deepspeed fairscale transformers timm open_clip"
+ABSENT += " sklearn wandb mlflow"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,8 @@ ASKED = (
     (("train", "clip_vit_b32", "--smoke", "--run", "s3://bucket/run"), "boto3", "s3"),
     (("watch", "s3://bucket/run"), "boto3", "s3"),
     (("data", "verify", "at", "--address", "auto"), "ray", "cluster"),
+    (("train", "clip_vit_b32", "--smoke", "--run", "at", "log.to=wandb"), "wandb", "wandb"),
+    (("train", "clip_vit_b32", "--smoke", "--run", "at", "log.to=mlflow"), "mlflow", "mlflow"),
 )
 
 

@@ -545,6 +545,17 @@ class Checkpoint(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Log(Spec):
+    """Where the numbers of a run go beside its folder: `to` is "wandb", "mlflow", or a function as
+    path.py:function or module:function. Nothing here counts in the hash.
+    """
+
+    functions: ClassVar[tuple[str, ...]] = ("to",)
+
+    to: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(Spec):
     """One evaluator in the loop: its name in `vtx_scale.evaluators` and how often (0:
     at the end).
@@ -597,6 +608,7 @@ class Run(Spec):
     system: System = field(default_factory=System)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: tuple[Evaluation, ...] = ()
+    log: Log = field(default_factory=Log)
     # in place of `steps`, which it becomes as soon as the samples are counted; not in the hash
     epochs: float | None = None
 

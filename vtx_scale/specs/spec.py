@@ -21,6 +21,8 @@ class Spec:
     # fields that name a file or folder -> words that are none; the same of lists of shards
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     shard_lists: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # fields that name a function, perhaps as path.py:function
+    functions: ClassVar[tuple[str, ...]] = ()
     # field -> words that it took once -> what they are now
     former: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.system import peak_memory
+from vtx_scale.trainer.feed import Feed
 from vtx_scale.trainer.output import PLACE, append, append_text, json_line, say
 from vtx_scale.trainer.step_line import WIDTH, Pace, step_line
 
@@ -36,12 +37,14 @@ class Log:
         resumed: int | None = None,
         share: Callable[[], float | None] = lambda: None,
         an_epoch: int = 0,
+        feed: Feed | None = None,
     ) -> None:
         """slot_share: of all devices' peak, what one sample a second uses;
         0 where it is not known. resumed: the step that this start goes on from, None at the
         beginning. share: of the time, in which the run did steps that count, where that is known.
-        an_epoch: samples of one, 0 where there is none.
+        an_epoch: samples of one, 0 where there is none. feed: who else gets the numbers.
         """
+        self.feed = feed
         self.pace, self.an_epoch = Pace(steps), an_epoch
         self.resumed, self.share = resumed, share
         self.folder, self.steps, self.on, self.device, self.slot_share = (
@@ -85,6 +88,8 @@ class Log:
             self.folder / "metrics.jsonl",
             json_line({"step": step, **values, **used, "time": time.time()}),
         )
+        if self.feed is not None:
+            self.feed.write(step, {**values, **used})
         if step % self.every == 0 or step == self.steps:
             self._board_step(step, values)
         left = self.pace.left(step)
@@ -149,6 +154,8 @@ class Log:
                 self._writer().add_scalar(f"{name}/{key}", value, step)
             else:
                 self._writer().add_image(f"{name}/{key}", value, step)
+        if self.feed is not None:
+            self.feed.write(step, {f"{name}/{key}": value for key, value in numbers.items()})
         append(
             self.folder / "evaluations.jsonl",
             json_line({"step": step, "name": name, **numbers}),
@@ -175,6 +182,8 @@ class Log:
         """Stop the live line, and say what could not be written."""
         if self.live is not None:
             self.live.stop()
+        if self.feed is not None:
+            self.feed.close()
         PLACE.close()
 
 

@@ -35,6 +35,7 @@ PLACES = (
     "events.jsonl",
     "tensorboard",
     "profile",
+    "log.to",
 )
 LINE_BYTES = 4000  # of a ledger line: what is up to a page is appended whole by one write
 LAST = 20.0  # seconds at the end of a process for what waits to be sent
@@ -83,10 +84,11 @@ class Places:
     def announce(self, name: str) -> None:
         """That a place does not work, once in each outage, if anybody hears it."""
         state = self.states[name]
+        remedy = "look at the sink" if name == "log.to" else "make room or mend the path"
         if not state.announced:
             state.announced = self.tell(
                 f"{name} cannot be written ({state.reason}): what is meant for it is dropped and "
-                "counted, and the training goes on; make room or mend the path"
+                f"counted, and the training goes on; {remedy}"
             )
 
     def worked(self, name: str) -> None:
