@@ -35,7 +35,7 @@ SIZE = {
 }
 # minutes: strong augmentation has no time to pay
 SHORT = {
-    "vit_small": ("epochs=10", "data.augment.randaug_layers=0", "data.augment.mixup=0"),
+    "vit_small": ("epochs=6", "data.augment.randaug_layers=0", "data.augment.mixup=0"),
     "dino_small": ("epochs=6",),
     "clip_small": ("epochs=5", "global_batch=64", "schedule.warmup=50"),
 }

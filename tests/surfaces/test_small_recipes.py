@@ -30,6 +30,12 @@ def test_they_are_listed_with_what_they_learn_from():
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_one_is_shown_with_its_epochs(name):
+    done = vtx("show", name)
+    assert done.returncode == 0 and re.search(r"^epochs +\d+", done.stdout, re.M), done.stderr
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_they_count_epochs_and_have_a_smoke_size(name):
     """So that a set of any size is seen as often; a smoke counts steps."""
     run, tiny = recipes.find(name), recipes.find(name, smoke=True)
