@@ -73,7 +73,7 @@ from vtx_scale.launch.retention import stays
 from vtx_scale.launch.room import check_room
 from vtx_scale.launch.sharing import let_go, share_opened
 from vtx_scale.launch.signs import Signs, of_batch
-from vtx_scale.launch.sinks import function_of
+from vtx_scale.launch.sinks import flat, function_of
 from vtx_scale.launch.snapshots import snapshots_of
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
@@ -627,6 +627,7 @@ def log_of(parts: Parts, restored: bool) -> Log:
         slot_share=slot_share(parts) if first else 0.0,
         resumed=parts.progress.step if restored else None,
         share=TIMES.share,
+        settings=flat(override.to_dict(parts.run)) if first else None,
         feed=feed_of(parts) if first and parts.run.log.to else None,
         an_epoch=0 if parts.batches.more else parts.batches.index.n,
     )

@@ -764,6 +764,14 @@ MUTANTS = (
         (f"{LOG_TO}::test_a_run_that_was_killed_logs_no_step_twice",),
         "A run has one id at all of its starts.",
     ),
+    Mutant(
+        "settings-as-text",
+        "vtx_scale/trainer/events.py",
+        "elif isinstance(value, int | float):",
+        "elif isinstance(value, float):",
+        ("tests/vtx_scale/test_board.py::test_the_settings_of_runs_are_compared_in_tensorboard",),
+        "In TensorBoard runs are compared by the numbers of their recipes.",
+    ),
     # --- memory
     Mutant(
         "recompute-keeps-all",

@@ -13,6 +13,7 @@ import pytest
 
 from tests.runs import environment, lines, log_of, losses, train_on_ranks, vtx
 from tests.survivors import assert_none_survives
+from tests.vtx_scale.test_board import sessions
 from vtx_scale import open_run
 from vtx_scale.checkpoints.format import read_manifest, steps
 from vtx_scale.launch.cli import parse
@@ -57,6 +58,8 @@ def test_tensorboard(run):
     assert [e.step for e in board.Scalars("train/loss")] == list(range(1, 13))
     assert [e.value for e in board.Scalars("train/loss")] == pytest.approx(losses(run))
     assert 0 < max(e.value for e in board.Scalars("train/model_flop_utilisation")) < 1
+    settings, metrics = sessions(run)["tensorboard"]
+    assert settings["steps"] == 12 and settings["optim.lr"] > 0 and "train/loss" in metrics
     assert board.Images("inputs")[0].width == 4 * 32
     text = board.Tensors("captions/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text.count("a small") + text.count("a large") >= 16

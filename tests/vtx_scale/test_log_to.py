@@ -126,7 +126,8 @@ def test_a_sink_that_cannot_be_opened(capfd):
 
 def test_a_sink_that_hangs_holds_nobody_up(capfd):
     go = threading.Event()
-    feed = Feed(lambda: Kept(lambda step: go.wait(60)), room=5)
+    kept = Kept(lambda step: go.wait(60))
+    feed = Feed(lambda: kept, room=5)
     began = time.monotonic()
     for step in range(1, 41):
         feed.write(step, {"loss": 0.0})
@@ -137,7 +138,8 @@ def test_a_sink_that_hangs_holds_nobody_up(capfd):
     assert time.monotonic() - began < 6 and 39 <= state.dropped <= 40
     go.set()
     feed.thread.join(5)
-    assert not feed.thread.is_alive()  # what was dropped is not written later
+    assert not feed.thread.is_alive()
+    assert [step for step, _ in kept.rows] == [1]  # what was dropped is not written later
     assert capfd.readouterr().err.count("log.to cannot be written (the sink is behind)") == 1
 
 

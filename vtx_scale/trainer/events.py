@@ -8,6 +8,7 @@ thread, and the training then waits at the queue.
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
@@ -63,6 +67,14 @@ class Events:
     def add_text(self, tag: str, text: str, step: int) -> None:
         """One text, in Markdown."""
         self._add(step, summary.text, tag, text)
+
+    def add_settings(self, settings: Mapping[str, Any], step: int) -> None:
+        """The run's settings, for the page HPARAMS, where runs are compared by them. None of a
+        field that is not set; what is neither number nor truth value is text.
+        """
+        PLACE.attempt(
+            "tensorboard", lambda: self._write(Event(step=step, summary=session(settings)))
+        )
 
     def _add(self, step: int, kind: Any, *arguments: Any, **options: Any) -> None:
         """What TensorBoard does not take (a name, a picture) is dropped like what the disk does
@@ -117,6 +129,22 @@ class Events:
             raise
         self.path = path
         return path
+
+
+def session(settings: Mapping[str, Any]) -> Summary:
+    """What TensorBoard's plugin "hparams" reads of a run."""
+    start = SessionStartInfo(start_time_secs=time.time())
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            start.hparams[name].bool_value = value
+        elif isinstance(value, int | float):
+            start.hparams[name].number_value = value
+        elif value is not None:
+            listed = isinstance(value, list | tuple)
+            start.hparams[name].string_value = ", ".join(map(str, value)) if listed else str(value)
+    kind = metadata.create_summary_metadata(HParamsPluginData(session_start_info=start))
+    tag = metadata.SESSION_START_INFO_TAG
+    return Summary(value=[Summary.Value(tag=tag, metadata=kind, tensor=metadata.NULL_TENSOR)])
 
 
 def as_float(value: Any) -> float | None:

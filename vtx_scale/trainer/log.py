@@ -38,13 +38,15 @@ class Log:
         share: Callable[[], float | None] = lambda: None,
         an_epoch: int = 0,
         feed: Feed | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         """slot_share: of all devices' peak, what one sample a second uses;
         0 where it is not known. resumed: the step that this start goes on from, None at the
         beginning. share: of the time, in which the run did steps that count, where that is known.
         an_epoch: samples of one, 0 where there is none. feed: who else gets the numbers.
+        settings: of the run, by key.
         """
-        self.feed = feed
+        self.feed, self.settings = feed, settings or {}
         self.pace, self.an_epoch = Pace(steps), an_epoch
         self.resumed, self.share = resumed, share
         self.folder, self.steps, self.on, self.device, self.slot_share = (
@@ -128,6 +130,8 @@ class Log:
             from vtx_scale.trainer.events import Events  # a second of imports, for rank 0 alone
 
             self.board = Events(self.folder / "tensorboard", self.resumed)
+            if self.settings:
+                self.board.add_settings(self.settings, self.resumed or 0)
         return self.board
 
     def _board_step(self, step: int, values: dict[str, float]) -> None:
