@@ -19,8 +19,8 @@ COPY . .
 ARG EXTRAS=cluster,s3
 RUN pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]"
 
-# a login shell, which KubeRay starts Ray by, has a PATH of its own
-RUN for name in python ray vtx; do ln -s /opt/vtx/bin/$name /usr/local/bin/$name || exit; done
+# a login shell, which KubeRay starts Ray by, sets a PATH of its own
+RUN echo 'PATH=/opt/vtx/bin:$PATH' > /etc/profile.d/vtx.sh
 
 # nobody here is root; run folders on a mounted disk belong to this number
 RUN useradd --create-home --uid 1000 vtx

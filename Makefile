@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 SERVICES := $(VENV)/.services
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+# by files, on as many processes; what is slow has the machine for itself
+JOBS ?= 2
+FAST = $(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not services"
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
 .PHONY: install demo test test-fast test-full test-services lint house docs
@@ -30,20 +34,20 @@ demo: $(STAMP)
 
 # All but the long forms and the services, under fifteen minutes on two cores.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not services"
+	$(FAST); fast=$$?; $(PYTEST) -m "slow and not services" && exit $$fast
 
 # While working, under three minutes on two cores: units, data, parity with other libraries, and the
 # commands where they only show or refuse. Nothing that is marked slow: trainings, kills, Ray, builds
 # and installations, more than two ranks.
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not services"
+	$(FAST)
 
 # What needs more than an installation has: DeepSpeed, fairscale, an S3 server, PyAV and onnxruntime,
 # which come from the extras, and jpegtran (apt-get install libjpeg-turbo-progs), without which its tests are
 # skipped.
 # Under twelve minutes.
 test-services: $(SERVICES)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m services
+	$(PYTEST) -m services
 
 $(SERVICES): $(STAMP)
 	@echo "Installing DeepSpeed, fairscale, SeaweedFS, PyAV, pyarrow, datasets and onnxruntime into $(VENV)/, once"
@@ -53,7 +57,7 @@ $(SERVICES): $(STAMP)
 # The long forms: hours. One of them: make test-full T="tests/promises -k every_step"
 T ?= tests
 test-full: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --full -m full $(T)
+	$(PYTEST) --full -m full $(T)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
