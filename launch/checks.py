@@ -75,7 +75,9 @@ def check(run: Run) -> None:
     for evaluation in run.evaluate:
         check_evaluator(evaluation.name)
     if run.checkpoint.best:
-        check_best(run)
+        check_number(run, "checkpoint.best", run.checkpoint.best)
+    if run.stop.patience:
+        check_number(run, "stop.number", run.stop.number, more_than_at_the_end=True)
     check_sink(run.log.to)
 
 
@@ -160,14 +162,22 @@ def check_profile(run: Run) -> None:
         )
 
 
-def check_best(run: Run) -> None:
-    """Raises UserError where `checkpoint.best` names no evaluator of the loop."""
-    best, names = run.checkpoint.best, [e.name for e in run.evaluate]
-    evaluator, _, number = best.rpartition("/")
+def check_number(run: Run, key: str, value: str, more_than_at_the_end: bool = False) -> None:
+    """Raises UserError where a key names no evaluator of the loop, or one that looks at the model
+    at the end alone where it must not.
+    """
+    names = [e.name for e in run.evaluate]
+    evaluator, _, number = value.rpartition("/")
     if not number or evaluator not in names:
         raise UserError(
-            f"checkpoint.best={best}: give EVALUATOR/NUMBER of an evaluator in the loop "
+            f"{key}={value}: give EVALUATOR/NUMBER of an evaluator in the loop "
             f"({', '.join(names) or 'this recipe has none'})."
+        )
+    if more_than_at_the_end and not any(e.every for e in run.evaluate if e.name == evaluator):
+        k = names.index(evaluator)
+        raise UserError(
+            f"{key}={value}: {evaluator} looks at the model at the end alone; add "
+            f"evaluate.{k}.every=STEPS."
         )
 
 

@@ -17,7 +17,7 @@ from vtx_scale.data_pipeline.weights import named_weights, shares
 from vtx_scale.launch.checks import check
 from vtx_scale.launch.nearest import no_key, part_of, value_of
 from vtx_scale.specs.imports import import_object
-from vtx_scale.specs.run import DECODE, Guard, Run
+from vtx_scale.specs.run import DECODE, Guard, Run, Stop
 from vtx_scale.specs.spec import Spec
 from vtx_scale.specs.walk import hints, shown
 
@@ -241,6 +241,8 @@ def recipe_hash(run: Run, data: str = "", words: str = "") -> str:
     body = {name: compact(value) for name, value in counted.items()}
     if run.guard != Guard():  # it came later
         body["guard"] = compact(run.guard)
+    if run.stop != Stop():
+        body["stop"] = compact(run.stop)
     for key in UNCOUNTED:
         body["data"].pop(key.removeprefix("data."), None)
     sources = body["data"].pop("sources", [])

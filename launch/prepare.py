@@ -74,6 +74,10 @@ def refuse(
     val = open_data(run, False, say) if run.evaluate else None
     if run.evaluate and val is None:
         say(f"no data.val_shards: {', '.join(e.name for e in run.evaluate)} will be left out")
+    if run.stop.patience and val is None:
+        raise UserError(
+            f"stop.number={run.stop.number} needs validation samples: add data.val_shards=FOLDER."
+        )
     refuse_codes(run, folder, data, val)
     return data
 

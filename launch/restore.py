@@ -164,11 +164,11 @@ def fault_of(stored: Storage, step: int, rank: int, world: int) -> str:
     return ""
 
 
-def overdue(run: Run, folder: AnyPath, step: int, strategy: Base) -> list[str]:
+def overdue(run: Run, folder: AnyPath, step: int, strategy: Base, ends: bool = False) -> list[str]:
     """Evaluators that were due at `step` but did not come to write their line, or all where their
-    lines cannot be read; the same on every rank.
+    lines cannot be read; the same on every rank. ends: whether the run ends there.
     """
-    names, done = due(run, step), set()
+    names, done = due(run, step, ends), set()
     if names and strategy.all.rank == 0:
         try:
             rows = written(folder / "evaluations.jsonl")

@@ -66,8 +66,8 @@ def before_window(there: list[int], window: int) -> set[int]:
     return {step for part, step in first.items() if part > last - 3} | set(now and [max(now)])
 
 
-def direction(name: str, number: str) -> int:
-    """1 where more of an evaluator's number is better, -1 where less is.
+def direction(name: str, number: str, key: str = "checkpoint.best") -> int:
+    """1 where more of an evaluator's number is better, -1 where less is. key: that asks.
 
     Raises UserError where its module does not say.
     """
@@ -78,7 +78,7 @@ def direction(name: str, number: str) -> int:
             return sign
     known = ", ".join((*higher, *lower)) or "none of its numbers"
     raise UserError(
-        f"checkpoint.best={name}/{number}: {name} does not say which way {number} is better, "
+        f"{key}={name}/{number}: {name} does not say which way {number} is better, "
         f"but of {known}; HIGHER and LOWER in its module name them."
     )
 

@@ -221,6 +221,8 @@ class Summary:
         saved = max(self.checkpoints, default=0)
         if self.steps is not None and saved >= self.steps:
             return "finished"
+        if saved and any(e.kind == "stopped" and e.step == saved for e in self.records.entries):
+            return "finished"
         if not self.about and not self.holder.who:
             return "waiting"
         if not self.holder.released:

@@ -212,6 +212,7 @@ PARTS = {
     "checkpoint": "checkpoint.every={}",
     "system": "system.device={}",
     "guard": "guard.factor={}",
+    "stop": "stop.patience={}",
     "data.augment": "data.augment.mixup={}",
     "system.cache": "system.cache.folder={}",
 }

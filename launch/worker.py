@@ -75,6 +75,7 @@ from vtx_scale.launch.sharing import let_go, share_opened
 from vtx_scale.launch.signs import Signs, of_batch
 from vtx_scale.launch.sinks import flat, function_of
 from vtx_scale.launch.snapshots import snapshots_of
+from vtx_scale.launch.stopping import Stopping
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.run import Run
 from vtx_scale.strategies.apply import apply, strategy_of
@@ -298,6 +299,7 @@ class Parts:
     ledger: Ledger
     guard: Window
     average: Average
+    stopping: Stopping
     progress: Progress = field(default_factory=Progress)
     decisions: list[Decision] = field(default_factory=list)
     plan: Plan | None = None  # what amendments make of the recipe
@@ -320,6 +322,7 @@ class Parts:
             **({"sources": progress.sources} if progress.sources else {}),
             "decisions": [d.name for d in self.decisions],
             **({"guard": self.guard.state()} if self.run.guard.factor else {}),
+            **({"stop": self.stopping.patience.state()} if self.run.stop.patience else {}),
             "hash": self.hash,
             "versions": run_folder.versions(),
         }
@@ -354,6 +357,7 @@ def assemble(
         ledger=Ledger(folder),
         guard=Window(run.guard),
         average=average_of(optimizer, run.optim.average),
+        stopping=Stopping(run, folder, strategy),
         hash=about["hash"],
     )
 
@@ -397,6 +401,7 @@ def restore_or_initialise(parts: Parts) -> bool:
     else:
         decided.check_known(manifest, parts.decisions, folder)
         parts.guard.load(manifest.get("guard", []))
+        parts.stopping.load(manifest, progress.step)
     go_on(parts, manifest or {})
     if strategy.all.rank == 0:
         truncate_logs_after(folder, progress.step)
@@ -491,16 +496,16 @@ def fit(parts: Parts, restored: bool, signs: Signs | None = None) -> int | None:
                     show_inputs(parts, log)
                 except Exception as e:  # a picture for people; the loop reads the data too
                     PLACE.failed("tensorboard", why(e))
-        if missing := overdue(run, parts.folder, progress.step, strategy):
-            trainer.evaluate(missing, progress.step)
-        if progress.step >= run.steps:
-            log.message(f"finished already: {progress.step} of {run.steps} steps")
+        if ended_before(parts, trainer, log):
             return 0
         with PHASES.within("step"):
             how = trainer.train()
         if how == "back":
             return None
         saved = parts.folder / "checkpoints"
+        if how == "stopped":
+            log.message(f"no step beyond {progress.step}: {parts.stopping.tell(progress.step)}")
+            how = "finished"
         log.message(
             f"{how} at step {progress.step}: checkpoint in {saved}"
             if progress.step
@@ -514,6 +519,22 @@ def fit(parts: Parts, restored: bool, signs: Signs | None = None) -> int | None:
         if trainer.profile is not None:
             trainer.profile.close()
         log.close()
+
+
+def ended_before(parts: Parts, trainer: Trainer, log: Log) -> bool:
+    """Whether there is no step left to do, behind the evaluations that are overdue."""
+    run, stopping, step = parts.run, parts.stopping, parts.progress.step
+    if missing := overdue(run, parts.folder, step, parts.strategy):
+        trainer.evaluate(missing, step)
+    if step >= run.steps:
+        log.message(f"finished already: {step} of {run.steps} steps")
+        return True
+    if not stopping.over:
+        return False
+    if rest := overdue(run, parts.folder, step, parts.strategy, ends=True):
+        trainer.evaluate(rest, step)
+    log.message(f"finished already: {stopping.tell(step)}")
+    return True
 
 
 def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
@@ -559,6 +580,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         recipe_at=parts.plan.at if parts.plan is not None else None,
         evaluate=lambda names, step: evaluate(parts, log, names, step),
         roll_back=lambda: roll_back(parts, log),
+        stops=lambda: parts.stopping.over,
         snapshots=memory,
         profile=profile_of(parts, log) if run.system.profile else None,
     )
@@ -602,6 +624,7 @@ def evaluate_each(
     for name, scores in each(parts.run, parts.objective, names, note):
         if not isinstance(scores, UserError):
             log.scores(step, name, scores)
+            parts.stopping.hear(name, scores, step)
         elif parts.strategy.all.rank == 0:
             parts.ledger.write(kind="evaluation_failed", reason=str(scores), name=name, step=step)
             log.message(f"step {step}  {name} cannot be computed: {scores}")

@@ -79,6 +79,7 @@ TRAINER = "tests/vtx_scale/test_trainer.py"
 COMMIT = "tests/promises/test_p3_commit.py"
 PROFILE = "tests/vtx_scale/test_profile.py"
 AVERAGE = "tests/vtx_scale/test_average.py"
+PATIENT = "tests/vtx_scale/test_patience.py"
 WATCHERS = "tests/promises/test_p4_watchers.py"
 WARM = "tests/surfaces/test_warm.py"
 FORKS = "tests/data_pipeline/test_fork_server.py"
@@ -3986,6 +3987,94 @@ MUTANTS = (
         "state = held(",
         ("tests/vtx_scale/test_planner.py::test_states_are_those_of_the_real_strategy",),
         "A plan counts the memory of the average.",
+    ),
+    Mutant(
+        "patience-of-what-is-as-good",
+        "vtx_scale/trainer/patience.py",
+        "sign * value > sign * self.best",
+        "sign * value >= sign * self.best",
+        (f"{PATIENT}::test_it_is_the_best_and_what_came_since",),
+        "A number that is no better has not improved.",
+    ),
+    Mutant(
+        "patience-counts-twice",
+        "vtx_scale/trainer/patience.py",
+        "if step <= self.step:",
+        "if step < self.step:",
+        (f"{PATIENT}::test_a_resume_judges_as_if_the_run_had_stayed",),
+        "An evaluation that the manifest knows is not counted again.",
+    ),
+    Mutant(
+        "patience-without-its-lines",
+        "launch/stopping.py",
+        'if row["step"] <= step:',
+        'if row["step"] < step:',
+        (f"{PATIENT}::test_a_run_that_was_killed_stops_where_an_undisturbed_one_does[1]",),
+        "A start goes on from what was evaluated behind the save.",
+    ),
+    Mutant(
+        "patience-not-in-the-manifest",
+        "launch/stopping.py",
+        'Patience.of(manifest.get("stop", {}))',
+        "Patience.of({})",
+        (f"{PATIENT}::test_what_a_manifest_says_is_gone_on_from",),
+        "A start goes on from what the manifest says of the evaluations before.",
+    ),
+    Mutant(
+        "patience-one-too-many",
+        "launch/stopping.py",
+        "return 0 < self.stop.patience <= self.patience.since",
+        "return 0 < self.stop.patience < self.patience.since",
+        (f"{PATIENT}::test_it_ends_behind_the_evaluation_that_was_one_too_many[1]",),
+        "A run ends behind as many evaluations without a better number as stop.patience says.",
+    ),
+    Mutant(
+        "stopped-without-its-last-evaluators",
+        "vtx_scale/trainer/loop.py",
+        "if n not in due(run, p.step)]):",
+        "if n in due(run, p.step)]):",
+        (f"{PATIENT}::test_it_ends_behind_the_evaluation_that_was_one_too_many[1]",),
+        "Evaluators of the end look at a run that ends early.",
+    ),
+    Mutant(
+        "stopped-unsaved",
+        "vtx_scale/trainer/loop.py",
+        "if (leaving or early) and p.step not in (self.first, self.saved):",
+        "if leaving and p.step not in (self.first, self.saved):",
+        (f"{PATIENT}::test_it_ends_behind_the_evaluation_that_was_one_too_many[1]",),
+        "A run that ends early is saved.",
+    ),
+    Mutant(
+        "stopped-told-again",
+        "launch/stopping.py",
+        'if not any(row.get("kind") == "stopped"',
+        'if not any(row.get("kind") == "ended"',
+        (f"{PATIENT}::test_it_ends_behind_the_evaluation_that_was_one_too_many[1]",),
+        "The ledger tells once that a run ended early.",
+    ),
+    Mutant(
+        "stopped-seen-as-left",
+        "launch/summary.py",
+        'if saved and any(e.kind == "stopped" and e.step == saved',
+        'if saved and any(e.kind == "ended" and e.step == saved',
+        (f"{PATIENT}::test_it_ends_behind_the_evaluation_that_was_one_too_many[1]",),
+        "A run that ended early is finished for who watches.",
+    ),
+    Mutant(
+        "patience-outside-the-hash",
+        "launch/override.py",
+        "if run.stop != Stop():",
+        "if run.stop == Stop():",
+        (f"{PATIENT}::test_it_is_in_the_hash_where_it_is_on",),
+        "stop.patience decides what is learned, so it is in the hash.",
+    ),
+    Mutant(
+        "patience-of-the-end-alone",
+        "launch/checks.py",
+        "if more_than_at_the_end and not any(",
+        "if not more_than_at_the_end and not any(",
+        (f"{PATIENT}::test_what_could_never_stop_a_run_is_refused",),
+        "An evaluator that looks at the model at the end alone can stop nothing.",
     ),
     Mutant(
         "signs-without-an-end",

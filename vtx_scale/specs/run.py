@@ -566,6 +566,26 @@ class Evaluation(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stop(Spec):
+    """An end before the last step: never at patience 0.
+
+    A run ends behind the evaluation that is the `patience`-th in a row in which a number of an
+    evaluator in the loop, as in `zero_shot/top1`, is no better than its best before.
+    """
+
+    number: str = ""
+    patience: int = 0
+
+    def faults(self) -> list[str]:
+        """As `Spec.faults`."""
+        if self.patience < 0:
+            return [f"patience={self.patience}: give 1 or more, or 0 for no early end."]
+        if bool(self.patience) != bool(self.number):
+            return ["patience and stop.number go together: give both, as in zero_shot/top1."]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guard(Spec):
     """Against steps that would throw a run off: off at factor 0.
 
@@ -592,8 +612,8 @@ class Guard(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Spec):
-    """A whole training. The hash counts `objective` to `seed`, and `guard` where it differs from
-    its default; the data by its fingerprint.
+    """A whole training. The hash counts `objective` to `seed`, and `guard` and `stop` where they
+    differ from their defaults; the data by its fingerprint.
     """
 
     objective: ObjectiveSpec
@@ -605,6 +625,7 @@ class Run(Spec):
     global_batch: int = 64
     seed: int = 0
     guard: Guard = field(default_factory=Guard)
+    stop: Stop = field(default_factory=Stop)
     system: System = field(default_factory=System)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: tuple[Evaluation, ...] = ()

@@ -55,12 +55,14 @@ class Progress:
     frozen: int = 0
 
 
-def due(run: Run, step: int) -> list[str]:
-    """The evaluators that look at the model after `step` finished steps."""
+def due(run: Run, step: int, ends: bool = False) -> list[str]:
+    """The evaluators that look at the model after `step` finished steps. ends: whether the run ends
+    there, if that is not its last step.
+    """
     return [
         e.name
         for e in run.evaluate
-        if step == run.steps or (e.every and step and step % e.every == 0)
+        if ends or step == run.steps or (e.every and step and step % e.every == 0)
     ]
 
 
@@ -97,6 +99,8 @@ class Trainer:
     recipe_at: Callable[[int], Run] | None = None
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
     roll_back: Callable[[], None] = lambda: None  # decide to go back, on every rank
+    # whether the run ends before its last step, as every rank says alike
+    stops: Callable[[], bool] = lambda: False
     snapshots: Snapshots | None = None  # in memory
     profile: Profile | None = None  # of rank 0
     saved: int = -1  # the newest step handed to the writer
@@ -113,8 +117,8 @@ class Trainer:
         self.stragglers = Stragglers(self.strategy.all, self.strategy.device, self.ledger, say)
 
     def train(self) -> str:
-        """Run to the end, to the request to leave, or to where the guard goes back: "finished",
-        "left" or "back".
+        """Run to the end, to where it stops before it, to the request to leave, or to where the
+        guard goes back: "finished", "stopped", "left" or "back".
         """
         run, p = self.run, self.progress
         first = self.first = p.step
@@ -126,7 +130,7 @@ class Trainer:
         self.limit = BadLimit(1.0 if self.sources.names else run.data.bad_limit, *before)
         requests.unsaved = lambda: p.step > max(first, self.writer.committed or 0)
         leaving = False
-        while p.step < run.steps and not leaving:
+        while p.step < run.steps and not leaving and not self.stops():
             began = time.perf_counter()
             self.stragglers.begin()
             with PHASES.within("data_wait"):  # until all ranks have their samples
@@ -151,11 +155,23 @@ class Trainer:
                 self.snapshot()
             if not asked and (names := due(run, p.step)):
                 leaving |= not self.evaluated(names)
-        if leaving and p.step not in (first, self.saved):
+        return self.end(leaving)
+
+    def end(self, leaving: bool) -> str:
+        """Save what is not saved, and let evaluators of the end look at a model that gets no
+        further; as `train`.
+        """
+        run, p = self.run, self.progress
+        early = self.stops() and not leaving and p.step < run.steps
+        if (leaving or early) and p.step not in (self.first, self.saved):
             self.save()
+        if early and (names := [n for n in due(run, p.step, True) if n not in due(run, p.step)]):
+            leaving = not self.evaluated(names)
         self.finish()
-        self.tell_masked(first)
-        return "left" if leaving and (p.step < run.steps or self.unevaluated) else "finished"
+        self.tell_masked(self.first)
+        if leaving and (p.step < run.steps or self.unevaluated):
+            return "left"
+        return "stopped" if early else "finished"
 
     def now(self) -> Run:
         """The recipe as it holds for the step that comes."""
