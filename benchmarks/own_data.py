@@ -35,9 +35,14 @@ SIZE = {
 }
 # minutes: strong augmentation has no time to pay
 SHORT = {
-    "vit_small": ("epochs=6", "data.augment.randaug_layers=0", "data.augment.mixup=0"),
-    "dino_small": ("epochs=6",),
-    "clip_small": ("epochs=5", "global_batch=64", "schedule.warmup=50"),
+    "vit_small": (
+        "epochs=10",
+        "schedule.warmup=50",
+        "data.augment.randaug_layers=0",
+        "data.augment.mixup=0",
+    ),
+    "dino_small": ("epochs=10", "schedule.warmup=50"),
+    "clip_small": ("epochs=10", "schedule.warmup=50", "global_batch=64"),
 }
 # of the training itself; the other two are of its features
 OWN = {"vit_small": ["accuracy"], "dino_small": [], "clip_small": ["zero_shot"]}
