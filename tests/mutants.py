@@ -3969,7 +3969,7 @@ MUTANTS = (
         "vtx_scale/trainer/adafactor.py",
         'kind in ("exp_avg", "average")',
         'kind in ("exp_avg",)',
-        (f"{AVERAGE}::test_it_is_torchs_and_that_of_a_sum",),
+        (f"{AVERAGE}::test_it_lies_where_its_weights_do",),
         "The average lies where its weights do, under every optimizer.",
     ),
     Mutant(

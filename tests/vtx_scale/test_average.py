@@ -37,10 +37,7 @@ def test_it_is_torchs_and_that_of_a_sum(kind):
     net = nn.Linear(7, 5)
     spec = Optimizer(kind=kind, lr=0.05, average=KEEP)
     rules = {name: Rule(name, zeros) for name, _ in net.named_parameters()}
-    leaves = whole_leaves(net, rules)
-    optimizer = optimizer_of(leaves, spec)
-    place = getattr(optimizer, "place", lambda leaf, kind: leaf.place)
-    assert all(place(leaf, "average") == leaf.place for leaf in leaves)
+    optimizer = optimizer_of(whole_leaves(net, rules), spec)
     nn.init.normal_(net.weight)  # values that came from elsewhere since
     average = average_of(optimizer, spec.average)
     average.begin()
@@ -61,6 +58,16 @@ def test_it_is_torchs_and_that_of_a_sum(kind):
     found = optimizer.state[net.weight]["average"].double()
     assert (found - summed).abs().max() < 1e-6 * summed.abs().max()
     assert (found - weights[-1]).abs().max() > 1e-3, "they are one"
+
+
+def test_it_lies_where_its_weights_do():
+    """Of a matrix too of which Adafactor keeps means over rows and columns."""
+    net = nn.Linear(130, 140)
+    rules = {name: Rule(name, zeros) for name, _ in net.named_parameters()}
+    leaves = whole_leaves(net, rules)
+    optimizer = optimizer_of(leaves, Optimizer(kind="adafactor", average=KEEP))
+    assert "exp_avg_sq_row" in optimizer.state[net.weight]
+    assert all(optimizer.place(leaf, "average") == leaf.place for leaf in leaves)
 
 
 def test_nothing_is_averaged_where_nobody_asks():
