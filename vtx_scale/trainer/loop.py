@@ -93,6 +93,7 @@ class Trainer:
     # the recipe behind so many finished steps, where something in it was amended
     recipe_at: Callable[[int], Run] | None = None
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
+    show: Callable[[Batch, int], None] = lambda batch, step: None  # what the model has just seen
     roll_back: Callable[[], None] = lambda: None  # decide to go back, on every rank
     snapshots: Snapshots | None = None  # in memory
     saved: int = -1  # the newest step handed to the writer
@@ -147,6 +148,7 @@ class Trainer:
                 self.snapshot()
             if not asked and (names := due(run, p.step)):
                 leaving |= not self.evaluated(names)
+                self.show(batch, p.step)
         if leaving and p.step not in (first, self.saved):
             self.save()
         self.finish()
