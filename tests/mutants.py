@@ -830,6 +830,22 @@ MUTANTS = (
         "On a retrieval sheet a star stands at a picture's own caption alone.",
     ),
     Mutant(
+        "before-is-after",
+        "launch/recipe_page.py",
+        "pixels = decode_image(image(members))",
+        "pixels = decode_image(image(members))[::2, ::2]",
+        (f"{PAGE}::test_pictures_of_a_recipe_before_and_after_augmentation",),
+        "A recipe's page shows pictures as they lie in the shards.",
+    ),
+    Mutant(
+        "page-of-other-draws",
+        "launch/recipe_page.py",
+        "uniforms(batches.seed, source, own, epoch)",
+        "uniforms(batches.seed + 1, source, own, epoch)",
+        (f"{PAGE}::test_pictures_of_a_recipe_before_and_after_augmentation",),
+        "A recipe's page shows the pictures that a run of it reads.",
+    ),
+    Mutant(
         "settings-as-text",
         "vtx_scale/trainer/events.py",
         "elif isinstance(value, int | float):",
