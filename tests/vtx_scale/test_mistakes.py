@@ -116,4 +116,4 @@ def test_a_retrieval_sheet_has_the_captions_that_lie_nearest():
     probes = {"encode_image": lambda x: image, "encode_text": lambda x: texts}
     assert "nearest" not in retrieval(probes, [batch], None, Ranks())
     found = retrieval({**probes, "words": words}, [batch], None, Ranks())["nearest"]
-    assert found.dtype == np.uint8 and found.shape[1] == 3 * (222 + GAP) + GAP
+    assert found.dtype == np.uint8 and found.shape[1] == 3 * (321 + GAP) + GAP

@@ -12,8 +12,8 @@ from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.sheets import Cell, sheet
 
 HIGHER = ("image_to_text@*", "text_to_image@*")
-SHOWN, COLUMNS, NEAREST = 12, 4, 5  # pictures, in a row, and captions of each
-WIDE = 220  # pixels of a picture at least
+SHOWN, COLUMNS, NEAREST = 12, 3, 5  # pictures, in a row, and captions of each
+WIDE = 320  # pixels of a picture at least
 
 
 def retrieval(
