@@ -1,6 +1,7 @@
 """`vtx data verify`, `inspect`, `stats`, `quarantine`: what shards hold, and what of it is bad."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.codes import coding_of
@@ -14,6 +15,7 @@ from vtx_scale.data_pipeline.tools.page import amount, page
 from vtx_scale.data_pipeline.tools.quarantine import lift, put_in
 from vtx_scale.data_pipeline.tools.stats import stats as stats_of
 from vtx_scale.data_pipeline.tools.verify import verify as verify_shards
+from vtx_scale.launch import recipes, run_folder
 from vtx_scale.launch.build import reader_of
 from vtx_scale.launch.checks import check
 from vtx_scale.launch.commands import run_of
@@ -22,6 +24,7 @@ from vtx_scale.launch.override import to_dict
 from vtx_scale.launch.places import shards_at, storage_at
 from vtx_scale.launch.pools import workers_of
 from vtx_scale.launch.progress import progress
+from vtx_scale.launch.recipe_page import recipe_page
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
@@ -68,16 +71,37 @@ def coded_shards(recipe: Run, shards: Shards) -> bool:
 
 
 def inspect(args: argparse.Namespace) -> int:
+    if of_recipe(args):
+        args.recipe = args.shards
+        recipe = run_of(args)
+        check(recipe)
+        if not args.page:
+            raise UserError(f"inspect {args.shards}: of a recipe there is a page, add --page FILE.")
+        if recipe.data.shards == "required" and not recipe.data.sources:
+            raise UserError(f"{args.recipe} {recipe.data.needs['shards']}")
     if args.page:
-        index, found = looked_at(args)
         folder, _, name = args.page.rpartition("/")
-        text = page(index, args.shards, found)
+        text = recipe_page(recipe, args.recipe) if of_recipe(args) else page_of_shards(args)
         storage_at(folder or ("/" if args.page.startswith("/") else ".")).put(name, text.encode())
         print_json({"page": args.page}) if args.json else print(args.page)
         return 0
     row = inspect_shards(shards_at(args.shards))
     print_json(row) if args.json else print_table([{"": k, "value": v} for k, v in row.items()])
     return 0
+
+
+def of_recipe(args: argparse.Namespace) -> bool:
+    """Whether a recipe or a run stands in place of shards."""
+    word: str = args.shards
+    known = word in [name for name, _ in recipes.named()] and not Path(word).exists()
+    file = word.endswith(".py") or ".py:" in word
+    return bool(args.smoke or args.keys or known or file) or run_folder.named(word) is not None
+
+
+def page_of_shards(args: argparse.Namespace) -> str:
+    """The page of a set."""
+    index, found = looked_at(args)
+    return page(index, args.shards, found)
 
 
 def stats(args: argparse.Namespace) -> int:

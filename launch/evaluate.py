@@ -4,6 +4,7 @@ and on a finished run in one process.
 
 import argparse
 import io
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -50,6 +51,12 @@ def evaluator(name: str) -> Callable[..., dict[str, Any]]:
         name if ":" in name else f"vtx_scale.evaluators.{name}:{name}"
     )
     return function
+
+
+def constants_of(name: str) -> tuple[str, ...]:
+    """The numbers of an evaluator, beside its counts, that say nothing of the model."""
+    module = sys.modules[evaluator(name).__module__]
+    return tuple(getattr(module, "CONSTANTS", ()))
 
 
 def each(

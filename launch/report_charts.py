@@ -163,7 +163,7 @@ def columns_of(run: Shown) -> dict[str, Columns]:
 
 
 def evaluations(runs: Sequence[Shown]) -> str:
-    """The numbers of evaluators: a table, and curves where there is more than one point."""
+    """The numbers of evaluators: a table, and curves of those that change."""
     rows, figures = [], []
     names = [run.name for run in runs]
     first = min((c.steps[0] for c in scores_of(runs)), default=0)
@@ -172,7 +172,7 @@ def evaluations(runs: Sequence[Shown]) -> str:
         {(name, key) for run in runs for name, key in keys_of(run.summary)},
     )
     for name, key in keys:
-        curves = []
+        curves, moves = [], False
         for k, run in enumerate(runs):
             columns = run.summary.records.evaluations.get(name)
             value = None if columns is None else columns.last(key)
@@ -186,7 +186,8 @@ def evaluations(runs: Sequence[Shown]) -> str:
                 f'<td class="n">{min(known):.4g}</td><td class="n">{max(known):.4g}</td></tr>'
             )
             curves.append(curve_of(k, columns, key))
-        if any(len(curve.points) > 1 for curve in curves):
+            moves |= min(known) < max(known)
+        if moves:
             chart = Chart(f"{name}/{shown(key, 60)}", curves, first, last, dots=True)
             figures.append(drawn(chart, names))
     if not rows:
@@ -212,5 +213,5 @@ def keys_of(s: Summary) -> list[tuple[str, str]]:
         (name, key)
         for name, columns in s.records.evaluations.items()
         for key in columns.values
-        if key not in ("time", "samples")
+        if key != "time"
     ]

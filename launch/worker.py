@@ -50,7 +50,7 @@ from vtx_scale.launch.build import build_objective, train_batches
 from vtx_scale.launch.datasets import resolve_epochs, training_data
 from vtx_scale.launch.decided import Decision
 from vtx_scale.launch.estimate import system_line
-from vtx_scale.launch.evaluate import each
+from vtx_scale.launch.evaluate import constants_of, each
 from vtx_scale.launch.initial import load_initial
 from vtx_scale.launch.outside import check_weights, held
 from vtx_scale.launch.paths import checkpoints_of, lease_of
@@ -493,7 +493,9 @@ def fit(parts: Parts, restored: bool, signs: Signs | None = None) -> int | None:
         with PHASES.within("start.load"), parts.control.at_once():
             if strategy.all.rank == 0 and progress.step == 0:
                 try:
-                    show_inputs(parts, log)
+                    first = Batch(**parts.batches[0])
+                    parts.batches.close()  # this process reads no more
+                    show_inputs(parts, log, first, 0)
                 except Exception as e:  # a picture for people; the loop reads the data too
                     PLACE.failed("tensorboard", why(e))
         if ended_before(parts, trainer, log):
@@ -578,6 +580,7 @@ def trainer_of(parts: Parts, loader: Loader, log: Log) -> Trainer:
         guard=parts.guard,
         average=parts.average,
         recipe_at=parts.plan.at if parts.plan is not None else None,
+        show=lambda batch, step: show_again(parts, log, batch, step),
         evaluate=lambda names, step: evaluate(parts, log, names, step),
         roll_back=lambda: roll_back(parts, log),
         stops=lambda: parts.stopping.over,
@@ -623,7 +626,7 @@ def evaluate_each(
     """What each says, in TensorBoard and evaluations.jsonl, or why it says nothing."""
     for name, scores in each(parts.run, parts.objective, names, note):
         if not isinstance(scores, UserError):
-            log.scores(step, name, scores)
+            log.scores(step, name, scores, constants_of(name))
             parts.stopping.hear(name, scores, step)
         elif parts.strategy.all.rank == 0:
             parts.ledger.write(kind="evaluation_failed", reason=str(scores), name=name, step=step)
@@ -677,15 +680,22 @@ def slot_share(parts: Parts) -> float:
     return need / (parts.world * peak) if peak else 0.0
 
 
-def show_inputs(parts: Parts, log: Log) -> None:
-    """A grid of the first batch in TensorBoard, with captions where there are any."""
-    batch = Batch(**parts.batches[0])
-    parts.batches.close()  # this process reads no more
+def show_inputs(parts: Parts, log: Log, batch: Batch, step: int) -> None:
+    """A grid of a batch in TensorBoard, with captions where there are any."""
     captions = []
     if "tokens" in batch:
         words = tokenizer(parts.run.data.tokenizer)
         captions = [words.decode(row.tolist()) for row in batch["tokens"][:16]]
-    log.pictures(0, batch, captions)
+    log.pictures(step, batch, captions)
+
+
+def show_again(parts: Parts, log: Log, batch: Batch, step: int) -> None:
+    """The same of rank 0's share of the step before an evaluation."""
+    if parts.strategy.all.rank == 0:
+        try:
+            show_inputs(parts, log, batch, step)
+        except Exception as e:
+            PLACE.failed("tensorboard", why(e))
 
 
 def begin_loaders(run: Run) -> None:

@@ -119,6 +119,7 @@ STEP_LINE = "vtx_scale/trainer/step_line.py"
 STEP_LINES = "tests/vtx_scale/test_step_line.py"
 FEED = "vtx_scale/trainer/feed.py"
 LOG_TO = "tests/vtx_scale/test_log_to.py"
+MISTAKES = "tests/vtx_scale/test_mistakes.py"
 LEAVE = "vtx_scale/trainer/leave.py"
 CONTROL = "vtx_scale/trainer/control.py"
 RESTORE = "vtx_scale/launch/restore.py"
@@ -764,6 +765,89 @@ MUTANTS = (
         'if known := before.get("name"):',
         (f"{LOG_TO}::test_a_run_that_was_killed_logs_no_step_twice",),
         "A run has one id at all of its starts.",
+    ),
+    Mutant(
+        "counts-as-curves",
+        "vtx_scale/trainer/log.py",
+        "if k in COUNTS or k in constants}",
+        "if k in constants}",
+        (
+            "tests/vtx_scale/test_board.py"
+            "::test_what_says_nothing_of_the_model_is_a_text_and_no_curve",
+        ),
+        "What does not change is no curve.",
+    ),
+    Mutant(
+        "inputs-once",
+        LOOP,
+        "                self.show(batch, p.step)\n",
+        "",
+        ("tests/vtx_scale/test_board.py::test_inputs_are_shown_again_after_every_evaluation",),
+        "After an evaluation the inputs are shown again.",
+    ),
+    Mutant(
+        "sheet-not-enlarged",
+        "vtx_scale/evaluators/sheets.py",
+        "if times > 1 else pixels",
+        "if times > 99 else pixels",
+        ("tests/vtx_scale/test_evaluators.py::test_a_sheet_enlarges_and_names_its_pictures",),
+        "A small picture is shown large enough to be seen.",
+    ),
+    Mutant(
+        "heads-without-names",
+        "vtx_scale/evaluators/sheets.py",
+        'pen.text((x, y + high + n * LINE), fitted(line, wide), "black", font)',
+        'pen.text((x, y + high + n * LINE), fitted(line, wide), "white", font)',
+        ("tests/vtx_scale/test_evaluators.py::test_a_sheet_enlarges_and_names_its_pictures",),
+        "What a picture shows stands under it.",
+    ),
+    Mutant(
+        "flat-curves-in-the-report",
+        "launch/report_charts.py",
+        "moves |= min(known) < max(known)",
+        "moves |= min(known) <= max(known)",
+        ("tests/surfaces/test_report.py::test_numbers_that_never_change_are_no_curve",),
+        "In a report what does not change stands in the table alone.",
+    ),
+    Mutant(
+        "matrix-turned",
+        "vtx_scale/evaluators/mistakes.py",
+        "pair = (label.long() * K + answer)[keep]",
+        "pair = (answer * K + label.long())[keep]",
+        (f"{MISTAKES}::test_a_confusion_matrix_counts_every_sample_once_in_every_world",),
+        "A row of a confusion matrix is a true class.",
+    ),
+    Mutant(
+        "least-confident-mistakes",
+        "vtx_scale/evaluators/mistakes.py",
+        "key=lambda found: -found[0])[:SHOWN]",
+        "key=lambda found: found[0])[:SHOWN]",
+        (f"{MISTAKES}::test_the_most_confident_mistakes_come_first",),
+        "The mistakes that are shown are the most confident ones.",
+    ),
+    Mutant(
+        "stars-at-all",
+        "vtx_scale/evaluators/retrieval.py",
+        "bool((t == own_T).all())",
+        "bool((t == own_T).any())",
+        (f"{MISTAKES}::test_a_retrieval_sheet_has_the_captions_that_lie_nearest",),
+        "On a retrieval sheet a star stands at a picture's own caption alone.",
+    ),
+    Mutant(
+        "before-is-after",
+        "launch/recipe_page.py",
+        "pixels = decode_image(image(members))",
+        "pixels = decode_image(image(members))[::2, ::2]",
+        (f"{PAGE}::test_pictures_of_a_recipe_before_and_after_augmentation",),
+        "A recipe's page shows pictures as they lie in the shards.",
+    ),
+    Mutant(
+        "page-of-other-draws",
+        "launch/recipe_page.py",
+        "uniforms(batches.seed, source, own, epoch)",
+        "uniforms(batches.seed + 1, source, own, epoch)",
+        (f"{PAGE}::test_pictures_of_a_recipe_before_and_after_augmentation",),
+        "A recipe's page shows the pictures that a run of it reads.",
     ),
     Mutant(
         "settings-as-text",

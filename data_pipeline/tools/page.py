@@ -49,15 +49,7 @@ svg text { fill: currentColor; font-size: 9px; } ul { padding-left: 1.2rem; }
 
 def page(index: Index, title: str, found: dict[str, Any]) -> str:
     """The page of a set. title: as a user named it. found: what `stats` says of it."""
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'"
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>",
-        f"<h1>{text(title)}</h1>",
         overview(found),
         "<h2>Distributions</h2>",
         '<div class="row">',
@@ -69,9 +61,25 @@ def page(index: Index, title: str, found: dict[str, Any]) -> str:
         "</div>",
         doubled(index, found["duplicates"]),
         unusable(found["bad"]),
+    ]
+    return document(title, parts)
+
+
+def document(title: str, parts: list[str]) -> str:
+    """A whole page of these parts, which are HTML. title: text."""
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'"
+    whole = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{text(title)}</h1>",
+        *parts,
         "</body></html>",
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(whole) + "\n"
 
 
 def text(value: Any, letters: int = 10_000) -> str:

@@ -1,5 +1,6 @@
 """`vtx data stats` and `inspect --page`: the numbers of a set, and a page of which nothing runs."""
 
+import base64
 import html.parser
 import io
 import json
@@ -18,6 +19,7 @@ from tests.data_pipeline.make import corrupt, encoded, jpeg, picture, small_set
 from tests.data_pipeline.test_remote import Bucket
 from tests.require import BROWSERS, need
 from tests.runs import vtx
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.remote import index_remote
 from vtx_scale.data_pipeline.shards import Shards
@@ -26,6 +28,10 @@ from vtx_scale.data_pipeline.tools.page import page
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.stats import EDGES, Look, stats
 from vtx_scale.data_pipeline.tools.verify import verify
+from vtx_scale.launch import override, recipes
+from vtx_scale.launch.build import train_batches
+from vtx_scale.launch.datasets import training_data
+from vtx_scale.launch.resolve import resolve_shards
 
 CAPTIONS = [
     "a plain one",
@@ -211,6 +217,72 @@ def test_it_is_seen(marked_up, tmp_path):
     pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3).astype(int)
     assert (np.abs(pixels - [0x3B, 0x6E, 0xA8]).sum(1) < 12).sum() > 2000, "bars"
     assert len(np.unique(pixels // 16, axis=0)) > 200, "pictures"
+
+
+def recipe_figures(page):
+    """Label and picture of each figure of a recipe's page."""
+    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"><figcaption>([^<]*) <', page)
+    return [
+        (label, np.asarray(Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB")))
+        for code, label in found
+    ]
+
+
+@pytest.mark.slow
+def test_pictures_of_a_recipe_before_and_after_augmentation(tmp_path):
+    """Each sample as it lies there, and as it is read in several epochs; the same every time."""
+    pages = []
+    for flip in (0, 1):
+        file = tmp_path / f"{flip}.html"
+        keys = ("data.crop=1,1", "data.ratio=1,1", f"data.flip={flip}", "global_batch=3")
+        words = ("clip_vit_b32", "--smoke", *keys, "--page", file)
+        done = vtx("data", "inspect", *words)
+        assert done.returncode == 0 and done.stdout == f"{file}\n", done.stderr
+        pages.append(recipe_figures(file.read_text()))
+        assert "data.flip" in file.read_text() and "<script" not in file.read_text()
+    for plain, flipped in zip(*pages, strict=True):
+        assert plain[0] == flipped[0] and max(plain[1].shape) in (128, 160)
+    labels = [label for label, _ in pages[0]]
+    sample = ["in the shard, 64 x 64", *(f"epoch {e}, image, 32 x 32" for e in range(4))]
+    assert labels[0].startswith("in the shard") and labels[1:5] == sample[1:], labels
+    assert len(labels) == 3 * 5
+    same, turned = (p[1][1].astype(int) for p in pages)
+    assert np.abs(same[:, ::-1] - turned).mean() < 6 < np.abs(same - turned).mean()
+    run = override.override(recipes.find("clip_vit_b32", smoke=True), ["global_batch=3"])
+    run = resolve_shards(run)
+    read = Batch(**train_batches(run, training_data(run), 0, 1)[0])["image"].numpy()
+    page = tmp_path / "own.html"
+    vtx("data", "inspect", "clip_vit_b32", "--smoke", "global_batch=3", "--page", page)
+    for i, (_, shown) in enumerate(recipe_figures(page.read_text())[1::5]):
+        wanted = read[i].repeat(5, axis=0).repeat(5, axis=1)  # what a run of it reads
+        assert np.abs(shown.astype(int) - wanted).mean() < 6
+
+
+@pytest.mark.slow
+def test_what_can_be_looked_at_of_a_recipe(tmp_path):
+    done = vtx("data", "inspect", "clip_vit_b32", "--smoke")
+    assert done.returncode == 2 and "add --page FILE" in done.stderr
+    done = vtx("data", "inspect", "dino_vit_s16", "--page", tmp_path / "x.html")
+    assert done.returncode == 2 and "add data.shards=FOLDER_OF_TARS" in done.stderr
+    file = tmp_path / "dino.html"
+    done = vtx("data", "inspect", "dino_vit_s16", "--smoke", "global_batch=2", "--page", file)
+    assert done.returncode == 0, done.stderr
+    labels = [label for label, _ in recipe_figures(file.read_text())]
+    assert any("globals 2" in label for label in labels)
+    assert any("locals 1" in label for label in labels)
+
+
+@pytest.mark.services
+def test_a_recipes_page_in_a_browser(tmp_path):
+    need("browser")
+    file, shot = tmp_path / "page.html", tmp_path / "shot.png"
+    keys = ("global_batch=4", "data.augment.randaug_layers=2")
+    done = vtx("data", "inspect", "deit_ti16", "--smoke", *keys, "--page", file)
+    assert done.returncode == 0, done.stderr
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    chromium(profile, "--window-size=1000,1200", f"--screenshot={shot}", file.as_uri())
+    pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3).astype(int)
+    assert len(np.unique(pixels // 16, axis=0)) > 100, "pictures"
 
 
 def test_the_commands(marked_up, tmp_path):

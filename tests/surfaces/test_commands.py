@@ -60,6 +60,9 @@ def test_tensorboard(run):
     assert 0 < max(e.value for e in board.Scalars("train/model_flop_utilisation")) < 1
     settings, metrics = sessions(run)["tensorboard"]
     assert settings["steps"] == 12 and settings["optim.lr"] > 0 and "train/loss" in metrics
+    shown = {"inputs", "zero_shot/confusion", "zero_shot/mistakes"}
+    assert shown <= set(board.Tags()["images"])
+    assert [e.step for e in board.Images("inputs")] == [0, 12]
     assert board.Images("inputs")[0].width == 4 * 32
     text = board.Tensors("captions/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text.count("a small") + text.count("a large") >= 16

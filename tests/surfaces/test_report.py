@@ -279,6 +279,17 @@ def test_axes():
     assert written(0.1234, "share") == "12.3 %"
 
 
+def test_numbers_that_never_change_are_no_curve(tmp_path):
+    rows = [
+        {"step": s, "name": "knn", "top1": s / 100, "samples": 64, "chance": 0.125}
+        for s in (50, 99)
+    ]
+    page = Page(page_of(tmp_path, full_run(tmp_path / "first", scores=rows)))
+    assert "knn/top1" in page.words
+    assert "knn/chance" not in page.words and "knn/samples" not in page.words
+    assert "chance" in page.words and "0.125" in page.words and "64" in page.words
+
+
 def test_a_chart_of_nothing_finite_is_drawn(tmp_path):
     columns = RunReader(written_run(tmp_path / "r", steps=3)).look().columns
     assert "no values" in drawn(Chart("x", [curve_of(0, columns, "nothing")], 1, 3), ["r"])

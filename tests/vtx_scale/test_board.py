@@ -4,12 +4,17 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.runs import lines, train
 from vtx_scale.launch import recipes
+from vtx_scale.launch.evaluate import constants_of
 from vtx_scale.launch.override import to_dict
 from vtx_scale.launch.sinks import flat
 from vtx_scale.specs.run import Checkpoint
 from vtx_scale.trainer.events import Events
+from vtx_scale.trainer.log import Log
 
 
 def sessions(folder):
@@ -39,6 +44,42 @@ def sessions(folder):
             values[key] = getattr(value, value.WhichOneof("kind"))
         out[session.name] = values, metrics
     return out
+
+
+def test_what_says_nothing_of_the_model_is_a_text_and_no_curve(tmp_path):
+    log = Log(tmp_path, 10, device=torch.device("cpu"))
+    for step in (5, 10):
+        values = {"top1": step / 10, "samples": 64, "bad": 3, "chance": 0.1}
+        log.scores(step, "ours", values, constants=("chance",))
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert board.Tags()["scalars"] == ["ours/top1"]
+    found = board.Tensors("ours/constants/text_summary")
+    assert [e.step for e in found] == [5, 10]
+    words = found[0].tensor_proto.string_val[0].decode()
+    assert words == "samples 64  \nbad 3  \nchance 0.1"
+    rows = lines(tmp_path / "evaluations.jsonl")
+    assert rows[0] == {
+        "step": 5,
+        "name": "ours",
+        "top1": 0.5,
+        "samples": 64,
+        "bad": 3,
+        "chance": 0.1,
+    }
+    assert constants_of("attention") == ("jaccard_random",) and constants_of("accuracy") == ()
+
+
+@pytest.mark.slow
+def test_inputs_are_shown_again_after_every_evaluation(tmp_path):
+    train(tmp_path, "steps=12", "evaluate.0.every=5")
+    board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
+    board.Reload()
+    inputs = board.Images("inputs")
+    assert [e.step for e in inputs] == [0, 5, 10, 12]
+    assert len({e.encoded_image_string for e in inputs}) == 4
+    assert [e.step for e in board.Tensors("captions/text_summary")] == [0, 5, 10, 12]
 
 
 def test_the_settings_of_runs_are_compared_in_tensorboard(tmp_path):

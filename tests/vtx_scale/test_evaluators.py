@@ -24,12 +24,13 @@ from vtx_scale.data_pipeline.tools.toy import make_toy
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
 from vtx_scale.evaluators import NAMES
 from vtx_scale.evaluators import linear as linear_file
-from vtx_scale.evaluators.attention import COLOURS, attention, attention_pictures, held
+from vtx_scale.evaluators.attention import attention, attention_cells, held
 from vtx_scale.evaluators.features import DRAWS, Features, extract
 from vtx_scale.evaluators.few_shot import few_shot
 from vtx_scale.evaluators.knn import knn, pack, unpack
 from vtx_scale.evaluators.linear import linear
 from vtx_scale.evaluators.linear_sgd import linear_sgd
+from vtx_scale.evaluators.sheets import COLOURS, GAP, LINE, SIDE, fitted, magnified, sheet
 from vtx_scale.launch.evaluate import evaluator, scores, watched
 from vtx_scale.objectives.base import Context
 from vtx_scale.specs.run import Evaluation
@@ -284,7 +285,9 @@ def test_overlap_with_masks():
     assert found["jaccard_best_head"] == pytest.approx(0.75)
     assert found["jaccard_random"] < found["jaccard_best_head"]
     assert 0 < found["jaccard_mean_head"] <= 0.75
-    assert found["picture"].shape == (8 * 8, 3 * 8, 3) and found["picture"].dtype == np.uint8
+    # eight rows of picture, object, two heads and their mask, each enlarged and over its name
+    assert found["picture"].shape == (8 * (SIDE + LINE + GAP) + GAP, 5 * (SIDE + GAP) + GAP, 3)
+    assert found["picture"].dtype == np.uint8
     blind = attention({"attention": looked_at}, [squares(mask=False)], None, Ranks())
     assert blind["samples"] == 0 and blind.keys() == {"samples", "picture"}
     with pytest.raises(UserError, match="probe"):
@@ -292,17 +295,49 @@ def test_overlap_with_masks():
 
 
 def test_pictures_of_attention():
-    pixels = squares()["image"][:2]
-    picture = attention_pictures(pixels, looked_at(pixels))
-    assert np.array_equal(picture[:8, :8], pixels[0].numpy()) and np.array_equal(
-        picture[8:, :8], pixels[1].numpy()
+    batch = squares()
+    pixels, mass = batch["image"], looked_at(batch["image"])
+    cells = attention_cells(pixels[0], mass[0], batch["mask"][0], 0.6)
+    assert [words for _, words in cells] == [
+        "picture",
+        "object",
+        "head 1",
+        "head 2",
+        "60 % of all heads",
+    ]
+    shown = [picture for picture, _ in cells]
+    assert np.array_equal(shown[0], pixels[0].numpy())
+    bright, dark = list(COLOURS[-1]), COLOURS[0]
+    assert shown[1][2, 2].tolist() == bright and shown[1][1, 1].tolist() == list(dark)
+    assert shown[2][3, 3].tolist() == bright  # the square
+    assert np.abs(shown[2][0, 0].astype(int) - dark).max() <= 1
+    assert shown[3][3, 0].tolist() == bright and np.abs(shown[3][3, 7].astype(int) - dark).max() < 2
+    kept = (shown[4] == bright).all(2).reshape(4, 2, 4, 2)[:, 0, :, 0]
+    assert np.array_equal(kept, held(mass[0].mean(0)[None, None], 0.6)[0, 0].numpy())
+    assert len(attention_cells(pixels[0], mass[0], None, 0.6)) == 4
+
+
+def ink(picture):
+    """How many pixels of a part are written on."""
+    return int((picture < 128).all(2).sum())
+
+
+def test_a_sheet_enlarges_and_names_its_pictures():
+    white = np.full((20, 20, 3), 255, np.uint8)
+    assert magnified(white).shape == (140, 140, 3) and magnified(white, 20) is white
+    dotted = white.copy()
+    dotted[3, 4] = 0
+    assert (magnified(dotted)[21:28, 28:35] == 0).all() and magnified(dotted).sum() == 49 * (
+        dotted.astype(int).sum()
     )
-    assert picture[3, 8 + 3].tolist() == list(COLOURS[-1])  # the square, in the brightest colour
-    assert np.abs(picture[0, 8].astype(int) - COLOURS[0]).max() <= 1
-    assert (
-        picture[3, 16].tolist() == list(COLOURS[-1])
-        and np.abs(picture[3, 23].astype(int) - COLOURS[0]).max() <= 1
-    )
+    found = sheet([[(white, "one"), (white, "two\nlines")], [(white, "")]])
+    assert found.shape == (2 * (140 + 2 * LINE + GAP) + GAP, 2 * (140 + GAP) + GAP, 3)
+    below = found[GAP + 140 : GAP + 140 + 2 * LINE]
+    left, right = below[:, : 140 + GAP], below[:, 140 + 2 * GAP :]
+    assert ink(left[:LINE]) and not ink(left[LINE + 3 :])
+    assert ink(right[:LINE]) and ink(right[LINE + 3 :])
+    assert not ink(found[2 * GAP + 2 * LINE + 141 :])
+    assert fitted("a\x00 b\tc" * 1, 500) and fitted("wide " * 50, 100).endswith("...")
 
 
 # --- in the loop and on a finished run
@@ -475,11 +510,9 @@ def test_what_is_no_number_is_never_right():
         "encode_text": lambda x: torch.ones(len(x), 5),
         "encode_image": lambda x: torch.full((len(x), 5), math.nan),
     }
-    assert evaluator("accuracy")(nothing, [one], None, Ranks()) == {
-        "top1": 0,
-        "top5": 0,
-        "samples": 3,
-    }
+    found = evaluator("accuracy")(nothing, [one], None, Ranks())
+    assert found.pop("confusion").ndim == 3  # of nothing
+    assert found == {"top1": 0, "top5": 0, "samples": 3}
     assert evaluator("zero_shot")(nothing, [one], ["a", "b"], Ranks())["top1"] == 0
     assert evaluator("retrieval")(nothing, [one], None, Ranks())["image_to_text@10"] == 0
     with pytest.raises(UserError, match="no finite numbers"):

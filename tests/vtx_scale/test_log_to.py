@@ -172,6 +172,7 @@ def test_a_sink_that_is_none_is_refused(to, says, sink, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_that_was_killed_logs_no_step_twice(sink, tmp_path, monkeypatch):
     """And one that began without a sink goes on with one, and the other way round."""
     env = {"SINK_FILE": str(tmp_path / "rows")}

@@ -9,6 +9,9 @@ numbers: `zero_shot`, `retrieval`, `attention`, `samples`. Those marked `feature
 `HIGHER` and `LOWER` in an evaluator's module are patterns of its numbers, by which of two models is
 the better one: what `checkpoint.best` may name.
 
+`CONSTANTS` there are those of its numbers that say something of the samples and not of the model,
+beside `samples`: they are written, and drawn as no curve.
+
 `batches` is a rank's share: every rank gets as many, and calls the probes as often, as any other (a
 sharded model needs all ranks for a forward pass), masked slots included.
 """
@@ -16,6 +19,7 @@ sharded model needs all ranks for a forward pass), masked slots included.
 import pkgutil
 
 # every file here but what they share: a file NAME.py is the evaluator NAME
+SHARED = ("features", "mistakes", "sheets")
 NAMES = tuple(
-    sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name != "features")
+    sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name not in SHARED)
 )

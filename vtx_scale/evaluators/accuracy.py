@@ -10,6 +10,7 @@ import torch
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.evaluators.mistakes import Mistakes
 
 HIGHER = ("top1", "top5")
 
@@ -19,8 +20,9 @@ def accuracy(
     batches: Iterable[Batch],
     classes: list[str] | None,
     ranks: Ranks,
-) -> dict[str, float]:
-    """top1, top5 (where there are more than five classes) and the number of labelled samples.
+) -> dict[str, Any]:
+    """top1, top5 (where there are more than five classes) and the number of labelled samples; where
+    each has one label, `confusion` of up to 100 classes and the most confident `mistakes`.
 
     Raises UserError without a classifier or without labels.
     """
@@ -30,6 +32,7 @@ def accuracy(
             "use knn, linear or few_shot."
         )
     counts, K = torch.zeros(3, dtype=torch.int64), 0
+    mistakes = Mistakes(classes)
     for batch in batches:
         label = batch["labels"] if "labels" in batch else batch["label"][:, None]
         logits = probes["classify"](batch["image"])
@@ -40,6 +43,8 @@ def accuracy(
         ) & logits.isfinite().all(1, keepdim=True)
         labelled = batch.valid & (label >= 0).any(1)
         counts += torch.stack([labelled, labelled & hit[:, 0], labelled & hit.any(1)]).sum(1)
+        if "labels" not in batch:
+            mistakes.add(batch["image"], logits.float().softmax(1), batch["label"], batch.valid)
     count, top1, top5 = ranks.sum(counts).tolist()
     if not count:
         raise UserError(
@@ -47,4 +52,4 @@ def accuracy(
             "give shards that have them."
         )
     scores = {"top1": top1 / count, "samples": count}
-    return scores | ({"top5": top5 / count} if K > 5 else {})
+    return scores | ({"top5": top5 / count} if K > 5 else {}) | mistakes.pictures(ranks)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vtx_scale.data_pipeline.batch import Batch
@@ -18,11 +17,11 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.order import draws
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS
+from vtx_scale.evaluators.sheets import Cell, coloured, enlarged, sheet
 
 HIGHER = ("jaccard_best_head", "jaccard_mean_head")
+CONSTANTS = ("jaccard_random",)
 SHOWN = 8  # pictures
-# viridis at 0, 1/4 .. 1
-COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
 
 def attention(
@@ -33,7 +32,7 @@ def attention(
     share: float = 0.6,
 ) -> dict[str, Any]:
     """Overlap (Jaccard) of the heads' masks with the object, over the samples that have a mask;
-    and `picture`.
+    and `picture`, a row a sample.
 
     jaccard_best_head: the head that fits the image best; jaccard_mean_head: the mask of the
     heads' mean; jaccard_random: the best of as many masks from random mass. Without masks there
@@ -46,13 +45,17 @@ def attention(
             "attention needs an objective with a probe of that name: "
             "one of a ViT with a class token."
         )
-    sums, shown = torch.zeros(4, dtype=torch.float64), list[tuple[Tensor, Tensor]]()
+    sums, shown = torch.zeros(4, dtype=torch.float64), list[list[Cell]]()
     for batch in batches:
         mass = probes["attention"](batch["image"])
         if len(shown) < SHOWN:
+            masks = batch["mask"] if "mask" in batch else None
             shown += [
-                (batch["image"][i], mass[i]) for i in batch.valid.nonzero().flatten().tolist()
-            ][: SHOWN - len(shown)]
+                attention_cells(
+                    batch["image"][i], mass[i], None if masks is None else masks[i], share
+                )
+                for i in batch.valid.nonzero().flatten().tolist()[: SHOWN - len(shown)]
+            ]
         if "mask" not in batch:
             continue
         object_NSS = batch["mask"] > 0
@@ -70,9 +73,7 @@ def attention(
             "jaccard_random": random / count,
         }
     if shown:
-        scores["picture"] = attention_pictures(
-            torch.stack([p for p, _ in shown]), torch.stack([m for _, m in shown])
-        )
+        scores["picture"] = sheet(shown)
     return scores
 
 
@@ -93,12 +94,6 @@ def held(mass: Tensor, share: float) -> Tensor:
     return torch.zeros_like(keep).scatter(2, turn, keep).view(mass.shape)
 
 
-def enlarged(x: Tensor, size: int) -> Tensor:
-    """(..., grid, grid) -> (..., size, size), the nearest."""
-    at = torch.arange(size) * x.shape[-1] // size
-    return x[..., at, :][..., at]
-
-
 def jaccard(mask: Tensor, objects: Tensor) -> Tensor:
     """(N, heads): intersection over union. mask (N, heads, grid, grid), objects (N, S, S)."""
     big = enlarged(mask, objects.shape[-1]).flatten(2)
@@ -106,23 +101,21 @@ def jaccard(mask: Tensor, objects: Tensor) -> Tensor:
     return (big & own).sum(2).double() / (big | own).sum(2).clamp(min=1)
 
 
-def coloured(x: Tensor) -> Tensor:
-    """[0, 1] -> uint8 (..., 3), between the nearest two of COLOURS."""
-    stops = torch.tensor(COLOURS, dtype=torch.float32)
-    at = x.float().clamp(0, 1) * (len(stops) - 1)
-    low = at.long().clamp(max=len(stops) - 2)
-    return torch.lerp(stops[low], stops[low + 1], (at - low)[..., None]).round().to(torch.uint8)
+def attention_cells(
+    pixels: Tensor, mass: Tensor, object_: Tensor | None, share: float
+) -> list[Cell]:
+    """A row of the picture: the image, the object where it has a mask, each head's mass over its
+    largest, and the mask of the heads' mean.
 
-
-def attention_pictures(pixels: Tensor, attention: Tensor) -> NDArray[np.uint8]:
-    """uint8 (N S, (1 + heads) S, 3): a row an image, first itself,
-    then each head's mass over its largest.
-
-    pixels uint8 (N, S, S, 3), attention (N, heads, grid, grid).
+    pixels uint8 (S, S, 3), mass (heads, grid, grid), object_ (S, S).
     """
-    scaled = attention / attention.amax((2, 3), keepdim=True).clamp(min=1e-12)
-    heads = coloured(enlarged(scaled, pixels.shape[1]))  # (N, heads, S, S, 3)
-    rows = torch.cat([pixels[:, None].cpu(), heads], dim=1)
-    whole = rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
-    pictures: NDArray[np.uint8] = whole.contiguous().numpy()
-    return pictures
+    size = len(pixels)
+    scaled = mass / mass.amax((1, 2), keepdim=True).clamp(min=1e-12)
+    heads = coloured(enlarged(scaled, size))  # (heads, S, S, 3)
+    mean = enlarged(held(mass.mean(0)[None, None], share)[0, 0], size)
+    found = [(pixels, "picture")]
+    if object_ is not None:
+        found.append((coloured((object_ > 0).float()), "object"))
+    found += [(head, f"head {i + 1}") for i, head in enumerate(heads)]
+    found.append((coloured(mean.float()), f"{100 * share:.0f} % of all heads"))
+    return [(picture.cpu().numpy(), words) for picture, words in found]

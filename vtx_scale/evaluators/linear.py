@@ -12,6 +12,7 @@ from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.features import DRAWS, Features, on_features, table, top1
 
 HIGHER = ("top1",)
+CONSTANTS = ("penalty",)
 SMALL = 1 << 26  # numbers in the training features up to which they are held in float64
 ROWS = 16_384  # whose logits are held at once
 

@@ -10,6 +10,7 @@ from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
 
 LOWER = ("rmse",)
+CONSTANTS = ("flat_rmse",)
 SHOWN = 8
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.evaluators.mistakes import Mistakes
 
 HIGHER = ("top1", "top5")
 TEMPLATES = (
@@ -43,8 +44,9 @@ def zero_shot(
     classes: list[str] | None,
     ranks: Ranks,
     templates: tuple[str, ...] = TEMPLATES,
-) -> dict[str, float]:
-    """top1, top5 (where there are more than five classes) and the number of labelled samples.
+) -> dict[str, Any]:
+    """top1, top5 (where there are more than five classes) and the number of labelled samples;
+    `confusion` of up to 100 classes, and the `mistakes` that lie nearest to what they are not.
 
     Raises UserError without class names or labels.
     """
@@ -61,6 +63,7 @@ def zero_shot(
     text_KE = class_embeddings(probes["encode_text"], classes, templates)
     # samples with a label, of them first, of them among five
     counts = torch.zeros(3, dtype=torch.int64)
+    mistakes = Mistakes(classes, len(classes))
     for batch in batches:
         label = batch["label"]
         similar_NK = probes["encode_image"](batch["image"]) @ text_KE.T
@@ -69,8 +72,10 @@ def zero_shot(
         hit = (near == label[:, None]) & similar_NK.isfinite().all(1, keepdim=True)
         labelled = batch.valid & (label >= 0) & (label < len(classes))
         counts += torch.stack([labelled, labelled & hit[:, 0], labelled & hit.any(1)]).sum(1)
+        mistakes.add(batch["image"], similar_NK, label, batch.valid)
     count, top1, top5 = ranks.sum(counts).tolist()
     if not count:
         raise UserError("zero_shot found no labels (cls members) in the validation shards.")
     scores = {"top1": top1 / count, "samples": count}
-    return scores | ({"top5": top5 / count} if len(classes) > 5 else {})
+    more = {"top5": top5 / count} if len(classes) > 5 else {}
+    return scores | more | mistakes.pictures(ranks)

@@ -52,6 +52,7 @@ class Clip(Objective):
         self.probes = {
             "encode_image": self._probe_image,
             "encode_text": self._probe_text,
+            "words": self._probe_words,
             "cut": self._probe_cut,
         }
         # a linear probe sees what comes before the projection (section 3.2 of the paper)
@@ -137,6 +138,11 @@ class Clip(Objective):
                 tokenizer(self.context.tokenizer).encode_all(texts, self.spec.text.context)
             )
         return self.context.run_probe(self.encode_text, texts)
+
+    def _probe_words(self, tokens: Tensor) -> list[str]:
+        """Token ids (N, T) -> the captions that they stand for."""
+        read = tokenizer(self.context.tokenizer)
+        return [read.decode(row) for row in tokens.tolist()]
 
     def _probe_cut(self, texts: list[str]) -> tuple[int, int]:
         """How many captions are longer than what is read of one, and that number of tokens."""

@@ -4,7 +4,7 @@ a live line for people and plain lines for logs.
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from vtx_scale.trainer.step_line import WIDTH, Pace, step_line
 
 if TYPE_CHECKING:
     from vtx_scale.trainer.events import Events
+
+
+COUNTS = ("samples", "bad")  # of an evaluation
 
 
 class Log:
@@ -148,12 +151,24 @@ class Log:
             board.add_scalar("goodput/share", share, step)
         board.add_scalar("system/memory_gib", self._memory() / 2**30, step)
 
-    def scores(self, step: int, name: str, values: dict[str, Any]) -> None:
-        """An evaluator's numbers, and its pictures: uint8 (H, W, 3), in TensorBoard alone."""
+    def scores(
+        self, step: int, name: str, values: dict[str, Any], constants: Collection[str] = ()
+    ) -> None:
+        """An evaluator's numbers, and its pictures: uint8 (H, W, 3), in TensorBoard alone.
+
+        constants: names of numbers, beside the counts, that say nothing of the model: in
+        TensorBoard they are a text, not a curve.
+        """
         if not self.on:
             return
         numbers = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
+        still = {k: v for k, v in numbers.items() if k in COUNTS or k in constants}
+        if still:
+            words = "  \n".join(f"{key} {short(value)}" for key, value in still.items())
+            self._writer().add_text(f"{name}/constants", words, step)
         for key, value in values.items():
+            if key in still:
+                continue
             if key in numbers:
                 self._writer().add_scalar(f"{name}/{key}", value, step)
             else:

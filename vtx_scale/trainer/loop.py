@@ -98,6 +98,7 @@ class Trainer:
     # the recipe behind so many finished steps, where something in it was amended
     recipe_at: Callable[[int], Run] | None = None
     evaluate: Callable[[list[str], int], None] = lambda names, step: None
+    show: Callable[[Batch, int], None] = lambda batch, step: None  # what the model has just seen
     roll_back: Callable[[], None] = lambda: None  # decide to go back, on every rank
     # whether the run ends before its last step, as every rank says alike
     stops: Callable[[], bool] = lambda: False
@@ -155,6 +156,7 @@ class Trainer:
                 self.snapshot()
             if not asked and (names := due(run, p.step)):
                 leaving |= not self.evaluated(names)
+                self.show(batch, p.step)
         return self.end(leaving)
 
     def end(self, leaving: bool) -> str:
