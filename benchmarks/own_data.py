@@ -8,9 +8,9 @@ FOLDER is what docs/own_data.md makes: `train/` and `val/`, shards of pictures w
 and raw pixels: weighted k-NN (20 neighbours) and logistic regression. Pixels get the best of four
 penalties, chosen on the validation pictures, which favours them.
 
-The keys are those of the page, for pictures of 32 pixels and minutes on one core; --long takes the
-recipes' own epochs and augmentation. The same command goes on where it was stopped, and adds its
-rows to benchmarks/results/own_data.json.
+The keys are those of the page, for pictures of 32 pixels and ten or twenty minutes on one core;
+--long takes the recipes' own epochs and augmentation. The same command goes on where it was
+stopped, and adds its rows to benchmarks/results/own_data.json.
 """
 
 import argparse
@@ -36,13 +36,13 @@ SIZE = {
 # minutes: strong augmentation has no time to pay
 SHORT = {
     "vit_small": (
-        "epochs=10",
+        "epochs=20",
         "schedule.warmup=50",
         "data.augment.randaug_layers=0",
         "data.augment.mixup=0",
     ),
     "dino_small": ("epochs=10", "schedule.warmup=50"),
-    "clip_small": ("epochs=10", "schedule.warmup=50", "global_batch=64"),
+    "clip_small": ("epochs=20", "schedule.warmup=50", "global_batch=64"),
 }
 # of the training itself; the other two are of its features
 OWN = {"vit_small": ["accuracy"], "dino_small": [], "clip_small": ["zero_shot"]}
