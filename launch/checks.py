@@ -72,13 +72,18 @@ def check(run: Run) -> None:
     check_profile(run)
     if worlds:
         check_micro_batch(run, run.system.sharers(run.system.least))
+    check_evaluators(run)
+    check_sink(run.log.to)
+
+
+def check_evaluators(run: Run) -> None:
+    """Raises UserError for evaluators that there are not, and for keys that wait for none."""
     for evaluation in run.evaluate:
         check_evaluator(evaluation.name)
     if run.checkpoint.best:
         check_number(run, "checkpoint.best", run.checkpoint.best)
     if run.stop.patience:
         check_number(run, "stop.number", run.stop.number, more_than_at_the_end=True)
-    check_sink(run.log.to)
 
 
 def check_package(run: Run) -> None:
