@@ -744,7 +744,7 @@ MUTANTS = (
     ),
     Mutant(
         "sink-begins-at-0",
-        "launch/worker.py",
+        "launch/fit.py",
         "run, begin = parts.run, parts.progress.step",
         "run, begin = parts.run, 0",
         (f"{LOG_TO}::test_a_run_that_was_killed_logs_no_step_twice",),
@@ -885,7 +885,7 @@ MUTANTS = (
     ),
     Mutant(
         "window-not-restored",
-        "vtx_scale/launch/worker.py",
+        "vtx_scale/launch/parts.py",
         'parts.guard.load(manifest.get("guard", []))',
         "pass",
         (f"{GUARD}::test_a_resume_has_the_same_verdicts[13]",),
@@ -2498,7 +2498,7 @@ MUTANTS = (
     ),
     Mutant(
         "segments-forgotten-at-a-resume",
-        "vtx_scale/launch/worker.py",
+        "vtx_scale/launch/parts.py",
         "segments_of(known),",
         "[],",
         (f"{AMENDMENTS}::test_interrupted_and_amended_on_the_way_it_is_the_undisturbed_run",),
@@ -2530,7 +2530,7 @@ MUTANTS = (
     ),
     Mutant(
         "what-an-amendment-goes-back-to-is-removed",
-        "vtx_scale/launch/worker.py",
+        "vtx_scale/launch/parts.py",
         "[d.name for d in parts.decisions])",
         "None)",
         (f"{AMENDMENTS}::test_a_run_keeps_what_an_amendment_goes_back_to",),
@@ -3970,7 +3970,7 @@ MUTANTS = (
     ),
     Mutant(
         "profile-lost-by-leaving",
-        "launch/worker.py",
+        "launch/fit.py",
         "if trainer.profile is not None:",
         "if trainer.profile is not None and how == 'finished':",
         (f"{PROFILE}::test_a_profiled_run_is_the_same_run",),
@@ -4002,7 +4002,7 @@ MUTANTS = (
     ),
     Mutant(
         "average-of-the-first-values",
-        "launch/worker.py",
+        "launch/parts.py",
         "        parts.average.begin()\n",
         "",
         (f"{AVERAGE}::test_who_opens_a_run_has_the_average[single]",),
@@ -4018,7 +4018,7 @@ MUTANTS = (
     ),
     Mutant(
         "average-not-evaluated",
-        "launch/worker.py",
+        "launch/fit.py",
         "parts.average.shown(parts.strategy), alone:",
         "alone:",
         (f"{AVERAGE}::test_who_opens_a_run_has_the_average[single]",),
