@@ -244,7 +244,7 @@ def test_pictures_of_a_recipe_before_and_after_augmentation(tmp_path):
         assert plain[0] == flipped[0] and max(plain[1].shape) in (128, 160)
     labels = [label for label, _ in pages[0]]
     sample = ["in the shard, 64 x 64", *(f"epoch {e}, image, 32 x 32" for e in range(4))]
-    assert labels[0].startswith("in the shard") and labels[1:5] == sample[1:], labels
+    assert labels[:5] == sample, labels
     assert len(labels) == 3 * 5
     same, turned = (p[1][1].astype(int) for p in pages)
     assert np.abs(same[:, ::-1] - turned).mean() < 6 < np.abs(same - turned).mean()
