@@ -85,9 +85,12 @@ def _serve(listener: int, ends: int, parent: int) -> None:
             if fd > 2 and fd not in (listener, ends):
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        # those of a notebook or a test lie on descriptors that are closed now
+        # those of a notebook or a test lie on descriptors that are closed now; kept, as Python 3.13
+        # complains of a stream that it cannot close
+        before = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         multiprocessing.forkserver.main(listener, ends, [])
+        del before
     except SystemExit:  # its parent and all workers are gone
         code = 0
     except BaseException:
