@@ -143,11 +143,11 @@ def test_it_ends_behind_the_evaluation_that_was_one_too_many(tmp_path, world):
             (6, "retrieval"),
         ]
         assert len(losses(tmp_path)) == 6 and steps(checkpoints_of(tmp_path)) == [4, 6]
-        (line,) = [r for r in lines(tmp_path / "ledger.jsonl") if r["kind"] == "stopped"]
-        assert (line["step"], line["number"]) == (6, "zero_shot/top1")
-    told = (tmp_path / "log.txt").read_text()
-    assert "since step 2, and 2 evaluations were no better" in told
-    assert "finished at step 6" in told and told.count("finished already: zero_shot/top1") == 1
+        told = [r for r in lines(tmp_path / "ledger.jsonl") if r["kind"] == "stopped"]
+        assert [(r["step"], r["number"]) for r in told] == [(6, "zero_shot/top1")]
+    log = log_of(tmp_path)
+    assert "since step 2, and 2 evaluations were no better" in log
+    assert "finished at step 6" in log and log.count("finished already: zero_shot/top1") == 1
     assert "finished" in vtx("watch", tmp_path, "--once").stdout
 
 
