@@ -30,8 +30,10 @@ PAUSES = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds before an attempt, by 
 
 # what the lease says: renewed while one looked; not renewed for its ttl; nobody has it
 Word = Literal["held", "silent", "free"]
-State = Literal["waiting", "starting", "running", "stopping", "ended", "lost"]
+# unknown: nobody has the lease, and Ray cannot be asked
+State = Literal["waiting", "starting", "running", "stopping", "ended", "lost", "unknown"]
 ALIVE: tuple[State, ...] = ("waiting", "starting", "running", "stopping")
+OVER: tuple[State, ...] = ("ended", "lost")
 FINAL = (0, 2, 3, 4)  # exit codes that another attempt would give again
 ENDS = {0: "finished", 2: "refused", 3: "not finite", 4: "out of memory", 75: "left, saved"}
 
@@ -94,7 +96,7 @@ def state_of(word: Word, ray: str, end: End | None, stop: bool, age: float) -> S
         return "waiting"
     if ray == "RUNNING" or (ray in ("", "UNKNOWN") and age < FRESH):
         return "starting"
-    return "lost"
+    return "lost" if ray else "unknown"
 
 
 def next_number(numbers: list[int]) -> int:
@@ -117,7 +119,7 @@ def should(
     state: State, end: End | None, stop: bool, barren: int
 ) -> Literal["wait", "resume", "end"]:
     """What a supervisor does. barren: attempts in a row that saved nothing new."""
-    if state in ALIVE:
+    if state in ALIVE or (state == "unknown" and not stop):
         return "wait"
     if stop or (end is not None and end.code in FINAL) or barren >= BARREN:
         return "end"

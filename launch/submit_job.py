@@ -1,6 +1,7 @@
 """`vtx submit` to a cluster whose dashboard this machine reaches: a job, which needs it no more."""
 
 import argparse
+import contextlib
 import shlex
 import tempfile
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtx_scale.cluster.jobs import UNKNOWN, Jobs
+from vtx_scale.cluster.jobs import UNKNOWN, Jobs, Silent
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.launch import attempts, checks, inputs, override, packing, recipes
@@ -75,6 +76,8 @@ def begin(
             found = look(folder, before, jobs)
         if found.alive:
             return found
+        if not found.over:
+            raise Silent(f"Nothing was submitted: job {before.id} is {found.sentence()}.")
     elif (holder := attempts.holder_of(folder)).word == "held":
         raise UserError(f"{folder} is being written by {holder.who}: wait for it, or stop it.")
     what = wanted()
@@ -101,7 +104,11 @@ def begin(
     try:
         hand_over(folder, attempt, jobs, what.code)
     except Exception as e:
-        attempts.write_end(folder, number, End(1, f"could not be submitted: {e}", 0, time.time()))
+        if isinstance(e, Silent) and jobs.look(id).status != UNKNOWN:
+            return attempt  # the answer alone was lost
+        with contextlib.suppress(OSError):  # which would hide why
+            end = End(1, f"could not be submitted: {e}", 0, time.time())
+            attempts.write_end(folder, number, end)
         raise
     return attempt
 
