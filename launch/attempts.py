@@ -14,8 +14,8 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
 from vtx_scale.checkpoints import lease
 from vtx_scale.data_pipeline.errors import UserError
@@ -67,6 +67,9 @@ class End:
     text: str = ""
     step: int = 0
     time: float = 0.0
+
+
+R = TypeVar("R", Attempt, End)
 
 
 @dataclass(frozen=True)
@@ -172,13 +175,20 @@ def current(folder: AnyPath) -> Attempt | None:
 
 def read(folder: AnyPath, number: int) -> Attempt:
     """An attempt. Raises UserError where it is no longer what was written."""
-    body = load(folder, f"{number:08d}.json")
+    name = f"{number:08d}.json"
+    return record(Attempt, load(folder, name), f"{folder}/jobs/{name}", "'vtx submit'")
+
+
+def record(kind: type[R], body: dict[str, Any], path: str, writer: str) -> R:
+    """A record as it was written; what a newer version has put into it besides is left out.
+
+    Raises UserError where something is missing.
+    """
+    known = {f.name for f in fields(kind)}
     try:
-        return Attempt(**body)
+        return kind(**{key: value for key, value in body.items() if key in known})
     except TypeError:
-        raise UserError(
-            f"{folder}/jobs/{number:08d}.json is not what 'vtx submit' wrote: remove it."
-        ) from None
+        raise UserError(f"{path} is not what {writer} wrote: remove it.") from None
 
 
 def claim(folder: AnyPath, attempt: Attempt) -> bool:
@@ -188,9 +198,10 @@ def claim(folder: AnyPath, attempt: Attempt) -> bool:
 
 
 def end_of(folder: AnyPath, number: int) -> End | None:
-    """How an attempt ended, None where it has not said."""
-    body = load(folder, f"{number:08d}.end.json")
-    return End(**body) if body else None
+    """How an attempt ended, None where it has not said. Raises UserError as `read`."""
+    name = f"{number:08d}.end.json"
+    body = load(folder, name)
+    return record(End, body, f"{folder}/jobs/{name}", "its job") if body else None
 
 
 def write_end(folder: AnyPath, number: int, end: End) -> None:

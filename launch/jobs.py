@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -37,9 +38,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_token() -> int:
-    """Say where this user's token is, which is made where there is none; not what it is."""
+    """Say where this user's token is, which is made where there is none; not what it is.
+
+    Raises UserError where its file is empty, with which a head would let nobody in.
+    """
     path = ensure_token()
-    print(f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={path}")
+    if not path.read_text().strip():
+        raise UserError(f"{path} is empty: remove it, and 'vtx jobs token' makes a token.")
+    print(f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(str(path))}")
     return 0
 
 
@@ -71,12 +77,25 @@ def target(args: argparse.Namespace, given: str) -> tuple[AnyPath, Attempt]:
         if "vtx_run" in about:
             folder = place_at(about["vtx_run"])
             attempt = attempts.current(folder)
+    if attempt is None and (folder / "run.json").is_file():
+        raise UserError(no_job(folder))
     if attempt is None:
         raise UserError(
             f"{given} is neither a run that was submitted nor the id of a job: 'vtx jobs "
             "list --address http://HOST:8265' lists a cluster's."
         )
     return folder, attempt
+
+
+def no_job(folder: AnyPath) -> str:
+    """Of a run that no job drives: who does, and what shows and ends it."""
+    holder, run = attempts.holder_of(folder), shlex.quote(str(folder))
+    if holder.word != "held":
+        return f"{folder} is no job's, and nobody drives it now: 'vtx watch {run}' shows it."
+    return (
+        f"{folder} is no job's: it is driven by {holder.who}. 'vtx watch {run}' shows it; a file "
+        f"{folder}/control/stop (touch it) has it save and leave."
+    )
 
 
 def asked(args: argparse.Namespace, attempt: Attempt) -> Jobs:

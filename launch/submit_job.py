@@ -101,22 +101,27 @@ def begin(
         other = attempts.newest(folder)
         assert other is not None
         return look(folder, other, jobs)
-    try:
-        hand_over(folder, attempt, jobs, what.code)
-    except Exception as e:
-        if isinstance(e, Silent) and jobs.look(id).status != UNKNOWN:
-            return attempt  # the answer alone was lost
-        with contextlib.suppress(OSError):  # which would hide why
-            end = End(1, f"could not be submitted: {e}", 0, time.time())
-            attempts.write_end(folder, number, end)
-        raise
+    hand_over(folder, attempt, jobs, what.code)
     return attempt
 
 
 def hand_over(folder: AnyPath, attempt: Attempt, jobs: Jobs, code: bytes) -> None:
     """Give an attempt to Ray. Nothing that goes there is a secret: whoever may look at the
-    dashboard sees it.
+    dashboard sees it. Raises what stood against it, which the run folder has then, too.
     """
+    try:
+        give(folder, attempt, jobs, code)
+    except Exception as e:
+        if isinstance(e, Silent) and jobs.look(attempt.id).status != UNKNOWN:
+            return  # the answer alone was lost
+        with contextlib.suppress(OSError):  # which would hide what stood against it
+            end = End(1, f"could not be submitted: {e}", 0, time.time())
+            attempts.write_end(folder, attempt.number, end)
+        raise
+
+
+def give(folder: AnyPath, attempt: Attempt, jobs: Jobs, code: bytes) -> None:
+    """The request itself. Raises UserError."""
     about = {"vtx_run": str(folder), "vtx_attempt": str(attempt.number)}
     with tempfile.TemporaryDirectory(prefix="vtx-code-") as at:
         package = Path(at) / attempt.code
