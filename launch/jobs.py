@@ -144,6 +144,8 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
 def status(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
     """What a run's newest job is doing."""
     found = look(folder, attempt, if_there(args, attempt))
+    if found.fault:
+        say(f"{found.fault} What follows is the run folder's word.")
     row = row_of(folder, found)
     if args.json:
         print(json.dumps(row))

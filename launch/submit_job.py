@@ -77,7 +77,9 @@ def begin(
         if found.alive:
             return found
         if not found.over:
-            raise Silent(f"Nothing was submitted: job {before.id} is {found.sentence()}.")
+            raise Silent(
+                f"Nothing was submitted: job {before.id} is {found.sentence()}. {found.fault}"
+            )
     elif (holder := attempts.holder_of(folder)).word == "held":
         raise UserError(f"{folder} is being written by {holder.who}: wait for it, or stop it.")
     what = wanted()
@@ -113,7 +115,7 @@ def hand_over(folder: AnyPath, attempt: Attempt, jobs: Jobs, code: bytes) -> Non
         give(folder, attempt, jobs, code)
     except Exception as e:
         if isinstance(e, Silent) and jobs.look(attempt.id).status != UNKNOWN:
-            return  # the answer alone was lost
+            return  # the answer alone was lost; `Silent` again where nobody knows
         with contextlib.suppress(OSError):  # which would hide what stood against it
             end = End(1, f"could not be submitted: {e}", 0, time.time())
             attempts.write_end(folder, attempt.number, end)

@@ -3118,8 +3118,8 @@ MUTANTS = (
     Mutant(
         "a-lost-answer-is-asked-after",
         "launch/submit_job.py",
-        "        if isinstance(e, Silent) and jobs.look(id).status != UNKNOWN:",
-        "        if isinstance(e, Silent) and jobs.look(id).status == UNKNOWN:",
+        "        if isinstance(e, Silent) and jobs.look(attempt.id).status != UNKNOWN:",
+        "        if isinstance(e, Silent) and jobs.look(attempt.id).status == UNKNOWN:",
         (f"{DASHBOARD}::test_a_submission_whose_answer_is_lost_is_asked_after",),
         "A job that Ray has taken does not count as one that could not be submitted.",
     ),

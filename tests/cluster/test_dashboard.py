@@ -114,7 +114,9 @@ def test_status_and_logs_go_by_the_run_folder_where_a_dashboard_fails(board, nig
     (night / "log.txt").write_text("step 1\n")
     board.status = 503
     assert jobs.status(GIVEN, night, attempt) == 0
-    assert "night-1: unknown: nobody holds its run folder" in capsys.readouterr().out
+    heard = capsys.readouterr()
+    assert "night-1: unknown: nobody holds its run folder" in heard.out
+    assert "(HTTP 503: " in heard.err and "What follows is the run folder's word" in heard.err
     attempts.write_end(night, 1, End(0, "", 90))
     assert jobs.status(GIVEN, night, attempt) == 0
     assert "night-1: finished at step 90" in capsys.readouterr().out
@@ -213,6 +215,17 @@ def test_a_submission_whose_answer_is_lost_is_asked_after(board, night):
     started = submit_job.begin(night, client, lambda: WANTED)
     assert started.id == "night-1" and board.jobs == {"night-1": "PENDING"}
     assert attempts.end_of(night, 1) is None
+
+
+def test_a_submission_of_which_nobody_knows_has_no_end(board, night):
+    """Its job may have begun: it is unknown until the dashboard is back."""
+    client, board.status = Jobs(board.address), 504
+    attempt = Attempt(1, "night-1", board.address, 0.0, {}, CODE)
+    assert attempts.claim(night, attempt)
+    with pytest.raises(Silent, match="HTTP 504"):
+        submit_job.hand_over(night, attempt, client, b"PK")
+    assert attempts.end_of(night, 1) is None
+    assert follow.look(night, attempt, client).state == "unknown"
 
 
 def test_a_submission_that_failed_says_so_though_its_end_cannot_be_written(
