@@ -3124,6 +3124,22 @@ MUTANTS = (
         "A job that Ray has taken does not count as one that could not be submitted.",
     ),
     Mutant(
+        "a-run-without-a-job",
+        "launch/jobs.py",
+        '    if attempt is None and (folder / "run.json").is_file():',
+        '    if attempt is None and (folder / "jobs").is_dir():',
+        (f"{ATTEMPTS}::test_of_a_run_that_is_no_job_it_is_said_who_drives_it",),
+        "Of a run that trains it is not said that there is none.",
+    ),
+    Mutant(
+        "a-token-file-that-is-empty",
+        "launch/jobs.py",
+        "    if not path.read_text().strip():",
+        "    if not path.read_text():",
+        (f"{ATTEMPTS}::test_a_token_is_shown_by_a_path_that_a_shell_can_read",),
+        "A head is not started with a token that is empty.",
+    ),
+    Mutant(
         "last_line_of_a_tail",
         "launch/tail.py",
         "            part.offset += len(whole) + 1\n",
