@@ -7,6 +7,7 @@ silent, prefers RAY_ADDRESS to the address that it is given, and answers with tr
 
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -28,11 +29,12 @@ PATIENCE = 60.0  # seconds for any answer after that
 STOP_WAIT = 300  # seconds between Ray's SIGTERM and its SIGKILL: a save must fit in
 ALIVE = ("PENDING", "RUNNING")
 UNKNOWN = "UNKNOWN"  # of an id that a cluster does not know
+FAILING = re.compile(r"Request failed with status code (5\d\d)")  # by Ray's client
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 class Silent(UserError):
-    """Nobody answers at an address."""
+    """Nobody answers at an address, or only that there is no answer now."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Client(JobSubmissionClient):
 class Jobs:
     """The jobs of the cluster whose dashboard is at an address.
 
-    Raises `Silent` where nobody answers within seconds, UserError where one is not let in.
+    Raises `Silent` where nobody answers within seconds, or with an HTTP status of 500 and above, as
+    a dashboard whose head is away does; UserError where one is not let in.
     """
 
     def __init__(self, address: str) -> None:
@@ -150,6 +153,8 @@ class Jobs:
         except OSError as e:
             raise silent(self.address, type(e).__name__) from None
         except RuntimeError as e:
+            if status := FAILING.match(str(e)):
+                raise failing(self.address, status[1], last_line(e)) from None
             raise UserError(f"Ray at {self.address} refuses: {last_line(e)}") from e
 
 
@@ -194,6 +199,12 @@ def silent(address: str, why: str) -> Silent:
         f"No Ray dashboard answers at {address} ({why}): give the head's as http://HOST:8265, or "
         "an ssh tunnel to it (ssh -L 8265:localhost:8265 HEAD)."
     )
+
+
+def failing(address: str, status: str, why: str) -> Silent:
+    """The sentence on a dashboard that cannot answer. why: a line of its own, or of a web page."""
+    cause = "" if why.startswith("<") else f": {why}"
+    return Silent(f"The Ray dashboard at {address} cannot answer now (HTTP {status}{cause}).")
 
 
 @contextmanager

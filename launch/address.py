@@ -31,7 +31,11 @@ def web_address(address: str) -> str:
     """http(s)://HOST:PORT. Raises UserError for what is none, and for one with a password in it,
     which it does not repeat.
     """
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+        parts.port  # noqa: B018  (a property that refuses what is no number)
+    except ValueError:  # which repeats a password
+        raise UserError("--address: give the dashboard's as http://HOST:8265.") from None
     if "@" in parts.netloc:
         raise UserError(
             "--address: a name or password in it would be kept with the run: leave it out; the "

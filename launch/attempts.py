@@ -14,8 +14,8 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
 from vtx_scale.checkpoints import lease
 from vtx_scale.data_pipeline.errors import UserError
@@ -30,8 +30,10 @@ PAUSES = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds before an attempt, by 
 
 # what the lease says: renewed while one looked; not renewed for its ttl; nobody has it
 Word = Literal["held", "silent", "free"]
-State = Literal["waiting", "starting", "running", "stopping", "ended", "lost"]
+# unknown: nobody has the lease, and Ray cannot be asked
+State = Literal["waiting", "starting", "running", "stopping", "ended", "lost", "unknown"]
 ALIVE: tuple[State, ...] = ("waiting", "starting", "running", "stopping")
+OVER: tuple[State, ...] = ("ended", "lost")
 FINAL = (0, 2, 3, 4)  # exit codes that another attempt would give again
 ENDS = {0: "finished", 2: "refused", 3: "not finite", 4: "out of memory", 75: "left, saved"}
 
@@ -67,6 +69,9 @@ class End:
     time: float = 0.0
 
 
+R = TypeVar("R", Attempt, End)
+
+
 @dataclass(frozen=True)
 class Holder:
     """What the lease of a run says. who: the holder's name for people. words: its epoch, and all
@@ -94,7 +99,7 @@ def state_of(word: Word, ray: str, end: End | None, stop: bool, age: float) -> S
         return "waiting"
     if ray == "RUNNING" or (ray in ("", "UNKNOWN") and age < FRESH):
         return "starting"
-    return "lost"
+    return "lost" if ray else "unknown"
 
 
 def next_number(numbers: list[int]) -> int:
@@ -117,7 +122,7 @@ def should(
     state: State, end: End | None, stop: bool, barren: int
 ) -> Literal["wait", "resume", "end"]:
     """What a supervisor does. barren: attempts in a row that saved nothing new."""
-    if state in ALIVE:
+    if state in ALIVE or (state == "unknown" and not stop):
         return "wait"
     if stop or (end is not None and end.code in FINAL) or barren >= BARREN:
         return "end"
@@ -170,13 +175,20 @@ def current(folder: AnyPath) -> Attempt | None:
 
 def read(folder: AnyPath, number: int) -> Attempt:
     """An attempt. Raises UserError where it is no longer what was written."""
-    body = load(folder, f"{number:08d}.json")
+    name = f"{number:08d}.json"
+    return record(Attempt, load(folder, name), f"{folder}/jobs/{name}", "'vtx submit'")
+
+
+def record(kind: type[R], body: dict[str, Any], path: str, writer: str) -> R:
+    """A record as it was written; what a newer version has put into it besides is left out.
+
+    Raises UserError where something is missing.
+    """
+    known = {f.name for f in fields(kind)}
     try:
-        return Attempt(**body)
+        return kind(**{key: value for key, value in body.items() if key in known})
     except TypeError:
-        raise UserError(
-            f"{folder}/jobs/{number:08d}.json is not what 'vtx submit' wrote: remove it."
-        ) from None
+        raise UserError(f"{path} is not what {writer} wrote: remove it.") from None
 
 
 def claim(folder: AnyPath, attempt: Attempt) -> bool:
@@ -186,9 +198,10 @@ def claim(folder: AnyPath, attempt: Attempt) -> bool:
 
 
 def end_of(folder: AnyPath, number: int) -> End | None:
-    """How an attempt ended, None where it has not said."""
-    body = load(folder, f"{number:08d}.end.json")
-    return End(**body) if body else None
+    """How an attempt ended, None where it has not said. Raises UserError as `read`."""
+    name = f"{number:08d}.end.json"
+    body = load(folder, name)
+    return record(End, body, f"{folder}/jobs/{name}", "its job") if body else None
 
 
 def write_end(folder: AnyPath, number: int, end: End) -> None:

@@ -12,7 +12,7 @@ from vtx_scale.cluster.jobs import Jobs, Silent
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.launch import attempts
-from vtx_scale.launch.attempts import ALIVE, ENDS, Attempt, End, Holder, State
+from vtx_scale.launch.attempts import ALIVE, ENDS, OVER, Attempt, End, Holder, State
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.tail import Lines
 from vtx_scale.trainer.output import say, why
@@ -27,7 +27,7 @@ LEFT = 5.0  # seconds that a job's last word may come later than Ray's
 @dataclass(frozen=True)
 class Look:
     """The newest attempt of a run, as it was found. ray: Ray's word and its message, each "" where
-    it was not asked.
+    it was not asked. fault: the sentence on a dashboard that was asked and does not answer.
     """
 
     attempt: Attempt
@@ -36,11 +36,17 @@ class Look:
     end: End | None
     ray: str = ""
     message: str = ""
+    fault: str = ""
 
     @property
     def alive(self) -> bool:
         """Whether it runs or will."""
         return self.state in ALIVE
+
+    @property
+    def over(self) -> bool:
+        """Whether it is known that it does not."""
+        return self.state in OVER
 
     def sentence(self) -> str:
         """What it is doing, for people."""
@@ -54,6 +60,8 @@ class Look:
             return f"lost without a word{f' ({cause.splitlines()[0]})' if cause else ''}"
         if self.state == "waiting":
             return "waiting for a node with room for its driver"
+        if self.state == "unknown":
+            return "unknown: nobody holds its run folder, and no dashboard answers for it"
         return f"{self.state}{who}"
 
 
@@ -61,13 +69,13 @@ def look(folder: AnyPath, attempt: Attempt, jobs: Jobs | None) -> Look:
     """What has become of the newest attempt; up to half a minute where its holder is silent."""
     stop = attempts.stop_asked(folder, attempt.number)
     holder = attempts.holder_of(folder)
-    word = message = ""
+    word = message = fault = ""
     try:
         if jobs is not None:
             found = jobs.look(attempt.id)
             word, message = found.status, found.message
-    except Silent:
-        pass
+    except Silent as e:
+        fault = str(e)
     age = time.time() - attempt.time
     end = attempts.end_of(folder, attempt.number)
     state = attempts.state_of(holder.word, word, end, stop, age)
@@ -75,7 +83,7 @@ def look(folder: AnyPath, attempt: Attempt, jobs: Jobs | None) -> Look:
         time.sleep(LEFT)
         end = attempts.end_of(folder, attempt.number)
         state = attempts.state_of(holder.word, word, end, stop, age)
-    return Look(attempt, state, holder, end, word, message)
+    return Look(attempt, state, holder, end, word, message, fault)
 
 
 def row_of(folder: AnyPath, found: Look) -> dict[str, Any]:
@@ -90,8 +98,8 @@ def row_of(folder: AnyPath, found: Look) -> dict[str, Any]:
         "steps": found.attempt.recipe.get("steps"),
         "loss": last.get("loss"),
         "holder": found.holder.who,
-        "code": None if end is None or found.alive else end.code,
-        "why": "" if end is None or found.alive else end.text,
+        "code": end.code if end is not None and found.over else None,
+        "why": end.text if end is not None and found.over else "",
         "ray": found.ray,
         "address": found.attempt.address,
         "submitted": found.attempt.time,
@@ -137,10 +145,28 @@ def follow(
     wait: bool = True,
 ) -> int:
     """Write the lines of an attempt as they come, until it has ended; its exit code, and 1 where it
-    is gone without one. whole: from the first line of the run on; wait: False for what is there.
+    is gone without one. Where the run goes on as a later attempt, that one is followed. whole: from
+    the first line of the run on; wait: False for what is there.
     """
     news, stream = patient(lambda: Lines(folder / "log.txt", whole)), Stream(jobs, attempt.id)
-    first, asked, gone = True, time.monotonic(), 0.0
+    while not isinstance(came := follow_one(folder, attempt, jobs, news, stream, write, wait), int):
+        say(f"vtx: job {attempt.id} is gone without a word: the run goes on as {came.id}")
+        attempt, jobs = came, cluster_of(came, jobs)
+        stream = Stream(None, came.id)  # the run folder has lines by now
+    return came
+
+
+def follow_one(
+    folder: AnyPath,
+    attempt: Attempt,
+    jobs: Jobs | None,
+    news: Lines,
+    stream: Stream,
+    write: Callable[[str], None],
+    wait: bool,
+) -> int | Attempt:
+    """As `follow`; the later attempt where there is one by the time that this one is gone."""
+    first, asked, gone, doubted = True, time.monotonic(), 0, False
     while True:
         end = patient(lambda: attempts.end_of(folder, attempt.number))
         for line in patient(news.new):
@@ -163,8 +189,17 @@ def follow(
             return 0
         if now > asked + ASK_RAY:
             asked = now
+            # the lease says that somebody is alive, not which attempt
+            if (later := patient(lambda: later_than(folder, attempt))) is not None:
+                if patient(lambda: attempts.end_of(folder, attempt.number)) is None:
+                    return later
+                continue
             # the lease is asked where Ray calls it over, or cannot be asked
-            if is_over(jobs, attempt) and not patient(lambda: look(folder, attempt, jobs)).alive:
+            found = patient(lambda: look(folder, attempt, jobs)) if is_over(jobs, attempt) else None
+            if found is not None and found.state == "unknown" and not doubted:
+                doubted = True
+                say(f"vtx: job {attempt.id} is {found.sentence()}: asking again")
+            if found is not None and found.over:
                 gone += 1
                 if patient(lambda: attempts.end_of(folder, attempt.number)) is None and gone > 1:
                     say(
@@ -188,6 +223,22 @@ def patient(ask: Callable[[], T]) -> T:
                 told = True
                 say(f"the run folder does not answer ({why(e)}): asking again")
             time.sleep(POLL)
+
+
+def later_than(folder: AnyPath, attempt: Attempt) -> Attempt | None:
+    """The newest attempt of a run where it is a later one, which a supervisor has submitted."""
+    later = attempts.newest(folder)
+    return later if later is not None and later.number > attempt.number else None
+
+
+def cluster_of(attempt: Attempt, jobs: Jobs | None) -> Jobs | None:
+    """Where an attempt was submitted, None where that cannot be asked. jobs: the cluster before."""
+    if jobs is None or jobs.address == attempt.address:
+        return jobs
+    try:
+        return Jobs(attempt.address)
+    except UserError:
+        return None
 
 
 def is_over(jobs: Jobs | None, attempt: Attempt) -> bool:

@@ -3,9 +3,10 @@
 import argparse
 import json
 import os
+import shlex
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vtx_scale.checkpoints.format import steps
 from vtx_scale.cluster.jobs import VARIABLES, Jobs, Silent
@@ -37,9 +38,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_token() -> int:
-    """Say where this user's token is, which is made where there is none; not what it is."""
+    """Say where this user's token is, which is made where there is none; not what it is.
+
+    Raises UserError where its file is empty, with which a head would let nobody in.
+    """
     path = ensure_token()
-    print(f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={path}")
+    if not path.read_text().strip():
+        raise UserError(f"{path} is empty: remove it, and 'vtx jobs token' makes a token.")
+    print(f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(str(path))}")
     return 0
 
 
@@ -71,12 +77,25 @@ def target(args: argparse.Namespace, given: str) -> tuple[AnyPath, Attempt]:
         if "vtx_run" in about:
             folder = place_at(about["vtx_run"])
             attempt = attempts.current(folder)
+    if attempt is None and (folder / "run.json").is_file():
+        raise UserError(no_job(folder))
     if attempt is None:
         raise UserError(
             f"{given} is neither a run that was submitted nor the id of a job: 'vtx jobs "
             "list --address http://HOST:8265' lists a cluster's."
         )
     return folder, attempt
+
+
+def no_job(folder: AnyPath) -> str:
+    """Of a run that no job drives: who does, and what shows and ends it."""
+    holder, run = attempts.holder_of(folder), shlex.quote(str(folder))
+    if holder.word != "held":
+        return f"{folder} is no job's, and nobody drives it now: 'vtx watch {run}' shows it."
+    return (
+        f"{folder} is no job's: it is driven by {holder.who}. 'vtx watch {run}' shows it; a file "
+        f"{folder}/control/stop (touch it) has it save and leave."
+    )
 
 
 def asked(args: argparse.Namespace, attempt: Attempt) -> Jobs:
@@ -125,6 +144,8 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
 def status(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
     """What a run's newest job is doing."""
     found = look(folder, attempt, if_there(args, attempt))
+    if found.fault:
+        say(f"{found.fault} What follows is the run folder's word.")
     row = row_of(folder, found)
     if args.json:
         print(json.dumps(row))
@@ -152,7 +173,10 @@ def stop(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
         attempts.ask_to_stop(folder, attempt.number)  # first: what else is to be known takes time
     jobs = if_there(args, attempt)
     found = look(folder, attempt, jobs)
-    if over or found.state == "lost":
+    if found.state == "unknown":
+        say(asked_unheard(folder, found))
+        return 0
+    if over or found.over:
         say(f"no job of {folder} is alive: {attempt.id} {found.sentence()}")
         return 0
     if jobs is not None and found.state == "waiting":
@@ -161,17 +185,30 @@ def stop(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
         return 0
     say(f"asked job {attempt.id} to save and leave")
     end = left(folder, attempt, jobs)
+    if isinstance(end, Look) and not end.over:
+        say(asked_unheard(folder, end))
+        return 0
     (folder / "control" / "stop").unlink(missing_ok=True)
     at = newest_step(folder)
-    if end is None:
+    if isinstance(end, Look):
         say(f"job {attempt.id} is gone without a word; its newest checkpoint is of step {at}")
         return 1
     say(f"job {attempt.id} has ended with {end.code}; its newest checkpoint is of step {at}")
     return 0
 
 
-def left(folder: AnyPath, attempt: Attempt, jobs: Jobs | None) -> End | None:
-    """How an attempt that was asked to leave has ended, None where it is gone without a word."""
+def asked_unheard(folder: AnyPath, found: Look) -> str:
+    """That a request to leave stands, of which nobody knows whether there is a job to follow it."""
+    return (
+        f"job {found.attempt.id} is {found.sentence()}: {folder}/control/stop stays there, and has "
+        "it save and leave where it runs or will."
+    )
+
+
+def left(folder: AnyPath, attempt: Attempt, jobs: Jobs | None) -> End | Look:
+    """How an attempt that was asked to leave has ended, or where that is not known, as it was found
+    when it was no longer alive.
+    """
     began = time.monotonic()
     by_ray, next_ask = began, began + AGAIN
     while (end := attempts.end_of(folder, attempt.number)) is None:
@@ -181,10 +218,13 @@ def left(folder: AnyPath, attempt: Attempt, jobs: Jobs | None) -> End | None:
             next_ask = now + AGAIN
         if jobs is not None and by_ray == began and now > began + BY_RAY:
             say("it has not left yet: Ray asks it now, and ends it where that does not help")
-            jobs.stop(attempt.id)
+            try:
+                jobs.stop(attempt.id)
+            except Silent as e:
+                say(str(e))
             by_ray = now
-        if now > by_ray + BY_RAY and not look(folder, attempt, jobs).alive:
-            break
+        if now > by_ray + BY_RAY and not (found := look(folder, attempt, jobs)).alive:
+            return found.end or found
         time.sleep(0.5)
     return end
 
@@ -219,25 +259,32 @@ def resume(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
 def supervise(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
     """Resume a run whenever none of its jobs is alive, until it has ended for good or somebody
     stopped it; the exit code of its last job, and 1 where several in a row saved nothing new. A
-    cluster or a bucket that is away is waited for.
+    cluster or a bucket that is away is waited for. Raises UserError for what no later look mends.
     """
     supervisor = Supervisor(args, folder, attempt)
-    while (code := supervisor.turn()) is None:
-        time.sleep(WATCH)
+    say(f"watching {attempt.id}")
+    try:
+        while (code := supervisor.turn()) is None:
+            time.sleep(WATCH)
+    except KeyboardInterrupt:
+        say(f"nobody watches {folder} now: job {supervisor.attempt.id} goes on")
+        return 130
     return code
 
 
 @dataclass
 class Supervisor:
-    """attempt: that is watched. saved: by attempt, the newest checkpoint at its end. away: what was
-    said of a cluster or a bucket that does not answer, "" while they do.
+    """attempt: that is watched. saved: by attempt, the newest checkpoint at its end. away: which of
+    the cluster and the run folder does not answer, "" while both do. over: the number of the last
+    attempt of which it was said how it is over.
     """
 
     args: argparse.Namespace
     folder: AnyPath
     attempt: Attempt
     saved: dict[int, int] = field(default_factory=dict)
-    away: str = ""
+    away: Literal["", "the dashboard", "the run folder"] = ""
+    over: int = 0
 
     def turn(self) -> int | None:
         """One look, and what comes of it; the exit code where nobody is to go on."""
@@ -246,11 +293,17 @@ class Supervisor:
                 self.saved[0] = newest_step(self.folder)
             jobs = self.cluster()
             found = look(self.folder, self.attempt, jobs)
-            if jobs is not None:
+            if jobs is not None and found.fault:
+                self.say_once("the dashboard", found.fault)
+            elif jobs is not None and self.away:
+                say(f"{self.away} answers again")
                 self.away = ""
             return self.decide(found, jobs)
+        except Silent as e:
+            self.attempt = attempts.newest(self.folder) or self.attempt
+            self.say_once("the dashboard", str(e))
         except OSError as e:
-            self.say_once(f"{self.folder} does not answer ({why(e)}).")
+            self.say_once("the run folder", f"{self.folder} does not answer ({why(e)}).")
         return None
 
     def cluster(self) -> Jobs | None:
@@ -258,18 +311,19 @@ class Supervisor:
         try:
             return asked(self.args, self.attempt)
         except Silent as e:
-            self.say_once(str(e))
+            self.say_once("the dashboard", str(e))
         return None
 
-    def say_once(self, sentence: str) -> None:
+    def say_once(self, who: Literal["the dashboard", "the run folder"], sentence: str) -> None:
+        """Of what does not answer, until it does."""
         if not self.away:
-            self.away = sentence
+            self.away = who
             say(f"{sentence} Asking again.")
 
     def decide(self, found: Look, jobs: Jobs | None) -> int | None:
-        """As `turn`, of what was found. Raises OSError."""
+        """As `turn`, of what was found. Raises OSError, `Silent`, and UserError."""
         folder, attempt = self.folder, self.attempt
-        if not found.alive:
+        if found.over:
             self.saved.setdefault(attempt.number, newest_step(folder))
         count = attempts.barren(list(self.saved.values()))
         stopped = attempts.stop_asked(folder, attempt.number)
@@ -277,24 +331,21 @@ class Supervisor:
         if what == "end":
             return last_word(folder, found, stopped)
         if what == "resume" and jobs is not None:
-            at = newest_step(folder)
-            say(f"job {attempt.id}: {found.sentence()}; the run goes on from step {at}")
+            if self.over != attempt.number:
+                self.over = attempt.number
+                say(f"job {attempt.id}: {found.sentence()}")
             time.sleep(attempts.pause(count))
             self.attempt = resumed(folder, jobs, found)
         return None
 
 
 def resumed(folder: AnyPath, jobs: Jobs, found: Look) -> Attempt:
-    """The attempt that goes on, by this process or by another that was quicker; the same one where
-    the cluster was gone again.
+    """The attempt that goes on, by this process or by another that was quicker. Raises `Silent`
+    where the cluster is gone again, UserError where the run cannot go on.
     """
-    try:
-        started = begin(folder, jobs, lambda: again(folder, found.attempt), found)
-    except UserError as e:
-        say(f"{e} Asking again.")
-        return attempts.newest(folder) or found.attempt
+    started = begin(folder, jobs, lambda: again(folder, found.attempt), found)
     if isinstance(started, Attempt):
-        say(f"job {started.id} was submitted")
+        say(f"job {started.id} was submitted; the run goes on from step {newest_step(folder)}")
         return started
     return started.attempt
 

@@ -1,6 +1,7 @@
 """`vtx submit` to a cluster whose dashboard this machine reaches: a job, which needs it no more."""
 
 import argparse
+import contextlib
 import shlex
 import tempfile
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtx_scale.cluster.jobs import UNKNOWN, Jobs
+from vtx_scale.cluster.jobs import UNKNOWN, Jobs, Silent
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.launch import attempts, checks, inputs, override, packing, recipes
@@ -75,6 +76,10 @@ def begin(
             found = look(folder, before, jobs)
         if found.alive:
             return found
+        if not found.over:
+            raise Silent(
+                f"Nothing was submitted: job {before.id} is {found.sentence()}. {found.fault}"
+            )
     elif (holder := attempts.holder_of(folder)).word == "held":
         raise UserError(f"{folder} is being written by {holder.who}: wait for it, or stop it.")
     what = wanted()
@@ -98,18 +103,27 @@ def begin(
         other = attempts.newest(folder)
         assert other is not None
         return look(folder, other, jobs)
-    try:
-        hand_over(folder, attempt, jobs, what.code)
-    except Exception as e:
-        attempts.write_end(folder, number, End(1, f"could not be submitted: {e}", 0, time.time()))
-        raise
+    hand_over(folder, attempt, jobs, what.code)
     return attempt
 
 
 def hand_over(folder: AnyPath, attempt: Attempt, jobs: Jobs, code: bytes) -> None:
     """Give an attempt to Ray. Nothing that goes there is a secret: whoever may look at the
-    dashboard sees it.
+    dashboard sees it. Raises what stood against it, which the run folder has then, too.
     """
+    try:
+        give(folder, attempt, jobs, code)
+    except Exception as e:
+        if isinstance(e, Silent) and jobs.look(attempt.id).status != UNKNOWN:
+            return  # the answer alone was lost; `Silent` again where nobody knows
+        with contextlib.suppress(OSError):  # which would hide what stood against it
+            end = End(1, f"could not be submitted: {e}", 0, time.time())
+            attempts.write_end(folder, attempt.number, end)
+        raise
+
+
+def give(folder: AnyPath, attempt: Attempt, jobs: Jobs, code: bytes) -> None:
+    """The request itself. Raises UserError."""
     about = {"vtx_run": str(folder), "vtx_attempt": str(attempt.number)}
     with tempfile.TemporaryDirectory(prefix="vtx-code-") as at:
         package = Path(at) / attempt.code

@@ -139,6 +139,7 @@ KEEPER = "tests/cluster/test_keeper.py"
 RAYLETS = "tests/cluster/test_raylets.py"
 ATTEMPTS = "tests/cluster/test_attempts.py"
 JOBS = "tests/cluster/test_jobs.py"
+DASHBOARD = "tests/cluster/test_dashboard.py"
 PLANNER = "tests/vtx_scale/test_planner.py"
 RETENTION = "tests/vtx_scale/test_retention.py"
 DAMAGE = (
@@ -3159,6 +3160,68 @@ MUTANTS = (
         "",
         (f"{JOBS}::test_a_wrong_address_is_answered_in_seconds",),
         "An address that is silent is answered in seconds.",
+    ),
+    Mutant(
+        "a-failing-dashboard-is-silent",
+        "cluster/jobs.py",
+        "            if status := FAILING.match(str(e)):",
+        "            if status := FAILING.fullmatch(str(e)):",
+        (
+            f"{DASHBOARD}::test_a_dashboard_that_fails_is_silent_and_one_that_refuses_is_not",
+            f"{DASHBOARD}::test_a_supervisor_waits_for_a_dashboard_that_fails",
+        ),
+        "A dashboard that answers with 500 is waited for.",
+    ),
+    Mutant(
+        "a-supervisor-ends-where-nothing-helps",
+        "launch/jobs.py",
+        "        except Silent as e:\n            self.attempt =",
+        "        except UserError as e:\n            self.attempt =",
+        (f"{DASHBOARD}::test_a_supervisor_ends_where_a_run_cannot_go_on",),
+        "A supervisor does not ask again for what no later look mends.",
+    ),
+    Mutant(
+        "a-later-attempt-is-followed",
+        "launch/follow.py",
+        "later.number > attempt.number else None",
+        "later.number > attempt.number + 1 else None",
+        (f"{DASHBOARD}::test_who_looks_on_follows_the_attempt_that_a_run_goes_on_as",),
+        "Who looks on is not told that a run is gone that goes on.",
+    ),
+    Mutant(
+        "unknown-is-not-lost",
+        "launch/attempts.py",
+        '    return "lost" if ray else "unknown"',
+        '    return "lost"',
+        (
+            f"{ATTEMPTS}::test_the_lease_decides_who_is_alive_and_ray_where_nobody_has_it",
+            f"{DASHBOARD}::test_a_job_of_which_nobody_knows_is_not_lost",
+        ),
+        "A job that waits while its dashboard is away is not taken for lost.",
+    ),
+    Mutant(
+        "a-lost-answer-is-asked-after",
+        "launch/submit_job.py",
+        "        if isinstance(e, Silent) and jobs.look(attempt.id).status != UNKNOWN:",
+        "        if isinstance(e, Silent) and jobs.look(attempt.id).status == UNKNOWN:",
+        (f"{DASHBOARD}::test_a_submission_whose_answer_is_lost_is_asked_after",),
+        "A job that Ray has taken does not count as one that could not be submitted.",
+    ),
+    Mutant(
+        "a-run-without-a-job",
+        "launch/jobs.py",
+        '    if attempt is None and (folder / "run.json").is_file():',
+        '    if attempt is None and (folder / "jobs").is_dir():',
+        (f"{ATTEMPTS}::test_of_a_run_that_is_no_job_it_is_said_who_drives_it",),
+        "Of a run that trains it is not said that there is none.",
+    ),
+    Mutant(
+        "a-token-file-that-is-empty",
+        "launch/jobs.py",
+        "    if not path.read_text().strip():",
+        "    if not path.read_text():",
+        (f"{ATTEMPTS}::test_a_token_is_shown_by_a_path_that_a_shell_can_read",),
+        "A head is not started with a token that is empty.",
     ),
     Mutant(
         "last_line_of_a_tail",

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     args.target = "".join(rest[:1])
     if args.action not in ACTIONS:
         raise UserError(f"vtx jobs has no {args.action!r}: it has {', '.join(ACTIONS)}.")
+    if rest and args.action == "token":
+        raise UserError(f"vtx jobs token takes no run: leave {' '.join(rest)} out.")
     if rest[1:]:
         raise UserError(f"vtx jobs {args.action} takes one run: leave {' '.join(rest[1:])} out.")
     if not rest and args.action not in ALONE:

@@ -4,6 +4,8 @@ what goes along with a job.
 
 import argparse
 import io
+import json
+import shlex
 import threading
 import zipfile
 from dataclasses import replace
@@ -44,13 +46,14 @@ def test_the_lease_decides_who_is_alive_and_ray_where_nobody_has_it(word, ray, e
     else:
         young = ray in ("", "UNKNOWN") and age < attempts.FRESH
         assert (state in ALIVE) == (ray in ("PENDING", "RUNNING") or young)
+        assert (state == "unknown") == (ray == "" and not young)  # it may yet begin
 
 
 @given(WORDS, RAY, ENDS, st.booleans(), st.floats(0, 1e6), st.integers(0, 9))
 def test_a_supervisor_starts_nothing_beside_what_is_alive(word, ray, end, stop, age, barren):
     state = attempts.state_of(word, ray, end, stop, age)
     what = attempts.should(state, end, stop, barren)
-    assert (what == "wait") == (state in ALIVE)
+    assert (what == "wait") == (state in ALIVE or (state == "unknown" and not stop))
     if what == "resume":
         assert not stop and barren < BARREN and (end is None or end.code not in FINAL)
     if end is not None and end.code == 75 and not stop and word == "free" and not barren:
@@ -301,6 +304,51 @@ def test_a_run_that_was_refused_from_the_start_is_that(tmp_path):
     assert attempts.current(tmp_path).number == 1
 
 
+def test_a_newer_versions_records_are_read(tmp_path):
+    """They have a field more; one that lacks a field is refused by name."""
+    attempts.claim(tmp_path, attempt(1))
+    attempts.write_end(tmp_path, 1, End(75, "", 40))
+    for name in ("00000001.json", "00000001.end.json"):
+        path = tmp_path / "jobs" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "zone": "b"}))
+    assert attempts.newest(tmp_path) == attempt(1)
+    assert attempts.end_of(tmp_path, 1) == End(75, "", 40)
+    (tmp_path / "jobs" / "00000001.json").write_text('{"number": 1}')
+    (tmp_path / "jobs" / "00000001.end.json").write_text('{"text": ""}')
+    with pytest.raises(UserError, match=r"00000001\.json is not what 'vtx submit' wrote"):
+        attempts.newest(tmp_path)
+    with pytest.raises(UserError, match=r"00000001\.end\.json is not what its job wrote"):
+        attempts.end_of(tmp_path, 1)
+
+
+@pytest.mark.parametrize("name", ["status", "stop", "logs", "resume", "supervise"])
+def test_of_a_run_that_is_no_job_it_is_said_who_drives_it(tmp_path, name):
+    from vtx_scale.checkpoints import lease
+    from vtx_scale.launch import jobs
+    from vtx_scale.launch.paths import lease_of
+
+    (tmp_path / "run.json").write_text("{}")
+    given = argparse.Namespace(action=name, target=str(tmp_path), address="")
+    with pytest.raises(UserError, match="nobody drives it now: 'vtx watch"):
+        jobs.run(given)
+    held = lease.acquire(lease_of(tmp_path), {"who": "process 7 on n1"}, ttl=0.3)
+    with pytest.raises(UserError, match=r"driven by process 7 on n1\. .*control/stop"):
+        jobs.run(given)
+    held.close()
+
+
+def test_a_token_is_shown_by_a_path_that_a_shell_can_read(tmp_path, monkeypatch, capsys):
+    from vtx_scale.launch import jobs
+
+    path = tmp_path / "my files" / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    assert jobs.show_token() == 0
+    assert shlex.split(capsys.readouterr().out)[-1] == f"RAY_AUTH_TOKEN_PATH={path}"
+    path.write_text("\n")
+    with pytest.raises(UserError, match="token is empty: remove it"):
+        jobs.show_token()
+
+
 def test_a_supervisor_and_who_looks_on_wait_for_a_bucket(tmp_path, monkeypatch, capsys):
     """It is away for three looks; then the run turns out to have been stopped by somebody."""
     from vtx_scale.launch import follow, jobs
@@ -379,6 +427,9 @@ def test_of_rays_message_the_cause_alone_is_said():
         (("jobs", "logs", "-f", "/no/such", "/no/other"), "leave /no/other out"),
         (("jobs", "status", "/no/such"), "neither a run that was submitted"),
         (("jobs", "--address", "h:6379"), "--address=h:6379: give the dashboard's"),
+        (("jobs", "--address", "http://[::1"), "--address: give the dashboard's"),
+        (("jobs", "--address", "http://h:80b"), "--address: give the dashboard's"),
+        (("jobs", "token", "/no/such"), "takes no run: leave /no/such out"),
         (("worker", "--run", "/no/such"), "is no run folder"),
     ],
 )
