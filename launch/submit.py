@@ -126,14 +126,18 @@ def on_ray(
                 )
             news = News(folder / "log.txt", debug)
             memory = run.checkpoint.memory != 0
-            return Driver(cluster, system, folder, lease, patience, memory, news.show).drive()
+            driver = Driver(
+                cluster, system, folder, lease, patience, memory, news.show, news.written
+            )
+            return driver.drive()
 
 
 class News:
-    """The new lines of log.txt, for the terminal."""
+    """The new lines of log.txt, for the terminal. written: those that it has heard already."""
 
     def __init__(self, path: AnyPath, debug: bool) -> None:
         self.lines, self.debug = Lines(path), debug
+        self.written: set[str] = set()
 
     def show(self) -> None:
         """What has come; nothing where a bucket does not answer."""
@@ -142,7 +146,8 @@ class News:
                 date, _, rest = line.partition(" ")
                 clock, _, text = rest.partition(" ")
                 if len(date) == 10 and len(clock) == 8 and date[:4].isdigit():
-                    say(text)
+                    if text not in self.written:
+                        say(text)
                 elif self.debug:  # a traceback
                     say(line)
 

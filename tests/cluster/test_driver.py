@@ -9,12 +9,15 @@ import pytest
 from tests.cluster.fake_ray import cluster
 from tests.require import need
 from vtx_scale.cluster.job import GaveUp, State
+from vtx_scale.cluster.ray_nodes import Held
 from vtx_scale.launch import recipes
 from vtx_scale.launch.driver import Driver, world_of
 from vtx_scale.launch.faults import Faults
 from vtx_scale.launch.hangs import Beat
 from vtx_scale.launch.judged import Ended
 from vtx_scale.launch.rounds import RETRIES, Tries
+from vtx_scale.launch.submit import News
+from vtx_scale.trainer.output import append_text
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -110,6 +113,36 @@ def test_preparation_is_no_wait_for_machines(monkeypatch, tmp_path):
         assert driver_of(machines, tmp_path, "1..1", patience=0).gather()
         with pytest.raises(GaveUp, match="--patience"):
             driver_of(machines, tmp_path, "2..2", patience=0).gather()
+
+
+def test_what_the_driver_waits_for_is_in_the_log_and_on_the_terminal_once(
+    monkeypatch, tmp_path, capfd
+):
+    with cluster(monkeypatch, a=2) as (machines, ray):
+        news = News(tmp_path / "log.txt", False)
+        driver = driver_of(
+            machines, tmp_path, "4..8", patience=0.01, news=news.show, written=news.written
+        )
+        with pytest.raises(GaveUp):
+            driver.gather()
+        machines.held["a"] = Held(machines.machines()[0], 2, None, lost="is broken")
+        driver.forget_lost()
+        del machines._aside["a"]
+        driver.world = replace(driver.world, low=1, unit=3)
+        driver.say_world([(Held(machines.machines()[0], 2, None), 1)], 1)
+        append_text(tmp_path, "step 1/2  of a rank")
+        driver.tell(Ended(-9, "rank 0 on a: ended with signal 9", "", [], ""), 490)
+        driver.news()
+    lines = [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert lines == [
+        "waiting for machines: 2 of 4 slots",
+        "a is broken: left out for now",
+        "starting the workers",
+        "idle slots, of which no world can be made: 1 on a",
+        "step 1/2  of a rank",
+        "rank 0 on a: ended with signal 9: starting again from step 490",
+    ]
+    assert sorted(capfd.readouterr().err.splitlines()) == sorted(lines)
 
 
 def test_a_machine_that_ends_every_round_is_given_up(monkeypatch, tmp_path):
