@@ -104,7 +104,13 @@ class Driver:
             if ended.words and code:
                 say(f"vtx: {ended.words}")
             return code
-        now = max(patiently(self.folder, newest, self.folder) or 0, ended.kept)
+        if ended.full:
+            raise GaveUp(ended.words)
+        stored = patiently(self.folder, newest, self.folder)
+        if stored is None:
+            say("vtx: asked to leave while nothing ran: run the same command again.")
+            return 75
+        now = max(stored, ended.kept)
         for held in ended.lost:
             self.forget(held)
         again = tries.lost_again({held.machine.name for held in ended.lost}, now)

@@ -124,12 +124,20 @@ def on_ray(
                     f"system.world={system.world}, but this machine has {gpus} GPUs: "
                     "lower it, or add system.device=cpu."
                 )
+            if home is not None and not gpus and cpus > here:
+                say(crowded(cpus, here))
             news = News(folder / "log.txt", debug)
             memory = run.checkpoint.memory != 0
             driver = Driver(
                 cluster, system, folder, lease, patience, memory, news.show, news.written
             )
             return driver.drive()
+
+
+def crowded(ranks: int, cpus: int) -> str:
+    """That a machine of our own cluster has fewer CPUs than ranks."""
+    have = "1 CPU" if cpus == 1 else f"{cpus} CPUs"
+    return f"up to {ranks} ranks share the {have} of this machine, and its memory"
 
 
 class News:
