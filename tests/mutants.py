@@ -135,6 +135,7 @@ DRIVER = "tests/cluster/test_driver.py"
 LEASE = "tests/vtx_scale/test_lease.py"
 POLICY = "tests/cluster/test_policy.py"
 KEEPER = "tests/cluster/test_keeper.py"
+RAY = "tests/cluster/test_ray.py"
 RAYLETS = "tests/cluster/test_raylets.py"
 ATTEMPTS = "tests/cluster/test_attempts.py"
 JOBS = "tests/cluster/test_jobs.py"
@@ -1143,11 +1144,9 @@ MUTANTS = (
     Mutant(
         "open-to-everybody",
         "vtx_scale/cluster/ray_settings.py",
-        '    home = own / "ray"  # Ray opens its folder to everybody, so it lies in one that stays closed\n    home.mkdir(mode=0o700)\n',
-        "    home = own\n",
-        (
-            "tests/cluster/test_ray.py::test_a_ray_of_our_own_lies_in_a_folder_that_its_owner_alone_can_enter",
-        ),
+        "    home.mkdir(mode=0o700)\n",
+        "    home.mkdir(mode=0o700)\n    own.chmod(0o777)\n",
+        (f"{RAY}::test_a_ray_of_our_own_lies_in_a_folder_that_its_owner_alone_can_enter",),
         "What Ray keeps on this machine is its owner's.",
     ),
     Mutant(

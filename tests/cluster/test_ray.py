@@ -228,12 +228,15 @@ def test_a_ray_of_our_own_lies_in_a_folder_that_its_owner_alone_can_enter():
         "    with connected('local', home, 1):\n"
         "        found = [*home.rglob('sockets/*')]\n"
         "        assert (home / 'session_latest').exists() and found\n"
-        "        print(*(oct(p.stat().st_mode & 0o777) for p in (home, home.parent)))\n"
-        "        print(max(len(str(p)) - len(str(home.parent.parent)) for p in found))\n"
+        "        modes = [oct(p.stat().st_mode & 0o777) for p in (home, home.parent)]\n"
+        "        length = max(len(str(p)) - len(str(home.parent.parent)) for p in found)\n"
+        "print(*modes)\n"  # connected() has nothing on stdout
+        "print(length)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", body], capture_output=True, text=True, env=environment()
     )
+    assert done.returncode == 0, done.stderr
     modes, longest = done.stdout.splitlines()
     assert modes.split()[1] == "0o700", done.stdout
     assert 20 + int(longest) <= 107, "a socket has no room where the temporary folder is long"
