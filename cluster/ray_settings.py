@@ -52,30 +52,32 @@ def settings(address: str) -> Iterator[Path | None]:
             yield None
         return
     # sockets allow 107 bytes for a path
-    home = Path(
-        tempfile.mkdtemp(prefix="vtx-ray-", dir="/tmp" if len(tempfile.gettempdir()) > 24 else None)
+    own = Path(
+        tempfile.mkdtemp(prefix="vtx-ray-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)
     )
+    home = own / "ray"  # Ray opens its folder to everybody, so it lies in one that stays closed
+    home.mkdir(mode=0o700)
     try:
         with (
             environment(QUIET),
-            environment({**OWN, **with_token(home)}, force=True),
-            guarded(home),
+            environment({**OWN, **with_token(own)}, force=True),
+            guarded(own),
         ):
             yield home
     except GaveUp as e:
-        (home / "token").unlink(missing_ok=True)
+        (own / "token").unlink(missing_ok=True)
         raise GaveUp(f"{e}; what Ray and the workers wrote is in {home}/session_latest/logs") from e
     except BaseException:
-        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
         raise
-    shutil.rmtree(home, ignore_errors=True)
+    shutil.rmtree(own, ignore_errors=True)
 
 
-def with_token(home: Path) -> dict[str, str]:
+def with_token(folder: Path) -> dict[str, str]:
     """A token for this cluster alone that its owner alone can read;
     left to itself, Ray puts one into ~/.ray.
     """
-    path = home / "token"
+    path = folder / "token"
     write_token(path)
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 

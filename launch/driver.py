@@ -23,6 +23,7 @@ from vtx_scale.launch.fitness import unfit
 from vtx_scale.launch.judged import Ended, codes_of, judge
 from vtx_scale.launch.node import Round
 from vtx_scale.launch.rounds import AGAIN, HUNG, Tries, Watch, left, newest, patiently, start_of
+from vtx_scale.launch.summary import WAITING
 from vtx_scale.specs.run import System
 from vtx_scale.trainer.goodput import attempt_name
 from vtx_scale.trainer.goodput import ended as ended_at
@@ -31,6 +32,7 @@ from vtx_scale.trainer.output import Ledger, append_text, say, send, silent
 
 LOOK = 0.2  # seconds between two looks at the ranks
 AT_ONCE = 1.0  # seconds that a bucket may take for what happened
+HOUR = 3600.0  # seconds
 STACKS = 60.0  # seconds for all machines to tell what their ranks are doing
 
 
@@ -58,7 +60,7 @@ class Driver:
 
     lease: on the run folder. patience: minutes to wait for machines. memory: whether the run keeps
     snapshots there, which go with a machine's actor. news: shows what the ranks tell, and is called
-    often.
+    often. written: the lines of log.txt that were said here already.
     """
 
     cluster: Cluster
@@ -68,6 +70,7 @@ class Driver:
     patience: float = math.inf
     memory: bool = False
     news: Callable[[], None] = lambda: None
+    written: set[str] = field(default_factory=set)
     number: int = 0
     ranks: int = 0  # of the round
     began: float = 0.0  # when the round did
@@ -85,7 +88,9 @@ class Driver:
         while True:
             held = self.gather()
             if held is None:
-                say("asked to leave: no worker runs, and what there was to save has been saved")
+                self.announce(
+                    "asked to leave: no worker runs, and what there was to save has been saved"
+                )
                 return 75
             ended = self.round(held)
             self.news()
@@ -99,7 +104,13 @@ class Driver:
             if ended.words and code:
                 say(f"vtx: {ended.words}")
             return code
-        now = max(patiently(self.folder, newest, self.folder) or 0, ended.kept)
+        if ended.full:
+            raise GaveUp(ended.words)
+        stored = patiently(self.folder, newest, self.folder)
+        if stored is None:
+            say("vtx: asked to leave while nothing ran: run the same command again.")
+            return 75
+        now = max(stored, ended.kept)
         for held in ended.lost:
             self.forget(held)
         again = tries.lost_again({held.machine.name for held in ended.lost}, now)
@@ -125,10 +136,14 @@ class Driver:
         if ended.bad is not None and not ended.lost:
             self.faults.add(ended.bad.name, ended.why)
         ledger.write(kind="restart", reason=ended.why, step=now, time=time.time())
-        line = f"{ended.why}: starting again from {start_of(now)}"
+        self.announce(f"{ended.why}: starting again from {start_of(now)}")
+
+    def announce(self, line: str) -> None:
+        """A sentence for the terminal, and in log.txt for whoever looks on from elsewhere."""
         say(line)
+        self.written.add(line)
         append_text(self.folder, line)
-        send(AT_ONCE)  # who looks on is told before the ranks are there again
+        send(AT_ONCE)  # before there are ranks whose lines take it along
 
     def forget(self, held: Held) -> None:
         """Let a lost machine go; one that may be there still is not tried again at once."""
@@ -137,12 +152,12 @@ class Driver:
         else:
             self.cluster.drop(held)
 
-    def say_now_and_then(self, line: str) -> None:
-        """A sentence at once, and again every minute."""
+    def say_now_and_then(self, line: str, again: float = AGAIN) -> None:
+        """A sentence at once, and again every `again` seconds."""
         now = time.monotonic()
-        if now - self.heard.get(line, -math.inf) >= AGAIN:
+        if now - self.heard.get(line, -math.inf) >= again:
             self.heard[line] = now
-            say(line)
+            self.announce(line)
 
     # before a round
 
@@ -157,7 +172,7 @@ class Driver:
         if bad and plan:
             for machine in bad:
                 self.say_now_and_then(
-                    f"{machine.name} is left out: {self.faults.reasons(machine.name)}"
+                    f"{machine.name} is left out: {self.faults.reasons(machine.name)}", HOUR
                 )
         return plan or self.placed(machines)
 
@@ -185,7 +200,7 @@ class Driver:
             if not plan:
                 waited += (now - before) / 60  # not while machines that there are prepare
                 here = sum(machine.slots for machine in self.cluster.machines())
-                self.say_now_and_then(f"waiting for machines: {here} of {self.world.low} slots")
+                self.say_now_and_then(f"{WAITING}: {here} of {self.world.low} slots")
             before = now
             if waited > self.patience:
                 raise GaveUp(f"no room for the workers for {waited:.0f} minutes (--patience)")
@@ -280,13 +295,14 @@ class Driver:
     def say_world(self, placed: list[tuple[Held, int]], world: int) -> None:
         """Which machines a round has, and which room no admitted world can use."""
         where = ", ".join(f"{held.machine.name} ({ranks})" for held, ranks in placed)
-        say(f"starting {world} workers on {where}" if len(placed) > 1 else "starting the workers")
+        many = len(placed) > 1
+        self.announce(f"starting {world} workers on {where}" if many else "starting the workers")
         taken = {held.machine.key: ranks for held, ranks in placed}
         idle = {m.name: m.slots - taken.get(m.key, 0) for m in self.cluster.machines()}
         idle = {name: n for name, n in idle.items() if n}
         if idle and self.world.low < self.world.high and world < self.world.high:
             rest = ", ".join(f"{n} on {name}" for name, n in idle.items())
-            say(f"idle slots, of which no world can be made: {rest}")
+            self.announce(f"idle slots, of which no world can be made: {rest}")
 
     def follow(self, held: list[Held]) -> tuple[str, Watch]:
         """Until the round is over: (why its ranks were asked to make place for the next one, "" if
@@ -300,11 +316,11 @@ class Driver:
             if not moves and not requests.asked:
                 moves = self.wants_another(held)
                 if moves:
-                    say(f"{moves}: the workers save and start again")
+                    self.announce(f"{moves}: the workers save and start again")
                     self.cluster.everywhere(held, "ask")
             if requests.wanted() and not announced:
                 announced = True
-                say("asked to leave: the workers save and end")
+                self.announce("asked to leave: the workers save and end")
                 if not moves:
                     self.cluster.everywhere(held, "ask")
             if all(one.state.codes for one in held) and watch.over(codes_of(held)):

@@ -1,5 +1,7 @@
 """How a round over the machines of a cluster has ended, and of what machine it speaks."""
 
+import errno
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +12,15 @@ from vtx_scale.launch.rounds import HUNG, Watch, reason
 from vtx_scale.trainer.leave import requests
 from vtx_scale.trainer.output import say
 
+FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+
 
 @dataclass(frozen=True)
 class Ended:
     """How a round ended. code: of the rank that is believed; words: its sentence. why: for people.
     lost: machines. moves: why its ranks were asked to make place for another round. bad: the
     machine of a rank that was ended from outside. kept: the newest step that machines have in
-    memory.
+    memory. full: there was no room for the last checkpoint, which another round would find too.
     """
 
     code: int
@@ -26,6 +30,7 @@ class Ended:
     moves: str
     bad: Machine | None = None
     kept: int = 0
+    full: bool = False
 
 
 def codes_of(held: Sequence[Held]) -> dict[int, int | None]:
@@ -51,8 +56,10 @@ def judge(held: Sequence[Held], codes: dict[int, int | None], moves: str, watch:
     elif code == 75 and moves:
         cause = moves
     else:
-        how = words if words and code > 0 else f"ended with {reason(code)}"
+        how = words.rstrip(".") if words and code > 0 else f"ended with {reason(code)}"
         cause = f"{name} hangs" if code == HUNG else f"{name}: {how}"
     bad = where if code < 0 or code == HUNG else None
     kept = max(one.state.kept for one in held)
-    return Ended(code, cause, words, lost, moves, bad, kept)
+    unsaved = code > 0 and words.startswith("The last checkpoint could not be saved")
+    full = unsaved and any(text in words for text in FULL)
+    return Ended(code, cause, words, lost, moves, bad, kept, full)

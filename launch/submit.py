@@ -124,16 +124,28 @@ def on_ray(
                     f"system.world={system.world}, but this machine has {gpus} GPUs: "
                     "lower it, or add system.device=cpu."
                 )
+            if home is not None and not gpus and cpus > here:
+                say(crowded(cpus, here))
             news = News(folder / "log.txt", debug)
             memory = run.checkpoint.memory != 0
-            return Driver(cluster, system, folder, lease, patience, memory, news.show).drive()
+            driver = Driver(
+                cluster, system, folder, lease, patience, memory, news.show, news.written
+            )
+            return driver.drive()
+
+
+def crowded(ranks: int, cpus: int) -> str:
+    """That a machine of our own cluster has fewer CPUs than ranks."""
+    have = "1 CPU" if cpus == 1 else f"{cpus} CPUs"
+    return f"up to {ranks} ranks share the {have} of this machine, and its memory"
 
 
 class News:
-    """The new lines of log.txt, for the terminal."""
+    """The new lines of log.txt, for the terminal. written: those that it has heard already."""
 
     def __init__(self, path: AnyPath, debug: bool) -> None:
         self.lines, self.debug = Lines(path), debug
+        self.written: set[str] = set()
 
     def show(self) -> None:
         """What has come; nothing where a bucket does not answer."""
@@ -142,7 +154,8 @@ class News:
                 date, _, rest = line.partition(" ")
                 clock, _, text = rest.partition(" ")
                 if len(date) == 10 and len(clock) == 8 and date[:4].isdigit():
-                    say(text)
+                    if text not in self.written:
+                        say(text)
                 elif self.debug:  # a traceback
                     say(line)
 

@@ -22,6 +22,8 @@ NODES = re.compile(r"(\d+) ranks on (\d+) nodes: (.*)")
 STEP = re.compile(r"step (\d+)/(\d+) ")
 RESUMED = re.compile(r"resumed at step (\d+) of (\d+)")
 ENDED = re.compile(r"(finished|left) at step (\d+)")
+WAITING = "waiting for machines"  # how the driver's sentence on that begins
+AWAKE = ("starting ", "asked to leave")  # and those that end the wait
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 MASKING = ("sample",)
 LONG = ("samples", "members", "slot", "position", "epoch", "part", "parts", "kind", "time", "step")
@@ -69,6 +71,7 @@ class Records:
     ranks: int | None = None  # of the newest start that was on several machines
     nodes: list[str] = field(default_factory=list)  # its machines
     ended: str = ""  # the last that the log says of an end
+    waiting: str = ""  # the newest sentence on a wait for machines, "" where that has ended
     reached: int | None = None
     damaged: Counter[str] = field(default_factory=Counter)  # file -> lines that are none
 
@@ -145,6 +148,10 @@ def add_log(records: Records, lines: Iterable[bytes]) -> None:
         if not DATED.match(text):
             continue
         words = text[20:]
+        if words.startswith(WAITING):
+            records.waiting = shown(words, LETTERS)
+        elif words.startswith(AWAKE) or any(p.match(words) for p in (STEP, RESUMED, NODES, ENDED)):
+            records.waiting = ""
         if found := STEP.match(words):
             records.reached, records.ended = int(found[1]), ""
         elif found := RESUMED.match(words):
@@ -236,6 +243,11 @@ class Summary:
         return "left" if len(self.columns) or self.checkpoints else "waiting"
 
     @property
+    def waits(self) -> str:
+        """That it waits for machines, as its driver says it, "" where it does not."""
+        return self.records.waiting if self.state in ("running", "held", "silent") else ""
+
+    @property
     def restarts(self) -> int:
         """Starts that went on from a checkpoint, by the ledger or the log, whichever knows more; a
         roll-back is none.
@@ -270,9 +282,10 @@ class Summary:
         return sum(gaps) / len(gaps) if gaps else usual
 
     def left(self) -> float | None:
-        """Seconds until the last step, None where that cannot be said."""
+        """Seconds until the last step, None where that cannot be said: it waits for machines."""
         pace = self.pace()
-        if pace is None or self.steps is None or self.state in ("finished", "given up"):
+        over = self.waits or self.state in ("finished", "given up")
+        if pace is None or self.steps is None or over:
             return None
         return max(0, self.steps - self.step) * pace
 

@@ -23,6 +23,7 @@ STATES = {
     "given up": ("■", "bold red", "given up"),
     "finished": ("✔", "bold green", "finished"),
 }
+WAITS = ("◐", "yellow", "waits")
 COLOURS = {
     "step": "green",
     "evaluate": "cyan",
@@ -69,6 +70,8 @@ def view(
 def head(summary: Summary, width: int) -> RenderableType:
     """Where the run is, and whether it lives."""
     glyph, style, word = STATES[summary.state]
+    if summary.waits and summary.state != "silent":
+        glyph, style, word = WAITS
     where = shown(summary.folder)
     right = Text(f"{glyph} {word}", style=style)
     left = Text(summary.name, style="bold")
@@ -89,6 +92,8 @@ def progress(summary: Summary, width: int) -> RenderableType:
     text = Text.assemble(
         ("step ", "dim"), (f"{step:,}", "bold"), f" of {steps:,}", f"  {100 * step / steps:.1f} %"
     )
+    if summary.waits:
+        text.append(f"  {summary.waits}", style="yellow")
     left = summary.left()
     if left is not None and step < steps:
         going = summary.state in ("running", "held")

@@ -136,6 +136,7 @@ DRIVER = "tests/cluster/test_driver.py"
 LEASE = "tests/vtx_scale/test_lease.py"
 POLICY = "tests/cluster/test_policy.py"
 KEEPER = "tests/cluster/test_keeper.py"
+RAY = "tests/cluster/test_ray.py"
 RAYLETS = "tests/cluster/test_raylets.py"
 ATTEMPTS = "tests/cluster/test_attempts.py"
 JOBS = "tests/cluster/test_jobs.py"
@@ -1152,6 +1153,86 @@ MUTANTS = (
         "            if True:\n                waited",
         (f"{DRIVER}::test_preparation_is_no_wait_for_machines",),
         "Patience is for machines that are not there.",
+    ),
+    Mutant(
+        "waits-unheard",
+        "vtx_scale/launch/driver.py",
+        "        append_text(self.folder, line)\n        send(AT_ONCE)",
+        "        send(AT_ONCE)",
+        (f"{DRIVER}::test_what_the_driver_waits_for_is_in_the_log_and_on_the_terminal_once",),
+        "Who follows a run hears what its driver waits for.",
+    ),
+    Mutant(
+        "heard-twice",
+        "vtx_scale/launch/submit.py",
+        "                    if text not in self.written:\n",
+        "                    if True:\n",
+        (f"{DRIVER}::test_what_the_driver_waits_for_is_in_the_log_and_on_the_terminal_once",),
+        "The terminal shows a sentence of the driver's once.",
+    ),
+    Mutant(
+        "time-left-in-a-wait",
+        "vtx_scale/launch/summary.py",
+        'over = self.waits or self.state in ("finished"',
+        'over = self.state in ("finished"',
+        (f"{WATCH}::test_a_wait_for_machines_is_shown_and_no_time_is_left_in_it",),
+        "A run that waits for machines has no time that is left.",
+    ),
+    Mutant(
+        "waits-for-ever",
+        "vtx_scale/launch/summary.py",
+        "        elif words.startswith(AWAKE) or any(",
+        "        elif any(",
+        (f"{WATCH}::test_a_wait_for_machines_is_shown_and_no_time_is_left_in_it",),
+        "A wait for machines is over where the workers start.",
+    ),
+    Mutant(
+        "one-crash-two-faults",
+        "vtx_scale/launch/faults.py",
+        '        if before and 0 <= now - float(before[-1]["time"]) < TOGETHER:',
+        '        if before and 0 <= now - float(before[-1]["time"]) < 0:',
+        (f"{DRIVER}::test_one_crash_is_one_fault_and_two_within_a_day_leave_a_machine_out",),
+        "One crash of a machine is one fault.",
+    ),
+    Mutant(
+        "two-faults-exclude-nobody",
+        "vtx_scale/cluster/policy.py",
+        "EXCLUDED = 1.5",
+        "EXCLUDED = 2.0",
+        (f"{DRIVER}::test_one_crash_is_one_fault_and_two_within_a_day_leave_a_machine_out",),
+        "A machine with two faults within a day is left out.",
+    ),
+    Mutant(
+        "faults-written-over",
+        "vtx_scale/launch/faults.py",
+        "        if name not in self.read:\n            return\n",
+        "",
+        (f"{DRIVER}::test_faults_that_cannot_be_read_are_not_written_over[[]]",),
+        "Faults that cannot be read are not written over.",
+    ),
+    Mutant(
+        "a-restart-that-never-was",
+        "vtx_scale/launch/driver.py",
+        "        if stored is None:\n            say(",
+        "        stored = stored or 0\n        if stored is None:\n            say(",
+        (f"{DRIVER}::test_asked_to_leave_while_the_bucket_is_away_begins_nothing",),
+        "A run that is asked to leave tells of no restart.",
+    ),
+    Mutant(
+        "trains-again-for-a-full-disk",
+        "vtx_scale/launch/judged.py",
+        "    full = unsaved and any(",
+        "    full = not unsaved and any(",
+        (f"{DRIVER}::test_a_full_disk_at_the_last_save_trains_nothing_again",),
+        "A full disk at the last save trains nothing again.",
+    ),
+    Mutant(
+        "open-to-everybody",
+        "vtx_scale/cluster/ray_settings.py",
+        "    home.mkdir(mode=0o700)\n",
+        "    home.mkdir(mode=0o700)\n    own.chmod(0o777)\n",
+        (f"{RAY}::test_a_ray_of_our_own_lies_in_a_folder_that_its_owner_alone_can_enter",),
+        "What Ray keeps on this machine is its owner's.",
     ),
     Mutant(
         "lost-machines-count-never",

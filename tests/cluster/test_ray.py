@@ -205,18 +205,41 @@ def test_the_token_is_for_its_owner_and_goes_with_the_folder(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with settings("local") as home:
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
-        assert os.environ["RAY_AUTH_MODE"] == "token" and token.parent == home
-        assert token.stat().st_mode & 0o777 == 0o600 and home.stat().st_mode & 0o777 == 0o700
-    assert not home.exists() and os.environ["RAY_AUTH_MODE"] == "disabled"
+        assert os.environ["RAY_AUTH_MODE"] == "token" and token.parent == home.parent
+        assert token.stat().st_mode & 0o777 == 0o600
+    assert not home.parent.exists() and os.environ["RAY_AUTH_MODE"] == "disabled"
     with (
         pytest.raises(GaveUp, match=r"no more; what Ray .* is in .*/session_latest/logs"),
         settings("local") as home,
     ):
         raise GaveUp("no more")
-    assert home.exists() and not (home / "token").exists()
+    assert home.exists() and not (home.parent / "token").exists()
     home.rmdir()
+    home.parent.rmdir()
     with pytest.raises(UserError), settings("ray://host:10001"):
         pass
+
+
+def test_a_ray_of_our_own_lies_in_a_folder_that_its_owner_alone_can_enter():
+    body = (
+        "from vtx_scale.cluster.ray_settings import settings\n"
+        "with settings('local') as home:\n"
+        "    from vtx_scale.cluster.ray_nodes import connected\n"
+        "    with connected('local', home, 1):\n"
+        "        found = [*home.rglob('sockets/*')]\n"
+        "        assert (home / 'session_latest').exists() and found\n"
+        "        modes = [oct(p.stat().st_mode & 0o777) for p in (home, home.parent)]\n"
+        "        length = max(len(str(p)) - len(str(home.parent.parent)) for p in found)\n"
+        "print(*modes)\n"  # connected() has nothing on stdout
+        "print(length)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", body], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    modes, longest = done.stdout.splitlines()
+    assert modes.split()[1] == "0o700", done.stdout
+    assert 20 + int(longest) <= 107, "a socket has no room where the temporary folder is long"
 
 
 def test_the_guard_ends_what_a_killed_process_leaves(tmp_path):

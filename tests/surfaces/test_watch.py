@@ -25,7 +25,7 @@ from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.launch import watch
 from vtx_scale.launch.columns import Columns
 from vtx_scale.launch.run_reader import RunReader
-from vtx_scale.launch.summary import Holder, Records, Summary, add_ledger
+from vtx_scale.launch.summary import Holder, Records, Summary, add_ledger, add_log
 from vtx_scale.launch.watch_view import BARS, PLAIN_BARS, causes, duration, sparkline, view
 from vtx_scale.trainer.goodput import Goodput
 
@@ -231,6 +231,28 @@ def test_every_line_has_room(width):
     text = shown_at(width, summary, note="s3://bucket does not answer")
     assert max(map(len, text.splitlines())) <= width
     assert "16 ranks on 2 nodes" in " ".join(text.split()) or width < 44
+
+
+def test_a_wait_for_machines_is_shown_and_no_time_is_left_in_it():
+    columns, records, at = Columns(), Records(), b"2026-01-01 00:00:00 "
+    for step in range(1, 400):
+        columns.add(json.loads(row(step)))
+    holder = Holder("process 1 on there", 2, False, 3.0, 9.0)
+    summary = Summary("run", {}, steps=900, columns=columns, records=records, holder=holder)
+    wait = "waiting for machines: 1 of 2 slots"
+    add_log(records, [at + b"step 399/900  loss 1"])
+    assert " left" in shown_at(100, summary) and wait not in shown_at(100, summary)
+    for after in (b"starting the workers", b"resumed at step 300 of 900", b"step 301/900  loss 1"):
+        add_log(records, [at + b"n1 has lost it: starting again from step 300", at + wait.encode()])
+        records.news.clear()
+        text = shown_at(100, summary)
+        assert wait in text and "◐ waits" in text and " left" not in text, text
+        add_log(records, [at + after])
+        assert " left" in shown_at(100, summary) and "● running" in shown_at(100, summary)
+    add_log(records, [at + wait.encode()])
+    records.news.clear()
+    summary.holder = Holder("process 1 on there", 2, True)
+    assert wait not in shown_at(100, summary), "nobody waits any more"
 
 
 def test_an_empty_summary_is_drawn():
