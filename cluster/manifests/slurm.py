@@ -120,12 +120,13 @@ def until_it_answers() -> list[str]:
     return [
         "# The driver waits for the other machines itself.",
         f"limit=${{VTX_HEAD_WAIT:-{HEAD_WAIT}}} begun=$SECONDS",
-        'until why=$(ray status --address="$at" 2>&1 >/dev/null); do',
+        'until why=$(timeout $limit ray status --address="$at" 2>&1 >/dev/null); do',
         "    if [ $((SECONDS - begun)) -ge $limit ]; then",
         "        # why it does not start stands in the log of its server alone",
+        "        why=${why##*$'\\n'}",
         '        log=$(tail -qn 1 "$here"/session_latest/logs/gcs_server.err 2>/dev/null)',
         '        echo "vtx: no head of Ray answers at $at after $limit s:'
-        " ${log:-${why##*$'\\n'}}\" >&2",
+        ' ${log:-${why:-no answer}}" >&2',
         "        exit 1",
         "    fi",
         "    sleep 2",
