@@ -3470,10 +3470,10 @@ MUTANTS = (
         "No rank is killed while it saves.",
     ),
     Mutant(
-        "head-waited-for-without-end",
+        "no-head-is-no-failure",
         "cluster/manifests/slurm.py",
         '        "        exit 1",\n        "    fi",\n        "    sleep 2",',
-        '        "    fi",\n        "    sleep 2",',
+        '        "        exit 0",\n        "    fi",\n        "    sleep 2",',
         (f"{MANIFESTS}::test_a_head_that_does_not_start_ends_the_job_with_why",),
         "A head of Ray that cannot start ends its job with the reason.",
     ),
@@ -3516,6 +3516,14 @@ MUTANTS = (
         "False",
         (f"{MANIFESTS}::test_what_does_not_fit_is_refused",),
         "A name that Kubernetes refuses is refused before.",
+    ),
+    Mutant(
+        "redis-on-rays-port",
+        "docs/cluster.md",
+        "port 6380",
+        "port 6379",
+        (f"{MANIFESTS}::test_the_documented_redis_has_a_port_that_rays_head_leaves_free",),
+        "The documented head can start beside the documented Redis.",
     ),
     Mutant(
         "driver-on-the-head",

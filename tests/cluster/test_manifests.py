@@ -2,7 +2,9 @@
 
 import copy
 import os
+import re
 import secrets
+import socket
 import subprocess
 from pathlib import Path
 
@@ -10,7 +12,11 @@ import jsonschema
 import pytest
 import yaml
 
+from tests.cluster.bed import listens, until
+from tests.nodes import ROOT
+from tests.require import need
 from tests.runs import vtx
+from tests.s3 import free_ports
 from vtx_scale.cluster.manifests.fields import check
 from vtx_scale.launch import attempts
 from vtx_scale.launch.places import place_at
@@ -305,3 +311,39 @@ def test_the_crd_takes_the_job(objects):
         other["spec"]["rayClusterSpec"]["workerGroupSpecs"][0][name] = wrong
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(other, schema)
+
+
+def head_recipe() -> tuple[str, str]:
+    """The two blocks of docs/cluster.md that bring up a Redis, and the head whose state it keeps."""
+    blocks = (ROOT / "docs" / "cluster.md").read_text().split("```bash\n")
+    (store,) = (block for block in blocks if "redis-server redis.conf" in block)
+    (head,) = (block for block in blocks if "RAY_REDIS_ADDRESS=" in block)
+    return store.partition("```")[0], head.partition("```")[0]
+
+
+def test_the_documented_redis_has_a_port_that_rays_head_leaves_free():
+    """Ray binds its own on every address: on the head's loopback that is the same port."""
+    store, head = head_recipe()
+    (kept,) = re.findall(r"^port (\d+)$", store, flags=re.M)
+    (bound,) = re.findall(r"^bind (\S+)$", store, flags=re.M)
+    assert f"RAY_REDIS_ADDRESS={bound}:{kept} " in head
+    assert re.findall(r" --port=(\d+)", head) != [kept]
+
+
+@pytest.mark.services
+def test_the_documented_redis_starts_and_wants_the_password(tmp_path):
+    need("redis")
+    (port,) = free_ports(1)
+    script = head_recipe()[0].replace("port 6380", f"port {port}")
+    words = f"{script}\ntrap 'kill $!' EXIT\nread -r _"
+    with subprocess.Popen(["bash", "-c", words], cwd=tmp_path, stdin=subprocess.PIPE) as running:
+        try:
+            until(lambda: listens("127.0.0.1", port), 20, "Redis")
+            password = (tmp_path / "redis-password").read_text().strip()
+            assert (tmp_path / "redis.conf").stat().st_mode & 0o077 == 0
+            for line, answer in (("PING", b"-NOAUTH"), (f"AUTH {password}", b"+OK")):
+                with socket.create_connection(("127.0.0.1", port)) as asked:
+                    asked.sendall(f"{line}\r\n".encode())
+                    assert asked.recv(100).startswith(answer)
+        finally:
+            running.stdin.close()
