@@ -314,7 +314,7 @@ def test_the_crd_takes_the_job(objects):
 
 
 def head_recipe() -> tuple[str, str]:
-    """The two blocks of docs/cluster.md that bring up a Redis, and the head whose state it keeps."""
+    """The blocks of docs/cluster.md that start a Redis, and the head whose state it keeps."""
     blocks = (ROOT / "docs" / "cluster.md").read_text().split("```bash\n")
     (store,) = (block for block in blocks if "redis-server redis.conf" in block)
     (head,) = (block for block in blocks if "RAY_REDIS_ADDRESS=" in block)
