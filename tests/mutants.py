@@ -3518,14 +3518,6 @@ MUTANTS = (
         "A name that Kubernetes refuses is refused before.",
     ),
     Mutant(
-        "redis-on-rays-port",
-        "docs/cluster.md",
-        "port 6380",
-        "port 6379",
-        (f"{MANIFESTS}::test_the_documented_redis_has_a_port_that_rays_head_leaves_free",),
-        "The documented head can start beside the documented Redis.",
-    ),
-    Mutant(
         "driver-on-the-head",
         "cluster/manifests/kuberay.py",
         '"entrypointNumCpus": 1',
