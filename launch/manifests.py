@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -22,22 +23,36 @@ from vtx_scale.trainer.output import say
 
 
 def write(run: Run, folder: AnyPath, args: argparse.Namespace) -> int:
-    """Write the file of --output, or print it. Raises UserError."""
+    """Write the file of --output and say so; print it without one and under --dry-run. Raises
+    UserError.
+    """
     for name, lowest in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_node", 0), ("grace", 1)):
         if (given := getattr(args, name)) < lowest:
             raise UserError(f"--{name.replace('_', '-')} {given}: give {lowest} or more.")
     text = {"slurm": slurm, "kuberay": kuberay}[args.to](run, folder, args)
-    if args.output in ("", "-"):
+    if args.dry_run or args.output in ("", "-"):
         sys.stdout.write(text)
         return 0
     with whole(local_path(args.output, "--output ")) as part:
         part.write_text(text)
+    say(f"wrote {args.output}: {next_command(folder, args)}")
     return 0
+
+
+def next_command(folder: AnyPath, args: argparse.Namespace) -> str:
+    """What is typed when the file is there, and what it asks for."""
+    file = shlex.quote(args.output)
+    if args.to == "kuberay":
+        return f"kubectl apply -f {file}, once the secret of its first lines is there"
+    here = "" if SCHEME.match(str(folder)) else f", where every node sees {folder.resolve()}"
+    return f"sbatch {file}{here}"
 
 
 def slurm(run: Run, folder: AnyPath, args: argparse.Namespace) -> str:
     """The batch script of a run. Raises UserError where nodes and ranks do not fit."""
     tasks = ranks_of(run, args)
+    if 0 < args.cpus_per_node < tasks:
+        raise too_few(args.cpus_per_node, f"a machine has {tasks} ranks, a CPU each", tasks)
     if least(run, tasks, args.nodes) < args.nodes and not args.ray:
         raise UserError(
             f"system.world={run.system.world}: under plain srun the world is fixed: add --ray, "
@@ -50,11 +65,12 @@ def slurm(run: Run, folder: AnyPath, args: argparse.Namespace) -> str:
         name=name_of(folder),
         nodes=args.nodes,
         tasks=tasks,
-        cpus=max(1, args.cpus_per_node // tasks) if args.cpus_per_node else need,
+        cpus=args.cpus_per_node // tasks if args.cpus_per_node else need,
         gpus=args.gpus_per_node,
         grace=args.grace,
         threads=run.system.threads,
         folder=str(Path.cwd()),
+        run=str(folder.resolve()),
         train=("train", *recipe, *rest),
         submit=("submit", *recipe, *rest),
     )
@@ -70,6 +86,9 @@ def kuberay(run: Run, folder: AnyPath, args: argparse.Namespace) -> str:
         raise UserError(f"{args.recipe} is a file of this machine, and pods have the image alone.")
     ranks = ranks_of(run, args)
     cpus = args.cpus_per_node or ranks * (1 + run.system.workers) + 1  # one for the driver
+    if not args.gpus_per_node and cpus <= ranks:
+        why = f"a pod has {ranks} ranks, a CPU each, and on one of them is the driver"
+        raise too_few(cpus, why, ranks + 1)
     check(run)
     cluster = Cluster(
         name=name_of(folder),
@@ -89,6 +108,11 @@ def kuberay(run: Run, folder: AnyPath, args: argparse.Namespace) -> str:
     if args.dry_run:
         return text
     return objects(replace(cluster, attempt=begun(run, folder, cluster.name, args)))
+
+
+def too_few(cpus: int, why: str, least: int) -> UserError:
+    """Of processors that do not hold a machine's ranks."""
+    return UserError(f"--cpus-per-node {cpus}: {why}: give {least} or more.")
 
 
 def begun(run: Run, folder: AnyPath, name: str, args: argparse.Namespace) -> int:

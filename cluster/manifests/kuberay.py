@@ -23,6 +23,8 @@ Value = dict[str, Any]
 REDIS = "redis:7.4"
 RECONNECT = "120"  # seconds that nodes wait for a head that is away
 MEMORY = re.compile(r"[0-9]+(Mi|Gi|Ti)")
+LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+NAME = re.compile(rf"{LABEL}(\.{LABEL})*")  # RFC 1123, as Kubernetes asks of an object's name
 PORTS = {"gcs": 6379, "dashboard": 8265}
 # redis-server reads its configuration here, so that no command line has the password
 START_REDIS = (
@@ -62,6 +64,11 @@ def kuberay(cluster: Cluster) -> str:
         raise UserError("--image: give an image that holds vtx-scale and its Ray.")
     if cluster.memory and not MEMORY.fullmatch(cluster.memory):
         raise UserError(f"--memory-per-node {cluster.memory}: give a size such as 900Gi.")
+    if cluster.secret and (len(cluster.secret) > 253 or not NAME.fullmatch(cluster.secret)):
+        raise UserError(
+            f"--secret {cluster.secret}: give the name of a Secret: small letters, digits, '-' "
+            "and '.', of which the last two neither begin nor end it."
+        )
     if shlex.quote(cluster.uri) != cluster.uri:  # a shell reads the entrypoint
         raise UserError(f"--run {cluster.uri}: give a name of letters, digits, '-', '.' and '/'.")
     objects = [network(cluster), *redis(cluster), job(cluster)]

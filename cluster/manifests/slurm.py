@@ -8,7 +8,10 @@ saves and leaves, and the batch shell asks for the job to be queued again.
 import shlex
 from dataclasses import dataclass
 
+from vtx_scale.data_pipeline.paths import SCHEME
+
 RESTARTS = 3  # in one allocation, before the job ends
+HEAD_WAIT = 120  # seconds for a head of Ray to answer
 LEFT = 76  # of a task: it was warned, whatever it ended with
 
 
@@ -17,8 +20,8 @@ class Batch:
     """A job of `nodes` machines with `tasks` ranks each.
 
     cpus: of a rank. gpus: of a machine. grace: seconds between the warning and the end. folder:
-    where the command's relative paths begin. train, submit: the arguments of `vtx` as a rank, and
-    as the driver of a Ray cluster, whose address follows them.
+    where the command's relative paths begin. run: the run folder. train, submit: the arguments of
+    `vtx` as a rank, and as the driver of a Ray cluster, whose address follows them.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Batch:
     grace: int
     threads: int
     folder: str
+    run: str
     train: tuple[str, ...]
     submit: tuple[str, ...]
 
@@ -71,6 +75,10 @@ def with_ray(job: Batch) -> str:
     return "\n".join(
         [
             *head(job, f"B:USR1@{job.grace}", 1, cpus),
+            "if ! command -v ray >/dev/null; then",
+            '    echo "vtx: no ray on PATH here: give sbatch in the environment that has it" >&2',
+            "    exit 1",
+            "fi",
             "# In the environment of this job's processes alone, and in no command line.",
             "export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0",
             "RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')",
@@ -94,8 +102,7 @@ def with_ray(job: Batch) -> str:
             '    srun --overlap --nodes=1 --ntasks=1 --nodelist="$host" bash -c "$raylet" ray'
             " $how &",
             "done",
-            "# The driver waits for the other machines itself.",
-            'until ray status --address="$at" >/dev/null 2>&1; do sleep 2; done',
+            *until_it_answers(),
             "",
             f'{quoted(job.submit)} --address="$at" &',
             "driver=$! warned=",
@@ -108,6 +115,25 @@ def with_ray(job: Batch) -> str:
     )
 
 
+def until_it_answers() -> list[str]:
+    """The lines that wait for the head of Ray, and end the job where it does not start."""
+    return [
+        "# The driver waits for the other machines itself.",
+        f"limit=${{VTX_HEAD_WAIT:-{HEAD_WAIT}}} begun=$SECONDS",
+        'until why=$(timeout $limit ray status --address="$at" 2>&1 >/dev/null); do',
+        "    if [ $((SECONDS - begun)) -ge $limit ]; then",
+        "        # why it does not start stands in the log of its server alone",
+        "        why=${why##*$'\\n'}",
+        '        log=$(tail -qn 1 "$here"/session_latest/logs/gcs_server.err 2>/dev/null)',
+        '        echo "vtx: no head of Ray answers at $at after $limit s:'
+        ' ${log:-${why:-no answer}}" >&2',
+        "        exit 1",
+        "    fi",
+        "    sleep 2",
+        "done",
+    ]
+
+
 def head(job: Batch, signal: str, tasks: int, cpus: int) -> list[str]:
     """What both scripts begin with."""
     gpus = [f"#SBATCH --gpus-per-node={job.gpus}"] if job.gpus else []
@@ -115,6 +141,7 @@ def head(job: Batch, signal: str, tasks: int, cpus: int) -> list[str]:
         "#!/bin/bash",
         "# Written by vtx submit --to slurm. Options of sbatch's command line (--partition,",
         "# --account, --time ...) stand over those of this file.",
+        *seen_by_all(job),
         f"#SBATCH --job-name={job.name}",
         f"#SBATCH --nodes={job.nodes}",
         f"#SBATCH --ntasks-per-node={tasks}",
@@ -131,6 +158,8 @@ def head(job: Batch, signal: str, tasks: int, cpus: int) -> list[str]:
         "export MASTER_ADDR=${VTX_MASTER_ADDR:-$first}",
         "export MASTER_PORT=${VTX_MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}",
         f"export OMP_NUM_THREADS={job.threads}",
+        "# Since 22.05 srun does not take over what the job asked for.",
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
         "",
         "again() {",
         '    scontrol requeue "$SLURM_JOB_ID" ||',
@@ -139,6 +168,14 @@ def head(job: Batch, signal: str, tasks: int, cpus: int) -> list[str]:
         "}",
         "",
     ]
+
+
+def seen_by_all(job: Batch) -> list[str]:
+    """What stands above a job whose run folder is one of this machine's file system."""
+    if SCHEME.match(job.run):
+        return []
+    # repr: a name with a line feed in it would end the comment
+    return [f"# Every node must see the run folder, {job.run!r}."]
 
 
 def quoted(command: tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """The batch scripts of `vtx submit --to slurm`, run as written by a real Slurm of two nodes."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,3 +114,17 @@ def test_ray_in_the_allocation(bed, tmp_path):
     assert f"resumed at step {left} of {STEPS}" in job.text()
     assert losses(folder) == losses(tmp_path / "undisturbed")
     assert_same_bits(folder, tmp_path / "undisturbed")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_ray_in_the_allocation_whose_port_is_taken(bed, tmp_path):
+    """The job ends, and says why, where the head cannot start."""
+    script = written(tmp_path / "run", "--nodes", "2", "--ray", "system.world=2")
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        job = submitted(bed, script, VTX_MASTER_PORT=port, VTX_HEAD_WAIT="10")
+        bed.until(lambda: bed.state(job.number) == "FAILED", f"goes on\n{job.text()}", 300)
+    said = f"vtx: no head of Ray answers at 127.0.0.1:{port} after 10 s: "
+    assert job.text().count(said) == 1 and f"{said}\n" not in job.text(), job.text()
+    assert bed.ask("scontrol", "show", "job", job.number).count("ExitCode=1:0") == 1
