@@ -10,9 +10,8 @@ from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.trainer.output import PLACE
 
 KEPT = 20  # faults of a machine
-TOGETHER = (
-    10.0  # seconds within which two of a machine have one cause: it takes its next actor along
-)
+# seconds within which two faults of a machine have one cause: it takes its next actor along
+TOGETHER = 10.0
 
 
 class Faults:
