@@ -140,6 +140,7 @@ def test_the_terminal_shows_the_run_and_not_ray(story):
         "making toy shards",
         "index ",
         "starting",
+        "up to ",
         "step ",
         "resumed at",
         "asked to leave",
