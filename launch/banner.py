@@ -109,6 +109,12 @@ def of_schedule(run: Run) -> list[str]:
             f"schedule.cooldown={rate.cooldown} and schedule.warmup={rate.warmup} are more than "
             f"{steps} steps: schedule.cooldown={max(0, steps - rate.warmup) // 2} fits"
         )
+    keep = run.optim.average
+    if keep and keep**steps > 0.05:
+        found.append(
+            f"optim.average={keep}: after {steps} steps {keep**steps:.0%} of it are the weights "
+            f"of the start: optim.average={max(0.0, 1 - 10 / steps):.3g} follows within them"
+        )
     return found
 
 

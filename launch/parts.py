@@ -86,7 +86,8 @@ class Parts:
             "strategy": self.strategy.name,
             "world": self.world,
             "data": self.batches.state(progress.position),
-            **({"sources": progress.sources} if progress.sources else {}),
+            # a copy: a save is written while the next step counts
+            **({"sources": [*progress.sources]} if progress.sources else {}),
             "decisions": [d.name for d in self.decisions],
             **({"guard": self.guard.state()} if self.run.guard.factor else {}),
             **({"stop": self.stopping.patience.state()} if self.run.stop.patience else {}),

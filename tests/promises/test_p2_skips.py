@@ -11,8 +11,9 @@ import torch
 from tests.ranks import on_ranks
 from tests.runs import COLOUR, assert_same_bits, lines, losses, smoke
 from tests.skips import saved, skips, train_poisoned
-from vtx_scale.launch import override, recipes, worker
+from vtx_scale.launch import override, parts, recipes, worker
 from vtx_scale.launch.prepare import prepare_folder, refuse
+from vtx_scale.trainer.precision import Precision
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +64,46 @@ def test_skips_in_a_row_alone_end_a_run(tmp_path, poison, code):
     folder = tmp_path / "run"
     train_poisoned(folder, 1, "single", poison, "steps=8", "system.skip_limit=1", code=code)
     assert skips(folder) == poison
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_of_which_no_step_counted_is_not_finished(tmp_path, steps):
+    """Also where it is too short for the limit of skipped steps in a row."""
+    poison = list(range(1, steps + 1))
+    train_poisoned(tmp_path / "run", 1, "single", poison, f"steps={steps}", code=3)
+    assert skips(tmp_path / "run") == poison
+
+
+def scaled(recipe: dict, folder: Path, paths: list[str], grow: int) -> list[float]:
+    """The worker on a rank in float16, whose scale grows behind every `grow` sound steps: the norm
+    of each gradient as the optimizer takes it.
+    """
+    recipes.let_import(paths)
+    found, plain = [], torch.optim.AdamW.step
+
+    def step(self, *arguments):
+        found.extend(p.grad.norm().item() for g in self.param_groups for p in g["params"])
+        return plain(self, *arguments)
+
+    torch.optim.AdamW.step = step
+    Precision.GROW = grow
+    half = Precision(torch.float32, torch.float16, scale=2.0**6)
+    parts.precision_of = lambda system, device: half
+    worker.work(override.from_dict(recipe), folder)
+    return found
+
+
+def test_a_scale_that_grows_changes_no_step(tmp_path):
+    """Powers of two: what a step takes is the same at any scale, but for what float16 rounds."""
+    found = []
+    for grow in (2, 10_000):
+        folder = tmp_path / str(grow)
+        run = smoke("system.precision=fp16", "steps=5", "optim.clip=0.5", recipe=COLOUR)
+        prepare_folder(run, folder, refuse(run, folder, 1))
+        arguments = (override.to_dict(run), folder, recipes.STRANGERS, grow)
+        found.append(on_ranks(1, scaled, *arguments)[0])
+        assert not skips(folder)
+    assert found[0] == pytest.approx(found[1], rel=0.02, abs=1e-5) and len(found[0]) > 5
 
 
 def rates(recipe: dict, folder: Path, paths: list[str]) -> list[tuple[float, float]]:

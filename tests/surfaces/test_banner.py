@@ -35,6 +35,9 @@ TOGETHER = [
     (("schedule.kind=constant", "schedule.length=24"), ""),
     (("schedule.kind=rsqrt", "schedule.cooldown=10"), ""),
     (("schedule.kind=rsqrt", "schedule.cooldown=11"), "schedule.cooldown=5 fits"),
+    (("optim.average=0.75",), ""),
+    (("optim.average=0.9999",), "100% of it are the weights of the start: optim.average=0.167"),
+    (("optim.average=0.99", "steps=100"), "optim.average=0.9 follows within them"),
 ]
 
 
@@ -57,10 +60,11 @@ def test_steps_that_an_objective_counts_and_a_guard_that_never_acts():
 
 
 def test_what_is_pasted_from_a_line_takes_the_line_away():
-    run = smoke("schedule.warmup=100", "global_batch=4096", "schedule.length=7")
+    average = "optim.average=0.99"
+    run = smoke("schedule.warmup=100", "global_batch=4096", "schedule.length=7", average)
     lines = banner.misfits(run, 256)
     keys = [re.findall(r": (\S+=\S+)", line)[0] for line in lines]
-    assert len(keys) == 3 and not banner.misfits(override.override(run, keys), 256)
+    assert len(keys) == 4 and not banner.misfits(override.override(run, keys), 256)
 
 
 @pytest.mark.parametrize(

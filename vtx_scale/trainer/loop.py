@@ -25,7 +25,7 @@ from vtx_scale.specs.run import Guard, Run
 from vtx_scale.strategies.base import Base
 from vtx_scale.trainer.average import Average
 from vtx_scale.trainer.cadence import Cadence, MemoryCadence
-from vtx_scale.trainer.control import BadLimit, Control
+from vtx_scale.trainer.control import BadLimit, Control, NotFinite
 from vtx_scale.trainer.goodput import TIMES
 from vtx_scale.trainer.guard import Window
 from vtx_scale.trainer.leave import PATIENCE, Leave, requests
@@ -161,7 +161,7 @@ class Trainer:
 
     def end(self, leaving: bool) -> str:
         """Save what is not saved, and let evaluators of the end look at a model that gets no
-        further; as `train`.
+        further; as `train`. Raises NotFinite where no step of the run counted.
         """
         run, p = self.run, self.progress
         early = self.stops() and not leaving and p.step < run.steps
@@ -171,6 +171,11 @@ class Trainer:
             leaving = not self.evaluated(names)
         self.finish()
         self.tell_masked(self.first)
+        if not leaving and p.step and not p.applied:
+            raise NotFinite(
+                f"None of {p.step} steps counted: lower optim.lr, or look at what ledger.jsonl "
+                "says of them."
+            )
         if leaving and (p.step < run.steps or self.unevaluated):
             return "left"
         return "stopped" if early else "finished"
@@ -225,17 +230,18 @@ class Trainer:
         with self.control.at_once() if anew else contextlib.nullcontext():
             loss, logged = self.forward_backward(batch, total)
         failpoint(f"backward-{p.step + 1}")
+        scale = self.precision.scale  # of these gradients; `sound` may move on to another
         loss_value, leave, failed, means = self.share(loss, logged)
         for leaf in self.strategy.frozen(p.step):
             leaf.grad = None
-        norms = self.strategy.norms() / self.precision.scale
+        norms = self.strategy.norms() / scale
         norm = torch.linalg.vector_norm(norms).float().item()
         metrics = {name: value / max(valid, 1.0) for name, value in means.items()}
         if failed:
             self.save_failed()
 
         if self.sound(batch, loss, loss_value, norm, valid):
-            metrics |= self.apply(norm, norms)
+            metrics |= self.apply(norm, norms, scale)
         self.strategy.clear()
         self.await_snapshot()
         p.step += 1
@@ -411,10 +417,12 @@ class Trainer:
             "skipped, see ledger.jsonl"
         )
 
-    def apply(self, norm: float, norms: Tensor) -> dict[str, float]:
-        """Move the weights and what follows them; what the objective logs of it."""
+    def apply(self, norm: float, norms: Tensor, scale: float) -> dict[str, float]:
+        """Move the weights and what follows them; what the objective logs of it. scale: of the
+        loss, which is still in the gradients and no longer in their norms.
+        """
         optim, step = self.now().optim, self.progress.step
-        clip, whole = optim.clip, 1 / self.precision.scale
+        clip, whole = optim.clip, 1 / scale
         if clip is not None and optim.clip_each:
             self.strategy.scale([whole * min(1.0, clip / max(n, 1e-12)) for n in norms.tolist()])
         else:
