@@ -14,6 +14,7 @@ from vtx_scale.launch.report_charts import Shown, charts, evaluations, timeline
 from vtx_scale.launch.report_style import SCRIPT, STYLE
 from vtx_scale.launch.summary import Summary, faults, kind_of, plural
 from vtx_scale.launch.watch_view import causes, duration
+from vtx_scale.trainer.goodput import Goodput
 
 ROWS = 200  # of a table
 STATES = {
@@ -137,7 +138,7 @@ def times(runs: Sequence[Shown]) -> str:
                 f'<td class="n">{precise(share * good.wall)}</td>'
                 f'<td class="n">{100 * share:.1f} %</td><td class="soft">{text(more)}</td></tr>'
             )
-        said = f"{100 * good.share:.1f} % of {duration(good.wall)} were steps that count"
+        said = steps_that_count(good)
         out.append(
             f'{title}<p>{text(said)}.</p><svg class="time" role="img" aria-label="{text(said)}">'
             f"{''.join(bar)}</svg><table><thead><tr><th>cause</th><th class=n>time</th>"
@@ -181,6 +182,13 @@ def survived(runs: Sequence[Shown]) -> str:
             body += f"<p class=soft>And {len(found) - ROWS:,} more in ledger.jsonl.</p>"
         out.append(title + body + unusable(s))
     return section("Faults survived, and what was decided", "".join(out))
+
+
+def steps_that_count(good: Goodput) -> str:
+    """Their share of the time in which nobody had stopped the run."""
+    rest = good.seconds.get("stopped", 0.0)
+    said = f"{100 * good.share:.1f} % of {duration(good.wall - rest)} were steps that count"
+    return f"{said} (and for {duration(rest)} the run was stopped)" if rest else said
 
 
 def unusable(s: Summary) -> str:

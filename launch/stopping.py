@@ -61,9 +61,9 @@ class Stopping:
         best = "was never a number" if patience.best is None else f"is {patience.best:.4g}"
         since = f" since step {patience.at}" if patience.at else ""
         entry = {"kind": "stopped", "step": step, "number": self.stop.number}
-        reason = (
-            f"{self.stop.number} {best}{since}, and {patience.since} evaluations were no better"
-        )
+        count = patience.since
+        worse = "1 evaluation was" if count == 1 else f"{count} evaluations were"
+        reason = f"{self.stop.number} {best}{since}, and {worse} no better"
         if self.ranks.rank == 0:
             try:
                 there = written(self.folder / "ledger.jsonl")

@@ -94,6 +94,8 @@ def progress(summary: Summary, width: int) -> RenderableType:
     )
     if summary.waits:
         text.append(f"  {summary.waits}", style="yellow")
+    if summary.state == "finished" and step < steps:
+        text.append("  ended before, by stop.patience", style="green")
     left = summary.left()
     if left is not None and step < steps:
         going = summary.state in ("running", "held")

@@ -17,7 +17,9 @@ from tests.surfaces.run_folders import files_of, recipe, row, written_run
 from vtx_scale.launch import report
 from vtx_scale.launch.curves import Chart, curve_of, drawn, nice, written
 from vtx_scale.launch.redact import HIDDEN, redact
+from vtx_scale.launch.report_page import steps_that_count
 from vtx_scale.launch.run_reader import RunReader
+from vtx_scale.trainer.goodput import Goodput
 
 EVIL = "</script><script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
 KEYS = (
@@ -96,6 +98,15 @@ def page_of(tmp_path, *folders, env=None):
     done = vtx("report", *folders, "-o", file, env=env)
     assert done.returncode == 0 and done.stdout == f"{file}\n", done.stderr
     return file.read_text()
+
+
+def test_the_share_of_steps_is_of_the_time_that_it_names():
+    """By hand: the figures of the sentence multiply to the seconds of the table."""
+    seconds = {"step": 60.0, "down": 40.0, "stopped": 100.0}
+    words = steps_that_count(Goodput(seconds, 200.0, 0.6))
+    wanted = "60.0 % of 1 min 40 s were steps that count (and for 1 min 40 s the run was stopped)"
+    assert words == wanted
+    assert steps_that_count(Goodput({"step": 60.0}, 60.0, 1.0)).endswith("were steps that count")
 
 
 def test_a_page_of_a_run(tmp_path):
