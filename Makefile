@@ -6,9 +6,6 @@ STAMP := $(VENV)/.stamp
 SERVICES := $(VENV)/.services
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-# by files, on as many processes; what is slow has the machine for itself
-JOBS ?= 2
-FAST = $(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not services"
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
 .PHONY: install demo test test-fast test-full test-services lint house docs
@@ -34,13 +31,13 @@ demo: $(STAMP)
 
 # All but the long forms and the services, under fifteen minutes on two cores.
 test: $(STAMP)
-	$(FAST); fast=$$?; $(PYTEST) -m "slow and not services" && exit $$fast
+	$(PYTEST) -m "not services"
 
 # While working, under three minutes on two cores: units, data, parity with other libraries, and the
 # commands where they only show or refuse. Nothing that is marked slow: trainings, kills, Ray, builds
 # and installations, more than two ranks.
 test-fast: $(STAMP)
-	$(FAST)
+	$(PYTEST) -m "not slow and not services"
 
 # What needs more than an installation has: DeepSpeed, fairscale, an S3 server, PyAV and onnxruntime,
 # which come from the extras, and jpegtran (apt-get install libjpeg-turbo-progs), without which its tests are

@@ -77,8 +77,19 @@ def test_absolute_lists_and_words_stay_as_they_are(monkeypatch, tmp_path):
         assert absolute(run) == run, name
 
 
-# names of kinds, and of members of samples
-KINDS = {"best", "activation", "pool", "pixels", "init", "order", "caption", "label"}
+# names of kinds, of numbers of evaluators, of members of samples, and ranges of steps
+KINDS = {
+    "best",
+    "number",
+    "profile",
+    "activation",
+    "pool",
+    "pixels",
+    "init",
+    "order",
+    "caption",
+    "label",
+}
 
 
 def test_every_text_in_a_recipe_is_known_to_be_a_path_or_none():
@@ -90,7 +101,7 @@ def test_every_text_in_a_recipe_is_known_to_be_a_path_or_none():
         for spec in every:
             for f in fields(spec):
                 if f.type in (str, "str"):
-                    listed = {*named(spec), *spec.shard_lists, *no_path}
+                    listed = {*named(spec), *spec.shard_lists, *spec.functions, *no_path}
                     assert f.name in listed | KINDS, f"{type(spec).__name__}.{f.name}"
 
 
