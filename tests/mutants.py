@@ -2180,6 +2180,14 @@ MUTANTS = (
         "A step is taken at the scale that its gradients have, also where it grows behind it.",
     ),
     Mutant(
+        "mean-of-nothing-logged",
+        LOOP,
+        "torch.where(count > 0, seen, 0.0)",
+        "seen",
+        (f"{TRAINER}::test_what_is_logged_of_no_slots_weighs_nothing",),
+        "What a rank logs of no valid slot weighs nothing.",
+    ),
+    Mutant(
         "sources-of-later-steps",
         "launch/parts.py",
         '"sources": [*progress.sources]',

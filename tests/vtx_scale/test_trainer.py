@@ -4,6 +4,7 @@ compilation, followers.
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.require import need
 from tests.runs import COLOUR, apart, losses, norms, smoke, tensors, train_on_ranks
 from tests.skips import skips, train_poisoned
 from vtx_scale.blocks.rules import Rule, initial_values, normal, ones, table_of, zeros
+from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective
@@ -25,6 +27,7 @@ from vtx_scale.strategies.base import whole_leaves
 from vtx_scale.strategies.single import Single
 from vtx_scale.trainer.flops import training_flops
 from vtx_scale.trainer.init import initialise
+from vtx_scale.trainer.loop import Trainer
 from vtx_scale.trainer.optim import groups, optimizer_of, set_rates
 from vtx_scale.trainer.precision import Precision
 
@@ -164,6 +167,30 @@ def test_half_precision_follows_the_curve(plain, tmp_path, world, strategy, prec
     assert all(t.dtype is torch.float32 for t in tensors(folder).values())
     far = apart(folder, plain)
     assert far["exp_avg"] < 0.2 and far["exp_avg_sq"] < 0.4, far
+
+
+def test_what_is_logged_of_no_slots_weighs_nothing():
+    """A rank, or a micro-batch, without a valid slot may log the mean of nothing."""
+    valid = torch.tensor([True, True, False, False, True, False])
+    values, numbers = torch.tensor([1.0, 3.0, 9.0, 9.0, 5.0, 9.0]), torch.arange(6)
+
+    def forward(batch, step):
+        seen = batch["x"][batch.valid]
+        return seen.sum() * 0, {"mean": seen.mean(), "count": batch.valid.sum().float()}
+
+    strategy = Single(torch.device("cpu"))
+    strategy.forward, strategy.backward = forward, lambda part: None
+    parts = SimpleNamespace(
+        run=SimpleNamespace(
+            objective=SimpleNamespace(separable=True), system=SimpleNamespace(micro_batch=2)
+        ),
+        strategy=strategy,
+        precision=Precision(torch.float32, None),
+        progress=SimpleNamespace(step=0),
+    )
+    batch = Batch({"x": values}, valid, numbers, numbers, numbers)
+    _, logged = Trainer.forward_backward(parts, batch, 3.0)
+    assert {name: value.item() for name, value in logged.items()} == {"mean": 9.0, "count": 5.0}
 
 
 def test_the_scale_of_float16():

@@ -352,11 +352,11 @@ class Trainer:
                     part * self.precision.scale if self.precision.scale != 1 else part
                 )
                 loss = loss + part.detach()
+                count = micro.valid.sum()
                 for name, value in log.items():
-                    logged[name] = (
-                        logged.get(name, 0.0)
-                        + value.detach().double().reshape(1) * micro.valid.sum()
-                    )
+                    seen = value.detach().double().reshape(1) * count
+                    # a mean over no slots may be 0 / 0
+                    logged[name] = logged.get(name, 0.0) + torch.where(count > 0, seen, 0.0)
         return loss, logged
 
     def sound(self, batch: Batch, mine: Tensor, loss: float, norm: float, valid: float) -> bool:
