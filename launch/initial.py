@@ -16,7 +16,7 @@ from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.interop.files import FILES, read_weights
 from vtx_scale.interop.weights import import_network, import_weights, resize_positions
 from vtx_scale.launch.places import place_at
-from vtx_scale.launch.pretrained import held
+from vtx_scale.launch.pretrained import absent, held
 from vtx_scale.launch.restore import read_common
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.specs import walk
@@ -62,7 +62,7 @@ def load_source(source: str, run: Run, strategy: Base, say: Callable[[str], None
     """
     path = place_at(source)
     if not path.exists():
-        raise UserError(f"init.from={source}: there is no such file or folder.")
+        raise UserError(absent("init.from", source))
     here, label, new_heads = (
         (path / "run.json").exists(),
         f"init.from={source}",
@@ -109,6 +109,45 @@ def is_head(strategy: Base, name: str) -> bool:
         return False
 
 
+def key_of(objective: ObjectiveSpec, prefix: str, field: str) -> str:
+    """The key of a field of the network whose names begin so ("net." or "teacher.net.");
+    "" where it has none.
+    """
+    for names in (prefix, prefix.removeprefix("teacher.")):
+        owner: object = objective
+        for name in names.split(".")[:-1]:
+            owner = getattr(owner, name, None)
+        if hasattr(owner, field):
+            return f"objective.{names}{field}"
+    return ""
+
+
+BLOCK = re.compile(r"(.*?\bblocks)\.(\d+)\.")
+
+
+def depth_advice(
+    name: str, theirs: str, state: Iterable[str], here: Iterable[str], objective: ObjectiveSpec
+) -> str:
+    """What makes the recipe as deep as a source, of a block that one of them lacks: `name` here,
+    `theirs` there; "" where both are as deep or it is no block.
+    """
+    at, there = BLOCK.match(name), BLOCK.match(theirs)
+    if at is None or there is None:
+        return ""
+
+    def count(prefix: str, names: Iterable[str]) -> int:
+        return len({m[2] for n in names if (m := BLOCK.match(n)) and m[1] == prefix})
+
+    has, wants = count(there[1], state), count(at[1], here)
+    if not has or has == wants:
+        return ""
+    key = key_of(objective, at[1].removesuffix("blocks"), "depth")
+    return (
+        f"the source has {has} block{'s' if has > 1 else ''}, the recipe {wants}: "
+        f"{f'{key}={has}' if key else 'make the recipe as deep'}"
+    )
+
+
 LIST = re.compile(r"(.*?\b(?:blocks|stages))\.")  # what a network has several of
 
 
@@ -133,6 +172,19 @@ def differences(path: AnyPath, run: Run) -> list[str]:
     return lines
 
 
+def norm_advice(name: str, state: dict[str, Tensor], objective: ObjectiveSpec) -> str:
+    """The keys of a network that has the norm before its blocks, and the bias of its patches or
+    none, as the source has them.
+    """
+    prefix = name.removesuffix("norm_pre.weight")
+    key = key_of(objective, prefix, "pre_norm")
+    bias = key_of(objective, prefix, "patch_bias")
+    if not key:
+        return "set its pre_norm=true"
+    wanted = f" {bias}={str(f'{prefix}patch.bias' in state).lower()}" if bias else ""
+    return f"add {key}=true{wanted}"
+
+
 def refuse_rest(
     state: dict[str, Tensor], strategy: Base, wanted: Callable[[str], bool], source: str
 ) -> None:
@@ -145,14 +197,17 @@ def refuse_rest(
         both = (name, name.removeprefix("teacher."))  # a plain network takes a DINO's teacher
         deeper = any((m := LIST.match(n)) and m[1] in lists for n in both)
         if deeper and here.isdisjoint(both) and wanted(name):
+            objective = strategy.objective.spec
+            ours = next((n for n in both if (m := LIST.match(n)) and m[1] in lists), name)
+            advice = depth_advice(ours, name, state, here, objective)
             raise UserError(
                 f"{source}: it has {name}, which the recipe's network has not: "
-                "make the recipe as deep."
+                f"make the recipe as deep{f' ({advice})' if advice else ''}."
             )
         if name.endswith("norm_pre.weight") and here.isdisjoint(both) and wanted(name):
             raise UserError(
                 f"{source}: it has {name}, a norm before the blocks, which the recipe's network "
-                "has not: set its pre_norm=true."
+                f"has not: {norm_advice(name, state, strategy.objective.spec)}."
             )
         layer = name.removesuffix("bias") + "weight"
         if name.endswith(".bias") and name not in here and layer in here and wanted(name):
@@ -177,7 +232,7 @@ def load_part(
     source, prefix = getattr(objective, part.source), f"{part.part}."
     path = place_at(source)
     if not path.exists():
-        raise UserError(f"objective.{part.source}={source}: there is no such file or folder.")
+        raise UserError(absent(f"objective.{part.source}", source))
     there = held(path, objective, part)
     if there is None:
         network, at = getattr(objective, part.part), f"objective.{part.part}."
@@ -223,6 +278,12 @@ def fill(
         there = next((c for c in candidates(name) if c in state), None)
         if there is None and kind == "buffer" and not statistics:
             continue
+        if there is None:
+            here = [o.key.partition("/")[2] for o in strategy.slices()]
+            spec = strategy.objective.spec
+            advices = (depth_advice(name, c, state, here, spec) for c in candidates(name))
+            if advice := next(filter(None, advices), ""):
+                raise UserError(f"{source}: {name} is not there, for {advice}.")
         if there is None or tuple(state[there].shape) != s.shape:
             have = tuple(state[there].shape) if there else "nothing"
             head = is_head(strategy, name)

@@ -27,6 +27,7 @@ from vtx_scale.launch.decided import read
 from vtx_scale.launch.outside import TOKENIZER, Entry, copy_of, held
 from vtx_scale.launch.paths import checkpoints_of
 from vtx_scale.launch.places import place_at, shards_at
+from vtx_scale.launch.pretrained import absent
 from vtx_scale.specs.network import networks_of
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
@@ -165,7 +166,7 @@ def check_sources(run: Run) -> None:
     }
     for key, source in sources.items():
         if source and not place_at(source).exists():
-            raise UserError(f"{key}={source}: there is no such file or folder.")
+            raise UserError(absent(key, source))
 
 
 def check_vocabulary(run: Run) -> None:

@@ -2,9 +2,12 @@
 says of one. No torch.
 """
 
+import contextlib
 import json
+import re
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vtx_scale.data_pipeline.errors import UserError
@@ -15,6 +18,23 @@ from vtx_scale.specs.network import Network
 from vtx_scale.specs.objective import ObjectiveSpec, Pretrained, objective_fault
 
 LEFT_OPEN = ("", "required", "smoke")  # a source that its user has not given
+
+
+def absent(key: str, source: str) -> str:
+    """What to say of a source that is not there. NAME/NAME in no folder of that first name may be
+    meant as one of the Hugging Face Hub.
+    """
+    here, name = Path.cwd(), str(source)
+    with contextlib.suppress(ValueError):  # paths of a recipe were made absolute
+        name = Path(source).relative_to(here).as_posix()
+    owner = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", name)
+    hub = ""
+    if owner and owner[1] != "runs" and not (here / owner[1]).exists():
+        hub = (
+            "; names of the Hugging Face Hub are not fetched: "
+            f"'hf download {name} --local-dir DIR', and give DIR"
+        )
+    return f"{key}={source}: there is no such file or folder{hub}."
 
 
 @dataclass(frozen=True)

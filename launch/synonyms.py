@@ -3,7 +3,8 @@ TrainingArguments, and words of Lightning, Hydra and big_vision. Standard librar
 
 A line has their names and what is typed here. `{}` is the value; a capital word stands for one that
 cannot be taken over as it is; `*.name` is the recipe's first key that ends so; behind `|` stands
-why. Names are in lower case, with `_` for `-`.
+why, alone where nothing here does the same. `name=value` is of that value. Names are in lower case,
+with `_` for `-`.
 """
 
 _THEIRS = {
@@ -48,6 +49,13 @@ _THEIRS = {
     "clip_grad grad_clip grad_clip_norm max_grad_norm clip_grad_norm gradient_clip_val "
     "gradient_clipping max_norm": "optim.clip={}",
     "adafactor": "optim.kind=adafactor",
+    "ema model_ema use_ema ema_decay model_ema_decay ema_rate ema_momentum weight_ema": (
+        "optim.average={}"
+    ),
+    "layer_decay llrd layerwise_decay layer_wise_decay layerwise_lr_decay layer_lr_decay "
+    "lr_layer_decay layer_wise_lr_decay": (
+        "| no rate here falls with a block's depth: leave it out, or write an optimizer of your own"
+    ),
     # data
     "train_data data data_dir data_path dataset_dir train_dir train_path dataset data_root "
     "train_dataset dataset_name train_file root train_split": "data.shards={}",
@@ -104,7 +112,7 @@ _THEIRS = {
     "temperature logit_scale": "*.temperature={}",
     # where values come from, and where they go
     "pretrained finetune initial_checkpoint load_from init_from init_checkpoint from_pretrained "
-    "pretrained_weights weights": "init.from={}",
+    "pretrained_weights weights": "init.from={} | a run folder, or one of weights on this disk",
     "resume resume_from_checkpoint auto_resume resume_from ckpt_path continue": (
         "--run FOLDER | the same command on the same folder goes on by itself"
     ),
@@ -122,12 +130,20 @@ _THEIRS = {
     "metric_for_best_model eval_metric monitor load_best_model_at_end": (
         "checkpoint.best=zero_shot/top1 | EVALUATOR/NUMBER"
     ),
+    "patience early_stopping_patience early_stop_patience": (
+        "stop.number=EVALUATOR/NUMBER stop.patience={}"
+    ),
+    "early_stopping early_stop": "stop.number=EVALUATOR/NUMBER stop.patience=5",
     "eval_steps val_check_interval eval_every validation_steps": "evaluate.0.every={}",
     "val_frequency zeroshot_frequency eval_strategy evaluation_strategy val_interval "
     "check_val_every_n_epoch": "evaluate.0.every=STEPS | in steps",
-    "report_to wandb use_wandb log_wandb tensorboard logger": (
+    "report_to tensorboard logger log_with wandb=false use_wandb=false log_wandb=false": (
         "'vtx watch RUN' | metrics.jsonl and TensorBoard's files are always written: leave it out"
     ),
+    "wandb use_wandb log_wandb report_to=wandb logger=wandb log_with=wandb logger=wandblogger": (
+        "log.to=wandb"
+    ),
+    "mlflow report_to=mlflow logger=mlflow log_with=mlflow logger=mlflogger": "log.to=mlflow",
     "log_interval logging_steps log_every_n_steps log_every print_freq log_steps": (
         "'vtx watch RUN' | every step is written: leave it out"
     ),
@@ -159,7 +175,11 @@ _THEIRS = {
     "sync_bn use_bn_sync sync_batchnorm": (
         "'vtx train RECIPE' | batch norms are over the whole batch: leave it out"
     ),
-    "random_seed manual_seed data_seed rng_seed": "seed={}",
+    "random_seed manual_seed data_seed rng_seed seed_everything": "seed={}",
+    "profile profiler use_profiler profiling torch_profiler": "system.profile={}",
+    "config cfg config_file config_name config_path recipe recipe_name": (
+        "'vtx train RECIPE' | a recipe is a plain word, and keys stand behind it"
+    ),
     "local_rank rank dist_url dist_backend master_addr master_port": (
         "system.world=N | the launcher numbers the ranks: leave it out"
     ),
@@ -169,8 +189,11 @@ _THEIRS = {
     "debug_mode dry_run dryrun fast_dev_run overfit_batches": "--smoke",
 }
 KEYS = {name: typed for names, typed in _THEIRS.items() for name in names.split()}
+VALUED = {name.partition("=")[0] for name in KEYS if "=" in name and not name.endswith("=false")}
 FLAGS = frozenset(
-    name for name, typed in KEYS.items() if "{}" not in typed and "FOLDER" not in typed
+    name
+    for name, typed in KEYS.items()
+    if typed[0] != "|" and name not in VALUED and "{}" not in typed and "FOLDER" not in typed
 )
 
 # of a key what others say for a value
@@ -202,6 +225,12 @@ VALUES = {
     },
 }
 
+# of a key what is meant by words that are no value of it; no word at all is `true`
+MEANT = {
+    "optim.average": {"0.9999": "true yes on", "0": "false no off none"},
+    "system.profile": {"20..25": "true yes on 1 pytorch torch simple advanced"},
+}
+
 # of a part of the recipe what is meant by a value for all of it
 PARTS = {
     "data": "data.shards={}",
@@ -221,13 +250,13 @@ COMMANDS = {
     name: command
     for command, names in {
         "train": "fit run pretrain finetune fine-tune resume continue start learn",
-        "evaluate": "eval test validate score val zeroshot",
+        "evaluate": "eval test validate score val zeroshot predict infer inference",
         "show recipes": "ls list recipes",
         "show models": "models model zoo",
         "show keys": "keys options",
         "show": "info config print describe cat",
         "export": "convert save push",
-        "sample": "generate predict infer draw",
+        "sample": "generate draw",
         "submit": "launch sbatch srun ray cluster",
         "watch": "monitor status top tail follow logs",
         "report": "plot plots html tensorboard",
@@ -241,6 +270,12 @@ COMMANDS = {
     }.items()
     for name in names.split()
 }
+WHYS = dict.fromkeys(
+    ("predict", "infer", "inference"),
+    "its numbers; in Python vtx_scale.open_run gives what the network computes",
+)
+# options of commands that train nothing
+OPTIONS = dict.fromkeys(("format", "fmt", "library", "framework", "target"), "to")
 CHOICES = {
     name: choice
     for choice, names in {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import recipes
 from vtx_scale.launch.nearest import plain, typed
-from vtx_scale.launch.synonyms import CHOICES, COMMANDS, FLAGS, KEYS
+from vtx_scale.launch.synonyms import CHOICES, COMMANDS, FLAGS, KEYS, OPTIONS, WHYS
 from vtx_scale.specs.run import Run
 
 NUMBER = re.compile(r"-?\d[\d._]*(e-?\d+)?$")
@@ -92,7 +92,8 @@ def no_command(line: Line, at: int) -> str:
     if not found:
         return f"There is no command {wanted!r}: '{' '.join(line.before)} --help' lists them."
     words = [*line.before, *line.rest[:at], *found.split(), *rest]
-    return f"There is no command {wanted!r}: did you mean '{shlex.join(words)}'?"
+    why = f" ({WHYS[word.lower()]})" if not near and word.lower() in WHYS else ""
+    return f"There is no command {wanted!r}: did you mean '{shlex.join(words)}'{why}?"
 
 
 def check(line: Line) -> None:
@@ -103,14 +104,18 @@ def check(line: Line) -> None:
     names = " ".join(repr(word.partition("=")[0]) for word, _ in wrong)
     command = " ".join(line.before)
     homes = [home(line, word, value) for word, value in wrong]
-    found = list(dict.fromkeys(words for words, _ in homes if words))
-    if not found:
-        raise UserError(
-            f"'{command}' does not take {names}: '{command} --help' shows what it takes."
-        )
+    found: dict[str, str] = {}
+    for (words, _), (_, value) in zip(homes, wrong, strict=True):
+        key = words.partition("=")[0]
+        if words and (value or key not in found):  # --model-ema beside --model-ema-decay 0.999
+            found[key] = words
     whys = "; ".join(dict.fromkeys(why for _, why in homes if why))
+    if not found:
+        whys = whys or f"'{command} --help' shows what it takes"
+        raise UserError(f"'{command}' does not take {names}: {whys}.")
+    give = " ".join(dict.fromkeys(found.values()))
     raise UserError(
-        f"'{command}' does not take {names}: give {' '.join(found)}{f' ({whys})' if whys else ''}."
+        f"'{command}' does not take {names}: give {give}{f' ({whys})' if whys else ''}."
     )
 
 
@@ -152,12 +157,18 @@ def is_recipe(word: str) -> bool:
     return word in dict(recipes.named())
 
 
+def recipe_word(words: list[str]) -> str:
+    """The first of some words that names a recipe, "" without one."""
+    return next(
+        (w for w in words if w and not w.startswith("-") and "=" not in w and is_recipe(w)), ""
+    )
+
+
 def recipe_in(line: Line) -> Run | None:
     """The recipe that a command line names, where it can be had."""
-    for word in line.rest:
-        if not word.startswith("-") and "=" not in word and is_recipe(word):
-            with contextlib.suppress(UserError):
-                return recipes.find(word, "--smoke" in line.rest)
+    if word := recipe_word(line.rest):
+        with contextlib.suppress(UserError):
+            return recipes.find(word, "--smoke" in line.rest)
     return None
 
 
@@ -171,14 +182,20 @@ def home(line: Line, word: str, value: str) -> tuple[str, str]:
         if name in ours:  # with one dash
             return option_of(line, ours[name], value), ""
         found, why = typed(name, value, run)
+        if found == "'vtx train RECIPE'" and (word := recipe_word([value, *line.rest])):
+            return word, why
+        if found == "--smoke" and found in line.rest:
+            return "steps=1", "'vtx show' trains nothing at all"
         if found.startswith(f"{name}="):
             why = "keys have no dashes here"
-        if found and (not found.startswith("--") or found.split()[0] in options):
+        if (found or why) and (not found.startswith("--") or found.split()[0] in options):
             return found, why
     elif name in RUNS and {"folder", "folders"} & set(line.places):
         return f"{command} {value or 'RUN'}", "the run folder has no option"
     elif KEYS.get(name, "").startswith("--run ") and "out" in line.places:
         return f"{value or 'DIR'}", "where it goes has no option"
+    if (to := OPTIONS.get(name)) in ours:
+        return option_of(line, ours[to], CHOICES.get(value.lower(), value)), ""
     if near := difflib.get_close_matches(name, ours, 1, 0.6):
         return option_of(line, ours[near[0]], value), ""
     return "", ""
@@ -198,7 +215,8 @@ def no_equals(words: list[str], run: Run | None) -> str:
         value = rest[0]
     found, why = typed(plain(key), value.strip(), run)
     if not found:
-        return f"{word!r} is not key=value: 'vtx show keys' lists the keys."
+        why = why or "'vtx show keys' lists the keys"
+        return f"{word!r} is not key=value: {why}."
     return f"{word!r} is not key=value: give {found}{f' ({why})' if why else ''}."
 
 

@@ -16,6 +16,7 @@ from vtx_scale.interop import export
 from vtx_scale.interop.weights import import_network
 from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.initial import load_source
+from vtx_scale.launch.override import override
 from vtx_scale.launch.resolve import resolve_foreign
 from vtx_scale.objectives.pixels import normalised
 from vtx_scale.specs.clip import ClipConfig, TextTowerConfig, image_tower
@@ -152,7 +153,21 @@ REFUSED = [
     ("vit", {"image_size": (16, 64)}, "image_size="),
     ("vit", {"patch_size": (4, 16)}, "patch_size="),
     ("vit", {"hidden_size": 32}, "in the recipe and"),
-    ("vit", {"num_hidden_layers": 3}, "make the recipe as deep"),
+    (
+        "vit",
+        {"num_hidden_layers": 3},
+        "the source has 3 blocks, the recipe 2: objective.net.depth=3",
+    ),
+    (
+        "vit",
+        {"num_hidden_layers": 1},
+        "the source has 1 block, the recipe 2: objective.net.depth=1",
+    ),
+    (
+        "clip",
+        {"text": {"num_hidden_layers": 1}},
+        "the source has 1 block, the recipe 2: objective.text.depth=1",
+    ),
     ("vit", {"intermediate_size": 64}, "in the recipe and"),
     ("vit", {"num_labels": 5}, "init.head=new"),
     ("vit", {"num_channels": 1}, "in the recipe and"),
@@ -627,3 +642,19 @@ def test_pixels_follow_the_processor(libraries, tmp_path):
     hf(libraries, "clip", clip_config()).save_pretrained(tmp_path)
     objective, told = started(CLIP, tmp_path)
     assert told[-1].endswith("objective.pixels is clip here, and imagenet there")
+
+
+def test_a_clip_becomes_a_classifier_by_what_each_refusal_says(tmp_path):
+    """A CLIP with its texts is none; its tower in timm's form is, by the keys that are named."""
+    objective = build_objective(Run(objective=CLIP), torch.float32)
+    Single(torch.device("cpu")).prepare(objective)
+    export(randomise(objective), "transformers", tmp_path / "clip")
+    export(objective, "timm", tmp_path / "tower")
+    refusal, _ = started(NET, tmp_path / "clip", head="new")
+    assert "'vtx export RUN --to timm DIR'" in refusal
+    refusal, _ = started(NET, tmp_path / "tower", head="new")
+    assert refusal.endswith("add objective.net.pre_norm=true objective.net.patch_bias=false.")
+    keys = refusal.rpartition(" add ")[2].rstrip(".").split()
+    spec = override(Run(objective=NET), keys).objective
+    there, _ = started(spec, tmp_path / "tower", head="new")
+    assert torch.equal(there.net.norm_pre.weight, objective.image.norm_pre.weight)

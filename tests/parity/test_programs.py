@@ -1,7 +1,9 @@
 """Probes as programs: torch.export's, loaded anew, and ONNX in onnxruntime give the same."""
 
 import json
+import logging
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -73,6 +75,19 @@ def test_its_page_and_what_it_does_not_use(tmp_path, monkeypatch):
     assert space["output"].shape == (2, run.recipe.objective.embed)
     assert json.loads(Path("recipe.json").read_text())["step"] == 8
     assert Path("tokenizer.json").exists()
+
+
+@pytest.mark.services
+def test_what_writes_onnx_says_nothing_of_other_packages(tmp_path, caplog):
+    need("onnx")
+    run = opened(tmp_path / "run", "clip_vit_b32")
+    level = logging.getLogger("torch.onnx").level
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        write(run, "onnx", tmp_path / "out")
+    assert not [str(w.message) for w in given if issubclass(w.category, FutureWarning)]
+    assert not [r.getMessage() for r in caplog.records if r.name.startswith("torch.onnx")]
+    assert logging.getLogger("torch.onnx").level == level
 
 
 @pytest.mark.services

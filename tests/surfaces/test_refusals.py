@@ -11,7 +11,8 @@ import pytest
 from tests.runs import environment, smoke, train_on_ranks
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import recipes
-from vtx_scale.launch.prepare import refuse
+from vtx_scale.launch.prepare import check_sources, refuse
+from vtx_scale.launch.pretrained import absent
 from vtx_scale.launch.resolve import resolve_data
 
 SECONDS = 1.5  # of CPU: a busy machine does not count
@@ -182,3 +183,20 @@ def test_a_finished_folder_is_left_as_it_was(tmp_path):
     ):
         assert refused("vit_b16_jft", keys, "--run", str(run))[0] == 2
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")} == state
+
+
+def test_what_a_hub_has_is_not_fetched(tmp_path, monkeypatch):
+    """NAME/NAME is one of the Hub where nothing of that first name lies here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    for name in ("timm/vit_base_patch16_224.augreg_in21k", "openai/clip-vit-base-patch32"):
+        for source in (name, str(tmp_path / name)):
+            assert absent("init.from", source) == (
+                f"init.from={source}: there is no such file or folder; names of the Hugging Face "
+                f"Hub are not fetched: 'hf download {name} --local-dir DIR', and give DIR."
+            )
+    for source in ("runs/first", "weights/clip", "/nowhere", "../a/b", "a/b/c", "s3://bucket/a"):
+        assert absent("init.from", source).endswith("no such file or folder."), source
+    run = smoke("init.from=timm/vit_base", recipe="vit_b16_jft")
+    with pytest.raises(UserError, match="'hf download timm/vit_base --local-dir DIR'"):
+        check_sources(resolve_data(run))

@@ -22,6 +22,16 @@ from vtx_scale.specs.run import Run
 def shapes() -> Run:
     return recipes.find("clip_vit_b32", smoke=True)
 """
+BARE = """
+from dataclasses import replace
+
+from vtx_scale.launch import recipes
+from vtx_scale.specs.run import Run
+
+
+def shapes() -> Run:
+    return replace(recipes.find("clip_vit_b32", smoke=True), evaluate=())
+"""
 TWO = MINE.replace("shapes", "colours") + MINE.partition("Run\n")[2]
 CLIP, VIT = "train clip_vit_b32 --smoke", "train vit_b16_imagenet --smoke"
 
@@ -49,7 +59,39 @@ WRONG = [
     (f"{CLIP} --name first", "--run runs/first"),
     (f"{CLIP} --save-frequency 1", "checkpoint.every=STEPS"),
     (f"{CLIP} --force-image-size 384", "objective.image.resolution=384"),
-    (f"{CLIP} --report-to wandb", "'vtx watch RUN'"),
+    (f"{CLIP} --report-to wandb", "give log.to=wandb"),
+    (f"{CLIP} --report-to tensorboard", "'vtx watch RUN'"),
+    (f"{CLIP} --wandb", "give log.to=wandb"),
+    (f"{CLIP} logger=wandb", "give log.to=wandb"),
+    (f"{CLIP} report_to=wandb", "give log.to=wandb"),
+    (f"{CLIP} --logger tensorboard", "'vtx watch RUN'"),
+    (f"{CLIP} pretrained=openai", "give init.from=FOLDER (a run folder, or one of weights on this"),
+    # averages, rates by depth, profiles, early ends
+    (f"{CLIP} ema_decay=0.999", "give optim.average=0.999"),
+    (f"{CLIP} optim.ema=0.999", "give optim.average=0.999"),
+    (f"{CLIP} ema=0.999", "give optim.average=0.999"),
+    (f"{CLIP} model_ema=true", "give optim.average=0.9999"),
+    (f"{CLIP} --model-ema-decay 0.999 --model-ema", "give optim.average=0.999."),
+    (f"{CLIP} optim.layer_decay=0.65", "no rate here falls with a block's depth"),
+    (f"{CLIP} layer_decay: 0.65", "no rate here falls with a block's depth"),
+    (f"{CLIP} --layer-decay 0.65", "no rate here falls with a block's depth"),
+    (f"{CLIP} optim.llrd=0.75", "no rate here falls with a block's depth"),
+    (f"{CLIP} --llrd 0.75 --lr 3", "give optim.lr=3 (no rate here falls with a block's depth"),
+    (f"{CLIP} profiler=pytorch", "give system.profile=20..25"),
+    (f"{CLIP} --profile", "give system.profile=20..25"),
+    (f"{CLIP} profile=3..4", "give system.profile=3..4"),
+    (f"{CLIP} patience=3", "give stop.number=EVALUATOR/NUMBER stop.patience=3"),
+    (f"{CLIP} early_stopping_patience=3", "give stop.number=EVALUATOR/NUMBER stop.patience=3"),
+    (f"{CLIP} seed_everything=1", "give seed=1"),
+    (f"{CLIP} --dry-run", "give steps=1 ('vtx show' trains nothing"),
+    (f"{CLIP} --fast-dev-run", "give steps=1 ('vtx show' trains nothing"),
+    ("train clip_vit_b32 --dry-run", "give --smoke"),
+    ("train --config clip_vit_b32", "give clip_vit_b32 (a recipe is a plain word"),
+    ("train --config=clip_vit_b32 --lr 3", "give clip_vit_b32 optim.lr=3"),
+    ("train bare.py:shapes evaluate.0.every=5", "the recipe names no evaluator, and Run(evaluate="),
+    ("train bare.py:shapes evaluate.0.name=accuracy", "the recipe names no evaluator"),
+    ("train bare.py:shapes --eval-steps 5", "the recipe names no evaluator"),
+    (f"{CLIP} data.sources.0.name=a", "the recipe is no mix"),
     # timm's train.py, and DINO's
     (f"{VIT} --opt adam --sched cosine", "optim.kind=adamw schedule.kind=cosine"),
     (f"{VIT} --drop-path 0.1", "objective.net.drop_path=0.1"),
@@ -142,6 +184,9 @@ WRONG = [
     ("evaluate --run runs/a", "vtx evaluate runs/a"),
     ("evaluate runs/none", "give the folder of 'vtx train --run'"),
     ("evaluate", "'vtx evaluate runs/first'"),
+    ("predict runs/clip", "'vtx evaluate runs/clip' (its numbers; in Python vtx_scale.open_run"),
+    ("export runs/a out --format onnx", "give --to onnx"),
+    ("export runs/a out --format huggingface", "give --to transformers"),
     ("export runs/a out --to huggingface", "--to transformers"),
     ("export runs/a --to timm --output-dir out", "give out"),
 ]
@@ -152,11 +197,12 @@ def here(tmp_path, monkeypatch):
     """A folder of the user's, with recipes of their own."""
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "two.py").write_text(TWO)
+    (tmp_path / "bare.py").write_text(BARE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recipes, "STRANGERS", [])
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    for name in ("mine", "two"):
+    for name in ("mine", "two", "bare"):
         sys.modules.pop(name, None)
 
 
@@ -243,6 +289,41 @@ def test_a_key_without_its_beginning_or_with_a_letter_wrong_is_found():
             slip = f"{key[:-2]}{key[-1]}{key[-2]}"
             if slip not in keys:
                 assert nearest.typed(slip, "7", run)[0] == f"{key}=7", slip
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("decays", "optim.decay"),
+        ("optim.decya", "optim.decay"),
+        ("optim.headdecay", "optim.head_decay"),
+        ("checkpoint.evry", "checkpoint.every"),
+        ("optim.grad_decay", ""),
+        ("optim.layerdecay", ""),
+        ("optim.layer_wise", ""),
+        ("optim.rl0", ""),
+        ("optim.head_dropout", ""),
+        ("teacher_decay", ""),
+    ],
+)
+def test_no_number_is_given_to_a_key_that_is_only_a_little_alike(word, key):
+    """A letter in six is a slip; what is further off is another word."""
+    run = recipes.find("clip_vit_b32", smoke=True)
+    assert nearest.typed(word, "0.5", run) == (f"{key}=0.5" if key else "", "")
+
+
+@pytest.mark.parametrize(
+    ("word", "other", "count"),
+    [
+        ("lr", "lr", 0),
+        ("wolrd", "world", 1),
+        ("llrd", "lr", 2),
+        ("", "abc", 3),
+        ("ema", "decay", 3),
+    ],
+)
+def test_edits_are_counted(word, other, count):
+    assert nearest.edits(word, other) == nearest.edits(other, word) == count
 
 
 @pytest.mark.parametrize("line", ["", "data", "help", "help train", "help data build"])

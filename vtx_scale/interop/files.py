@@ -114,7 +114,8 @@ def listed(index: Path) -> list[Path]:
 def refuse_pickle(path: Path) -> None:
     raise UserError(
         f"{path} is a pickle, which is never read here because opening one runs code: convert it "
-        "to safetensors first (transformers: from_pretrained(FOLDER).save_pretrained(NEW))."
+        "to safetensors first (transformers: from_pretrained(FOLDER).save_pretrained(NEW); timm: "
+        "timm.models.save_for_hf(model, NEW, safe_serialization=True))."
     )
 
 

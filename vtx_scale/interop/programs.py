@@ -5,6 +5,8 @@ and unit length are inside. The batch may have any size.
 """
 
 import importlib.util
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,10 +147,28 @@ def need_onnx() -> None:
         raise UserError(f"--to onnx needs {' and '.join(lacking)}: pip install 'vtx-scale[onnx]'.")
 
 
+@contextmanager
+def quiet_writer() -> Iterator[None]:
+    """Without what torch.onnx says of packages that no program here needs, and of its own code's
+    future. Errors are raised, and said, as ever.
+    """
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for kind in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)
+            yield
+    finally:
+        log.setLevel(before)
+
+
 def write_onnx(program: Any, name: str, file: Path) -> None:
     """The same program as ONNX, its weights in the file."""
-    written = torch.onnx.export(
-        program, (), input_names=["rows"], output_names=[name], dynamo=True, verbose=False
-    )
+    with quiet_writer():
+        written = torch.onnx.export(
+            program, (), input_names=["rows"], output_names=[name], dynamo=True, verbose=False
+        )
     assert written is not None
     written.save(str(file))

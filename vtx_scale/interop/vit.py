@@ -360,6 +360,12 @@ def import_vit(path: Path) -> dict[str, Tensor]:
     if "embeddings.patch_embedding.weight" in short and "head.probe" in short:
         short.pop("embeddings.position_ids", None)
         return parted(from_foreign(SIGLIP, short))
+    if "logit_scale" in state:
+        raise UserError(
+            f"{path} holds a CLIP or SigLIP with its texts, and the recipe is of pictures alone: "
+            "'vtx export RUN --to timm DIR' of the run that it is from writes the picture tower, "
+            "give that DIR."
+        )
     raise UserError(
         f"{path} holds no ViT that is known here (its first tensor is "
         f"{next(iter(state), 'none')}): give a folder that 'vtx export', transformers "
