@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs import vtx
+from tests.runs import smoke, vtx
 from vtx_scale.blocks.rules import initial_values
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
@@ -233,3 +233,14 @@ def test_what_a_line_of_the_metrics_has_is_reserved(tmp_path):
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first.keys() <= RESERVED
+
+
+@pytest.mark.parametrize("recipe", ["clip_vit_b32", "siglip_vit_b16"])
+def test_a_probe_tells_what_it_takes(recipe):
+    """One text is no list of captions, and planes first are no pictures."""
+    probes = build_objective(smoke(recipe=recipe), torch.float32).probes
+    for name in ("encode_text", "cut"):
+        with pytest.raises(UserError, match=r"list of captions, and was given one text: \['a dog'"):
+            probes[name]("a dog")
+    with pytest.raises(UserError, match=r"\(N, S, S, 3\), and was given \(2, 3, 32, 32\)"):
+        probes["encode_image"](torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
