@@ -4,6 +4,7 @@ in one place after the other.
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def mine(folder: Path, changes: dict[str, str]) -> Run:
 def module(name: str) -> str:
     """`__init__` with one line more."""
     return f"{BEGIN}        {name}\n"
+
+
+def refusal(function: Callable[..., object], *arguments: object) -> str:
+    """What it says of its input, "" where it takes it."""
+    try:
+        function(*arguments)
+    except Exception as e:
+        assert isinstance(e, UserError), f"no sentence: {e}"
+        return str(e)
+    return ""
 
 
 # what is broken -> the lines, what is said
@@ -170,9 +181,7 @@ def test_the_first_step_tells_what_needs_values(tmp_path, name):
     if name != "no such key":
         check_buildable(run)
     objective, batch = whole(run)
-    with pytest.raises(UserError) as e:
-        objective(batch, 0)
-    text = str(e.value)
+    text = refusal(objective, batch, 0)
     assert sentence in text and "\n" not in text, text
     assert ("failed" in text) == bool(re.search(r"\(\S+mine_\w+\.py line \d+\)", text)), text
 
@@ -192,8 +201,12 @@ def test_only_the_first_pass_is_looked_at(tmp_path):
     objective, batch = whole(run)
     loss, logged = objective(batch, 0)
     assert loss.shape == () and logged == {}
-    with pytest.raises(KeyError, match="late"):
+    try:
         objective(batch, 1)
+    except Exception as e:
+        assert isinstance(e, KeyError), e
+    else:
+        raise AssertionError("nothing failed")
 
 
 @pytest.mark.parametrize("package", ["", "distributed"])
@@ -202,8 +215,12 @@ def test_a_message_between_ranks_that_fails_is_no_ones_input(tmp_path, package):
     lines = "        import torch.distributed as dist\n        dist.all_reduce(batch.valid)\n"
     lines = lines if package else "        raise torch.OutOfMemoryError('full')\n"
     objective, batch = whole(mine(tmp_path, {DEF: DEF + lines}))
-    with pytest.raises((ValueError, RuntimeError)):
+    try:
         objective(batch, 0)
+    except Exception as e:
+        assert not isinstance(e, UserError), e
+    else:
+        raise AssertionError("nothing failed")
 
 
 def test_the_command_refuses_and_leaves_no_folder(tmp_path):
@@ -240,7 +257,6 @@ def test_a_probe_tells_what_it_takes(recipe):
     """One text is no list of captions, and planes first are no pictures."""
     probes = build_objective(smoke(recipe=recipe), torch.float32).probes
     for name in ("encode_text", "cut"):
-        with pytest.raises(UserError, match=r"list of captions, and was given one text: \['a dog'"):
-            probes[name]("a dog")
-    with pytest.raises(UserError, match=r"\(N, S, S, 3\), and was given \(2, 3, 32, 32\)"):
-        probes["encode_image"](torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+        assert "captions, and was given one text: ['a dog']" in refusal(probes[name], "a dog")
+    planes = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    assert "3), and was given (2, 3, 32, 32)" in refusal(probes["encode_image"], planes)
