@@ -598,6 +598,14 @@ MUTANTS = (
         (f"{OWN_OBJECTIVE}::test_a_probe_tells_what_it_takes",),
         "A probe does not take a text for a list of letters.",
     ),
+    Mutant(
+        "contract_estimate",
+        "launch/estimate.py",
+        'return f"{head}; its memory is not estimated: {e}"',
+        'return f"{head}; its memory is not estimated"',
+        (f"{OWN_OBJECTIVE}::test_a_memory_that_cannot_be_estimated_has_its_reason",),
+        "A memory that cannot be estimated has its reason beside it.",
+    ),
     # --- shards in a bucket
     Mutant(
         "bucket-chunk-unchecked",

@@ -16,6 +16,7 @@ from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch import recipes
 from vtx_scale.launch.build import build_objective, reader_of
+from vtx_scale.launch.estimate import system_line
 from vtx_scale.launch.strangers import check_buildable
 from vtx_scale.objectives.contract import RESERVED
 from vtx_scale.specs.run import Run
@@ -193,6 +194,16 @@ def whole(run: Run):
     rows = {k: torch.stack([torch.as_tensor(v)] * 4) for k, v in reader_of(run, 1).blank().items()}
     number = torch.arange(4)
     return objective, Batch(rows, number >= 0, number, number, number)
+
+
+def test_a_memory_that_cannot_be_estimated_has_its_reason(tmp_path):
+    line = system_line(mine(tmp_path, LOOKS), torch.device("cpu"), 1)
+    assert "its memory is not estimated: Shape cannot run on the meta device, so" in line
+
+
+def test_the_examples_memory_is_estimated():
+    run = recipes.find(f"{ROOT / 'examples' / 'objective.py'}:rotations")
+    assert "114,308 trained parameters, about" in system_line(run, torch.device("cpu"), 1)
 
 
 def test_only_the_first_pass_is_looked_at(tmp_path):
