@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 DETAIL = 200  # letters of what was found that are kept
+BLANK = "blank()"  # of a reader, as what it says of a sample that is not like it names it
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -31,7 +31,7 @@ from torch.utils.data import Dataset as TorchDataset
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.cached import source_for
 from vtx_scale.data_pipeline.chunks import Source
-from vtx_scale.data_pipeline.errors import DETAIL, BadSample, UserError, judged, notes
+from vtx_scale.data_pipeline.errors import BLANK, DETAIL, BadSample, UserError, judged, notes
 from vtx_scale.data_pipeline.fork_server import preload
 from vtx_scale.data_pipeline.index import Index
 from vtx_scale.data_pipeline.mix import Mix
@@ -318,7 +318,7 @@ def put(reader: Reader, members: Members, draw: Draw, rows: Row, i: int) -> None
 
     def read() -> None:
         for name, value in reader(members, draw).items():
-            fill(rows[name], i, np.asarray(value))
+            place(rows, name, i, np.asarray(value))
 
     try:
         judged("reader_error", read)
@@ -326,6 +326,20 @@ def put(reader: Reader, members: Members, draw: Draw, rows: Row, i: int) -> None
         for row in rows.values():
             row[i] = 0
         raise
+
+
+def place(rows: Row, name: str, i: int, value: NDArray[Any]) -> None:
+    """rows[name][i] = value. Raises BadSample where it does not go in there."""
+    if name not in rows:
+        raise BadSample("reader_error", f"the reader gives {name}, {BLANK} has none")
+    try:
+        fill(rows[name], i, value)
+    except ValueError as e:
+        if value.shape == rows[name].shape[1:]:
+            raise
+        asked = rows[name].shape[1:]
+        text = f"the reader gives {name} {value.shape}, {BLANK} says {asked}"
+        raise BadSample("reader_error", text) from e
 
 
 def fill(rows: NDArray[Any], i: int, value: NDArray[Any]) -> None:

@@ -66,12 +66,10 @@ class Rotations(Objective):
         slots = self.context.slots(batch, step)
         turn_B = (slots.uniform("turn") * TURNS).long()
         x = normalised(batch["image"], self.spec.pixels, next(self.parameters()).dtype)
-        x = torch.stack(
-            [
-                torch.rot90(picture, int(turn), (1, 2))
-                for picture, turn in zip(x, turn_B, strict=True)
-            ]
-        )
+        # no value is looked at in Python, so that this runs on the meta device too, where memory is
+        # estimated, and a GPU need not be waited for
+        x_BK = torch.stack([torch.rot90(x, turn, (2, 3)) for turn in range(TURNS)], 1)
+        x = x_BK[torch.arange(len(x), device=x.device), turn_B]
         logits_BK = self.net(x, slots)
         loss_B = F.cross_entropy(logits_BK, turn_B, reduction="none")
         right_B = (logits_BK.argmax(1) == turn_B) & batch.valid

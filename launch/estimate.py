@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.launch.plan import planner_of
 from vtx_scale.launch.room import GIB, memory_of
 from vtx_scale.planner.layout import KINDS, layout_of
@@ -38,6 +39,8 @@ def system_line(run: Run, device: torch.device, world: int) -> str:
     try:
         with torch.random.fork_rng(devices=[]):
             return f"{head}: {needs(run, strategy, name, world)} of {size(memory_of(device))}"
+    except UserError as e:
+        return f"{head}; its memory is not estimated: {e}"
     except Exception as e:  # a stranger's objective may not run on the meta device
         return f"{head}; its memory cannot be estimated ({type(e).__name__})"
 

@@ -57,6 +57,14 @@ REFUSED = [
     ("vit_b16_masked", ["objective.net.resolution=36"], "masked patches must cover the picture"),
     ("vit_b16_jft", ["objective.net.heads=5"], "give a divisor of the width"),
     ("dino_vit_s16", ["objective.last_blocks=9"], "the network has 2"),
+    ("dino_vit_s16", ["objective.frozen=-1"], "frozen=-1: give 0 or more steps"),
+    ("dino_vit_s16", ["objective.warm_steps=-3"], "warm_steps=-3: give 0 or more steps"),
+    (
+        "dino_vit_s16",
+        ["objective.crops.local_size=1", "objective.crops.locals=0"],
+        "local_size=1: give crops",
+    ),
+    ("dino_vit_s16", ["objective.crops.locals=-1"], "locals=-1: give 0 or more crops."),
     (
         "resnet50_imagenet",
         ["system.micro_batch=4"],

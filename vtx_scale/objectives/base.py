@@ -1,5 +1,6 @@
 """What an objective is: a reader of samples, a loss, its units, its parameter rules, its probes."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from vtx_scale.blocks.slots import VIEWS, SlotContext
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.data_pipeline.loader import Reader
 from vtx_scale.distributed.ranks import Ranks
+from vtx_scale.objectives.contract import check_losses, explained
 from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.run import Augment, Data
 
@@ -81,13 +83,15 @@ class Follower:
 
 class Objective(nn.Module):
     """Built on the meta device: `__init__(spec, context)` depends on these alone and
-    computes no values.
+    computes no values. Values that it loads would be lost: they come from `parameter_rules`, from
+    `init.from`, or from another run, of a part that the spec names in `pretrained`.
 
     Five members make one: `reader`, `forward`, `units`, `parameter_rules` and `probes`; `count`,
     `prepare`, `followers`, `update_buffers` and `codes_reader` where they differ from what stands
     here. What is a fact about the configuration (used fields of `data`, augmentations, pretrained
-    parts) stands in the spec. Trained parameters have at least one dimension (a scale has shape
-    (1,)), because FSDP shards no scalars. Nothing here writes to a parameter.
+    parts) stands in the spec. Parameters have at least one dimension (a scale has shape (1,)),
+    because FSDP shards no scalars: one without is refused under every strategy. Nothing here writes
+    to a parameter.
 
     probes: what evaluators and users may ask, by name; docs/objectives.md lists names and shapes.
     parameter_rules: where each parameter and buffer starts, and how it is trained, a table of
@@ -96,11 +100,27 @@ class Objective(nn.Module):
 
     probes: dict[str, Callable[..., Any]]
     parameter_rules: Rules
+    checked = False  # whether a forward pass has given what it must
 
     def __init__(self, spec: ObjectiveSpec, context: Context) -> None:
         super().__init__()
         self.spec: ObjectiveSpec = spec
         self.context = context
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward` with its hooks. The first time raises UserError where it does not give what it
+        must, or where a line outside of this package fails.
+        """
+        if self.checked:
+            return super().__call__(*args, **kwargs)
+        who = type(self).__name__.removeprefix("FSDP")
+        strange = not self.spec.build.startswith("vtx_scale.")
+        values = all(not x.valid.is_meta for x in args if isinstance(x, Batch))
+        with explained(who) if strange and values else contextlib.nullcontext():
+            found = super().__call__(*args, **kwargs)
+        check_losses(who, found)
+        self.checked = True
+        return found
 
     @staticmethod
     def reader(spec: Any, data: Data, train: bool) -> Reader:
@@ -124,7 +144,9 @@ class Objective(nn.Module):
 
         batch: this rank's on the device, or a part of it; what is masked weighs nothing. step: of
         the run, from 0. The trainer divides the sum by the global count; what is logged are means
-        over these slots, which it averages over micro-batches and ranks.
+        over these slots, which it averages over micro-batches and ranks. Logged names are the same
+        on every rank, in every micro-batch and at every step, in one order; those that the trainer
+        has for numbers of its own (`contract.RESERVED`: loss, lr, step, samples ...) are refused.
         """
         raise NotImplementedError("an objective needs a forward")
 

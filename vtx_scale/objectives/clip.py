@@ -30,7 +30,7 @@ from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.clip_reader import ClipReader
 from vtx_scale.objectives.pairs import checkpointed_chunks, contrastive_loss
 from vtx_scale.objectives.pixels import normalised
-from vtx_scale.objectives.probes import probe
+from vtx_scale.objectives.probes import captions, pictures, probe
 from vtx_scale.specs.clip import ClipConfig
 from vtx_scale.specs.run import Data
 
@@ -129,13 +129,15 @@ class Clip(Objective):
 
     def _probe_image(self, pixels: NDArray[Any] | Tensor) -> Tensor:
         """uint8 (N, S, S, 3) at the model's size -> (N, E) float32 of unit length, on the CPU."""
-        return self.context.run_probe(self.encode_image, torch.as_tensor(pixels))
+        return self.context.run_probe(self.encode_image, pictures(pixels))
 
     def _probe_text(self, texts: list[str] | Tensor) -> Tensor:
         """Captions or token ids (N, T) -> (N, E) float32 of unit length, on the CPU."""
         if not isinstance(texts, Tensor):
             texts = torch.from_numpy(
-                tokenizer(self.context.tokenizer).encode_all(texts, self.spec.text.context)
+                tokenizer(self.context.tokenizer).encode_all(
+                    captions(texts), self.spec.text.context
+                )
             )
         return self.context.run_probe(self.encode_text, texts)
 
@@ -146,7 +148,7 @@ class Clip(Objective):
 
     def _probe_cut(self, texts: list[str]) -> tuple[int, int]:
         """How many captions are longer than what is read of one, and that number of tokens."""
-        return tokenizer(self.context.tokenizer).cut(texts, self.spec.text.context - 2)
+        return tokenizer(self.context.tokenizer).cut(captions(texts), self.spec.text.context - 2)
 
 
 def unit(x: Tensor) -> Tensor:

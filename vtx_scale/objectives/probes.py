@@ -1,6 +1,6 @@
 """What evaluators and users may ask an objective whose network sees images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,26 @@ from vtx_scale.objectives.pixels import normalised
 Probe = Callable[[NDArray[Any] | Tensor], Tensor]
 
 
+def pictures(pixels: NDArray[Any] | Tensor) -> Tensor:
+    """Pixels that a probe was given. Raises UserError for another shape than (N, S, S, 3)."""
+    images = torch.as_tensor(pixels)
+    if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
+        raise UserError(
+            "A probe takes square pictures, uint8 (N, S, S, 3), "
+            f"and was given {tuple(images.shape)}."
+        )
+    return images
+
+
+def captions(texts: Iterable[str]) -> Iterable[str]:
+    """Captions that a probe was given. Raises UserError for one text, whose letters would each be a
+    caption.
+    """
+    if isinstance(texts, str):
+        raise UserError(f"A probe takes a list of captions, and was given one text: [{texts!r}].")
+    return texts
+
+
 def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor]) -> Probe:
     """uint8 (N, S, S, 3) at the model's size -> `function` of the normalised (N, 3, S, S),
     float32 on the CPU.
@@ -29,13 +49,7 @@ def probe(objective: Objective, kind: str, function: Callable[[Tensor], Tensor])
         ):  # where a sharded objective has its parameters, in the type they are computed in
             return function(normalised(x, kind, next(objective.parameters()).dtype))
 
-        images = torch.as_tensor(pixels)
-        if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
-            raise UserError(
-                "A probe takes square pictures, uint8 (N, S, S, 3), "
-                f"and was given {tuple(images.shape)}."
-            )
-        return objective.context.run_probe(inside, images)
+        return objective.context.run_probe(inside, pictures(pixels))
 
     return ask
 

@@ -29,6 +29,7 @@ from vtx_scale.data_pipeline.text import tokenizer
 from vtx_scale.objectives.base import Context, Objective
 from vtx_scale.objectives.pairs import checkpointed_chunks, contrastive_loss
 from vtx_scale.objectives.pixels import normalised
+from vtx_scale.objectives.probes import captions, pictures
 from vtx_scale.objectives.siglip_reader import SiglipReader, canonical, encode_all
 from vtx_scale.specs.run import Data
 from vtx_scale.specs.siglip import SiglipConfig
@@ -110,13 +111,15 @@ class Siglip(Objective):
 
     def _probe_image(self, pixels: NDArray[Any] | Tensor) -> Tensor:
         """uint8 (N, S, S, 3) at the model's size -> (N, E) float32 of unit length, on the CPU."""
-        return self.context.run_probe(self.encode_image, torch.as_tensor(pixels))
+        return self.context.run_probe(self.encode_image, pictures(pixels))
 
     def _probe_text(self, texts: list[str] | Tensor) -> Tensor:
         """Captions or token ids (N, T) -> (N, E) float32 of unit length, on the CPU."""
         if not isinstance(texts, Tensor):
             texts = torch.from_numpy(
-                encode_all(tokenizer(self.context.tokenizer), texts, self.spec.text.context)
+                encode_all(
+                    tokenizer(self.context.tokenizer), captions(texts), self.spec.text.context
+                )
             )
         return self.context.run_probe(self.encode_text, texts)
 
@@ -128,7 +131,7 @@ class Siglip(Objective):
     def _probe_cut(self, texts: list[str]) -> tuple[int, int]:
         """How many captions are longer than what is read of one, and that number of tokens."""
         words = tokenizer(self.context.tokenizer)
-        return words.cut(map(canonical, texts), self.spec.text.context - 1)
+        return words.cut(map(canonical, captions(texts)), self.spec.text.context - 1)
 
 
 def unit(x: Tensor) -> Tensor:

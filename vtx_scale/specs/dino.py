@@ -32,8 +32,10 @@ class Crops(Spec):
 
     def faults(self) -> list[str]:
         found = []
-        if self.locals < 0 or self.local_size < 2:
-            found.append(f"locals={self.locals}: give 0 or more crops, of 2 pixels or more.")
+        if self.locals < 0:
+            found.append(f"locals={self.locals}: give 0 or more crops.")
+        if self.local_size < 2:
+            found.append(f"local_size={self.local_size}: give crops of 2 pixels or more.")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -85,6 +87,11 @@ class DinoConfig(ObjectiveSpec):
             f"{n}={getattr(self, n)}: give 1 or more."
             for n in ("prototypes", "hidden", "bottleneck", "last_blocks")
             if getattr(self, n) < 1
+        ]
+        found += [
+            f"{n}={getattr(self, n)}: give 0 or more steps."
+            for n in ("frozen", "warm_steps")
+            if getattr(self, n) < 0
         ]
         found += [
             f"{n}={getattr(self, n)}: give a temperature above 0."

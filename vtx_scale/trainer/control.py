@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from vtx_scale.data_pipeline.errors import UserError
+from vtx_scale.data_pipeline.errors import BLANK, UserError
 from vtx_scale.data_pipeline.objects import AnyPath, ObjectPath
 from vtx_scale.trainer.leave import Exists, requests
 
@@ -120,7 +120,7 @@ class BadLimit:
         """A ledger entry of this rank's."""
         detail = f" ({bad['detail']})" if bad.get("detail") else ""
         self.reasons[str(bad.get("reason"))] += 1
-        self.details[f"{bad.get('reason')}{detail}"[:80]] += 1
+        self.details[f"{bad.get('reason')}{detail}"[: 80 if BLANK not in detail else None]] += 1
         if bad.get("members"):
             self.members[", ".join(bad["members"])] += 1
 
@@ -144,6 +144,11 @@ class BadLimit:
             not self.source and (steps >= self.FIRST_STEPS or last)
         )
         if not used and enough:
+            if self.details and BLANK in (most := self.details.most_common(1)[0][0]):
+                raise UserError(
+                    f"None of the first {slots} samples{self.source} can be used: {most}; let both "
+                    "agree."
+                )
             raise UserError(
                 f"None of the first {slots} samples{self.source} can be used{self.why()}: see "
                 "that the recipe reads what the shards hold ('vtx data verify SHARDS' shows more)."
