@@ -43,6 +43,8 @@ def build(args: argparse.Namespace) -> int:
         say(sets[-1][1].guess)
     for name, source in sets:
         written(args, source, places[name], named=len(sets) > 1)
+    if warning := sets[-1][1].warning:
+        say(warning)
     if not args.json:
         keys = [f"data.val_shards={places['val']}"] if len(sets) > 1 else []
         say(", ".join([f"data.shards={args.out}", *keys]))

@@ -77,6 +77,8 @@ def made(source: str, say: Say) -> str:
         return str(folder)
     say(f"{source}: making shards in {folder}")
     say(found.guess)
+    if found.warning:
+        say(found.warning)
     packed(found, folder, say)
     return str(folder)
 

@@ -151,6 +151,30 @@ MANIFESTS = "tests/cluster/test_manifests.py"
 MUTANTS = (
     # --- what are no shards yet
     Mutant(
+        "order_of_folders",
+        "data_pipeline/tools/sides.py",
+        "key=lambda name: hashlib.sha256(ORDER + encoded(name)).digest()",
+        "key=encoded",
+        (f"{BUILD}::test_each_shard_holds_all_classes_in_an_order_that_names_alone_decide",),
+        "A folder of classes does not train in batches of one class.",
+    ),
+    Mutant(
+        "order_of_sides",
+        "data_pipeline/tools/sides.py",
+        "hashlib.sha256(ORDER + encoded(name))",
+        "hashlib.sha256(encoded(name))",
+        (f"{BUILD}::test_each_shard_holds_all_classes_in_an_order_that_names_alone_decide",),
+        "The order of a set says nothing of what is held for validation.",
+    ),
+    Mutant(
+        "order_sorted_by_chance",
+        "data_pipeline/tools/tables.py",
+        "drawn = sum(count * count for count in self.words.values()) / rows**2",
+        "drawn = 0.0",
+        (f"{BUILD}::test_a_table_that_is_sorted_by_class_is_told",),
+        "A table with one great class is not called sorted.",
+    ),
+    Mutant(
         "side_of_all",
         "data_pipeline/tools/sides.py",
         "return (word < self.share) == self.held",

@@ -10,7 +10,7 @@ from vtx_scale.data_pipeline.storage import Storage
 from vtx_scale.data_pipeline.tools.packing import Input, Left, named
 from vtx_scale.data_pipeline.tools.rows import sample_of
 from vtx_scale.data_pipeline.tools.shards import Sample
-from vtx_scale.data_pipeline.tools.sides import ALL, Side
+from vtx_scale.data_pipeline.tools.sides import ALL, Side, shuffled
 
 HIDDEN = re.compile(r"(?:^|/)[._]")  # also what a Mac keeps beside a file
 FIRST = 1 << 16  # bytes of a caption that count
@@ -39,8 +39,8 @@ class Files:
 
 
 def pictures_of(storage: Storage, every: list[str], each: int, side: Side = ALL) -> Input:
-    """The pictures of a folder and below it that lie on a side, by the bytes of their names, of
-    `each` a shard.
+    """The pictures of a folder and below it that lie on a side, in the order of a hash of their
+    names, of `each` a shard: so each shard holds pictures of all classes.
 
     every: the names of all files. Where no picture lies in the folder itself its subfolders are
     classes, numbered by their names. A `.txt` of the same name beside a picture is its caption.
@@ -48,8 +48,7 @@ def pictures_of(storage: Storage, every: list[str], each: int, side: Side = ALL)
     captions.
     """
     every = [name for name in every if not HIDDEN.search(name)]
-    names = [name for name in every if name.lower().endswith(PICTURES)]
-    names.sort(key=lambda name: name.encode("utf-8", "surrogateescape"))
+    names = shuffled([name for name in every if name.lower().endswith(PICTURES)])
     if not names:
         raise UserError(f"{storage} holds neither pictures nor tars nor tables: look at the path.")
     written = {name[:-4] for name in every if name.endswith(".txt")}

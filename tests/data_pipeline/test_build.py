@@ -3,6 +3,8 @@
 import json
 import os
 import tarfile
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.columns import Columns
 from vtx_scale.data_pipeline.tools.packing import pack
 from vtx_scale.data_pipeline.tools.pictures import pictures_of
+from vtx_scale.data_pipeline.tools.sides import Side, shuffled
 from vtx_scale.data_pipeline.tools.tables import tables
 from vtx_scale.data_pipeline.tools.verify import verify
 
@@ -49,12 +52,61 @@ def test_class_folders_become_labels(tmp_path):
     assert made == {**made, "shards": 3, "samples": 8, "left_out": 0} and not left
     found = samples_of(tmp_path / "out")
     assert [key for key, _ in found] == [f"{i:09d}" for i in range(8)]
-    for i, (_, members) in enumerate(found):
+    paths = {json.loads(members["json"])["path"]: members for _, members in found}
+    assert list(paths) == shuffled(sorted(paths))
+    for i in range(8):
+        members = paths[f"{'cat' if i < 4 else 'dog'}/{i % 4}.v1.jpg"]
         assert members["jpg"] == jpeg(10 * (i // 4) + i % 4)
         assert members["cls"] == str(i // 4).encode()
-        assert json.loads(members["json"])["path"] == f"{'cat' if i < 4 else 'dog'}/{i % 4}.v1.jpg"
-    assert found[4][1]["txt"] == b"a dog" and "txt" not in found[5][1]
+        assert ("txt" in members) == (i == 4)
+    assert paths["dog/0.v1.jpg"]["txt"] == b"a dog"
     assert (tmp_path / "out" / "classes.txt").read_text() == "cat\ndog\n"
+
+
+def test_each_shard_holds_all_classes_in_an_order_that_names_alone_decide(tmp_path):
+    """Else a batch, which is read from a few shards, is of one class or two."""
+    names = [f"{c}/{i:03d}.jpg" for c in "abcde" for i in range(100)]
+    storage = Memory()
+    source = pictures_of(storage, names, 100)
+    for _, unit, _ in source.units:
+        counts = Counter(name[0] for name in unit)
+        assert len(counts) == 5 and max(counts.values()) < 40, counts
+    assert source.about["pictures"] == [name for _, unit, _ in source.units for name in unit]
+    again = pictures_of(storage, names[::-1], 100)
+    assert again.about == source.about
+    fewer = pictures_of(storage, names[::2], 100).about["pictures"]
+    assert fewer == [x for x in source.about["pictures"] if x in fewer], "others move none"
+    held = [[Side(0.2, True).takes(name) for name in unit] for _, unit, _ in source.units]
+    assert all(8 < sum(unit) < 35 for unit in held), "a share of each shard is held"
+
+
+def test_a_set_that_was_begun_in_another_order_is_not_gone_on_with(tmp_path):
+    source = pictures(class_folders(tmp_path / "in"))
+    names = sorted(source.about["pictures"])
+    by_name = replace(source, about={**source.about, "pictures": names})
+    assert killed_at(by_name, tmp_path / "out", 4)
+    with pytest.raises(UserError, match="the beginning of another set"):
+        packed(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_sorted"),
+    [
+        ("a" * 10 + "b" * 10, True),
+        ("b" * 18 + "a" * 2, True),
+        ("ab" * 10, False),
+        ("aabbabbaabaabbabbaba", False),
+        ("aaaaaaaaabaaaaaaaaaa", False),  # so it is by chance, too
+        ("a" * 20, False),
+        ("ab", False),
+    ],
+)
+def test_a_table_that_is_sorted_by_class_is_told(tmp_path, labels, is_sorted):
+    """Its rows keep their order."""
+    rows = [[f"{i}.jpg", label] for i, label in enumerate(labels)]
+    source = rows_of(table(tmp_path / "t.csv", [["image", "label"], *rows]))
+    assert ("shuffle the table" in source.warning) == is_sorted
+    assert not rows_of(table(tmp_path / "c.csv", [["image", "text"], *rows])).warning
 
 
 def test_a_picture_beside_folders_of_classes_drops_them_not_in_silence(tmp_path):
@@ -78,7 +130,8 @@ def test_a_picture_without_text_where_others_have_one_is_found_in_what_was_built
             (source / f"{i}.txt").write_text("a caption")
     packed(pictures(source), tmp_path / "out")
     (line,) = verify(str(tmp_path / "out"))
-    assert line["key"] == "000000002" and line["reason"] == "member_missing"
+    row = shuffled([f"{i}.jpg" for i in range(4)]).index("2.jpg")
+    assert line["key"] == f"{row:09d}" and line["reason"] == "member_missing"
 
 
 def test_bad_files_are_named_and_left_out(tmp_path):
@@ -86,7 +139,7 @@ def test_bad_files_are_named_and_left_out(tmp_path):
     (source / "cat" / "1.v1.jpg").write_bytes(b"")
     (source / "dog" / "2.v1.jpg").write_bytes(corrupt(jpeg(3)))
     made, left = packed(pictures(source), tmp_path / "out")
-    assert [(line["row"], line["reason"]) for line in left] == [
+    assert sorted((line["row"], line["reason"]) for line in left) == [
         ("cat/1.v1.jpg", "empty"),
         ("dog/2.v1.jpg", "jpeg_corrupt"),
     ]
@@ -333,7 +386,7 @@ def test_webdataset_reads_it_and_no_time_or_owner_is_in_it(tmp_path):
     names = sorted(map(str, (tmp_path / "out").glob("*.tar")))
     stages = wds.WebDataset(names, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
     found = list(stages)
-    assert [label for _, label in found] == [0] * 4 + [1] * 4
+    assert sorted(label for _, label in found) == [0] * 4 + [1] * 4
     assert {image.size for image, _ in found} == {(32, 24)}
     for name in names:
         with tarfile.open(name) as tar:
