@@ -1,6 +1,7 @@
 """`vtx data build` and `vtx data repack`: sets of shards from what a user has."""
 
 import argparse
+import shlex
 
 import PIL
 
@@ -15,11 +16,11 @@ from vtx_scale.data_pipeline.tools.columns import Columns
 from vtx_scale.data_pipeline.tools.packing import Input, Line, pack
 from vtx_scale.data_pipeline.tools.repack import archives, set_again, unpacked_set
 from vtx_scale.data_pipeline.tools.shrink import Edit
-from vtx_scale.launch.next_step import fitting, next_step
+from vtx_scale.launch.next_step import beside, fitting, next_step
 from vtx_scale.launch.places import shards_at, storage_at
 from vtx_scale.launch.pools import workers_of
 from vtx_scale.launch.progress import progress
-from vtx_scale.launch.raw_sets import SAMPLES, Asked, beside, inputs, is_folder, parted
+from vtx_scale.launch.raw_sets import SAMPLES, Asked, inputs, is_folder, parted
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.trainer.output import say
 
@@ -47,8 +48,9 @@ def build(args: argparse.Namespace) -> int:
         say(warning)
     if not args.json:
         keys = [f"data.val_shards={places['val']}"] if len(sets) > 1 else []
-        say(", ".join([f"data.shards={args.out}", *keys]))
-        next_step("data", "verify", args.out, "--for", *fitting(*sets[-1][1].holds), *keys)
+        say(shlex.join([f"data.shards={args.out}", *keys]))
+        recipe, *classes = fitting(*sets[-1][1].holds)
+        next_step("data", "verify", args.out, "--for", recipe, *keys, *classes)
     return 0
 
 

@@ -151,6 +151,22 @@ MANIFESTS = "tests/cluster/test_manifests.py"
 MUTANTS = (
     # --- what are no shards yet
     Mutant(
+        "classes_beyond",
+        "launch/class_counts.py",
+        "if have > names:",
+        "if have:",
+        (f"{BANNER}::test_a_run_of_too_few_classes_does_not_begin",),
+        "A network with fewer classes than the data names does not begin to train.",
+    ),
+    Mutant(
+        "classes_next",
+        "launch/next_step.py",
+        "if listed and class_count(run.objective):",
+        "if not listed:",
+        (f"{RAW}::test_verify_ends_with_the_training_that_fits",),
+        "The command that trains has as many classes as the data.",
+    ),
+    Mutant(
         "order_of_folders",
         "data_pipeline/tools/sides.py",
         "key=lambda name: hashlib.sha256(ORDER + encoded(name)).digest()",
