@@ -22,6 +22,7 @@ from vtx_scale.launch.checks import check
 from vtx_scale.launch.class_counts import class_misfit, of_names
 from vtx_scale.launch.commands import run_of
 from vtx_scale.launch.datasets import local_classes
+from vtx_scale.launch.few import Few
 from vtx_scale.launch.next_step import next_step, training
 from vtx_scale.launch.override import to_dict
 from vtx_scale.launch.places import shards_at, storage_at
@@ -45,7 +46,7 @@ def judge_of(args: argparse.Namespace) -> Run | None:
 
 
 def verify(args: argparse.Namespace) -> int:
-    bad, reader, seed = 0, None, 0
+    bad, reader, seed, few = 0, None, 0, Few(print)
     listed = shards_at(args.shards, say)
     if recipe := judge_of(args):
         names = 0 if listed.remote else of_names(local_classes(listed))
@@ -56,10 +57,15 @@ def verify(args: argparse.Namespace) -> int:
         for row in verify_shards(listed, reader, seed, say, args.pool):
             bad += 1
             where = f"{row['shard']}/{row['key'] or '(the tar)'}"
-            print_json(row) if args.json else print(
-                f"{where}: {row['reason']} {row['member']}".rstrip()
-            )
+            line = f"{where}: {row['reason']} {row['member']}".rstrip()
+            if args.json:
+                print_json(row)
+            elif row["reason"] == "member_missing":  # a whole set may lack it
+                few(f"{row['reason']} {row['member']}", line)
+            else:
+                print(line)
         if not args.json:
+            few.end()
             print(f"{bad} bad" if bad else "every sample is sound")
             if recipe:
                 recipe = replace(recipe, data=replace(recipe.data, shards=args.shards))

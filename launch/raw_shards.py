@@ -17,12 +17,12 @@ from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.system import processors
 from vtx_scale.data_pipeline.tools.packing import CLASSES, DONE, Input, Line, pack
+from vtx_scale.launch.few import Few
 from vtx_scale.launch.places import cache_folder, shards_at
 from vtx_scale.launch.progress import progress
 from vtx_scale.launch.raw_sets import Asked, inputs
 from vtx_scale.specs.run import Run
 
-NAMED = 20  # rows that are left out and named, of a set
 SETTLED = ("", "toy", "required")
 Say = Callable[[str], None]
 
@@ -104,16 +104,17 @@ def tag(path: Path) -> str:
 
 
 def packed(found: Input, folder: Path, say: Say) -> None:
-    """Write a set; what is left out is counted, and the first of it named."""
-    left: list[Line] = []
+    """Write a set; what is left out is counted, and the first of each reason named."""
+    few = Few(say)
 
     def left_out(line: Line) -> None:
-        left.append(line)
-        if len(left) <= NAMED:
-            say(f"{line['row']}: {line['reason']} {line.get('detail', '')}".rstrip())
+        few(line["reason"], f"{line['row']}: {line['reason']} {line.get('detail', '')}".rstrip())
 
     workers = min(processors(), found.count)
-    with progress("shards", found.count) as tick:
-        pack(Folder(folder), found, workers, lambda: open_index(str(folder)), left_out, tick)
-    if left:
-        say(f"{len(left):,} rows are left out, which cannot be used")
+    try:
+        with progress("shards", found.count) as tick:
+            pack(Folder(folder), found, workers, lambda: open_index(str(folder)), left_out, tick)
+    finally:
+        few.end()
+    if left := few.counts.total():
+        say(f"{left:,} rows are left out, which cannot be used")

@@ -151,6 +151,22 @@ MANIFESTS = "tests/cluster/test_manifests.py"
 MUTANTS = (
     # --- what are no shards yet
     Mutant(
+        "splits_as_classes",
+        "data_pipeline/tools/pictures.py",
+        "    refuse_splits(str(storage), found)\n",
+        "",
+        (f"{BUILD}::test_the_splits_of_a_set_are_no_classes",),
+        "Folders named train and val are not learned as two classes.",
+    ),
+    Mutant(
+        "few_of_many",
+        "launch/few.py",
+        "if self.counts[kind] <= FEW:",
+        "if self.counts[kind]:",
+        (f"{BUILD}::test_paths_that_lead_nowhere_are_shown_whole_and_few",),
+        "A table of wrong paths does not fill the terminal.",
+    ),
+    Mutant(
         "classes_beyond",
         "launch/class_counts.py",
         "if have > names:",

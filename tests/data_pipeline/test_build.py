@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -33,6 +35,7 @@ from vtx_scale.data_pipeline.tools.pictures import pictures_of
 from vtx_scale.data_pipeline.tools.sides import Side, shuffled
 from vtx_scale.data_pipeline.tools.tables import tables
 from vtx_scale.data_pipeline.tools.verify import verify
+from vtx_scale.launch.cli import main
 
 
 def pictures(root, each=3):
@@ -134,6 +137,46 @@ def test_a_picture_without_text_where_others_have_one_is_found_in_what_was_built
     assert line["key"] == f"{row:09d}" and line["reason"] == "member_missing"
 
 
+@pytest.mark.parametrize(
+    ("folders", "commands"),
+    [
+        (("val", "train"), ("train", "val")),
+        (("Train", "valid", "test"), ("Train", "valid", "test")),
+        (("train",), ("train",)),
+    ],
+)
+def test_the_splits_of_a_set_are_no_classes(tmp_path, folders, commands):
+    for folder in folders:
+        class_folders(tmp_path / "two sides" / folder, each=1)
+    with pytest.raises(UserError, match="are splits and no classes") as error:
+        pictures(tmp_path / "two sides")
+    found = re.findall(r"'(vtx .*?)'(?: and |\smake)", str(error.value))
+    root = tmp_path / "two sides"
+    assert [shlex.split(x)[3:] for x in found] == [
+        [f"{root}/{name}", f"shards/{name}"] for name in commands
+    ]
+    class_folders(root, ("cat",), each=1)
+    assert pictures(root).holds[2] == len(folders) + 1, "beside a class they are classes"
+
+
+def test_photographs_that_cannot_be_read_are_counted_and_empty_classes_named(tmp_path):
+    source = class_folders(tmp_path / "in")
+    assert pictures(source).guess.endswith("labels from 2 folders.")
+    for name in ("cat/a.HEIC", "cat/b.heic", "cat/c.avif", "cat/notes.md", "emu/d.cr2"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"x")
+    (source / "yak").mkdir()
+    (source / ".hidden").mkdir()
+    guess = pictures(source).guess
+    assert "4 files left out: 2 HEIC, 1 AVIF, 1 CR2: make JPEGs of them." in guess
+    assert guess.endswith("No picture lies in emu, yak: no class.")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "a.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"can be read \(1 file left out: 1 HEIC\): make JPEGs"):
+        pictures(alone)
+
+
 def test_bad_files_are_named_and_left_out(tmp_path):
     source = class_folders(tmp_path / "in")
     (source / "cat" / "1.v1.jpg").write_bytes(b"")
@@ -203,6 +246,42 @@ def test_parts_of_a_table_are_its_rows(tmp_path_factory, captions, each, delimit
     assert source.count == -(-len(rows) // each)
     found = [cells for part in source.units for cells in source.read.cells(part)]
     assert found == [(name, caption, None) for name, caption in rows]
+
+
+def test_paths_that_lead_nowhere_are_shown_whole_and_few(tmp_path, capfd):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    rows = [[f"photos/{i}.jpg", "x"] for i in range(160)]
+    path = table(tmp_path / "t.csv", [["image", "text"], ["0.jpg", "x"], *rows])
+    assert main(["data", "build", str(path), str(tmp_path / "out"), "--workers", "1"]) == 0
+    out, _ = capfd.readouterr()
+    lines = [line for line in out.splitlines() if ": path " in line]
+    assert lines[0] == f"t.csv row 2: path {tmp_path}/photos/0.jpg: No such file or directory"
+    assert len(lines) == 5 and "and 155 more: path\n" in out
+    assert "paths are relative to the table's folder" in out
+    assert main(["data", "build", str(path), str(tmp_path / "j"), "--workers", "1", "--json"]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 161, "JSON stays whole"
+
+
+def test_nothing_but_paths_that_lead_nowhere(tmp_path, capfd):
+    path = table(tmp_path / "t.csv", [["image", "text"], *([["/no.jpg", "x"]] * 9)])
+    assert main(["data", "build", str(path), str(tmp_path / "out"), "--workers", "1"]) == 2
+    out, err = capfd.readouterr()
+    assert "path /no.jpg: No such" in out and "and 4 more: path" in out
+    assert "Nothing of the 9 rows" in err and "relative to the table" in out
+
+
+def test_a_set_without_classes_is_one_sentence(tmp_path, capfd):
+    for i in range(12):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    packed(pictures(tmp_path), tmp_path / "out")
+    words = ["data", "verify", str(tmp_path / "out"), "--for", "vit_small"]
+    capfd.readouterr()
+    assert main(words) == 1
+    out, err = capfd.readouterr()
+    assert out.count(".tar/") == 5 and "and 7 more: member_missing cls\n" in out
+    assert "no sample has a class" in err and "12 bad" in out
+    assert main([*words, "--json"]) == 1
+    assert len(capfd.readouterr().out.splitlines()) == 12
 
 
 def test_names_of_classes_in_a_column(tmp_path):
