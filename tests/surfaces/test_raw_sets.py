@@ -400,6 +400,42 @@ def test_train_offers_and_with_yes_does_it(tmp_path, capfd, monkeypatch):
     assert "leave it out" in typed(capfd, f"{asked} --yes", 2)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "source", "words"),
+    [
+        ("clip_small", "bare", "learns from captions, and {} holds pictures alone: dino_small "),
+        ("vit_small", "bare", "learns from labels, and {} holds pictures alone: dino_small "),
+        (
+            "clip_small",
+            "classes",
+            "learns from captions, and {} holds labels: vit_small objective.net.classes=2 ",
+        ),
+    ],
+)
+def test_shards_that_a_recipe_cannot_learn_from_are_not_made(
+    tmp_path, capfd, monkeypatch, recipe, source, words
+):
+    """And the recipe that can is named; it takes them."""
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "0.jpg").write_bytes(jpeg(0))
+    class_folders(tmp_path / "classes")
+    place = tmp_path / source
+    written, taken = counted(monkeypatch), []
+    text = typed(capfd, f"vtx train {recipe} data.shards={place} --yes", 2)
+    assert words.format(place) in text and not written
+    monkeypatch.setattr("vtx_scale.launch.train.prepared", lambda run, *_: taken.append(run) or 0)
+    fits = words.rpartition(": ")[2]
+    typed(capfd, f"vtx train {fits} data.shards={place} --yes")
+    assert len(taken) == len(written) == 1
+
+
+def test_an_empty_folder_is_called_empty(tmp_path, capfd):
+    (tmp_path / "nothing").mkdir()
+    for more in ("", " --yes"):
+        text = typed(capfd, f"vtx train vit_small data.shards={tmp_path}/nothing{more}", 2)
+        assert f"{tmp_path}/nothing is empty: look at the path." in text
+
+
 def test_a_run_that_holds_out_is_not_offered_a_share():
     fault = NotShards("x is a folder", "x", "y")
     run = recipes.find("vit_s16_imagenet", True)
