@@ -187,7 +187,7 @@ def instead(folder: Path, beside: list[str]) -> UserError:
     kinds = Counter(SUFFIXES.get(os.path.splitext(n)[1].lower(), "") for n in names)
     kinds.pop("", None)
     if not entries(folder):
-        return UserError(f"{folder} is empty: look at the path.")
+        return UserError(f"{folder} holds no *.tar, since it is empty: look at the path.")
     if not kinds:
         return UserError(f"{folder} holds no *.tar: give the folder of the shards, or a pattern.")
     kind, count = kinds.most_common(1)[0]
