@@ -186,6 +186,8 @@ def instead(folder: Path, beside: list[str]) -> UserError:
         return buildable(f"{folder} holds no *.tar but a data set of Hugging Face's", str(folder))
     kinds = Counter(SUFFIXES.get(os.path.splitext(n)[1].lower(), "") for n in names)
     kinds.pop("", None)
+    if not entries(folder):
+        return UserError(f"{folder} holds no *.tar, since it is empty: look at the path.")
     if not kinds:
         return UserError(f"{folder} holds no *.tar: give the folder of the shards, or a pattern.")
     kind, count = kinds.most_common(1)[0]

@@ -1,6 +1,7 @@
 """`vtx data verify`, `inspect`, `stats`, `quarantine`: what shards hold, and what of it is bad."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from vtx_scale.data_pipeline.tools.verify import verify as verify_shards
 from vtx_scale.launch import recipes, run_folder
 from vtx_scale.launch.build import reader_of
 from vtx_scale.launch.checks import check
+from vtx_scale.launch.class_counts import class_misfit, of_names
 from vtx_scale.launch.commands import run_of
-from vtx_scale.launch.next_step import next_step, recipe_words
+from vtx_scale.launch.datasets import local_classes
+from vtx_scale.launch.few import Few
+from vtx_scale.launch.next_step import next_step, training
 from vtx_scale.launch.override import to_dict
 from vtx_scale.launch.places import shards_at, storage_at
 from vtx_scale.launch.pools import workers_of
@@ -42,22 +46,31 @@ def judge_of(args: argparse.Namespace) -> Run | None:
 
 
 def verify(args: argparse.Namespace) -> int:
-    bad, reader, seed = 0, None, 0
+    bad, reader, seed, few = 0, None, 0, Few(print)
     listed = shards_at(args.shards, say)
     if recipe := judge_of(args):
+        names = 0 if listed.remote else of_names(local_classes(listed))
+        if sentence := class_misfit(recipe, args.shards, names):
+            say(sentence)
         reader, seed = reader_of(recipe, True, coded_shards(recipe, listed)), recipe.seed
     try:
         for row in verify_shards(listed, reader, seed, say, args.pool):
             bad += 1
             where = f"{row['shard']}/{row['key'] or '(the tar)'}"
-            print_json(row) if args.json else print(
-                f"{where}: {row['reason']} {row['member']}".rstrip()
-            )
+            line = f"{where}: {row['reason']} {row['member']}".rstrip()
+            if args.json:
+                print_json(row)
+            elif row["reason"] == "member_missing":  # a whole set may lack it
+                few(f"{row['reason']} {row['member']}", line)
+            else:
+                print(line)
         if not args.json:
+            few.end()
             print(f"{bad} bad" if bad else "every sample is sound")
             if recipe:
+                recipe = replace(recipe, data=replace(recipe.data, shards=args.shards))
                 keys = [f"data.shards={args.shards}", *args.keys]
-                next_step("show", *recipe_words(args.recipe, args.smoke, keys))
+                next_step(*training(recipe, args.recipe, args.smoke, keys, names))
     except BrokenPipeError:
         return 1  # a verdict that nobody has read to its end is no good one
     return int(bad > 0)

@@ -1,6 +1,7 @@
 """`vtx data build` and `vtx data repack`: sets of shards from what a user has."""
 
 import argparse
+import shlex
 
 import PIL
 
@@ -15,11 +16,12 @@ from vtx_scale.data_pipeline.tools.columns import Columns
 from vtx_scale.data_pipeline.tools.packing import Input, Line, pack
 from vtx_scale.data_pipeline.tools.repack import archives, set_again, unpacked_set
 from vtx_scale.data_pipeline.tools.shrink import Edit
-from vtx_scale.launch.next_step import fitting, next_step
+from vtx_scale.launch.few import Few
+from vtx_scale.launch.next_step import beside, fitting, next_step
 from vtx_scale.launch.places import shards_at, storage_at
 from vtx_scale.launch.pools import workers_of
 from vtx_scale.launch.progress import progress
-from vtx_scale.launch.raw_sets import SAMPLES, Asked, beside, inputs, is_folder, parted
+from vtx_scale.launch.raw_sets import SAMPLES, Asked, inputs, is_folder, parted
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.trainer.output import say
 
@@ -43,10 +45,13 @@ def build(args: argparse.Namespace) -> int:
         say(sets[-1][1].guess)
     for name, source in sets:
         written(args, source, places[name], named=len(sets) > 1)
+    if warning := sets[-1][1].warning:
+        say(warning)
     if not args.json:
         keys = [f"data.val_shards={places['val']}"] if len(sets) > 1 else []
-        say(", ".join([f"data.shards={args.out}", *keys]))
-        next_step("data", "verify", args.out, "--for", *fitting(*sets[-1][1].holds), *keys)
+        say(shlex.join([f"data.shards={args.out}", *keys]))
+        recipe, *classes = fitting(*sets[-1][1].holds)
+        next_step("data", "verify", args.out, "--for", recipe, *keys, *classes)
     return 0
 
 
@@ -85,18 +90,23 @@ def samples_of(args: argparse.Namespace) -> int:
     return args.samples or SAMPLES
 
 
+def line_of(line: Line) -> str:
+    """A row that is left out, for people."""
+    return f"{line['row']}: {line['reason']} {line.get('detail', '')}".rstrip()
+
+
 def written(args: argparse.Namespace, source: Input, place: str, named: bool = False) -> int:
     """Write a set to a place, and print what is left out and what it holds.
 
     named: the place too, where several are written.
     """
-    out = storage_at(place)
+    out, few = storage_at(place), Few(print)
 
     def left_out(line: Line) -> None:
         if args.json:
             print_json(line)
         else:
-            print(f"{line['row']}: {line['reason']} {line.get('detail', '')}".rstrip())
+            few(line["reason"], line_of(line))
 
     def index() -> None:
         if SCHEME.match(place):
@@ -106,7 +116,12 @@ def written(args: argparse.Namespace, source: Input, place: str, named: bool = F
 
     workers = workers_of(args, source.count)
     with progress("shards", source.count) as tick:
-        summary = pack(out, source, workers, index, left_out, tick)
+        try:
+            summary = pack(out, source, workers, index, left_out, tick)
+        finally:
+            few.end()
+            if few.counts["path"] and "tables" in source.about:
+                print("paths are relative to the table's folder, or begin with /")
     if named:
         summary = {"out": place, **summary}
     if args.json:

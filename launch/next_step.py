@@ -2,12 +2,14 @@
 `train` say at their end to people. Standard library alone.
 """
 
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import NotShards, UserError
 from vtx_scale.data_pipeline.foreign import build_command
+from vtx_scale.launch.class_counts import class_count, class_key
 from vtx_scale.launch.places import cache_folder
 from vtx_scale.specs.run import Run
 from vtx_scale.trainer.output import say
@@ -26,15 +28,45 @@ def recipe_words(recipe: str, smoke: bool, keys: Iterable[str]) -> list[str]:
 
 
 def fitting(captions: bool, labels: bool, classes: int) -> list[str]:
-    """The words of a first recipe for data with captions, else labels of so many classes, else
-    pictures alone: a smoke size.
+    """The words of a first recipe for some thousand pictures with captions, else with labels of so
+    many classes, else alone.
     """
     if captions:
-        return ["clip_vit_b32", "--smoke"]
+        return ["clip_small"]
     if labels:
-        count = [f"objective.net.classes={classes}"] if classes else []
-        return ["vit_s16_imagenet", "--smoke", *count]
-    return ["dino_vit_s16", "--smoke"]
+        return ["vit_small", *([f"objective.net.classes={classes}"] if classes else [])]
+    return ["dino_small"]
+
+
+def training(run: Run, recipe: str, smoke: bool, keys: list[str], listed: int) -> list[str]:
+    """The words of the command that trains a recipe on shards, with as many classes as are listed.
+
+    run: the recipe. keys: those that were given, `data.shards` first. A validation set that lies
+    beside the shards, as `vtx data build --val` puts it there, is taken.
+    """
+    found = list(keys)
+    beside_it = beside(run.data.shards)
+    if run.evaluate and not run.data.val_shards and not run.data.hold_out and holds_tars(beside_it):
+        found.append(f"data.val_shards={beside_it}")
+    if listed and class_count(run.objective):
+        key = class_key(run.objective, listed)
+        found = [x for x in found if x.partition("=")[0] != key.partition("=")[0]] + [key]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(recipe).stem)
+    return ["train", recipe, *(["--smoke"] if smoke else []), "--run", f"runs/{name}", *found]
+
+
+def beside(out: str) -> str:
+    """Where the validation set of a set lies: its sibling, as shards/val of shards/train."""
+    place = out.rstrip("/")
+    stem = place.removesuffix("train")
+    if stem != place and (not stem or stem[-1] in "/-_"):
+        return f"{stem}val"
+    return f"{place}-val"
+
+
+def holds_tars(place: str) -> bool:
+    """Whether a place is a folder here with tars in it."""
+    return "://" not in place and any(Path(place).glob("*.tar"))
 
 
 def scoring(run: Run) -> list[str]:

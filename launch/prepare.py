@@ -14,6 +14,7 @@ from vtx_scale.data_pipeline.objects import AnyPath, storage_of
 from vtx_scale.data_pipeline.text import tokenizer, tokenizer_file
 from vtx_scale.launch import checks, run_folder
 from vtx_scale.launch.amendments import plan
+from vtx_scale.launch.class_counts import class_misfits
 from vtx_scale.launch.datasets import (
     DataSet,
     coding,
@@ -70,11 +71,18 @@ def refuse(
         shards_at(shards)
     before()
     data = training_data(run, say)
-    for sentence in thin_sources(run, data):
+    places = [s.shards for s in run.data.sources] or [run.data.shards]
+    listed = {at: source.listed for at, source in zip(places, data.sources, strict=True)}
+    told = class_misfits(run, listed, run_folder.begun(folder))
+    for sentence in (*told, *thin_sources(run, data)):
         say(sentence)
     val = open_data(run, False, say) if run.evaluate else None
     if run.evaluate and val is None:
-        say(f"no data.val_shards: {', '.join(e.name for e in run.evaluate)} will be left out")
+        names = ", ".join(e.name for e in run.evaluate)
+        say(
+            f"no data.val_shards: {names} will be left out; data.hold_out=0.05 keeps a share of "
+            "the samples for it"
+        )
     if run.stop.patience and val is None:
         raise UserError(
             f"stop.number={run.stop.number} needs validation samples: add data.val_shards=FOLDER."

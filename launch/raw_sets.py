@@ -163,12 +163,3 @@ def parted(place: str, endings: tuple[str, ...]) -> tuple[str, str]:
     if not name.lower().endswith(endings) or is_folder(place):
         return "", ""
     return root or slash or ".", name
-
-
-def beside(out: str) -> str:
-    """Where the validation set of a set lies: its sibling, as shards/val of shards/train."""
-    place = out.rstrip("/")
-    stem = place.removesuffix("train")
-    if stem != place and (not stem or stem[-1] in "/-_"):
-        return f"{stem}val"
-    return f"{place}-val"

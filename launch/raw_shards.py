@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from vtx_scale.data_pipeline.errors import NotShards, UserError
@@ -17,14 +18,18 @@ from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.system import processors
 from vtx_scale.data_pipeline.tools.packing import CLASSES, DONE, Input, Line, pack
+from vtx_scale.launch.class_counts import class_count
+from vtx_scale.launch.few import Few
+from vtx_scale.launch.next_step import fitting
 from vtx_scale.launch.places import cache_folder, shards_at
 from vtx_scale.launch.progress import progress
 from vtx_scale.launch.raw_sets import Asked, inputs
+from vtx_scale.specs.objective import ObjectiveSpec
 from vtx_scale.specs.run import Run
 
-NAMED = 20  # rows that are left out and named, of a set
 SETTLED = ("", "toy", "required")
 Say = Callable[[str], None]
+Fits = Callable[[str, Input], None]
 
 
 def shards_made(run: Run, say: Say) -> Run:
@@ -34,10 +39,11 @@ def shards_made(run: Run, say: Say) -> Run:
     say: takes where they lie, and what is left out of them. Raises UserError.
     """
     data = run.data
+    fits = partial(check_needs, run.objective)
     if data.sources:
-        sources = tuple(replace(s, shards=made_of(s.shards, say)) for s in data.sources)
+        sources = tuple(replace(s, shards=made_of(s.shards, say, fits)) for s in data.sources)
         return replace(run, data=replace(data, sources=sources))
-    train, val = made_of(data.shards, say), made_of(data.val_shards, say)
+    train, val = made_of(data.shards, say, fits), made_of(data.val_shards, say, fits)
     if val != data.val_shards and (lists := [listed(x) for x in (train, val)])[0] != lists[1]:
         raise UserError(
             f"{data.shards} and {data.val_shards} have other classes: leave data.val_shards out "
@@ -52,31 +58,56 @@ def listed(shards: str) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def made_of(shards: str, say: Say) -> str:
+def check_needs(objective: ObjectiveSpec, source: str, found: Input) -> None:
+    """Raises UserError where an objective learns from captions or labels that a source lacks, with
+    a recipe that learns from what is there.
+    """
+    captions, labels, classes = found.holds
+    lacks = ""
+    if not captions and "caption" in (objective.data_fields or ()):
+        lacks = "captions"
+    elif not labels and class_count(objective):
+        lacks = "labels"
+    if lacks:
+        recipe = " ".join(fitting(captions, labels, classes))
+        have = "labels" if labels else "captions" if captions else "pictures alone"
+        raise UserError(
+            f"{objective.title()} learns from {lacks}, and {source} holds {have}: {recipe} learns "
+            "from those."
+        )
+
+
+def made_of(shards: str, say: Say, fits: Fits) -> str:
     """The shards of a value of `data.shards`, which is given back where it names some."""
     if shards in SETTLED:
         return shards
     try:
         shards_at(shards)
     except NotShards as fault:
-        return made(fault.source, say)
+        return made(fault.source, say, fits)
     except UserError:
         pass  # said where it is read
     return shards
 
 
-def made(source: str, say: Say) -> str:
-    """The folder of the cache that holds the shards of a source. Raises UserError."""
+def made(source: str, say: Say, fits: Fits = lambda source, found: None) -> str:
+    """The folder of the cache that holds the shards of a source.
+
+    fits: raises UserError where they would be of no use. Raises UserError.
+    """
     sets = inputs(source, Asked(), say)
     if sets is None or source.lower().startswith("s3:"):
         raise UserError(f"{source}: --yes takes what lies here: run '{build_command(source)}'.")
     found = sets[-1][1]
+    fits(source, found)
     folder = cache_folder() / "built" / f"{name_of(source)}-{digest(source, found)}"
     if (folder / DONE).is_file() and not (folder / UNFINISHED).exists():
         say(f"{source}: its shards lie in {folder}")
         return str(folder)
     say(f"{source}: making shards in {folder}")
     say(found.guess)
+    if found.warning:
+        say(found.warning)
     packed(found, folder, say)
     return str(folder)
 
@@ -102,16 +133,17 @@ def tag(path: Path) -> str:
 
 
 def packed(found: Input, folder: Path, say: Say) -> None:
-    """Write a set; what is left out is counted, and the first of it named."""
-    left: list[Line] = []
+    """Write a set; what is left out is counted, and the first of each reason named."""
+    few = Few(say)
 
     def left_out(line: Line) -> None:
-        left.append(line)
-        if len(left) <= NAMED:
-            say(f"{line['row']}: {line['reason']} {line.get('detail', '')}".rstrip())
+        few(line["reason"], f"{line['row']}: {line['reason']} {line.get('detail', '')}".rstrip())
 
     workers = min(processors(), found.count)
-    with progress("shards", found.count) as tick:
-        pack(Folder(folder), found, workers, lambda: open_index(str(folder)), left_out, tick)
-    if left:
-        say(f"{len(left):,} rows are left out, which cannot be used")
+    try:
+        with progress("shards", found.count) as tick:
+            pack(Folder(folder), found, workers, lambda: open_index(str(folder)), left_out, tick)
+    finally:
+        few.end()
+    if left := few.counts.total():
+        say(f"{left:,} rows are left out, which cannot be used")

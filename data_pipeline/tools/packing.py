@@ -51,6 +51,7 @@ class Input:
     beside: other files of the set, such as `classes.txt`. split: the most samples of a shard where
     a unit may make several, else 0. guess: a sentence on what was taken for what, "" where nothing
     was guessed. holds: whether there are captions, whether labels, and of how many named classes.
+    warning: a sentence on what would train badly, "" where nothing would.
     """
 
     about: dict[str, Any]
@@ -61,6 +62,7 @@ class Input:
     split: int = 0
     guess: str = ""
     holds: tuple[bool, bool, int] = (False, False, 0)
+    warning: str = ""
 
 
 def named(classes: Iterable[str]) -> dict[str, bytes]:

@@ -56,7 +56,7 @@ def sample_of(
         if reason:
             raise BadSample(reason, "" if member == kind else member)
     except BadSample as e:
-        return Left(shown(row), e.reason, shown(e.detail))
+        return Left(shown(row), e.reason, shown(e.detail, 4096))
     return f"{number:09d}", members
 
 
@@ -85,7 +85,8 @@ def body_of(storage: Storage, picture: Any) -> bytes:
     try:
         body = storage.get_range(name, 0, MEMBER_LIMIT + 1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as e:
-        raise BadSample("path", e.strerror or "not there") from None
+        place = f"{storage}/{name}".replace("//", "/", str(storage) == "/")
+        raise BadSample("path", f"{place}: {e.strerror or 'not there'}") from None
     except ValueError:
         raise BadSample("path", "a zero byte in its name") from None
     if len(body) > MEMBER_LIMIT:

@@ -4,7 +4,8 @@ with a column of pictures and one of captions or labels.
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,11 @@ from vtx_scale.data_pipeline.tools.stream import arrow, file_of
 
 CELL = 64 << 20  # bytes of a cell
 ROWS = 64  # of a parquet table that are held at a time
+FEW = 16  # rows of which nobody says that they are sorted
+SORTED = (
+    "the rows are sorted by class and keep their order, so that batches are of few classes: "
+    "shuffle the table and build it again."
+)
 
 
 @dataclass(frozen=True)
@@ -66,17 +72,40 @@ class Rows:
 
 @dataclass
 class Labels:
-    """What tables say of their classes: the names of numbers, else the words that stand there."""
+    """What tables say of their classes: the names of numbers, else the words that stand there.
+
+    words: how often each stands there. alike: rows whose word is that of the row before.
+    """
 
     names: list[str] = field(default_factory=list)
-    words: set[str] = field(default_factory=set)
+    words: Counter[str] = field(default_factory=Counter)
+    alike: int = 0
+    last: str | None = None
+
+    def add(self, cells: Iterable[Any]) -> None:
+        """The labels of the rows that come next."""
+        for cell in cells:
+            word = word_of(cell)
+            self.words[word] += 1
+            self.alike += word == self.last
+            self.last = word
 
     def listed(self) -> list[str]:
         """The names of classes in the order of their numbers, [] where numbers have none."""
-        words = self.words - {""}
+        words = self.words.keys() - {""}
         if self.names:
             return self.names
         return [] if all(word.isdecimal() for word in words) else sorted(words)
+
+    def sorted_by_class(self) -> bool:
+        """Whether neighbours have one class far more often than in a shuffled table, where they
+        have it as often as two rows that are drawn.
+        """
+        rows = self.words.total()
+        if rows < FEW or len(self.words) < 2:
+            return False
+        drawn = sum(count * count for count in self.words.values()) / rows**2
+        return self.alike / (rows - 1) > (1 + drawn) / 2
 
 
 def tables(
@@ -103,7 +132,8 @@ def tables(
     guess = found.guess(names[0] if len(names) == 1 else "the tables", len(listed))
     holds = bool(found.caption), bool(found.label), len(listed)
     read = Rows(storage, classes, side)
-    return Input(about, parts, len(parts), read, named(listed), guess=guess, holds=holds)
+    warning = SORTED if labels.sorted_by_class() else ""
+    return Input(about, parts, len(parts), read, named(listed), 0, guess, holds, warning)
 
 
 Look = Callable[[Storage, str, Columns, int, int, Labels], list[Part]]
@@ -152,7 +182,7 @@ def text_parts(
         try:
             for cells in filter(None, csv.reader(lines_of(file), delimiter=delimiter)):
                 if label >= 0 and len(cells) == len(names):
-                    labels.words.add(cells[label].strip())
+                    labels.add([cells[label]])
                 rows += 1
                 if rows == each:
                     parts.append(Part(table, chosen, begin, first + number, number + 1, rows))
@@ -202,9 +232,9 @@ def parquet_parts(
         schema = opened.schema_arrow
         chosen = columns.of(table, list(schema.names), kinds_of(schema))
         labels.names = labels.names or names_of(schema, chosen.label)
-        if chosen.label and not labels.names:
+        if chosen.label:
             for batch in opened.iter_batches(1 << 16, columns=[chosen.label]):
-                labels.words.update(word_of(x) for x in set(batch.column(0).to_pylist()))
+                labels.add(batch.column(0).to_pylist())
         rows = opened.metadata.num_rows
     return [
         Part(table, chosen, a, first + a, a + 1, min(each, rows - a)) for a in range(0, rows, each)
@@ -255,8 +285,8 @@ def arrow_parts(
         labels.names = labels.names or names_of(stream.schema, chosen.label)
         rows = 0
         for batch in stream:
-            if chosen.label and not labels.names:
-                labels.words.update(word_of(x) for x in set(batch[chosen.label].to_pylist()))
+            if chosen.label:
+                labels.add(batch[chosen.label].to_pylist())
             rows += len(batch)
     return [
         Part(table, chosen, a, first + a, a + 1, min(each, rows - a)) for a in range(0, rows, each)

@@ -32,6 +32,7 @@ from vtx_scale.data_pipeline.video import decode_clip
 SEEN = (*IMAGES, *sample.VIDEOS, codes.MEMBER)
 SMALL = 16  # pixels of a side of the frame of a video that is looked at
 WITHOUT_TEXT = 10_000  # samples that are pictures alone, before the whole set is taken for such
+MEMBERS = {"cls": "a class", "text": "a caption", "image": "a picture"}  # for people
 Line = dict[str, str]
 
 
@@ -57,13 +58,20 @@ def verify(
     judging = Judging(listed.root, reader, seed)
     parts = judging.each(listed) if pool is None else pool(judging, judging.units(listed, pool))
     layout, told, lacking, found = Layout(), Told(say), Lacking(), 0  # samples, and lines on tars
+    total, missing = 0, Counter[str]()  # samples, and those that lack a member
     for name, part in zip(listed.names, parts, strict=True):
         told.shard(name.rpartition("/")[2], part.problems, part.counts)
         layout.join(part.layout)
         found += part.samples + part.faults
+        total += part.samples
         for verdict, line in part.verdicts:
+            if verdict == "bad" and line["reason"] == "member_missing":
+                missing[line["member"]] += 1
             yield from lacking(verdict, line)
     told.end()
+    for member, count in missing.items():
+        if count == total:
+            say(f"no sample has {MEMBERS.get(member, member)}")
     if not found:
         yield {
             "shard": shown(listed.title),

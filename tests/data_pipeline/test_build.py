@@ -2,7 +2,11 @@
 
 import json
 import os
+import re
+import shlex
 import tarfile
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,8 +32,10 @@ from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.data_pipeline.tools.columns import Columns
 from vtx_scale.data_pipeline.tools.packing import pack
 from vtx_scale.data_pipeline.tools.pictures import pictures_of
+from vtx_scale.data_pipeline.tools.sides import Side, shuffled
 from vtx_scale.data_pipeline.tools.tables import tables
 from vtx_scale.data_pipeline.tools.verify import verify
+from vtx_scale.launch.cli import main
 
 
 def pictures(root, each=3):
@@ -49,12 +55,61 @@ def test_class_folders_become_labels(tmp_path):
     assert made == {**made, "shards": 3, "samples": 8, "left_out": 0} and not left
     found = samples_of(tmp_path / "out")
     assert [key for key, _ in found] == [f"{i:09d}" for i in range(8)]
-    for i, (_, members) in enumerate(found):
+    paths = {json.loads(members["json"])["path"]: members for _, members in found}
+    assert list(paths) == shuffled(sorted(paths))
+    for i in range(8):
+        members = paths[f"{'cat' if i < 4 else 'dog'}/{i % 4}.v1.jpg"]
         assert members["jpg"] == jpeg(10 * (i // 4) + i % 4)
         assert members["cls"] == str(i // 4).encode()
-        assert json.loads(members["json"])["path"] == f"{'cat' if i < 4 else 'dog'}/{i % 4}.v1.jpg"
-    assert found[4][1]["txt"] == b"a dog" and "txt" not in found[5][1]
+        assert ("txt" in members) == (i == 4)
+    assert paths["dog/0.v1.jpg"]["txt"] == b"a dog"
     assert (tmp_path / "out" / "classes.txt").read_text() == "cat\ndog\n"
+
+
+def test_each_shard_holds_all_classes_in_an_order_that_names_alone_decide(tmp_path):
+    """Else a batch, which is read from a few shards, is of one class or two."""
+    names = [f"{c}/{i:03d}.jpg" for c in "abcde" for i in range(100)]
+    storage = Memory()
+    source = pictures_of(storage, names, 100)
+    for _, unit, _ in source.units:
+        counts = Counter(name[0] for name in unit)
+        assert len(counts) == 5 and max(counts.values()) < 40, counts
+    assert source.about["pictures"] == [name for _, unit, _ in source.units for name in unit]
+    again = pictures_of(storage, names[::-1], 100)
+    assert again.about == source.about
+    fewer = pictures_of(storage, names[::2], 100).about["pictures"]
+    assert fewer == [x for x in source.about["pictures"] if x in fewer], "others move none"
+    held = [[Side(0.2, True).takes(name) for name in unit] for _, unit, _ in source.units]
+    assert all(8 < sum(unit) < 35 for unit in held), "a share of each shard is held"
+
+
+def test_a_set_that_was_begun_in_another_order_is_not_gone_on_with(tmp_path):
+    source = pictures(class_folders(tmp_path / "in"))
+    names = sorted(source.about["pictures"])
+    by_name = replace(source, about={**source.about, "pictures": names})
+    assert killed_at(by_name, tmp_path / "out", 4)
+    with pytest.raises(UserError, match="the beginning of another set"):
+        packed(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_sorted"),
+    [
+        ("a" * 10 + "b" * 10, True),
+        ("b" * 18 + "a" * 2, True),
+        ("ab" * 10, False),
+        ("aabbabbaabaabbabbaba", False),
+        ("aaaaaaaaabaaaaaaaaaa", False),  # so it is by chance, too
+        ("a" * 20, False),
+        ("ab", False),
+    ],
+)
+def test_a_table_that_is_sorted_by_class_is_told(tmp_path, labels, is_sorted):
+    """Its rows keep their order."""
+    rows = [[f"{i}.jpg", label] for i, label in enumerate(labels)]
+    source = rows_of(table(tmp_path / "t.csv", [["image", "label"], *rows]))
+    assert ("shuffle the table" in source.warning) == is_sorted
+    assert not rows_of(table(tmp_path / "c.csv", [["image", "text"], *rows])).warning
 
 
 def test_a_picture_beside_folders_of_classes_drops_them_not_in_silence(tmp_path):
@@ -78,7 +133,48 @@ def test_a_picture_without_text_where_others_have_one_is_found_in_what_was_built
             (source / f"{i}.txt").write_text("a caption")
     packed(pictures(source), tmp_path / "out")
     (line,) = verify(str(tmp_path / "out"))
-    assert line["key"] == "000000002" and line["reason"] == "member_missing"
+    row = shuffled([f"{i}.jpg" for i in range(4)]).index("2.jpg")
+    assert line["key"] == f"{row:09d}" and line["reason"] == "member_missing"
+
+
+@pytest.mark.parametrize(
+    ("folders", "commands"),
+    [
+        (("val", "train"), ("train", "val")),
+        (("Train", "valid", "test"), ("Train", "valid", "test")),
+        (("train",), ("train",)),
+    ],
+)
+def test_the_splits_of_a_set_are_no_classes(tmp_path, folders, commands):
+    for folder in folders:
+        class_folders(tmp_path / "two sides" / folder, each=1)
+    with pytest.raises(UserError, match="are splits and no classes") as error:
+        pictures(tmp_path / "two sides")
+    found = re.findall(r"'(vtx .*?)'(?: and |\smake)", str(error.value))
+    root = tmp_path / "two sides"
+    assert [shlex.split(x)[3:] for x in found] == [
+        [f"{root}/{name}", f"shards/{name}"] for name in commands
+    ]
+    class_folders(root, ("cat",), each=1)
+    assert pictures(root).holds[2] == len(folders) + 1, "beside a class they are classes"
+
+
+def test_photographs_that_cannot_be_read_are_counted_and_empty_classes_named(tmp_path):
+    source = class_folders(tmp_path / "in")
+    assert pictures(source).guess.endswith("labels from 2 folders.")
+    for name in ("cat/a.HEIC", "cat/b.heic", "cat/c.avif", "cat/notes.md", "emu/d.cr2"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"x")
+    (source / "yak").mkdir()
+    (source / ".hidden").mkdir()
+    guess = pictures(source).guess
+    assert "4 files left out: 2 HEIC, 1 AVIF, 1 CR2: make JPEGs of them." in guess
+    assert guess.endswith("No picture lies in emu, yak: no class.")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "a.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"can be read \(1 file left out: 1 HEIC\): make JPEGs"):
+        pictures(alone)
 
 
 def test_bad_files_are_named_and_left_out(tmp_path):
@@ -86,7 +182,7 @@ def test_bad_files_are_named_and_left_out(tmp_path):
     (source / "cat" / "1.v1.jpg").write_bytes(b"")
     (source / "dog" / "2.v1.jpg").write_bytes(corrupt(jpeg(3)))
     made, left = packed(pictures(source), tmp_path / "out")
-    assert [(line["row"], line["reason"]) for line in left] == [
+    assert sorted((line["row"], line["reason"]) for line in left) == [
         ("cat/1.v1.jpg", "empty"),
         ("dog/2.v1.jpg", "jpeg_corrupt"),
     ]
@@ -150,6 +246,42 @@ def test_parts_of_a_table_are_its_rows(tmp_path_factory, captions, each, delimit
     assert source.count == -(-len(rows) // each)
     found = [cells for part in source.units for cells in source.read.cells(part)]
     assert found == [(name, caption, None) for name, caption in rows]
+
+
+def test_paths_that_lead_nowhere_are_shown_whole_and_few(tmp_path, capfd):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    rows = [[f"photos/{i}.jpg", "x"] for i in range(160)]
+    path = table(tmp_path / "t.csv", [["image", "text"], ["0.jpg", "x"], *rows])
+    assert main(["data", "build", str(path), str(tmp_path / "out"), "--workers", "1"]) == 0
+    out, _ = capfd.readouterr()
+    lines = [line for line in out.splitlines() if ": path " in line]
+    assert lines[0] == f"t.csv row 2: path {tmp_path}/photos/0.jpg: No such file or directory"
+    assert len(lines) == 5 and "and 155 more: path\n" in out
+    assert "paths are relative to the table's folder" in out
+    assert main(["data", "build", str(path), str(tmp_path / "j"), "--workers", "1", "--json"]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 161, "JSON stays whole"
+
+
+def test_nothing_but_paths_that_lead_nowhere(tmp_path, capfd):
+    path = table(tmp_path / "t.csv", [["image", "text"], *([["/no.jpg", "x"]] * 9)])
+    assert main(["data", "build", str(path), str(tmp_path / "out"), "--workers", "1"]) == 2
+    out, err = capfd.readouterr()
+    assert "path /no.jpg: No such" in out and "and 4 more: path" in out
+    assert "Nothing of the 9 rows" in err and "relative to the table" in out
+
+
+def test_a_set_without_classes_is_one_sentence(tmp_path, capfd):
+    for i in range(12):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    packed(pictures(tmp_path), tmp_path / "out")
+    words = ["data", "verify", str(tmp_path / "out"), "--for", "vit_small"]
+    capfd.readouterr()
+    assert main(words) == 1
+    out, err = capfd.readouterr()
+    assert out.count(".tar/") == 5 and "and 7 more: member_missing cls\n" in out
+    assert "no sample has a class" in err and "12 bad" in out
+    assert main([*words, "--json"]) == 1
+    assert len(capfd.readouterr().out.splitlines()) == 12
 
 
 def test_names_of_classes_in_a_column(tmp_path):
@@ -333,7 +465,7 @@ def test_webdataset_reads_it_and_no_time_or_owner_is_in_it(tmp_path):
     names = sorted(map(str, (tmp_path / "out").glob("*.tar")))
     stages = wds.WebDataset(names, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
     found = list(stages)
-    assert [label for _, label in found] == [0] * 4 + [1] * 4
+    assert sorted(label for _, label in found) == [0] * 4 + [1] * 4
     assert {image.size for image, _ in found} == {(32, 24)}
     for name in names:
         with tarfile.open(name) as tar:

@@ -15,6 +15,7 @@ from tests.runs import environment, log_of, losses, smoke, train
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.distributed.phases import PHASES
 from vtx_scale.launch import banner, estimate, override, recipes, run_folder, signs
+from vtx_scale.launch.class_counts import class_misfits
 from vtx_scale.launch.datasets import fingerprint_of, hash_of, resolve_epochs, training_data
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.specs.run import Guard
@@ -48,6 +49,53 @@ def test_numbers_that_do_not_go_together_are_said_in_a_line_each(tmp_path, keys,
     found = banner.misfits(run, refuse(run, tmp_path / "run", 1).n)
     assert len(found) == bool(sentence) and sentence in " ".join(found), found
     assert not any("\n" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field"),
+    [
+        ("vit_small", "net.classes"),
+        ("resnet50_imagenet", "net.classes"),
+        ("deit_s16_distilled", "net.classes"),
+        ("dino_small", ""),
+        ("clip_small", ""),
+    ],
+)
+def test_classes_that_the_data_names_and_the_network_lacks_are_refused(recipe, field):
+    """With the key to type; more than there are names are a line, and a begun run goes on."""
+    run = recipes.find(recipe, smoke=True)  # of 12 classes
+    assert run.objective.class_field == field
+    names = {n: {"shards": [f"class {i}" for i in range(n)]} for n in (4, 12, 13)}
+    assert not list(class_misfits(run, names[12], False))
+    assert not list(class_misfits(run, {"shards": None}, False))
+    assert not list(class_misfits(run, {"shards": [*names[12]["shards"], "", ""]}, False))
+    more = list(class_misfits(run, names[4], False))
+    assert len(more) == bool(field)
+    if not field:
+        assert not list(class_misfits(run, names[13], False))
+        return
+    assert "objective.net.classes=4 is enough" in more[0]
+    with pytest.raises(UserError, match=r"add objective.net.classes=13\.$"):
+        list(class_misfits(run, names[13], False))
+    assert "objective.net.classes=13" in next(class_misfits(run, names[13], True))
+    fits = override.override(run, ["objective.net.classes=13"])
+    assert not list(class_misfits(fits, names[13], False))
+
+
+def test_a_run_of_too_few_classes_does_not_begin(tmp_path):
+    """The toys have 12; igpt without a classifier learns from none of them."""
+    with pytest.raises(UserError, match=r"add objective.net.classes=12\.$"):
+        refuse(smoke("objective.net.classes=11", recipe="vit_small"), tmp_path / "run", 1)
+    assert not (tmp_path / "run").exists()
+    assert refuse(smoke(recipe="vit_small"), tmp_path / "run", 1).n == 256
+    assert refuse(smoke(recipe="igpt_s"), tmp_path / "run", 1).n == 256
+
+
+def test_an_evaluation_without_samples_is_told_how_to_get_some(tmp_path, capfd):
+    run = smoke(recipe="vit_small")
+    refuse(replace(run, data=replace(run.data, val_shards="")), tmp_path / "run", 1)
+    said = capfd.readouterr().err
+    assert "accuracy will be left out; data.hold_out=0.05 keeps a share" in said
 
 
 def test_steps_that_an_objective_counts_and_a_guard_that_never_acts():

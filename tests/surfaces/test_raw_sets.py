@@ -26,9 +26,8 @@ from vtx_scale.data_pipeline.tools.packing import DONE, RECORDS
 from vtx_scale.data_pipeline.tools.sides import Side
 from vtx_scale.launch import override, raw_shards, recipes
 from vtx_scale.launch.cli import main
-from vtx_scale.launch.next_step import offer
+from vtx_scale.launch.next_step import beside, offer
 from vtx_scale.launch.places import shards_at
-from vtx_scale.launch.raw_sets import beside
 
 NAMES = ["zebra", "ant"]  # not in the order of the alphabet
 TEN = 10  # sound rows of each source
@@ -110,10 +109,10 @@ def data_set(place: Path) -> tuple[str, set[str]]:
 
 
 SOURCES = {
-    "folder": (folder_of_pictures, "cat\ndog\n", "vit_s16_imagenet"),
-    "csv": (csv_of_captions, "", "clip_vit_b32"),
-    "parquet": (parquet_of_labels, "zebra\nant\n", "vit_s16_imagenet"),
-    "data set": (data_set, "zebra\nant\n", "vit_s16_imagenet"),
+    "folder": (folder_of_pictures, "cat\ndog\n", "vit_small"),
+    "csv": (csv_of_captions, "", "clip_small"),
+    "parquet": (parquet_of_labels, "zebra\nant\n", "vit_small"),
+    "data set": (data_set, "zebra\nant\n", "vit_small"),
 }
 WITH_ARROW = [pytest.param(kind, marks=pytest.mark.services) for kind in ("parquet", "data set")]
 
@@ -141,9 +140,9 @@ def test_each_command_is_pasted_from_the_sentence_before_it(tmp_path, home, capf
     make, classes, recipe = SOURCES[kind]
     (tmp_path / "in").mkdir()
     source, broken = make(tmp_path / "in")
-    asked = shlex.join(["vtx", "train", recipe, "--smoke", f"data.shards={source}"])
+    asked = shlex.join(["vtx", "train", recipe, f"data.shards={source}"])
     text = typed(capfd, asked, 2)
-    assert len(text.strip().splitlines()) == 1, text
+    assert len(text.strip().splitlines()) == 2, "the recipe, and what is wrong"
     command = pasted(text)
     assert f"'{asked} --yes' makes them in" in text and command.endswith("--val 0.05")
 
@@ -160,16 +159,36 @@ def test_each_command_is_pasted_from_the_sentence_before_it(tmp_path, home, capf
     assert re.search(r"pictures|labels from", text), "the guess is said"
 
     verify = pasted(text)
-    assert f" --for {recipe} --smoke " in verify
+    assert f" --for {recipe} " in verify
+    (keys,) = re.findall(r"^(data\.shards=.*)$", text, re.M)
+    assert shlex.split(keys) == [f"data.shards={out}", f"data.val_shards={beside(out)}"]
     text = typed(capfd, verify)
     assert "every sample is sound" in text
-    show = pasted(text)
-    assert show.startswith(f"vtx show {recipe} --smoke data.shards=")
-    train = pasted(typed(capfd, show))
-    assert f"data.val_shards={shlex.quote(beside(out))}" in train
-    assert train == f"vtx train{show.removeprefix('vtx show')}"
-    run = override.override(recipes.find(recipe, True), shlex.split(train)[4:])
+    train = pasted(text)
+    assert train.startswith(f"vtx train {recipe} --run runs/{recipe} {keys}")
+    assert classes.count("\n") == 0 or train.endswith(" objective.net.classes=2")
+    run = override.override(recipes.find(recipe, False), shlex.split(train)[5:])
     assert shards_at(run.data.shards) and shards_at(run.data.val_shards)
+    typed(capfd, shlex.join(["vtx", "show", *shlex.split(train)[2:3], *shlex.split(train)[5:]]))
+
+
+def test_verify_ends_with_the_training_that_fits(tmp_path, home, capfd):
+    """The number of classes and the validation set are found where nobody gave them."""
+    source = class_folders(tmp_path / "in", each=5)
+    for out in ("shards/train", "shards/val"):
+        typed(capfd, shlex.join(["vtx", "data", "build", str(source), out, "--workers", "1"]))
+    text = typed(capfd, "vtx data verify shards/train --for vit_small")
+    assert "objective.net.classes=10: classes.txt of shards/train names 2, for which" in text
+    wanted = "vtx train vit_small --run runs/vit_small data.shards=shards/train"
+    keys = "data.val_shards=shards/val objective.net.classes=2"
+    assert pasted(text) == f"{wanted} {keys}"
+    given = typed(capfd, "vtx data verify shards/train --for vit_small objective.net.classes=2")
+    assert "is enough" not in given
+    assert pasted(given) == f"{wanted} {keys}"
+    text = typed(capfd, "vtx data verify shards/train --for vit_small objective.net.classes=1", 2)
+    assert "add objective.net.classes=2." in text
+    text = typed(capfd, "vtx data verify shards/train --for dino_small data.hold_out=0.2")
+    assert pasted(text).endswith("data.shards=shards/train data.hold_out=0.2")
 
 
 @pytest.mark.slow
@@ -181,10 +200,9 @@ def test_the_road_to_the_end(tmp_path, capfd, kind):
     recipe = SOURCES[kind][2]
     text = typed(capfd, shlex.join(["vtx", "show", recipe, f"data.shards={source}"]), 2)
     text = typed(capfd, f"{pasted(text)} --val 0.4")
-    for _ in range(2):
-        text = typed(capfd, pasted(text))
-    train = pasted(text)
-    text = typed(capfd, f"{train} steps=2 global_batch=4 evaluate.0.every=2")
+    train = pasted(typed(capfd, pasted(text)))
+    names = " evaluate.0.name=zero_shot" if kind == "csv" else ""  # which captions alone lack
+    text = typed(capfd, f"{train} steps=2 global_batch=4 evaluate.0.every=2{names}")
     assert typed(capfd, pasted(text))
 
 
@@ -381,6 +399,42 @@ def test_train_offers_and_with_yes_does_it(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "leave it out" in typed(capfd, f"{asked} --yes", 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "source", "words"),
+    [
+        ("clip_small", "bare", "learns from captions, and {} holds pictures alone: dino_small "),
+        ("vit_small", "bare", "learns from labels, and {} holds pictures alone: dino_small "),
+        (
+            "clip_small",
+            "classes",
+            "learns from captions, and {} holds labels: vit_small objective.net.classes=2 ",
+        ),
+    ],
+)
+def test_shards_that_a_recipe_cannot_learn_from_are_not_made(
+    tmp_path, capfd, monkeypatch, recipe, source, words
+):
+    """And the recipe that can is named; it takes them."""
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "0.jpg").write_bytes(jpeg(0))
+    class_folders(tmp_path / "classes")
+    place = tmp_path / source
+    written, taken = counted(monkeypatch), []
+    text = typed(capfd, f"vtx train {recipe} data.shards={place} --yes", 2)
+    assert words.format(place) in text and not written
+    monkeypatch.setattr("vtx_scale.launch.train.prepared", lambda run, *_: taken.append(run) or 0)
+    fits = words.rpartition(": ")[2]
+    typed(capfd, f"vtx train {fits} data.shards={place} --yes")
+    assert len(taken) == len(written) == 1
+
+
+def test_an_empty_folder_is_called_empty(tmp_path, capfd):
+    (tmp_path / "nothing").mkdir()
+    for more in ("", " --yes"):
+        text = typed(capfd, f"vtx train vit_small data.shards={tmp_path}/nothing{more}", 2)
+        assert f"{tmp_path}/nothing holds no *.tar, since it is empty: look at the path." in text
 
 
 def test_a_run_that_holds_out_is_not_offered_a_share():

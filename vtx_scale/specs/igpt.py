@@ -68,6 +68,7 @@ class IgptConfig(ObjectiveSpec):
     build: ClassVar[str] = "vtx_scale.objectives.igpt:Igpt"
     interop: ClassVar[str] = "vtx_scale.interop.igpt"
     data_fields: ClassVar[tuple[str, ...]] = PICTURES
+    class_field: ClassVar[str] = "net.classes"
     needs: ClassVar[Mapping[str, str]] = {
         "palette": "sees pictures in the colours of a palette: "
         "add objective.palette=FILE ('vtx data palette' finds one) or objective.palette=cube."

@@ -43,6 +43,9 @@ class ObjectiveSpec(Spec):
     # the pretrained part whose codes it reads where shards hold them in place of pictures
     coded_by: ClassVar[str] = ""
     vocabulary: ClassVar[str] = ""  # the field, "text.vocab", that is the tokenizer's number of ids
+    class_field: ClassVar[str] = (
+        ""  # the field, "net.classes", that is how many classes labels have
+    )
     interop: ClassVar[str] = ""  # the module of its name tables, where it leaves as a whole
     places: ClassVar[tuple[str, ...]] = ("net.",)  # where weights of `net` that come in stand
 

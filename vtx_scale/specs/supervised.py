@@ -24,6 +24,7 @@ class SupervisedConfig(ObjectiveSpec):
     build: ClassVar[str] = "vtx_scale.objectives.supervised:Supervised"
     data_fields: ClassVar[tuple[str, ...]] = PICTURES
     augmentations: ClassVar[tuple[str, ...]] = ("*",)
+    class_field: ClassVar[str] = "net.classes"
 
     net: Backbone
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -59,6 +60,7 @@ class DistillConfig(ObjectiveSpec):
     build: ClassVar[str] = "vtx_scale.objectives.distill:Distill"
     data_fields: ClassVar[tuple[str, ...]] = PICTURES
     augmentations: ClassVar[tuple[str, ...]] = ("*",)
+    class_field: ClassVar[str] = "net.classes"
     pretrained: ClassVar[tuple[Pretrained, ...]] = (
         Pretrained("teacher", smoke="resnet18_imagenet"),
     )
