@@ -176,7 +176,7 @@ def stop(args: argparse.Namespace, folder: AnyPath, attempt: Attempt) -> int:
     if found.state == "unknown":
         say(asked_unheard(folder, found))
         return 0
-    if over or found.over:
+    if over or found.state == "lost":  # one that ended meanwhile was asked
         say(f"no job of {folder} is alive: {attempt.id} {found.sentence()}")
         return 0
     if jobs is not None and found.state == "waiting":

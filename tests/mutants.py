@@ -3597,6 +3597,14 @@ MUTANTS = (
         "A job that Ray has taken does not count as one that could not be submitted.",
     ),
     Mutant(
+        "a-job-that-left-meanwhile",
+        "launch/jobs.py",
+        'if over or found.state == "lost":',
+        "if over or found.over:",
+        ("tests/cluster/test_attempts.py::test_a_job_that_leaves_while_it_is_looked_at_was_asked",),
+        "Who asks a job to stop is told how it ended, also where it was quick.",
+    ),
+    Mutant(
         "a-run-without-a-job",
         "launch/jobs.py",
         '    if attempt is None and (folder / "run.json").is_file():',

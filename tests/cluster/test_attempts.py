@@ -379,6 +379,23 @@ def test_a_supervisor_and_who_looks_on_wait_for_a_bucket(tmp_path, monkeypatch, 
     assert f"has saved and left at step 40: 'vtx jobs resume {tmp_path}'" in said
 
 
+def test_a_job_that_leaves_while_it_is_looked_at_was_asked(tmp_path, monkeypatch, capsys):
+    """A dashboard may take seconds to answer, in which the run saves and leaves."""
+    from vtx_scale.launch import jobs
+
+    attempts.claim(tmp_path, attempt(1))
+    real = jobs.look
+
+    def look(folder, newest, cluster):
+        attempts.write_end(folder, newest.number, End(75, "", 40))
+        return real(folder, newest, cluster)
+
+    monkeypatch.setattr(jobs, "look", look)
+    monkeypatch.setattr(jobs, "if_there", lambda args, attempt: None)
+    assert jobs.stop(argparse.Namespace(address=""), tmp_path, attempts.read(tmp_path, 1)) == 0
+    assert f"{attempt(1).id} has ended with 75" in capsys.readouterr().err
+
+
 def test_a_job_of_a_file_for_kubernetes_is_kubernetes_business(tmp_path):
     from vtx_scale.launch import jobs
 
