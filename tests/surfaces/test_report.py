@@ -413,6 +413,6 @@ def test_of_a_real_run_that_was_resumed(tmp_path):
         "optim.lr=*0.5 from step 20 on",
         "resumed",
         "torch",
-        "inputs, step 0",
+        "inputs, step 30",  # the newest: they are shown again after an evaluation
     ):
         assert words in page.words, words
