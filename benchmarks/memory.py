@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from vtx_scale.launch import override, recipes, worker
+from vtx_scale.launch import fit, override, recipes, worker
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.launch.resolve import resolve_data
 from vtx_scale.specs.run import Run
@@ -69,7 +69,7 @@ def rank(environment: dict[str, str], recipe: dict[str, Any], folder: Path) -> N
     """One rank, on a machine of its own."""
     os.environ |= environment
     torch.set_num_threads(1)
-    worker.Trainer = Timed  # type: ignore[attr-defined,misc]
+    fit.Trainer = Timed  # type: ignore[attr-defined,misc]
     os._exit(worker.work(override.from_dict(recipe), folder))
 
 

@@ -230,17 +230,14 @@ def evaluate(
     for name, values in each(
         run, opened.model, names or [e.name for e in run.evaluate] or ["zero_shot"]
     ):
-        yield (
-            name,
-            values
-            if isinstance(values, UserError)
-            else {
-                key: keep_picture(folder, name, key, opened.step, value)
-                if isinstance(value, np.ndarray) and speaks()
-                else value
-                for key, value in values.items()
-            },
-        )
+        if not isinstance(values, UserError):
+            pictures = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
+            values = {k: v for k, v in values.items() if k not in pictures}
+            if speaks():  # the other ranks keep none
+                values |= {
+                    k: keep_picture(folder, name, k, opened.step, v) for k, v in pictures.items()
+                }
+        yield name, values
 
 
 def check_tokenizer(folder: AnyPath, trained: str, given: str) -> None:

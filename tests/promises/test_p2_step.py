@@ -13,7 +13,7 @@ from tests.ranks import on_ranks
 from tests.runs import COLOUR, lines, losses, norms, smoke, train_on_ranks
 from tests.skips import saved
 from vtx_scale.blocks.rules import Rule, zeros
-from vtx_scale.launch import override, recipes, worker
+from vtx_scale.launch import fit, override, recipes, worker
 from vtx_scale.launch.prepare import prepare_folder, refuse
 from vtx_scale.trainer.control import Control
 
@@ -193,7 +193,7 @@ def hangs_once(run, folder):
         def __init__(self, *arguments, patience, **more):
             super().__init__(*arguments, patience=1.0, **more)
 
-    write.save_file, worker.Writer = save_file, Impatient
+    write.save_file, fit.Writer = save_file, Impatient
     return worker.work(run, folder)
 
 
