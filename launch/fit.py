@@ -29,13 +29,12 @@ from vtx_scale.launch.build import build_objective
 from vtx_scale.launch.evaluate import constants_of, each
 from vtx_scale.launch.parts import Parts
 from vtx_scale.launch.paths import checkpoints_of, lease_of
-from vtx_scale.launch.process import (
-    common_attempt,
-)
+from vtx_scale.launch.process import common_attempt
 from vtx_scale.launch.restore import overdue
 from vtx_scale.launch.signs import Signs, of_batch
-from vtx_scale.launch.sinks import flat, function_of
+from vtx_scale.launch.sinks import function_of
 from vtx_scale.launch.snapshots import snapshots_of
+from vtx_scale.specs.walk import walk
 from vtx_scale.trainer.control import Elsewhere, NotFinite
 from vtx_scale.trainer.feed import Feed
 from vtx_scale.trainer.flops import peak_flops, training_flops
@@ -272,7 +271,7 @@ def log_of(parts: Parts, restored: bool) -> Log:
         slot_share=slot_share(parts) if first else 0.0,
         resumed=parts.progress.step if restored else None,
         share=TIMES.share,
-        settings=flat(override.to_dict(parts.run)) if first else None,
+        settings={k: v for k, v, _ in walk(parts.run)} if first else None,
         feed=feed_of(parts) if first and parts.run.log.to else None,
         an_epoch=0 if parts.batches.more else parts.batches.index.n,
     )

@@ -8,7 +8,8 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from vtx_scale.launch.sinks import flat
+from vtx_scale.launch.override import from_dict
+from vtx_scale.specs.walk import walk
 
 TAG = "vtx.run"  # MLflow names runs itself; this finds ours again
 EACH = 100  # parameters in one request
@@ -49,7 +50,7 @@ def open_sink(recipe: dict[str, Any], run_id: str, begin: int) -> MlflowSink:
         steps = [metric.step for metric in client.get_metric_history(run, "loss")]
         return MlflowSink(client, run, max(steps, default=-1))
     run = client.create_run(experiment, run_name=run_id, tags={TAG: run_id}).info.run_id
-    params = [Param(allowed(k), str(v)[:LETTERS]) for k, v in flat(recipe).items()]
+    params = [Param(allowed(k), str(v)[:LETTERS]) for k, v, _ in walk(from_dict(recipe))]
     for i in range(0, len(params), EACH):
         client.log_batch(run, params=params[i : i + EACH])
     return MlflowSink(client, run, -1)

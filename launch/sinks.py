@@ -43,18 +43,3 @@ def function_of(to: str) -> Open:
         raise UserError(f"log.to={to}: {path} has no function {function!r}.")
     opened: Open = found
     return opened
-
-
-def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A recipe as run.json has it -> key as it is typed -> value; specs by their class."""
-    out: dict[str, Any] = {}
-    for name, value in recipe.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict):
-            out |= flat(value, f"{key}.")
-        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-            for i, part in enumerate(value):
-                out |= flat(part, f"{key}.{i}.")
-        elif name != "spec":
-            out[key] = value
-    return out

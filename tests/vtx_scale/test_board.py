@@ -10,9 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.runs import lines, train
 from vtx_scale.launch import recipes
 from vtx_scale.launch.evaluate import constants_of
-from vtx_scale.launch.override import to_dict
-from vtx_scale.launch.sinks import flat
 from vtx_scale.specs.run import Checkpoint
+from vtx_scale.specs.walk import walk
 from vtx_scale.trainer.events import Events
 from vtx_scale.trainer.log import Log
 
@@ -87,7 +86,7 @@ def test_the_settings_of_runs_are_compared_in_tensorboard(tmp_path):
         run = replace(recipes.find("clip_vit_b32", smoke=True), steps=steps)
         run = replace(run, checkpoint=Checkpoint(every="auto"))
         board = Events(tmp_path / name / "tensorboard")
-        board.add_settings(flat(to_dict(run)), 0)
+        board.add_settings({k: v for k, v, _ in walk(run)}, 0)
         board.add_scalar("train/loss", steps / 10, 7)
     found = sessions(tmp_path)
     assert found.keys() == {"first/tensorboard", "other/tensorboard"}

@@ -13,7 +13,6 @@ import pytest
 from tests.require import need
 from tests.runs import lines, losses, smoke, train, vtx
 from vtx_scale.launch.override import recipe_hash
-from vtx_scale.launch.sinks import flat
 from vtx_scale.trainer.feed import Feed
 from vtx_scale.trainer.output import PLACE
 
@@ -148,13 +147,6 @@ def test_where_numbers_go_is_no_part_of_what_is_learned(sink):
     assert run.log.to.endswith(":Lines") and recipe_hash(run) == recipe_hash(smoke())
 
 
-def test_a_recipe_as_one_table():
-    row = {"spec": "m:Run", "steps": 3, "optim": {"spec": "m:O", "betas": [0.9, 0.99]}}
-    row["evaluate"] = [{"spec": "m:E", "name": "knn"}]
-    wanted = {"steps": 3, "optim.betas": [0.9, 0.99], "evaluate.0.name": "knn"}
-    assert flat(row) == wanted
-
-
 @pytest.mark.parametrize(
     "to,says",
     [
@@ -185,6 +177,8 @@ def test_a_run_that_was_killed_logs_no_step_twice(sink, tmp_path, monkeypatch):
     killed = {"VTX_KILL": "step-11:0", "VTX_KILL_ONCE": str(tmp_path)}
     train(run, *keys, to, env={**env, **killed}, code=-9)
     monkeypatch.chdir("/")
+    about = json.loads((run / "run.json").read_text())
+    assert about["recipe"]["log"]["to"] == f"{sink}:Lines", "as it is reached from anywhere"
     train(run, *keys, f"log.to={sink}:Lines", env=env)
     rows = lines(tmp_path / "rows")
     assert json.loads((run / "run.json").read_text())["recipe"]["log"]["to"] == f"{sink}:Lines"

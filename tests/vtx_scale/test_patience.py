@@ -148,7 +148,7 @@ def test_it_ends_behind_the_evaluation_that_was_one_too_many(tmp_path, world):
     log = log_of(tmp_path)
     assert "since step 2, and 2 evaluations were no better" in log
     assert "finished at step 6" in log and log.count("finished already: zero_shot/top1") == 1
-    assert "finished" in vtx("watch", tmp_path, "--once").stdout
+    assert "✔ finished" in vtx("watch", tmp_path, "--once").stdout
 
 
 @pytest.fixture
