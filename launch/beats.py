@@ -244,6 +244,7 @@ class Watcher:
         self.next = 0.0
         self.awake = -math.inf  # since when: this process was stopped itself, perhaps the ranks too
         self.since: float | None = None  # in Unix time: when the run has come no further
+        self.doubt: tuple[object, float] = None, 0.0  # who may be stuck and where, since when
 
     @property
     def due(self) -> bool:
@@ -267,7 +268,24 @@ class Watcher:
                 self._tell(f"rank {beat.rank} goes on after {time.monotonic() - since:.0f} s")
         age = time.monotonic() - self.awake
         heard = [replace(b, idle=min(b.idle, age), silent=min(b.silent, age)) for b in beats]
-        return judge(heard, self.timeout)
+        verdict = judge(heard, self.timeout)
+        return verdict if self._stands(verdict, heard) else None
+
+    def _stands(self, verdict: Verdict | None, beats: list[Beat]) -> bool:
+        """Beats are of different moments: one may be from before its rank came on, another from
+        after. So a verdict stands where it is still the same when all ranks have beaten again, or
+        have been silent for longer than a collective may take.
+        """
+        beat = verdict and verdict.beat
+        where = (
+            (beat.rank, beat.phase, beat.step, beat.collectives) if beat else verdict is not None
+        )
+        now = time.monotonic()
+        if where != self.doubt[0]:
+            self.doubt = where, now
+        return all(
+            b.still or b.silent > self.timeout or now - b.silent > self.doubt[1] for b in beats
+        )
 
     def keep(self, verdict: Verdict, stacks: dict[int, str]) -> None:
         """Say which rank is stuck, and keep what all of them are doing in the run's folder."""

@@ -77,7 +77,8 @@ def round_name(store: Store, rank: int, world: int, seconds: float) -> str:
 
 def watch(seconds: float) -> None:
     """Where the agent of this process is one of several, and this is its first rank: see that it
-    does not wait for the others for longer than this.
+    does not wait for the others for longer than twice this: a rank elsewhere that was within a
+    collective as this one died may see so only after this time, and then has to come.
     """
     over = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
     if over and os.environ.get("LOCAL_RANK") == "0":
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> None:
     code = sys.stdin.read()  # none: it was killed
     if code == "0":
         return
-    before, until = children(agent), time.monotonic() + limit
+    before, until = children(agent), time.monotonic() + 2 * limit
     while time.monotonic() < until:
         if select.select([life], [], [], LOOK)[0]:
             if code in ("", "1"):  # else it has said why
@@ -133,7 +134,7 @@ def main(argv: list[str]) -> None:
             return
     say(
         "a machine of this torchrun is gone: no rank could be started again within "
-        f"system.timeout={limit:g} s"
+        f"twice system.timeout={limit:g} s"
     )
     for number in (signal.SIGTERM, signal.SIGKILL):
         signal.pidfd_send_signal(life, number)

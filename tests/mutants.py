@@ -4221,6 +4221,14 @@ MUTANTS = (
         "A run that was suspended as a whole goes on.",
     ),
     Mutant(
+        "an-old-beat-is-a-proof",
+        "launch/beats.py",
+        "return verdict if self._stands(verdict, heard) else None",
+        "return verdict",
+        (f"{HANGS}::test_a_beat_from_before_its_rank_came_on_is_no_proof",),
+        "Ranks that came on between two beats do not hang.",
+    ),
+    Mutant(
         "a-refused-attempt-goes-on",
         "launch/attempts.py",
         "        if end is None or end.code != 2:\n            break",

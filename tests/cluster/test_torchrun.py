@@ -105,7 +105,7 @@ def test_an_agent_that_is_gone_for_good_ends_the_others_within_the_limit(place, 
     took = time.monotonic() - begun
     said = logs[0].read_text()
     assert code not in (0, None) and "start torchrun on all machines again" in said, said
-    assert f"within system.timeout={LIMIT} s" in said, said
+    assert f"within twice system.timeout={LIMIT} s" in said, said
     # silence is seen in a collective, then nobody comes
-    assert took < 2 * LIMIT + 30, took
-    print(f"an agent gone: ended after {took:.1f} s of twice {LIMIT}")
+    assert took < 3 * LIMIT + 30, took
+    print(f"an agent gone: ended after {took:.1f} s of three times {LIMIT}")

@@ -253,6 +253,40 @@ def test_beats_have_a_folder_where_there_is_room(tmp_path, monkeypatch):
     beats.close()
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_beat_from_before_its_rank_came_on_is_no_proof(tmp_path, monkeypatch, offset, hangs):
+    """Rank 0 waits for its data for longer than the limit, rank 1 in a collective for rank 0. Then
+    both come on, and each beats when its second is over.
+    """
+    clock = Clock()
+    monkeypatch.setattr(beats_module.time, "monotonic", lambda: clock.now)
+    watcher = Watcher(tmp_path, "one", 6.0, lambda line: None)
+    last, verdicts = {}, []
+    for tick in range(300):  # tenths of a second
+        clock.now = 1000 + tick / 10
+        came_on = tick >= 105 and not hangs
+        at = (1000 + 10.5, 40, 80) if came_on else (1000.0, 19, 38)
+        for rank, beats_at in ((0, 0), (1, round(10 * offset))):
+            if tick % 10 == beats_at:
+                inside = (rank == 1) != came_on
+                last[rank] = (at, inside, "step" if came_on or hangs else "data_wait", clock.now)
+        if len(last) == 2 and tick % 10 == 0 and watcher.due:  # as rank 0 has beaten
+            beats = [
+                Beat(rank, phase, step, clock.now - since, clock.now - beat, inside, count, 0.1)
+                for rank, ((since, step, count), inside, phase, beat) in sorted(last.items())
+            ]
+            verdict = watcher.see(beats)
+            verdicts += [(clock.now, verdict)] if verdict else []
+        if came_on and tick > 130:
+            break
+    if not hangs:
+        assert not verdicts
+        return
+    at, verdict = verdicts[0]
+    assert verdict.beat.rank == 0 and at < 1000 + 6 + 3.1
+
+
 def test_a_watcher_that_was_stopped_itself_gives_the_ranks_their_time_again(tmp_path, monkeypatch):
     """As where a container is paused: all beats are old when it goes on."""
     clock = Clock()
