@@ -11,7 +11,7 @@ from vtx_scale.evaluators import NAMES
 from vtx_scale.launch.extras import need
 from vtx_scale.launch.paths import check_paths
 from vtx_scale.launch.sinks import check_sink
-from vtx_scale.specs.imports import import_object
+from vtx_scale.specs.imports import import_object, optimizer_class
 from vtx_scale.specs.objective import objective_fault
 from vtx_scale.specs.run import Run
 from vtx_scale.specs.spec import Spec
@@ -74,6 +74,8 @@ def check(run: Run) -> None:
         check_micro_batch(run, run.system.sharers(run.system.least))
     check_evaluators(run)
     check_sink(run.log.to)
+    if run.optim.elsewhere:
+        optimizer_class(run.optim.kind)
 
 
 def check_evaluators(run: Run) -> None:
@@ -108,6 +110,8 @@ def check_strategy(run: Run, world: int) -> None:
     """Raises UserError where the strategy cannot train this run on so many ranks."""
     if (fault := run.strategy_fault(world)) is not None:
         raise UserError(fault)
+    if run.optim.elsewhere and run.system.cuts(world):
+        optimizer_class(run.optim.kind, cut=True)
 
 
 def check_data(run: Run) -> None:

@@ -36,6 +36,8 @@ def parse(key: str, text: str, kind: Any) -> Any:
         words = [w for a in args if get_origin(a) is Literal for w in get_args(a)]
         if text in words:
             return text
+        if words and str in args and ":" not in text:  # a name of ours, or package.module:Class
+            return parse(key, text, next(a for a in args if get_origin(a) is Literal))
         if int in args and str in args:  # a number, or a range
             return parse(key, text, int) if text.lstrip("-").isdigit() else text
         plain = (a for a in args if a is not type(None) and get_origin(a) is not Literal)

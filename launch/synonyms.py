@@ -54,7 +54,8 @@ _THEIRS = {
     ),
     "layer_decay llrd layerwise_decay layer_wise_decay layerwise_lr_decay layer_lr_decay "
     "lr_layer_decay layer_wise_lr_decay": (
-        "| no rate here falls with a block's depth: leave it out, or write an optimizer of your own"
+        "| no rate here falls with a block's depth: leave it out, or write an optimizer of "
+        "your own (optim.kind=module:Class)"
     ),
     # data
     "train_data data data_dir data_path dataset_dir train_dir train_path dataset data_root "

@@ -87,6 +87,7 @@ FORKS = "tests/data_pipeline/test_fork_server.py"
 SIGNALS = "tests/promises/test_p4_signals.py"
 HANGS = "tests/vtx_scale/test_hangs.py"
 GOODPUT = "tests/vtx_scale/test_goodput.py"
+ELSEWHERE = "tests/vtx_scale/test_elsewhere.py"
 TORCHRUN = "tests/surfaces/test_torchrun.py"
 UNUSABLE = "tests/promises/test_p4_unusable.py"
 GUARD = "tests/promises/test_p4_guard.py"
@@ -4219,6 +4220,30 @@ MUTANTS = (
             "::test_a_watcher_that_was_stopped_itself_gives_the_ranks_their_time_again",
         ),
         "A run that was suspended as a whole goes on.",
+    ),
+    Mutant(
+        "an-optimizer-keeps-more",
+        "vtx_scale/trainer/elsewhere.py",
+        "if more := sorted(set(state) - names.get(p, set())):",
+        "if more := []:",
+        (f"{ELSEWHERE}::test_a_step_after_which_it_keeps_more_ends_the_run",),
+        "What an optimizer keeps is in the checkpoint, or the run ends.",
+    ),
+    Mutant(
+        "an-optimizer-of-whole-tensors-is-cut",
+        "vtx_scale/specs/imports.py",
+        'if cut and getattr(found, "elementwise", False) is not True:',
+        "if False:",
+        (f"{ELSEWHERE}::test_one_of_whole_tensors_is_refused_where_they_are_cut",),
+        "An optimizer that needs whole tensors is refused where they are cut.",
+    ),
+    Mutant(
+        "an-optimizer-counts-in-its-groups",
+        "vtx_scale/trainer/elsewhere.py",
+        "if name not in before or group[name] != before[name]:",
+        "if name not in before:",
+        (f"{ELSEWHERE}::test_a_step_after_which_it_keeps_more_ends_the_run",),
+        "What an optimizer keeps is in the checkpoint, or the run ends.",
     ),
     Mutant(
         "an-old-beat-is-a-proof",

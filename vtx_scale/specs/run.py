@@ -184,6 +184,9 @@ class Data(Spec):
         return []
 
 
+OPTIMIZERS = ("adamw", "sgd", "lookahead", "adafactor", "muon")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Spec):
     """AdamW (Loshchilov & Hutter 2019), SGD with momentum, with Lookahead around it, ViT-g's
@@ -192,9 +195,10 @@ class Optimizer(Spec):
     `lr` is the peak; `clip` the global gradient norm, None for none. SGD's momentum is betas[0],
     and its decay is added to the gradient. `moments` "bfloat16" halves the memory of AdamW's and
     Muon's moments; they are rounded up or down by chance, so that small changes add up.
+    `kind` "package.module:Class" is one of your own (`vtx_scale.trainer.optim.Elsewhere`).
     """
 
-    kind: Literal["adamw", "sgd", "lookahead", "adafactor", "muon"] = "adamw"
+    kind: Literal["adamw", "sgd", "lookahead", "adafactor", "muon"] | str = "adamw"
     moments: Literal["float32", "bfloat16"] = "float32"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -212,8 +216,15 @@ class Optimizer(Spec):
     # evaluations and exports take in their place; 0 for none
     average: float = 0.0
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the optimizer is a class from outside of vtx_scale."""
+        return ":" in self.kind
+
     def faults(self) -> list[str]:
         found = []
+        if not self.elsewhere and self.kind not in OPTIMIZERS:
+            found.append(f"kind={self.kind}: give {', '.join(OPTIMIZERS)} or package.module:Class.")
         if self.moments != "float32" and self.kind not in ("adamw", "muon"):
             found.append(f"moments={self.moments} is for adamw and muon: leave it out.")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -292,6 +303,8 @@ OFFLOADS = {
     "zero2": ("optimizer",),
     "zero3": ("optimizer", "all"),
 }
+# those under which a rank has a part of a parameter
+CUTTING = ("fsdp", "hsdp", "tp", "tp_fsdp", "zero1", "zero2", "zero3")
 # why an optimizer cannot be had where a strategy cuts matrices in a way that it does not know
 CUT = {
     "adafactor": (
@@ -387,6 +400,10 @@ class System(Spec):
         if self.strategy != "auto":
             return self.strategy
         return "single" if world == 1 else "fsdp" if cuda else "ddp"
+
+    def cuts(self, world: int) -> bool:
+        """Whether a rank has parts of parameters alone; False where `auto` has yet to say."""
+        return world > 1 and self.strategy_at(world, cuda=False) in CUTTING
 
     @property
     def worlds(self) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from vtx_scale.distributed.sharding import Leaf
 from vtx_scale.specs.run import Optimizer
 from vtx_scale.trainer.adafactor import Adafactor
+from vtx_scale.trainer.elsewhere import opened
 from vtx_scale.trainer.lookahead import Lookahead
 from vtx_scale.trainer.moments import RoundedAdamW, Rounding
 from vtx_scale.trainer.muon import MuonAdamW, is_matrix
@@ -62,7 +63,8 @@ def optimizer_of(leaves: Iterable[Leaf], spec: Optimizer, seed: int = 0) -> torc
     be read into it before the first step.
 
     seed: the run's, for moments that are rounded by chance. Raises UserError for an optimizer that
-    needs rows and columns, or whole matrices, where leaves are not such.
+    needs rows and columns, or whole matrices, where leaves are not such, and for one from elsewhere
+    that is not as `vtx_scale.trainer.elsewhere` says.
     """
     leaves = list(leaves)
     grouped = groups(leaves, muon=spec.kind == "muon")
@@ -85,6 +87,8 @@ def optimizer_of(leaves: Iterable[Leaf], spec: Optimizer, seed: int = 0) -> torc
                 "momentum_buffer": zeros_like(p),
                 "slow": p.detach().clone(memory_format=torch.preserve_format),
             }
+    elif spec.elsewhere:
+        optimizer = opened(grouped, leaves, spec)
     else:
         rounding = Rounding(leaves, seed) if spec.moments == "bfloat16" else None
         plain = [dict(group) for group in grouped if not group["matrix"]]
