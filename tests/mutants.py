@@ -3852,6 +3852,22 @@ MUTANTS = (
         "The planner counts the messages that a strategy sends.",
     ),
     Mutant(
+        "planner-repeats-a-view-as-new",
+        "vtx_scale/planner/results.py",
+        "any(id(s) in others for s in storages)",
+        "False",
+        (f"{PLANNER}::test_results_that_are_repeated_change_no_trace",),
+        "What the planner repeats is what the operator gave.",
+    ),
+    Mutant(
+        "planner-repeats-for-another-type",
+        "vtx_scale/planner/results.py",
+        "return type(x), x",
+        "return x",
+        (f"{PLANNER}::test_a_number_of_another_type_is_another_result",),
+        "What the planner repeats is what the operator gave.",
+    ),
+    Mutant(
         "planner-never-forgets-a-tensor",
         "vtx_scale/planner/activations.py",
         "self.now -= self.refs.pop(key)[1]",

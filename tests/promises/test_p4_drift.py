@@ -39,7 +39,7 @@ def perturbed(recipe: dict, folder, paths: list[str], name: str) -> int:
     [
         pytest.param("ddp", 2, "student", marks=pytest.mark.full),
         ("ddp", 3, "teacher"),
-        ("hsdp", 4, "student"),
+        pytest.param("hsdp", 4, "student", marks=pytest.mark.full),
         pytest.param("tp", 2, "student", marks=pytest.mark.full),
     ],
 )

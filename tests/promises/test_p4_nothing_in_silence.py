@@ -239,10 +239,18 @@ def test_ctrl_c_while_it_starts(tmp_path, world, after):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world", "ask"), [(1, "term"), (2, "term"), (2, "ctrl-c"), (1, "stop file")]
+    ("world", "ask"),
+    [
+        (1, "stop file"),
+        (1, "term"),
+        pytest.param(2, "term", marks=pytest.mark.full),
+        pytest.param(2, "ctrl-c", marks=pytest.mark.full),
+    ],
 )
 def test_asked_to_leave(tmp_path, world, ask):
-    """Saved, exit 75, nobody left; the same command finishes the run."""
+    """Saved, exit 75, nobody left; the same command finishes the run. Every signal in every place
+    is tests/promises/test_p4_signals.py.
+    """
     folder = tmp_path / "run"
     arguments = (
         "train",

@@ -26,7 +26,7 @@ def test_a_rank_that_stands_still_is_started_again(tmp_path):
     """It is named at once, and after system.timeout seconds the stacks of all are kept; all go on
     from the newest checkpoint.
     """
-    keys = ("steps=400", "checkpoint.every=20", "system.workers=0", "system.world=2")
+    keys = ("steps=120", "checkpoint.every=20", "system.workers=0", "system.world=2")
     folder = tmp_path / "run"
     words = ["train", COLOUR, "--smoke", "--run", str(folder), *keys, "system.timeout=5"]
     command = [sys.executable, "-m", "vtx_scale.launch.cli", *words]

@@ -84,7 +84,9 @@ KEYS = {"vit_small": ("objective.net.classes=12",), "dino_small": (), "clip_smal
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "clip_small" else pytest.mark.full) for n in SMALL]
+)
 def test_at_full_size_it_is_never_silent_for_long(tmp_path, name):
     """In seconds of the processor, on one thread: the recipe in 1.5, the first step at most 15
     behind what it takes to import torch, and a line every 5, with a second for a busy machine.

@@ -37,7 +37,7 @@ CELLS = [
     ("fsdp", 1),
     ("fsdp", 2),
     ("fsdp", 3),
-    ("fsdp", 4),
+    pytest.param("fsdp", 4, marks=pytest.mark.full),
     ("hsdp", 2),
     ("hsdp", 4),
 ]

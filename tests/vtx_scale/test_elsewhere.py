@@ -118,9 +118,14 @@ def test_one_of_whole_tensors_is_refused_where_they_are_cut():
     check_strategy(run, 1)
     with pytest.raises(UserError, match="does not say elementwise = True"):
         check_strategy(run, 2)
-    for strategy in ("ddp", "fairscale"):
-        check_strategy(smoke(f"optim.kind={HERE}Normed", f"system.strategy={strategy}"), 2)
+    check_strategy(smoke(f"optim.kind={HERE}Normed", "system.strategy=ddp"), 2)
     check_strategy(smoke(f"optim.kind={HERE}Lion", "system.strategy=fsdp"), 2)
+
+
+@pytest.mark.services
+def test_fairscale_cuts_none():
+    need("fairscale")
+    check_strategy(smoke(f"optim.kind={HERE}Normed", "system.strategy=fairscale"), 2)
 
 
 def test_it_is_in_the_hash():

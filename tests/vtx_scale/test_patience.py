@@ -177,7 +177,7 @@ def evaluator(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_a_run_that_was_killed_stops_where_an_undisturbed_one_does(evaluator, world, monkeypatch):
     """Killed before an evaluation, behind one that no checkpoint knows, and left on the way."""
     monkeypatch.setenv("PYTHONPATH", str(evaluator))

@@ -123,7 +123,11 @@ def assert_covered(ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "world", "more"),
-    [("fsdp", 2, ()), ("hsdp", 4, ()), ("fsdp", 4, ("system.tp=2",))],
+    [
+        ("fsdp", 2, ()),
+        pytest.param("hsdp", 4, (), marks=pytest.mark.full),
+        ("fsdp", 4, ("system.tp=2",)),
+    ],
 )
 def test_what_lies_in_the_hosts_memory_computes_the_same(tmp_path, strategy, world, more):
     """system.offload=all, with a frozen layer, a follower and micro-batches: equal to the bit."""

@@ -376,7 +376,7 @@ FLOAT64 = ("system.precision=fp64",)
 FULL = pytest.mark.full
 RUNS = [
     (2, "tp", "dino_vit_s16", DINO),
-    (4, "fsdp", "dalle_12b", ("system.micro_batch=3",)),
+    pytest.param(4, "fsdp", "dalle_12b", ("system.micro_batch=3",), marks=FULL),
     (2, "tp", "vit_b16_imagenet21k", DROPS),
     (2, "tp", "clip_vit_b32", LIMITS),
     (2, "tp", "clip_vit_b32", ("optim.kind=sgd", "optim.lr=0.001")),

@@ -31,6 +31,7 @@ from vtx_scale.blocks.rules import table_of
 from vtx_scale.data_pipeline.batch import Batch
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.base import Objective
+from vtx_scale.planner.results import Results
 from vtx_scale.strategies.apply import policy
 
 Recompute = Literal["none", "full", "selective"]
@@ -232,6 +233,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, module: nn.Module, units: Iterable[nn.Module] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.results = Results()
         self.now = self.grads = self.inside = self.depth = 0
         self.path: dict[int, int] = {0: 0}
         self.refs: dict[int, tuple[weakref.ref[Any], int]] = {}
@@ -250,7 +252,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
-        out = func(*args, **(kwargs or {}))
+        out = self.results(func, args, kwargs or {})
         for t in tree_leaves(out):
             if isinstance(t, Tensor):
                 self.add(t.untyped_storage())
