@@ -41,6 +41,24 @@ def names_of(model):
     return (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
 
 
+def of_pipeline(task, folder, pictures, texts):
+    """What transformers' pipeline says of pictures: a row each."""
+    pipe = importlib.import_module("transformers").pipeline(task, model=str(folder))
+    more = {
+        "image-classification": {"top_k": 1000},
+        "zero-shot-image-classification": {
+            "candidate_labels": texts,
+            "hypothesis_template": "{}",
+        },
+    }.get(task, {})
+    found = [pipe(path, **more) for path in pictures]
+    if task == "image-feature-extraction":
+        return np.array([tokens[0][0] for tokens in found])
+    labels = texts if "candidate_labels" in more else names_of(pipe.model)
+    scores = [{row["label"]: row["score"] for row in rows} for rows in found]
+    return np.array([[row[label] for label in labels] for row in scores])
+
+
 def main(plan, out):
     torch.set_num_threads(1)
     importlib.import_module("tests.parity.libraries")  # timm, open_clip without torchvision
@@ -59,6 +77,8 @@ def main(plan, out):
         found = {k: v.detach().numpy() for k, v in answers(space).items()}
         if names := names_of(space.get("model")):
             found["names"] = np.array(names)
+        if task := plan["pipelines"].get(folder.name):
+            found["pipeline"] = of_pipeline(task, folder, plan["pictures"], plan["texts"])
         np.savez(Path(out) / f"{folder.name}.npz", **found)
     try:
         importlib.import_module("vtx_scale")

@@ -28,6 +28,7 @@ from vtx_scale.specs.imports import import_object
 
 SIZES = ((640, 427), (427, 640), (500, 281), (225, 300), (200, 150), (301, 224))
 CAPTIONS = ["", "a photo of a cat", "It's Ünïcode \u201cquoted\u201d, two  blanks", "x " * 200]
+TEXTS = ["a photo of a cat", "a red circle", "a large blue square left of a dog"]
 SIDE, PATCH = 224, 32
 TWO = (f"objective.image.resolution={SIDE}", f"objective.image.patch={PATCH}")
 ONE = (f"objective.net.resolution={SIDE}", f"objective.net.patch={PATCH}")
@@ -64,6 +65,12 @@ RUNS = {  # name -> recipe, keys, libraries, probe of pictures
         ("transformers", "timm"),
         "features",
     ),
+}
+PIPELINES = {
+    "clip-transformers": "zero-shot-image-classification",
+    "siglip-transformers": "zero-shot-image-classification",
+    "vit-transformers": "image-classification",
+    "dino-transformers": "image-feature-extraction",
 }
 CELLS = [(name, to) for name, (_, _, libraries, _) in RUNS.items() for to in libraries]
 
@@ -127,6 +134,7 @@ def found(tmp_path_factory):
             ours[name]["text"] = run.probes["encode_text"](CAPTIONS)
             # open_clip cleans captions before a tokenizer that is not its own sees them
             ours[name]["cleaned"] = run.probes["encode_text"]([*map(cleaned, CAPTIONS)])
+            ours[name]["scores"] = scores(run.model, run.probes, ours[name]["image"])
         for to in libraries:
             folders.append(at / f"{name}-{to}")
             write(run, to, folders[-1])
@@ -135,6 +143,7 @@ def found(tmp_path_factory):
     write(run, "transformers", folders[-1])
     ours["igpt"] = run.model.palette.tokens(rows(run.recipe, jpegs)).flatten(1)
     plan = {"folders": [*map(str, folders)], "pictures": [*map(str, paths)], "captions": CAPTIONS}
+    plan |= {"pipelines": PIPELINES, "texts": TEXTS}
     (at / "plan.json").write_text(json.dumps(plan))
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("apart.py"), at / "plan.json", at],
@@ -146,6 +155,17 @@ def found(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     theirs = {folder.name: dict(np.load(at / f"{folder.name}.npz")) for folder in folders}
     return ours, theirs, at
+
+
+@torch.no_grad()
+def scores(model, probes, image: torch.Tensor) -> torch.Tensor:
+    """Of each of `TEXTS` for each picture, as the objective's loss reads them."""
+    text = probes["encode_text"](TEXTS)
+    logits = model.logit_scale.exp() * torch.nn.functional.cosine_similarity(
+        image[:, None], text[None], dim=2
+    )
+    bias = getattr(model, "logit_bias", None)  # where the loss is of pairs
+    return logits.softmax(1) if bias is None else (logits + bias).sigmoid()
 
 
 def least(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -161,6 +181,19 @@ def test_the_same_features(found, name, to):
     if "text" in want and to != "timm":
         text = want["cleaned" if to == "open_clip" else "text"]
         assert least(text, torch.from_numpy(have["text"])) >= 1 - 1e-6
+
+
+@pytest.mark.parametrize("folder", PIPELINES)
+def test_a_pipeline_says_the_same(found, folder):
+    """transformers' own, from the files of pictures: log odds, and features of the token."""
+    ours, theirs, _ = found
+    name, have = folder.partition("-")[0], torch.from_numpy(theirs[folder]["pipeline"]).float()
+    if name == "dino":
+        assert least(ours[name]["image"], have) >= 0.9999
+        return
+    want = ours[name]["image"].softmax(1) if name == "vit" else ours[name]["scores"]
+    off, apart = (want.logit() - have.logit()).abs().max(), want.logit().std(1).max()
+    assert off < 0.02 and apart > 0.1, (off, apart)
 
 
 def test_an_igpt_sees_the_same_colours(found):

@@ -80,6 +80,7 @@ def transformers_config(
             "vocab_size": text.vocab,
             "projection_size": text.embed,
             "max_position_embeddings": text.context,
+            "bos_token_id": None,  # by default one that a small vocabulary lacks
             "eos_token_id": text.vocab - 1,
             "pad_token_id": text.vocab - 1,
         },
