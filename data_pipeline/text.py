@@ -185,6 +185,7 @@ def of_json(path: Path) -> Tokenizer:
         raise UserError(
             f"{path} is no tokenizer file ({e}): make one with 'vtx data tokenizer'."
         ) from None
+    engine.encode_special_tokens = True  # a caption that spells <|end|> does not end itself
     start, end = engine.token_to_id("<|start|>"), engine.token_to_id("<|end|>")
     vocab = engine.get_vocab_size()
     if end is None or end != vocab - 1 or start is None:

@@ -110,8 +110,6 @@ def test_the_ids_are_ours(names, theirs, kind, form):
             return  # whether it ends a word hangs on what stands behind marks
         if kind == "clip" and "&amp;lt;b" not in text and beyond_rules(text):
             return
-        if kind == "own" and ("<|start|>" in text or "<|end|>" in text):
-            return  # here they end a caption that spells them
         have = theirs[kind, form](text, padding="max_length", truncation=True)["input_ids"]
         assert have == ours(names[kind], form, text), ascii(text)
 
