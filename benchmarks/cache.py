@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vtx_scale.data_pipeline.batches import Batches
 from vtx_scale.data_pipeline.cache import NodeCache
 from vtx_scale.data_pipeline.index import Index
-from vtx_scale.data_pipeline.loader import Batches, Loader
+from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.prefetch import Caching

@@ -22,8 +22,9 @@ import webdataset as wds
 from PIL import Image
 
 from vtx_scale.data_pipeline.augment.crop import random_resized_crop_box
+from vtx_scale.data_pipeline.batches import Batches
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
-from vtx_scale.data_pipeline.loader import Batches, Loader
+from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.objectives.clip_reader import ClipReader

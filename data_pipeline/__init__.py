@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vtx_scale.data_pipeline.batch import Batch
+    from vtx_scale.data_pipeline.batches import Batches, Reader
     from vtx_scale.data_pipeline.errors import BadSample, UserError
     from vtx_scale.data_pipeline.index import Index
-    from vtx_scale.data_pipeline.loader import Batches, Loader, Reader
+    from vtx_scale.data_pipeline.loader import Loader
     from vtx_scale.data_pipeline.mix import Mix
     from vtx_scale.data_pipeline.opening import open_index
     from vtx_scale.data_pipeline.order import Order

@@ -36,7 +36,7 @@ MARKS = {
 
 
 class AnyReader(Protocol):
-    """What `Placed` wraps: see `loader.Reader`."""
+    """What `Placed` wraps: see `batches.Reader`."""
 
     def __call__(self, members: Members, draw: Draw) -> Row:
         """A sample's arrays. Raises BadSample."""

@@ -244,7 +244,7 @@ def decode_clip(
 
 @dataclass
 class VideoReader:
-    """clip (T, S, S, 3) uint8 and label () int64, -1 for none: a `loader.Reader` of videos.
+    """clip (T, S, S, 3) uint8 and label () int64, -1 for none: a `batches.Reader` of videos.
 
     frames: T, each `stride` frames of the video behind the one before. size: S. In training the
     sample's numbers place the clip, its crop (`crop`, `ratio` of RandomResizedCrop) and its flip,
@@ -261,12 +261,12 @@ class VideoReader:
     bicubic: bool = True
 
     def blank(self) -> Row:
-        """As `loader.Reader`."""
+        """As `batches.Reader`."""
         clip = np.zeros((self.frames, self.size, self.size, 3), np.uint8)
         return {"clip": clip, "label": np.array(-1, np.int64)}
 
     def __call__(self, members: Members, draw: Draw) -> Row:
-        """As `loader.Reader`. Raises BadSample as `decode_clip` does, label and member_missing."""
+        """As `batches.Reader`. Raises BadSample as `decode_clip` does, label and member_missing."""
         label, body = member_of.label(members), member_of.video(members)
         u = draw(0, CROP_WORDS + 1)
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from vtx_scale.data_pipeline.batches import Reader
 from vtx_scale.data_pipeline.errors import BadSample, UserError, judged
-from vtx_scale.data_pipeline.loader import Reader
 from vtx_scale.data_pipeline.members import CAPTION, LABEL
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order

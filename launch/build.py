@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from vtx_scale.blocks.cuts import cut_fault, cut_layers
+from vtx_scale.data_pipeline.batches import Batches, InOrder, Reader
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import Batches, InOrder, Reader
 from vtx_scale.data_pipeline.members import Placed
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.launch.caching import caching_of

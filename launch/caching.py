@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vtx_scale.data_pipeline.batches import Batches, InOrder
 from vtx_scale.data_pipeline.book import costs
 from vtx_scale.data_pipeline.cache import SPARE, NodeCache
 from vtx_scale.data_pipeline.index import Index, cache_folder
-from vtx_scale.data_pipeline.loader import Batches, InOrder
 from vtx_scale.data_pipeline.prefetch import Caching, shortage
 from vtx_scale.data_pipeline.storage import Folder
 from vtx_scale.specs.run import Run, System

@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vtx_scale.data_pipeline.batches import Reader
 from vtx_scale.data_pipeline.codes import LIMIT, Coding
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import Reader
 from vtx_scale.data_pipeline.members import Placed
 from vtx_scale.data_pipeline.paths import SCHEME
 from vtx_scale.data_pipeline.system import processors

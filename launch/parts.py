@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from vtx_scale.blocks.rules import initial_values
-from vtx_scale.data_pipeline.loader import Batches
+from vtx_scale.data_pipeline.batches import Batches
 from vtx_scale.data_pipeline.objects import AnyPath
 from vtx_scale.data_pipeline.state import segments_of
 from vtx_scale.distributed.phases import PHASES

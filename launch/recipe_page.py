@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vtx_scale.data_pipeline.batches import Batches, uniforms
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import BadSample
-from vtx_scale.data_pipeline.loader import Batches, uniforms
 from vtx_scale.data_pipeline.members import caption, image
 from vtx_scale.data_pipeline.sources import Samples
 from vtx_scale.data_pipeline.tools.page import LETTERS, THUMBNAIL, document, text

@@ -641,7 +641,7 @@ MUTANTS = (
     ),
     Mutant(
         "contract_differs",
-        "data_pipeline/loader.py",
+        "data_pipeline/batches.py",
         "if value.shape == rows[name].shape[1:]:",
         "if name:",
         (f"{OWN_OBJECTIVE}::test_a_reader_and_its_blank_that_differ",),
@@ -2785,7 +2785,7 @@ MUTANTS = (
     ),
     Mutant(
         "crops-of-the-first-epoch",
-        "vtx_scale/data_pipeline/loader.py",
+        "vtx_scale/data_pipeline/batches.py",
         "view, sample, epoch, n)",
         "view, sample, 0, n)",
         (f"{ORDER}::test_numbers_of_a_sample",),
@@ -2849,7 +2849,7 @@ MUTANTS = (
     ),
     Mutant(
         "sources-share-their-crops",
-        "vtx_scale/data_pipeline/loader.py",
+        "vtx_scale/data_pipeline/batches.py",
         "draw = uniforms(self.seed, source, own, epoch)",
         "draw = uniforms(self.seed, 0, own, epoch)",
         (f"{MIX_DATA}::test_pixels_of_a_source_are_its_own",),
@@ -2961,7 +2961,7 @@ MUTANTS = (
     ),
     Mutant(
         "last-sample-not-evaluated",
-        "vtx_scale/data_pipeline/loader.py",
+        "vtx_scale/data_pipeline/batches.py",
         "np.where(at < self.n, at, -1)",
         "np.where(at < self.n - 1, at, -1)",
         ("tests/data_pipeline/test_loader.py::test_an_evaluation_sees_each_sample_once",),

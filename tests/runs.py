@@ -99,7 +99,8 @@ def run_on_ranks(run: Run, folder: Path, world: int) -> list[int]:
 
 def one_rank(recipe: dict, folder: Path, paths: list[str]) -> int:
     """The worker, which also writes down which sample stood in which slot."""
-    from vtx_scale.data_pipeline.loader import InOrder, Loader
+    from vtx_scale.data_pipeline.batches import InOrder
+    from vtx_scale.data_pipeline.loader import Loader
 
     recipes.let_import(paths)
     plain = Loader.next

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from vtx_scale.data_pipeline.batches import Batches
 from vtx_scale.data_pipeline.cache import NodeCache
 from vtx_scale.data_pipeline.cached import whole_chunks
-from vtx_scale.data_pipeline.loader import Batches
 from vtx_scale.data_pipeline.system import processors
 
 FETCHES = 4  # at a time, as a prefetcher has

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vtx_scale.data_pipeline.batches import Batches, Reader
 from vtx_scale.data_pipeline.codes import FILE, MEMBER, Coding, coding_in, packed
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import Index
-from vtx_scale.data_pipeline.loader import Batches, Loader, Reader
+from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.members import TEXTS
 from vtx_scale.data_pipeline.order import Int
 from vtx_scale.data_pipeline.pool import Pool

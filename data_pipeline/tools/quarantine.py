@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from vtx_scale.data_pipeline import quarantine
+from vtx_scale.data_pipeline.batches import Reader, put, uniforms
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import Index
-from vtx_scale.data_pipeline.loader import Reader, put, uniforms
 from vtx_scale.data_pipeline.opening import keep_again
 from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.read import PASSING, ChunkReader

@@ -16,10 +16,10 @@ import numpy as np
 from vtx_scale.data_pipeline import codes
 from vtx_scale.data_pipeline import members as sample
 from vtx_scale.data_pipeline.augment.crop import centre_box
+from vtx_scale.data_pipeline.batches import Reader, put, uniforms
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import BadSample, judged
 from vtx_scale.data_pipeline.layout import Layout
-from vtx_scale.data_pipeline.loader import Reader, put, uniforms
 from vtx_scale.data_pipeline.pool import Pool
 from vtx_scale.data_pipeline.read import Members
 from vtx_scale.data_pipeline.remote import named

@@ -12,10 +12,11 @@ import numpy as np
 
 from tests.ranks import gathered
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.batches import Batches
 from vtx_scale.data_pipeline.book import cost
 from vtx_scale.data_pipeline.cache import BOOK, NAME, SPARE, NodeCache
 from vtx_scale.data_pipeline.index import Index
-from vtx_scale.data_pipeline.loader import Batches, Loader
+from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.prefetch import Caching

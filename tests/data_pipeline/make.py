@@ -16,9 +16,9 @@ from PIL import Image
 
 from vtx_scale.data_pipeline import members as sample
 from vtx_scale.data_pipeline.augment.crop import CROP_WORDS, random_resized_crop_box
+from vtx_scale.data_pipeline.batches import Batches, InOrder
 from vtx_scale.data_pipeline.decode import decode_image, resize_crop
 from vtx_scale.data_pipeline.index import Index
-from vtx_scale.data_pipeline.loader import Batches, InOrder
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.storage import File

@@ -32,11 +32,11 @@ from tests.data_pipeline.caches import (
 from tests.ranks import SERVER, on_ranks
 from tests.runs import vtx
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.batches import Batches
 from vtx_scale.data_pipeline.book import cost
 from vtx_scale.data_pipeline.cache import NAME, SPARE, NodeCache
 from vtx_scale.data_pipeline.cached import Cached, source_for, whole_chunks
 from vtx_scale.data_pipeline.chunks import Torn
-from vtx_scale.data_pipeline.loader import Batches
 from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order

@@ -16,10 +16,10 @@ from tests.data_pipeline.make import encoded
 from tests.data_pipeline.test_mutated import HURT, REASONS, seeds
 from vtx_scale.data_pipeline import crops
 from vtx_scale.data_pipeline.augment.crop import random_resized_crop_box
+from vtx_scale.data_pipeline.batches import uniforms
 from vtx_scale.data_pipeline.crops import Crop, decode_crop, decode_crops
 from vtx_scale.data_pipeline.decode import Box, decode_image, resize_crop
 from vtx_scale.data_pipeline.errors import BadSample, UserError, notes
-from vtx_scale.data_pipeline.loader import uniforms
 from vtx_scale.data_pipeline.read import Members, Row
 from vtx_scale.data_pipeline.restarts import with_table
 from vtx_scale.launch import recipes

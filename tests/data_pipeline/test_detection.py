@@ -22,7 +22,7 @@ from tests.data_pipeline.make import (
     small_index,
     small_set,
 )
-from vtx_scale.data_pipeline.loader import Batches, InOrder
+from vtx_scale.data_pipeline.batches import Batches, InOrder
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.verify import verify

@@ -23,9 +23,9 @@ from tests.data_pipeline.make import (
     png_header,
 )
 from vtx_scale.data_pipeline import members as sample
+from vtx_scale.data_pipeline.batches import Batches, InOrder
 from vtx_scale.data_pipeline.decode import decode_image
 from vtx_scale.data_pipeline.errors import BadSample, notes
-from vtx_scale.data_pipeline.loader import Batches, InOrder
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.tools.shards import write_shard
 

@@ -8,8 +8,9 @@ import torch
 
 from tests.data_pipeline.make import Pixels, batches_of, small_index, small_set
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.batches import Batches, InOrder, fill, uniforms
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import Batches, InOrder, Loader, fill, uniforms
+from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.tools.shards import write_shard

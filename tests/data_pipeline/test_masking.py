@@ -9,8 +9,9 @@ import torch
 
 from tests.data_pipeline.make import Pixels, jpeg, small_index, small_set
 from vtx_scale.data_pipeline import decode
+from vtx_scale.data_pipeline.batches import Batches, InOrder
 from vtx_scale.data_pipeline.errors import DETAIL, BadSample, UserError, described, judged
-from vtx_scale.data_pipeline.loader import Batches, InOrder, Loader
+from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.tools.verify import fault
 
 

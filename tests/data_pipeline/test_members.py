@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.data_pipeline.make import Pixels, encoded, jpeg, picture
 from tests.require import need
 from vtx_scale.data_pipeline import members as sample
+from vtx_scale.data_pipeline.batches import Batches, InOrder, uniforms
 from vtx_scale.data_pipeline.errors import BadSample, UserError, notes
-from vtx_scale.data_pipeline.loader import Batches, InOrder, uniforms
 from vtx_scale.data_pipeline.members import CAPTION, LABEL, Placed
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import Members

@@ -12,9 +12,9 @@ import pytest
 
 from tests.data_pipeline.make import corrupt, encoded, jpeg, picture
 from tests.data_pipeline.test_tar import FIELDS, tar_of
+from vtx_scale.data_pipeline.batches import Batches, InOrder
 from vtx_scale.data_pipeline.errors import UserError
 from vtx_scale.data_pipeline.index import build
-from vtx_scale.data_pipeline.loader import Batches, InOrder
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.restarts import with_table
 from vtx_scale.data_pipeline.shards import local_shards

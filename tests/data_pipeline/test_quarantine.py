@@ -11,9 +11,9 @@ from tests.data_pipeline.packs import packed, samples_of
 from tests.data_pipeline.test_remote import Bucket
 from tests.runs import vtx
 from vtx_scale.data_pipeline import quarantine
+from vtx_scale.data_pipeline.batches import Batches
 from vtx_scale.data_pipeline.errors import BadSample, UserError
 from vtx_scale.data_pipeline.index import Index
-from vtx_scale.data_pipeline.loader import Batches
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.order import Order
 from vtx_scale.data_pipeline.read import ChunkReader

@@ -14,8 +14,8 @@ from tests.data_pipeline.make import corrupt, encoded, jpeg, picture, png_header
 from tests.data_pipeline.test_tar import tar_of
 from tests.runs import vtx
 from vtx_scale.data_pipeline import storage
+from vtx_scale.data_pipeline.batches import Batches, InOrder
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import Batches, InOrder
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.tools.verify import verify

@@ -17,9 +17,9 @@ import pytest
 from tests.require import need
 from vtx_scale.data_pipeline import video as module
 from vtx_scale.data_pipeline.augment.crop import centre_box
+from vtx_scale.data_pipeline.batches import Batches, InOrder, uniforms
 from vtx_scale.data_pipeline.decode import resize_crop
 from vtx_scale.data_pipeline.errors import BadSample
-from vtx_scale.data_pipeline.loader import Batches, InOrder, uniforms
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import Members
 from vtx_scale.data_pipeline.tools.shards import write_shard

@@ -9,8 +9,9 @@ import pytest
 
 from tests.data_pipeline.make import Pixels, batches_of, corrupt, rows, small_index, small_set
 from tests.promises.test_p1_data import loaded
+from vtx_scale.data_pipeline.batches import Batches, InOrder
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import Batches, InOrder, Loader
+from vtx_scale.data_pipeline.loader import Loader
 from vtx_scale.data_pipeline.mix import Mix
 from vtx_scale.data_pipeline.tools.shards import write_shard
 from vtx_scale.data_pipeline.weights import TOTAL, shares

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vtx_scale.data_pipeline.batches import uniforms
 from vtx_scale.data_pipeline.index import Index
-from vtx_scale.data_pipeline.loader import uniforms
 from vtx_scale.data_pipeline.order import Order, defaults, draws
 
 MASK = 2**64 - 1

@@ -15,9 +15,9 @@ import pytest
 
 from tests.runs import environment, lines, losses, smoke, train, train_on_ranks
 from tests.s3 import prefix_of, proxied
+from vtx_scale.data_pipeline.batches import uniforms
 from vtx_scale.data_pipeline.codes import unpacked
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import uniforms
 from vtx_scale.data_pipeline.opening import open_index
 from vtx_scale.data_pipeline.read import ChunkReader
 from vtx_scale.data_pipeline.tools.toy import make_toy

@@ -17,8 +17,8 @@ from tests.require import need
 from tests.runs import lines, run_on_ranks, smoke, train_on_ranks, vtx
 from vtx_scale import evaluators
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.batches import InOrder
 from vtx_scale.data_pipeline.errors import UserError
-from vtx_scale.data_pipeline.loader import InOrder
 from vtx_scale.data_pipeline.order import draws
 from vtx_scale.data_pipeline.tools.toy import make_toy
 from vtx_scale.distributed.ranks import GroupRanks, Ranks

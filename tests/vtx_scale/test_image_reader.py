@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from vtx_scale.data_pipeline.batch import Batch
+from vtx_scale.data_pipeline.batches import uniforms
 from vtx_scale.data_pipeline.errors import BadSample, UserError
-from vtx_scale.data_pipeline.loader import uniforms
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.evaluators.accuracy import accuracy
 from vtx_scale.evaluators.loss import loss

@@ -6,7 +6,7 @@ import torch
 
 from tests.ranks import gathered, on_ranks
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.data_pipeline.loader import InOrder
+from vtx_scale.data_pipeline.batches import InOrder
 from vtx_scale.distributed.ranks import GroupRanks, Ranks
 from vtx_scale.evaluators.accuracy import accuracy
 from vtx_scale.evaluators.mistakes import MOST, Mistakes

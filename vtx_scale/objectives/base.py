@@ -12,7 +12,7 @@ from vtx_scale.blocks.random import step_key
 from vtx_scale.blocks.rules import Rules
 from vtx_scale.blocks.slots import VIEWS, SlotContext
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.data_pipeline.loader import Reader
+from vtx_scale.data_pipeline.batches import Reader
 from vtx_scale.distributed.ranks import Ranks
 from vtx_scale.objectives.contract import check_losses, explained
 from vtx_scale.specs.objective import ObjectiveSpec

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vtx_scale.data_pipeline.batch import Batch
-from vtx_scale.data_pipeline.loader import Batches
+from vtx_scale.data_pipeline.batches import Batches
 from vtx_scale.trainer.control import BadLimit
 
 
