@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         rows.append({"what": name, "value": version(name) or absent, "well": True})
     if any(version(name) for name in ("timm", "open_clip_torch")):
         absent = (
-            "absent: timm and open_clip do not import without it; "
-            "exports for them are written all the same"
+            "absent (optional: timm and open_clip do not import without it; "
+            "exports for them are written all the same)"
         )
         there = importlib.util.find_spec("torchvision") is not None
         rows.append(

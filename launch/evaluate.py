@@ -30,7 +30,7 @@ from vtx_scale.launch.places import place_at
 from vtx_scale.launch.reading import KEYS, Reading, reading_of
 from vtx_scale.launch.run_folder import recipe_of
 from vtx_scale.launch.several import is_rank, run_together, speaks
-from vtx_scale.launch.tables import print_json, print_table
+from vtx_scale.launch.tables import print_json, print_values
 from vtx_scale.objectives.base import Objective
 from vtx_scale.specs.imports import import_object
 from vtx_scale.specs.run import Run
@@ -278,17 +278,7 @@ def run(args: argparse.Namespace) -> int:
         elif args.json:
             print_json({"name": name, **values})
         else:
-            print_table(
-                [
-                    {
-                        "name": name,
-                        **{
-                            k: v if isinstance(v, str | int) else f"{v:.4g}"
-                            for k, v in values.items()
-                        },
-                    }
-                ]
-            )
+            print_values(name, values)
     if lacking is not None:  # after all that can be had
         raise lacking
     return 0

@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
         opened.model.to(WRITTEN[reading.precision])
     for path in write(opened, args.to, out, not args.without_head, args.push):
         print(path)
-    if args.push:
+    if not args.push:
+        say(f"how to open it: {out / 'README.md'}")
+    else:
         place = push(out, args.push, f"vtx export, step {opened.step}")
         print(f"{place} (a new one is private)")
     return 0

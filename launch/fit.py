@@ -91,11 +91,12 @@ def fit(parts: Parts, restored: bool, signs: Signs | None = None) -> int | None:
         if how == "back":
             return None
         saved = parts.folder / "checkpoints"
+        more = "; the same command goes on from there" if how == "left" else ""
         if how == "stopped":
             log.message(f"no step beyond {progress.step}: {parts.stopping.tell(progress.step)}")
             how = "finished"
         log.message(
-            f"{how} at step {progress.step}: checkpoint in {saved}"
+            f"{how} at step {progress.step}: checkpoint in {saved}{more}"
             if progress.step
             else "left before the first step: there is nothing to save"
         )

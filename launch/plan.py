@@ -150,7 +150,11 @@ def line(answer: Answer, plan: Plan) -> dict[str, str]:
 def detail(answer: Answer, plan: Plan) -> list[dict[str, str]]:
     """What the cheapest one is made of."""
     row = answer.row(plan)
-    cells = {f"memory: {k}": f"{n / GIB:,.2f} GiB" for k, n in plan.memory.kinds.items()}
+    cells = {
+        f"memory: {k}": f"{n / GIB:,.2f} GiB"
+        for k, n in plan.memory.kinds.items()
+        if abs(n) >= 0.005 * GIB
+    }
     cells["memory: all"] = f"{plan.memory.gpu / GIB:,.2f} of {plan.capacity / GIB:,.1f} GiB"
     if plan.memory.host:
         cells["memory: host"] = f"{plan.memory.host / GIB:,.2f} GiB a GPU"

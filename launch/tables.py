@@ -28,5 +28,19 @@ def print_table(rows: list[dict[str, Any]], columns: list[str] | None = None) ->
     Console(width=width, markup=False, emoji=False).print(table)
 
 
+def print_values(name: str, values: dict[str, Any]) -> None:
+    """A line each, for terminals of 80 columns: numbers, then what is no number, such as paths."""
+    numbers = {k: v for k, v in values.items() if not isinstance(v, str)}
+    print_table(
+        [
+            {name: k, "value": cell(v) if isinstance(v, int) else f"{v:.4g}"}
+            for k, v in numbers.items()
+        ]
+    )
+    for key, text in values.items():
+        if key not in numbers:
+            print(f"{key}: {text}")
+
+
 def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -75,7 +75,7 @@ class Log:
                 console=console,
             )
             self.live.start()
-            self.task = self.live.add_task("", total=steps)
+            self.task = self.live.add_task("", total=steps, completed=resumed or 0)
         self.last_line = 0.0
 
     def message(self, line: str) -> None:
