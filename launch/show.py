@@ -18,8 +18,10 @@ from vtx_scale.launch.places import shards_at
 from vtx_scale.launch.tables import print_json, print_table
 from vtx_scale.planner.stored import stored_counts
 from vtx_scale.specs import walk
+from vtx_scale.specs.comments import meanings
 from vtx_scale.specs.models import published
 from vtx_scale.specs.run import Run
+from vtx_scale.trainer.output import say
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if worlds:
         print(f"admitted worlds: {', '.join(map(str, worlds))}")
+    say("what a key means: vtx show keys")
     if any(key.startswith("data.shards=") for key in args.keys):
         next_step("train", *recipe_words(args.recipe, args.smoke, args.keys))
     return 0
@@ -183,16 +186,19 @@ def model_rows() -> list[dict[str, Any]]:
 
 
 def key_rows() -> list[dict[str, Any]]:
-    """Every key that some recipe has, with its type and the first recipe's value."""
+    """Every key that some recipe has: its meaning, type and value in the first of these."""
     rows: dict[str, dict[str, Any]] = {}
     for _, function in recipes.named():
-        for key, value, kind in walk.walk(function()):
+        run = function()
+        meaning = meanings(run)
+        for key, value, kind in walk.walk(run):
             named = (
                 kind.__name__
                 if isinstance(kind, type) and not get_args(kind)
                 else str(kind).replace("typing.", "")
             )
-            rows.setdefault(key, {"key": key, "type": named, "example": str(value)})
+            row = {"key": key, "meaning": meaning[key], "type": named, "example": str(value)}
+            rows.setdefault(key, row)
     return [rows[k] for k in sorted(rows)]
 
 

@@ -152,6 +152,7 @@ def test_show():
 def test_the_keys_are_those_that_were_reviewed():
     """A new or another key shows in tests/surfaces/keys.txt: `vtx show keys` makes it."""
     rows = json.loads(vtx("show", "keys", "--json").stdout)
+    assert all(r["meaning"] for r in rows), [r["key"] for r in rows if not r["meaning"]]
     text = "".join(f"{r['key']}  {r['type']}\n" for r in rows)
     stored = os.path.join(os.path.dirname(__file__), "keys.txt")
     assert text == open(stored).read()

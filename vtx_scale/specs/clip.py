@@ -30,12 +30,12 @@ class TextTowerConfig(Network):
     build: ClassVar[str] = "vtx_scale.backbones.text:Text"
     alike: ClassVar[bool] = True
 
-    width: int = 512
-    depth: int = 12
-    heads: int = 8
-    context: int = 77
-    vocab: int = 49_408
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "quick_gelu"
+    width: int = 512  # of a token
+    depth: int = 12  # blocks
+    heads: int = 8  # of an attention
+    context: int = 77  # tokens of a caption
+    vocab: int = 49_408  # how many tokens there are
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "quick_gelu"  # of the hidden units
 
     def inputs(self) -> tuple[Input, ...]:
         return (((self.context,), "ids"),)
@@ -76,10 +76,11 @@ class ClipConfig(ObjectiveSpec):
 
     image: Backbone
     text: TextTowerConfig
-    embed: int = 512
+    embed: int = 512  # dimensions of the space that both towers share
+    # softmax over all pairs, as CLIP, or sigmoid of each, as SigLIP
     loss: Literal["softmax", "sigmoid"] = "softmax"
     scale: float = 1 / 0.07  # where the logit scale starts
-    scale_limit: float = 100.0
+    scale_limit: float = 100.0  # the most that the logit scale may be
 
     @property
     def separable(self) -> bool:

@@ -28,14 +28,14 @@ class TextToCodesConfig(Network):
 
     build: ClassVar[str] = "vtx_scale.backbones.dalle:TextToCodes"
 
-    width: int = 3968
-    heads: int = 62
-    depth: int = 64
+    width: int = 3968  # of a token
+    heads: int = 62  # of an attention
+    depth: int = 64  # blocks
     context: int = 256  # tokens of a caption
     vocab: int = 16_384  # of captions
     grid: int = 32  # codes of a side
-    codes: int = 8_192
-    reach: int = 5  # of the last layer's convolutional attention: 11 x 11
+    codes: int = 8_192  # how many there are
+    reach: int = 5  # of the last layer's convolutional attention: 5 is 11 x 11 codes
 
     @property
     def resolution(self) -> int:
@@ -87,8 +87,9 @@ class DalleConfig(ObjectiveSpec):
     # run folder of a dVAE or of a DALL-E, which says the network itself, or exported weights;
     # left open it comes with init.from
     codec_from: str = "required"
-    text_share: float = 1 / 8  # of the loss; the rest is the codes'
-    merges_dropped: float = 0.1  # of a caption's merges in training (Provilkov et al. 2020)
+    text_share: float = 1 / 8  # the captions' share of the loss; the rest is the codes'
+    # the share of a caption's merges that are left out in training (Provilkov et al. 2020)
+    merges_dropped: float = 0.1
 
     @property
     def resolution(self) -> int:

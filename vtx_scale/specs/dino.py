@@ -17,18 +17,19 @@ class Crops(Spec):
     each with its own flips and colours.
     """
 
-    local_size: int = 96
-    locals: int = 8
+    local_size: int = 96  # pixels of a side of a small crop
+    locals: int = 8  # small crops of a picture
+    # areas of the two large crops, shares of the picture
     global_scale: tuple[float, float] = (0.4, 1.0)
-    local_scale: tuple[float, float] = (0.05, 0.4)
-    flip: float = 0.5
-    # brightness, contrast, saturation, hue
+    local_scale: tuple[float, float] = (0.05, 0.4)  # areas of the small crops
+    flip: float = 0.5  # the share of crops that are mirrored
+    # how far colours are changed: brightness, contrast, saturation, hue
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    jitter_share: float = 0.8
-    grey: float = 0.2
-    # shares: first global crop, second, local ones
+    jitter_share: float = 0.8  # the share of crops whose colours are changed
+    grey: float = 0.2  # the share of crops without colours
+    # the share of blurred ones: first large crop, second, small ones
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    solarise: float = 0.2  # of the second global crop
+    solarise: float = 0.2  # the share of second large crops that are solarised
 
     def faults(self) -> list[str]:
         found = []
@@ -59,20 +60,21 @@ class DinoConfig(ObjectiveSpec):
 
     net: Backbone
     crops: Crops = field(default_factory=Crops)
-    prototypes: int = 65_536
-    hidden: int = 2_048
-    bottleneck: int = 256
+    prototypes: int = 65_536  # outputs of the head
+    hidden: int = 2_048  # width of the head's hidden layers
+    bottleneck: int = 256  # width of the head before its last layer
     head_norm: bool = False  # batch norm in the head
-    fixed_gain: bool = True  # of the last, weight-normed layer
+    fixed_gain: bool = True  # the last, weight-normed layer learns no gain
     frozen: int = 0  # steps at the beginning at which the last layer rests
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    warm_temperature: float = 0.04  # where the teacher's starts
-    warm_steps: int = 0  # until it is there, linearly
-    centre_momentum: float = 0.9
+    student_temperature: float = 0.1  # of the student's softmax
+    teacher_temperature: float = 0.04  # of the teacher's softmax, when it is warm
+    warm_temperature: float = 0.04  # where the teacher's temperature starts
+    warm_steps: int = 0  # until the teacher's temperature is there, linearly
+    centre_momentum: float = 0.9  # what the teacher's centre keeps of itself at a step
     momentum: float = 0.996  # of the teacher; to 1 on half a cosine
     last_blocks: int = 4  # a linear probe sees the class tokens of so many
-    patch_mean: bool = False  # and the mean of the last one's patches
+    patch_mean: bool = False  # a linear probe sees the mean of the last patches too
+    # mean and deviation that pictures are brought to: of imagenet, clip, or half
     pixels: Pixels = "imagenet"
 
     @property

@@ -19,11 +19,11 @@ class CodecConfig(Network):
     interop: ClassVar[str] = "vtx_scale.interop.dvae"
 
     width: int = 256  # of the first group; doubles with each
-    groups: int = 4
+    groups: int = 4  # each half as fine as the one before
     blocks: int = 2  # of a group
-    vocab: int = 8_192
+    vocab: int = 8_192  # how many codes there are
     stem: int = 128  # channels that the decoder starts with
-    resolution: int = 256
+    resolution: int = 256  # pixels of a side
     gain: float | None = None  # of a residual path; None: 1 / (groups blocks)^2
 
     @property
@@ -65,11 +65,12 @@ class DvaeConfig(ObjectiveSpec):
     pixels = "unit"  # of what is exported: from 0 to 1, as they are
 
     net: CodecConfig
-    kl: float = 6.6  # the weight of the codes' divergence ...
-    kl_start: float = 0.0  # ... from here
-    kl_steps: int = 5_000  # ... on half a cosine
+    kl: float = 6.6  # the weight of the codes' divergence from equally likely ones
+    kl_start: float = 0.0  # where that weight starts
+    kl_steps: int = 5_000  # until that weight is there, on half a cosine
     temperature: float = 1 / 16  # of the relaxed draws, from 1
-    temperature_steps: int = 150_000
+    temperature_steps: int = 150_000  # until that temperature is there
+    # share of itself that the weights' moving average keeps at a step; 0 for none
     average: float = 0.999
 
     def exported(self) -> tuple[str, Network]:

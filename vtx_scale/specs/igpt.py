@@ -26,13 +26,13 @@ class PixelGPTConfig(Network):
     build: ClassVar[str] = "vtx_scale.backbones.igpt:PixelGPT"
     alike: ClassVar[bool] = True
 
-    width: int = 512
-    depth: int = 24
-    heads: int = 8
+    width: int = 512  # of a token
+    depth: int = 24  # blocks
+    heads: int = 8  # of an attention
     side: int = 32  # pixels of a side: a token each
-    colours: int = 512
+    colours: int = 512  # of the palette: a token each
     causal: bool = True  # every pixel sees those before it; else all see all
-    classes: int = 0  # of a linear classifier on the mean over pixels; 0 for none
+    classes: int = 0  # outputs of a linear classifier on the mean over pixels; 0 for none
     classifier_bias: bool = False  # the authors' has none; run folders before 0.1 have one
 
     @property
@@ -79,7 +79,7 @@ class IgptConfig(ObjectiveSpec):
     palette: str = "cube"
     hidden: float = 0.15  # the chance of a pixel to be hidden from a net that is not causal
     generative: float = 1.0  # the weight of the colours' loss beside the classifier's
-    layer: int | None = None  # whose input `features` are: None for the middle of the net
+    layer: int | None = None  # the one whose input is the features; None for the middle of the net
 
     def faults(self) -> list[str]:
         found = []

@@ -73,7 +73,7 @@ class Backbone(Network):
     has them.
     """
 
-    classes: int = 0  # of a linear classifier; 0 for none
+    classes: int = 0  # outputs of a linear classifier; 0 for none
     # which of the image towers it is that CLIP's libraries have
     clip_tower: ClassVar[Literal["", "vit", "resnet"]] = ""
     # its features are an embedding already: no projection comes after it

@@ -33,11 +33,11 @@ class ResNetConfig(Backbone):
     build: ClassVar[str] = "vtx_scale.backbones.resnet:ResNet"
     interop: ClassVar[str] = "vtx_scale.interop.resnet"
 
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
-    kind: Literal["basic", "bottleneck"] = "bottleneck"
+    blocks: tuple[int, ...] = (3, 4, 6, 3)  # of each stage
+    kind: Literal["basic", "bottleneck"] = "bottleneck"  # two convolutions in a block, or three
     wide: int = 1  # factor of the width inside a block
-    resolution: int = 224
-    classes: int = 0  # of a linear classifier; 0 for none
+    resolution: int = 224  # pixels of a side
+    classes: int = 0  # outputs of a linear classifier; 0 for none
 
     @property
     def width(self) -> int:
@@ -76,11 +76,11 @@ class ClipResNetConfig(Backbone):
     clip_tower: ClassVar[Literal["", "vit", "resnet"]] = "resnet"
     projects: ClassVar[bool] = True
 
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    blocks: tuple[int, ...] = (3, 4, 6, 3)  # of each stage
     stem: int = 64  # channels of the stem; the map that is pooled has 32 times as many
     heads: int = 32  # of the attention pool
-    resolution: int = 224
-    embed: int = 1024
+    resolution: int = 224  # pixels of a side
+    embed: int = 1024  # dimensions of what the attention pool gives
 
     @property
     def width(self) -> int:

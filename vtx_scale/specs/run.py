@@ -29,14 +29,14 @@ class Augment(Spec):
     """
 
     randaug_layers: int = 0  # operations on a picture; 0 for none
-    randaug_magnitude: float = 9.0
+    randaug_magnitude: float = 9.0  # how much an operation changes, from 0 to 10
     randaug_noise: float = 0.5  # standard deviation of the magnitude
     randaug_increasing: bool = True  # a higher magnitude changes more, for every operation
     erase: float = 0.0  # the share of pictures of which a box becomes noise
-    mixup: float = 0.0  # alpha; 0 for none
-    cutmix: float = 0.0  # alpha; 0 for none
-    mix_share: float = 1.0  # of the steps
-    cutmix_share: float = 0.5  # of the mixed steps, where both are on
+    mixup: float = 0.0  # alpha of mixup; 0 for none
+    cutmix: float = 0.0  # alpha of CutMix; 0 for none
+    mix_share: float = 1.0  # the share of the steps that are mixed
+    cutmix_share: float = 0.5  # that of CutMix in the mixed steps, where both are on
     repeats: int = 1  # views of one sample that stand in its slot (Hoffer et al. 2020)
 
     def faults(self) -> list[str]:
@@ -96,35 +96,35 @@ class Data(Spec):
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"tokenizer": ("bytes", "clip")}
     shard_lists: ClassVar[Mapping[str, tuple[str, ...]]] = {"shards": ("toy",), "val_shards": ()}
 
-    shards: str = "toy"
+    shards: str = "toy"  # a folder, a brace pattern, a glob, a list of these, or toy
     # in place of `shards`: several sets, of which a batch has as many samples as they weigh
     sources: tuple[Source, ...] = ()
-    val_shards: str = ""
+    val_shards: str = ""  # of the evaluations, named as shards
     # share of the keys of every source, by their hash, that are kept for validation
     hold_out: float = 0.0
-    lanes: int | None = None  # L of the order; automatic when None
-    window: int | None = None  # V of the order; automatic when None
+    lanes: int | None = None  # L of the order (docs/data.md); automatic when None
+    window: int | None = None  # V of the order (docs/data.md); automatic when None
     crop: tuple[float, float] = (0.9, 1.0)  # area range of RandomResizedCrop
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    # instead: a square; how many times as long the picture's short side may be
+    ratio: tuple[float, float] = (0.75, 4 / 3)  # range of width by height of a crop
+    # in place of crop: a square; how many times as long the picture's short side may be
     zoom: tuple[float, float] | None = None
-    # of the square along the long side: 0 the middle, 1 all of it; None: anywhere at all
+    # where zoom's square lies along the long side: 0 the middle, 1 all of it; None: anywhere at all
     spread: float | None = None
-    # instead: the middle square, with so many pixels of its mirror image around it, from which a
-    # picture is cut out anywhere; 0 for none
+    # in place of crop: the middle square, with so many pixels of its mirror image around it, from
+    # which a picture is cut out anywhere; 0 for none
     pad: int = 0
-    flip: float = 0.0
-    bicubic: bool = True  # how pictures are resized; else bilinear
+    flip: float = 0.0  # the share of training pictures that are mirrored
+    bicubic: bool = True  # pictures are resized bicubic, else bilinear
     # of training pictures: "scaled" makes no more pixels of a JPEG than its crop needs, so that
     # they differ a little; evaluations always see the exact ones
     decode: Literal["exact", "scaled"] = "exact"
     centre: float = 1.0  # the share of the short side that an evaluation looks at
     augment: Augment = field(default_factory=Augment)
     tokenizer: str = "bytes"  # "bytes", "clip", or the path of a tokenizer.json or a merges file
-    # where captions and labels stand, if not in txt, cap or json and in cls: the extension of a
-    # member, or a path in the JSON such as meta.captions.0
+    # where captions stand, if not in txt, cap or json: the extension of a member, or a path in the
+    # JSON such as meta.captions.0
     caption: str = ""
-    label: str = ""
+    label: str = ""  # where labels stand, named as for caption; cls when empty
     # share of bad samples in the last 10,000 slots, of a mix in those of any source, beyond which
     # the run stops
     bad_limit: float = 0.01
@@ -198,22 +198,24 @@ class Optimizer(Spec):
     `kind` "package.module:Class" is one of your own (`vtx_scale.trainer.optim.Elsewhere`).
     """
 
+    # the optimizer: one of these, or a class of yours as package.module:Class
     kind: Literal["adamw", "sgd", "lookahead", "adafactor", "muon"] | str = "adamw"
+    # the type in which AdamW's and Muon's are kept
     moments: Literal["float32", "bfloat16"] = "float32"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8  # of adamw
-    decay: float = 0.0
-    decay_end: float | None = None  # where the decay goes, on half a cosine
+    lr: float = 1e-3  # the peak of the learning rate
+    betas: tuple[float, float] = (0.9, 0.999)  # of the moments; the first is SGD's momentum
+    eps: float = 1e-8  # of AdamW's denominator
+    decay: float = 0.0  # weight decay, of matrices
+    decay_end: float | None = None  # where the decay ends, on half a cosine
     head_decay: float | None = None  # of a classifier's matrix, where it differs
     # the peak of what the objective calls its trunk, where it differs
     trunk_lr: float | None = None
-    lookahead: int = 5  # of lookahead: every so many steps ...
-    lookahead_share: float = 0.5  # ... the slow weights move so far to the fast ones
-    clip: float | None = None
-    clip_each: bool = False  # `clip` holds for each tensor's own norm
-    # of a moving average of the weights, the share of its own value that it keeps at a step, which
-    # evaluations and exports take in their place; 0 for none
+    lookahead: int = 5  # of lookahead: steps between two moves of its slow weights
+    lookahead_share: float = 0.5  # of lookahead: how far they move to the fast ones
+    clip: float | None = None  # the most that the gradient's norm may be; None for no clipping
+    clip_each: bool = False  # clip holds for each tensor's own norm
+    # the share of itself that a moving average of the weights keeps at a step, which evaluations
+    # and exports take in their place; 0 for none
     average: float = 0.0
 
     @property
@@ -250,13 +252,14 @@ class Schedule(Spec):
     by the number of finished steps.
     """
 
+    # how the rate falls behind its peak
     kind: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
-    warmup: int = 0
-    floor: float = 0.0
+    warmup: int = 0  # steps until the peak, linearly
+    floor: float = 0.0  # of cosine and linear: where the rate ends, a share of its peak
     # of cosine and linear: the step at which the floor is reached; None for the last
     length: int | None = None
-    timescale: int = 10_000  # of rsqrt
-    cooldown: int = 0  # of rsqrt
+    timescale: int = 10_000  # of rsqrt: steps until the rate is 0.71 of its peak
+    cooldown: int = 0  # of rsqrt: steps at the end in which the rate goes to 0
 
     def __call__(self, step: int, steps: int) -> float:
         if step < self.warmup:
@@ -287,8 +290,8 @@ class Init(Spec):
 
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"from_": ("smoke:",)}
 
-    from_: str = ""
-    head: Literal["kept", "new"] = "kept"
+    from_: str = ""  # a run folder, exported weights, or smoke:RECIPE
+    head: Literal["kept", "new"] = "kept"  # new: the classifier starts anew, for other classes
 
 
 StrategyName = Literal[
@@ -327,10 +330,10 @@ class Cache(Spec):
 
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"folder": ()}
 
-    # vtx-scale/chunks in the user's cache when empty, and then for remote shards alone
+    # where; vtx-scale/chunks in the user's cache when empty, and then for remote shards alone
     folder: str = ""
-    # of its disk, all data sets together; a tenth of what is free there, at most 200 GB, when
-    # None; 0 for no cache
+    # how much of its disk, all data sets together; a tenth of what is free there, at most 200 GB,
+    # when None; 0 for no cache
     bytes: int | None = None
 
     def faults(self) -> list[str]:
@@ -350,8 +353,10 @@ class System(Spec):
     }
     paths: ClassVar[Mapping[str, tuple[str, ...]]] = {"scratch": ()}
 
-    # or a range, as in 4..16: as many as there is room for, more or fewer as machines come and go
+    # ranks; or a range, as in 4..16: as many as there is room for, more or fewer as machines come
+    # and go
     world: int | str | None = None
+    # what lies on which rank; auto: single, ddp on CPUs, fsdp on GPUs
     strategy: StrategyName = "auto"
     replicas: int = 2  # hsdp: how many copies of the sharded model
     # ranks that share heads and hidden units: all under tp, neighbours under fsdp
@@ -362,19 +367,19 @@ class System(Spec):
     contrastive: Literal["gather", "ring"] = "gather"
     workers: int = 1  # loader processes a rank
     cache: Cache = field(default_factory=Cache)
-    precision: PrecisionName = "auto"
-    device: DeviceName = "auto"
-    compile: bool = False
+    precision: PrecisionName = "auto"  # auto: bf16 on GPUs that have it, else fp32
+    device: DeviceName = "auto"  # auto: a GPU where there is one
+    compile: bool = False  # whether units are compiled by torch.compile
     # units of which the backward pass computes everything again, or all but matrix products and
     # attention; `true` and `false` mean full and none
     recompute: Literal["none", "full", "selective"] = "none"
-    # to the host's memory: master values and the optimizer's state; all: parameters too
+    # what lies in the host's memory: master values and the optimizer's state; all: parameters too
     offload: Literal["none", "optimizer", "all"] = "none"
     threads: int = 1  # intra-op threads a rank on CPU
     # where files of a checkpoint wait that are on their way to a bucket; the temporary folder if
     # empty
     scratch: str = ""
-    deterministic: bool = True
+    deterministic: bool = True  # the same bits on the same world
     # whether a process that has imported everything stays on each machine, from which ranks are
     # forked at the start and after a fault; 0: each rank is a new Python
     spare: Literal["auto", "0", "1"] = "auto"
@@ -551,11 +556,12 @@ class Checkpoint(Spec):
     loop, as in `zero_shot/top1`, and with a guard up to four older ones to go back to.
     """
 
+    # steps between saves; 0 for the end alone, auto as often as faults are worth it
     every: int | Literal["auto"] = 0
     fault_rate: float = 5e-4  # of auto: faults that end a run, expected for each rank in a day
-    keep: int = 3
-    keep_every: int = 0
-    best: str = ""
+    keep: int = 3  # of the newest so many stay
+    keep_every: int = 0  # those of its multiples of steps stay too; 0 for none
+    best: str = ""  # the one with the best number stays too, as in zero_shot/top1
     # every so many steps a snapshot in the memory of the machines, 0 for none, "auto" as often as
     # costs at most 1 % of the time
     memory: int | Literal["auto"] = 0
@@ -569,7 +575,7 @@ class Log(Spec):
 
     functions: ClassVar[tuple[str, ...]] = ("to",)
 
-    to: str = ""
+    to: str = ""  # wandb, mlflow, path.py:function or module:function; nowhere else when empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -578,8 +584,9 @@ class Evaluation(Spec):
     at the end).
     """
 
+    # of the evaluator: one of vtx_scale.evaluators, or package.module:function
     name: str = "zero_shot"
-    every: int = 0
+    every: int = 0  # steps between two of them; 0 for the end alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -590,8 +597,8 @@ class Stop(Spec):
     evaluator in the loop, as in `zero_shot/top1`, is no better than its best before.
     """
 
-    number: str = ""
-    patience: int = 0
+    number: str = ""  # that no longer gets better, as in zero_shot/top1
+    patience: int = 0  # evaluations in a row without a better one; 0 for no such end
 
     def faults(self) -> list[str]:
         """As `Spec.faults`."""
@@ -611,10 +618,11 @@ class Guard(Spec):
     the run goes back to the newest checkpoint from before, and on behind what was read since.
     """
 
+    # a step of which loss or gradient norm is so many times the median is skipped; 0 for no guard
     factor: float = 0.0
-    after: int = 100
-    many: int = 3
-    window: int = 100
+    after: int = 100  # steps before the guard acts
+    many: int = 3  # with more skipped steps than this in a window the run goes back
+    window: int = 100  # steps of which the median is taken
 
     def faults(self) -> list[str]:
         found = []
@@ -638,9 +646,9 @@ class Run(Spec):
     optim: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     init: Init = field(default_factory=Init)
-    steps: int = 100
-    global_batch: int = 64
-    seed: int = 0
+    steps: int = 100  # of the whole training
+    global_batch: int = 64  # samples of a step, of all ranks together
+    seed: int = 0  # of order, values and augmentation
     guard: Guard = field(default_factory=Guard)
     stop: Stop = field(default_factory=Stop)
     system: System = field(default_factory=System)

@@ -32,15 +32,15 @@ class SiglipTextConfig(Network):
     build: ClassVar[str] = "vtx_scale.backbones.text:SiglipText"
     alike: ClassVar[bool] = True
 
-    width: int = 768
-    depth: int = 12
-    mlp: int = 3072
-    heads: int = 12
-    context: int = 64
-    vocab: int = 32_000
+    width: int = 768  # of a token
+    depth: int = 12  # blocks
+    mlp: int = 3072  # hidden units of a block
+    heads: int = 12  # of an attention
+    context: int = 64  # tokens of a caption
+    vocab: int = 32_000  # how many tokens there are
     embed: int = 768  # of the linear head
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu_tanh"
-    eps: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu_tanh"  # of the hidden units
+    eps: float = 1e-6  # of the layer norms
 
     def inputs(self) -> tuple[Input, ...]:
         return (((self.context,), "ids"),)

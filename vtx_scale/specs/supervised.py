@@ -27,10 +27,12 @@ class SupervisedConfig(ObjectiveSpec):
     class_field: ClassVar[str] = "net.classes"
 
     net: Backbone
+    # softmax for one label a sample, sigmoid for several
     loss: Literal["softmax", "sigmoid"] = "softmax"
     smoothing: float = 0.0  # of softmax's targets
-    labels: int = 1  # at most, of a sample
+    labels: int = 1  # of a sample, at most
     head_bias: float = 0.0  # where the classifier's bias starts: -10 on JFT
+    # mean and deviation that pictures are brought to: of imagenet, clip, or half
     pixels: Pixels = "half"
 
     def faults(self) -> list[str]:
@@ -75,11 +77,12 @@ class DistillConfig(ObjectiveSpec):
     teacher: Backbone
     # run folder or exported weights; a run folder says its network itself
     teacher_from: str = "required"
-    teacher_pixels: Pixels = "imagenet"
-    kind: Literal["hard", "soft"] = "hard"
+    teacher_pixels: Pixels = "imagenet"  # as pixels, for the teacher
+    kind: Literal["hard", "soft"] = "hard"  # the teacher's decisions, or its probabilities
     alpha: float = 0.5  # the teacher's share of the loss
-    temperature: float = 1.0  # of soft
-    smoothing: float = 0.1
+    temperature: float = 1.0  # of both softmaxes where the kind is soft
+    smoothing: float = 0.1  # of the labels' targets
+    # mean and deviation that pictures are brought to: of imagenet, clip, or half
     pixels: Pixels = "imagenet"
 
     def faults(self) -> list[str]:
@@ -114,9 +117,10 @@ class MaskedConfig(ObjectiveSpec):
     augmentations: ClassVar[tuple[str, ...]] = ("randaug_*",)
 
     net: ViTConfig
-    corrupted: float = 0.5  # of the patches; of these
-    hidden: float = 0.8  # become the mask embedding
-    swapped: float = 0.1  # another patch's of the picture; the rest stays
+    corrupted: float = 0.5  # the share of patches that are to be guessed
+    hidden: float = 0.8  # the share of these that become the mask embedding
+    swapped: float = 0.1  # the share that becomes another patch of the picture; the rest stays
+    # mean and deviation that pictures are brought to: of imagenet, clip, or half
     pixels: Pixels = "half"
 
     def faults(self) -> list[str]:

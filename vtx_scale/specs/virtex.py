@@ -46,14 +46,15 @@ class VirtexConfig(ObjectiveSpec):
 
     net: Backbone
     width: int = 1024  # of the decoders, whose heads are of 64
-    depth: int = 1
+    depth: int = 1  # blocks of a decoder
     context: int = 30  # tokens, start and end included
-    vocab: int = 10_000
-    dropout: float = 0.1
+    vocab: int = 10_000  # how many tokens there are
+    dropout: float = 0.1  # the share of values that are dropped in training
+    # captions are written forwards and backwards, or forwards alone
     directions: Literal["both", "forward"] = "both"
-    # brightness, contrast, saturation, hue
+    # how far colours are changed: brightness, contrast, saturation, hue
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    jitter_share: float = 0.8
+    jitter_share: float = 0.8  # the share of pictures whose colours are changed
     # pictures may be flipped; then left and right change places in the caption
     mirrored: bool = True
     beam: int = 5  # captions that are followed when one is written

@@ -46,27 +46,29 @@ class ViTConfig(Backbone):
     training_only: ClassVar[tuple[str, ...]] = ("init", "dropout", "drop_path")
     alike: ClassVar[bool] = True
 
-    width: int = 768
-    depth: int = 12
-    mlp: int = 3072
-    heads: int = 12
-    patch: int = 16
-    resolution: int = 224
+    width: int = 768  # of a token
+    depth: int = 12  # blocks
+    mlp: int = 3072  # hidden units of a block
+    heads: int = 12  # of an attention
+    patch: int = 16  # pixels of a side of a patch
+    resolution: int = 224  # pixels of a side
+    # what stands for the picture: the class token, the mean, attention, or nothing
     pool: Literal["tok", "gap", "map", "none"] = "tok"
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
-    eps: float = 1e-6
-    class_token: bool = True
-    patch_bias: bool = True
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"  # of the hidden units
+    eps: float = 1e-6  # of the layer norms
+    class_token: bool = True  # whether there is a class token
+    patch_bias: bool = True  # whether the patches' projection has one
     pre_norm: bool = False  # CLIP's norm between positions and blocks
-    classes: int = 0  # of a linear classifier; 0 for none
+    classes: int = 0  # outputs of a linear classifier; 0 for none
     representation: bool = False  # a layer with tanh before the classifier
     distilled: bool = False  # DeiT's second token, with a classifier of its own
-    position_kind: Literal["learned", "sincos2d"] = "learned"
-    # blocks of each stage of a hybrid's ResNet stem; () is its root alone
+    position_kind: Literal["learned", "sincos2d"] = "learned"  # learned, or sines of row and column
+    # blocks of each stage of a hybrid's ResNet stem; () is its root alone, None no stem
     stem: tuple[int, ...] | None = None
-    dropout: float = 0.0
-    drop_path: float = 0.0  # of the last block; rises linearly from 0
-    init: Literal["xavier", "truncated", "clip"] = "xavier"
+    dropout: float = 0.0  # the share of values that are dropped in training
+    # the chance that a residual path is left out: of the last block, rising from 0
+    drop_path: float = 0.0
+    init: Literal["xavier", "truncated", "clip"] = "xavier"  # how the first values are drawn
 
     def faults(self) -> list[str]:
         found = [
