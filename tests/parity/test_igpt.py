@@ -132,7 +132,9 @@ def with_palette(centres, folder, **net):
 
 
 def their_tokens(libraries, folder, pixels):
-    processor = libraries.transformers.AutoImageProcessor.from_pretrained(folder)
+    # where torchvision is there, theirs is another by default, which rounds in another order
+    kind = libraries.transformers.ImageGPTImageProcessorPil
+    processor = kind.from_pretrained(folder)
     found = processor([Image.fromarray(p) for p in pixels], return_tensors="np")
     return found[next(iter(found))].reshape(len(pixels), -1)
 
